@@ -1,0 +1,4 @@
+//! The core: what a user, an event and a version are, and what an observation does to a stored user. No I/O, no async.
+
+pub mod clock;
+pub mod timestamp;

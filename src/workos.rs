@@ -1,0 +1,3 @@
+//! The adapter to WorkOS: what it signs, what it sends.
+
+pub mod signature;
