@@ -15,4 +15,6 @@ pub mod auth;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod domain;
+pub mod store;
+pub mod sync;
 pub mod workos;

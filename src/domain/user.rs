@@ -1,0 +1,96 @@
+//! A WorkOS user, with every field WorkOS documents and whatever else it sent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
+
+use super::timestamp::Timestamp;
+
+/// The names of the fields that are columns of their own; everything else in a payload is [`User::extra`].
+pub const FIELDS: [&str; 14] = [
+    "object",
+    "id",
+    "email",
+    "email_verified",
+    "first_name",
+    "last_name",
+    "name",
+    "profile_picture_url",
+    "external_id",
+    "metadata",
+    "last_sign_in_at",
+    "locale",
+    "created_at",
+    "updated_at",
+];
+
+/// Fields we have no column for, as they were sent: numbers keep their digits.
+pub type Extra = BTreeMap<String, Box<RawValue>>;
+
+/// A live user as WorkOS describes it (OpenAPI `UserlandUser`). Absent and null mean the same.
+///
+/// It serialises to WorkOS's own JSON: all known fields, absent ones as null, then [`User::extra`]. `Debug` shows the id
+/// alone, so that a user in a log line is not personal data in a log line.
+#[derive(Clone)]
+pub struct User {
+    /// WorkOS's id; opaque, never reused.
+    pub id: String,
+    /// Unique among live users at WorkOS, not here: a new user's creation may arrive before the old one's deletion.
+    pub email: String,
+    /// Whether WorkOS has seen the user own the address.
+    pub email_verified: bool,
+    /// Given name.
+    pub first_name: Option<String>,
+    /// Family name.
+    pub last_name: Option<String>,
+    /// Display name; absent from answers before June 2026.
+    pub name: Option<String>,
+    /// Where the picture is.
+    pub profile_picture_url: Option<String>,
+    /// The application's own id for the user.
+    pub external_id: Option<String>,
+    /// The application's own key-value pairs.
+    pub metadata: BTreeMap<String, Option<String>>,
+    /// Last sign-in; WorkOS moves it without moving `updated_at`.
+    pub last_sign_in_at: Option<Timestamp>,
+    /// For example `en-GB`.
+    pub locale: Option<String>,
+    /// When WorkOS created the user.
+    pub created_at: Option<Timestamp>,
+    /// When WorkOS last changed the user; where WorkOS did not say, when the event was made.
+    pub updated_at: Timestamp,
+    /// Fields WorkOS sent that have no column yet.
+    pub extra: Extra,
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("User").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Serialize for User {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(FIELDS.len() + self.extra.len()))?;
+        map.serialize_entry("object", "user")?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("email", &self.email)?;
+        map.serialize_entry("email_verified", &self.email_verified)?;
+        map.serialize_entry("first_name", &self.first_name)?;
+        map.serialize_entry("last_name", &self.last_name)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("profile_picture_url", &self.profile_picture_url)?;
+        map.serialize_entry("external_id", &self.external_id)?;
+        map.serialize_entry("metadata", &self.metadata)?;
+        map.serialize_entry("last_sign_in_at", &self.last_sign_in_at)?;
+        map.serialize_entry("locale", &self.locale)?;
+        map.serialize_entry("created_at", &self.created_at)?;
+        map.serialize_entry("updated_at", &self.updated_at)?;
+        for (name, value) in &self.extra {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}

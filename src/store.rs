@@ -1,0 +1,121 @@
+//! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
+
+pub mod environment;
+pub mod error;
+pub mod events;
+pub mod migrations;
+pub mod users;
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection};
+
+pub use error::StoreError;
+
+/// A transaction is tried this often when PostgreSQL asks for another try (40001, 40P01).
+const ATTEMPTS: u32 = 5;
+
+/// How long one transaction or lookup may take by default, waiting for a connection included.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Access to the database. Cloning is cheap.
+///
+/// Receipts, lookups and background jobs draw on pools of their own, so that a storm of one starves no other.
+#[derive(Clone, Debug)]
+pub struct Store {
+    receipts: PgPool,
+    lookups: PgPool,
+    timeout: Duration,
+    begin: String,
+}
+
+/// What runs inside a transaction. It may run more than once, so it takes itself by reference, and it makes no network
+/// call other than to the database.
+pub trait Work: Sync {
+    /// What the transaction yields.
+    type Output: Send;
+
+    /// The transaction's body; an error rolls it back.
+    fn run(&self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Output, StoreError>> + Send;
+}
+
+impl Store {
+    /// Uses one pool for everything.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self::with_pools(pool.clone(), pool, TIMEOUT)
+    }
+
+    /// Uses separate pools; `timeout` bounds each transaction and each lookup.
+    #[must_use]
+    pub fn with_pools(receipts: PgPool, lookups: PgPool, timeout: Duration) -> Self {
+        let server_side = timeout.as_millis().max(1);
+        let begin = format!(
+            "begin isolation level read committed; \
+             set local synchronous_commit = on; \
+             set local statement_timeout = {server_side}; \
+             set local lock_timeout = {server_side}"
+        );
+        Self { receipts, lookups, timeout, begin }
+    }
+
+    /// Runs `work` in a transaction that is durable when this returns `Ok`, and tries again where PostgreSQL asks for it.
+    ///
+    /// `name` is for the log.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for data that PostgreSQL will never take, [`StoreError::Unavailable`] for everything else,
+    /// with nothing written in either case.
+    pub async fn transaction<W: Work>(&self, name: &'static str, work: &W) -> Result<W::Output, StoreError> {
+        let mut attempt = 1;
+        loop {
+            match self.attempt(work).await {
+                Err(error) if error.wants_another_try() && attempt < ATTEMPTS => {
+                    tracing::debug!(transaction = name, attempt, error = %error, "transaction tried again");
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt<W: Work>(&self, work: &W) -> Result<W::Output, StoreError> {
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        let mut connection =
+            tokio::time::timeout_at(deadline, self.receipts.acquire()).await.map_err(StoreError::late)??;
+        let body = async {
+            // The one statement that is not static: `begin` takes no parameters. It holds a number and nothing else.
+            let mut transaction = connection.begin_with(AssertSqlSafe(self.begin.as_str())).await?;
+            let output = work.run(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(output)
+        };
+        match tokio::time::timeout_at(deadline, body).await {
+            Ok(outcome) => outcome,
+            Err(late) => {
+                // Whatever this connection is waiting for, nobody else should.
+                connection.close_on_drop();
+                Err(StoreError::late(late))
+            }
+        }
+    }
+
+    /// Runs a lookup on its own pool, bounded in time.
+    async fn lookup<T>(
+        &self,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        let mut connection =
+            tokio::time::timeout_at(deadline, self.lookups.acquire()).await.map_err(StoreError::late)??;
+        match tokio::time::timeout_at(deadline, query(&mut connection)).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(late) => {
+                connection.close_on_drop();
+                Err(StoreError::late(late))
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `workos.events`: the inbox.
+
+use std::collections::HashSet;
+
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::StoreError;
+use crate::domain::event::{Event, Origin, Outcome};
+
+/// An event on its way into the inbox.
+pub(crate) struct Receipt<'a> {
+    pub(crate) event: &'a Event,
+    pub(crate) outcome: Outcome,
+    pub(crate) reason: Option<String>,
+    /// Its user is deleted: the payload must not be kept.
+    pub(crate) erased: bool,
+}
+
+/// Enters events, each id once, and returns the ids that were new. Of a known one only the time its feed first brought it
+/// is filled in.
+pub(crate) async fn record(
+    connection: &mut PgConnection,
+    origin: Origin,
+    receipts: &[Receipt<'_>],
+) -> Result<HashSet<String>, StoreError> {
+    let ids: Vec<String> = receipts.iter().map(|receipt| receipt.event.id.clone()).collect();
+    let types: Vec<String> = receipts.iter().map(|receipt| receipt.event.event_type.clone()).collect();
+    let users: Vec<Option<String>> = receipts.iter().map(|receipt| receipt.event.user_id.clone()).collect();
+    let created: Vec<Option<OffsetDateTime>> =
+        receipts.iter().map(|receipt| receipt.event.created_at.map(OffsetDateTime::from)).collect();
+    let payloads: Vec<Option<&[u8]>> =
+        receipts.iter().map(|receipt| (!receipt.erased).then_some(&receipt.event.payload[..])).collect();
+    let outcomes: Vec<String> = receipts.iter().map(|receipt| receipt.outcome.as_str().to_owned()).collect();
+    let reasons: Vec<Option<&str>> = receipts.iter().map(|receipt| receipt.reason.as_deref()).collect();
+    let rows = sqlx::query!(
+        r#"-- events.record
+        insert into workos.events (id, type, user_id, created_at, payload, outcome, reason, webhook_at, catch_up_at)
+        select
+            id,
+            type,
+            user_id,
+            created_at,
+            payload,
+            outcome,
+            reason,
+            case when $8 = 'webhook' then now() end,
+            case when $8 = 'catch_up' then now() end
+        from unnest(
+            $1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bytea[], $6::text[], $7::text[]
+        ) as received (id, type, user_id, created_at, payload, outcome, reason)
+        on conflict (id) do update
+        set
+            webhook_at = coalesce(events.webhook_at, excluded.webhook_at),
+            catch_up_at = coalesce(events.catch_up_at, excluded.catch_up_at)
+        returning id, (xmax = 0) as "new!""#,
+        &ids,
+        &types,
+        &users as _,
+        &created as _,
+        &payloads as _,
+        &outcomes,
+        &reasons as _,
+        origin.as_str()
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().filter(|row| row.new).map(|row| row.id).collect())
+}
+
+/// Erases every payload of these users. The caller holds their rows' locks, so none can come in behind it.
+pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- events.erase
+        update workos.events
+        set payload = null
+        where
+            user_id = any($1)
+            and payload is not null",
+        users
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! JSON read the tolerant way: everything that is legal JSON is taken, whatever PostgreSQL or serde think of it.
+//!
+//! Objects are maps of raw values, so that a number keeps its digits, however large, and nesting costs no stack.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+/// Nesting beyond this is quarantined: PostgreSQL's own parser gives up a little later, and no reader needs it.
+const DEPTH_LIMIT: usize = 128;
+
+/// An object's fields; of two with one name the last counts, as in PostgreSQL and JavaScript.
+pub(super) type Object = BTreeMap<String, Box<RawValue>>;
+
+/// A JSON text made fit for PostgreSQL.
+pub(super) struct Fit<'a> {
+    /// The text with every escaped NUL and every lone surrogate replaced by U+FFFD.
+    pub(super) text: Cow<'a, str>,
+    /// Whether it nests deeper than the bound.
+    pub(super) too_deep: bool,
+}
+
+/// Replaces what JSON allows in a string and PostgreSQL or UTF-8 does not. Every replacement has the length of what it
+/// replaces (`\uFFFD` for `\u0000`), so a text that needs none is not copied.
+pub(super) fn fit(text: &str) -> Fit<'_> {
+    let bytes = text.as_bytes();
+    let (mut at, mut depth, mut deepest, mut in_string) = (0, 0_usize, 0_usize, false);
+    let mut replaced: Vec<usize> = Vec::new();
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => {
+                let (length, lone) = escape(bytes.get(at..).unwrap_or_default());
+                if lone {
+                    replaced.push(at);
+                }
+                at += length;
+                continue;
+            }
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    Fit { text: replace(text, &replaced), too_deep: deepest > DEPTH_LIMIT }
+}
+
+/// The length of the escape that `rest` begins with, and whether it stands for a NUL or a lone surrogate.
+fn escape(rest: &[u8]) -> (usize, bool) {
+    match unit(rest) {
+        Some(0) => (6, true),
+        Some(0xD800..=0xDBFF) => {
+            let low = rest.get(6..).and_then(unit);
+            if matches!(low, Some(0xDC00..=0xDFFF)) { (12, false) } else { (6, true) }
+        }
+        Some(0xDC00..=0xDFFF) => (6, true),
+        Some(_) => (6, false),
+        None => (2, false),
+    }
+}
+
+/// The UTF-16 unit of a `\uXXXX` escape.
+fn unit(escape: &[u8]) -> Option<u16> {
+    let digits = escape.strip_prefix(b"\\u")?.get(..4)?;
+    if !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+fn replace<'a>(text: &'a str, escapes: &[usize]) -> Cow<'a, str> {
+    if escapes.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let mut copy = String::with_capacity(text.len());
+    let mut done = 0;
+    for &at in escapes {
+        copy.push_str(text.get(done..at).unwrap_or_default());
+        copy.push_str("\\uFFFD");
+        done = at + 6;
+    }
+    copy.push_str(text.get(done..).unwrap_or_default());
+    Cow::Owned(copy)
+}
+
+/// Reads an object, or `None` where the value is something else.
+pub(super) fn object(text: &str) -> Option<Object> {
+    text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten()
+}
+
+/// A value where text belongs: a string as it is, a number or boolean as its JSON text, anything else as nothing.
+pub(super) fn text(value: Option<&RawValue>) -> Option<String> {
+    let json = value?.get();
+    match json.as_bytes().first()? {
+        b'"' => serde_json::from_str(json).ok(),
+        b'-' | b'0'..=b'9' | b't' | b'f' => Some(json.to_owned()),
+        _ => None,
+    }
+}
+
+/// A string, and only a string.
+pub(super) fn string(value: Option<&RawValue>) -> Option<String> {
+    value.filter(|value| value.get().starts_with('"')).and_then(|value| serde_json::from_str(value.get()).ok())
+}
+
+/// A boolean, and only a boolean.
+pub(super) fn boolean(value: Option<&RawValue>) -> Option<bool> {
+    serde_json::from_str(value?.get()).ok()
+}
+
+/// Writes a value with its object keys sorted and its white space gone, so that equal values hash equally.
+pub(super) fn canonical(value: &RawValue, out: &mut String) {
+    let json = value.get();
+    if let Some(object) = object(json) {
+        out.push('{');
+        for (name, value) in &object {
+            out.push_str(&serde_json::Value::from(name.as_str()).to_string());
+            out.push(':');
+            canonical(value, out);
+            out.push(',');
+        }
+        out.push('}');
+    } else if let Ok(items) = serde_json::from_str::<Vec<Box<RawValue>>>(json) {
+        out.push('[');
+        for item in &items {
+            canonical(item, out);
+            out.push(',');
+        }
+        out.push(']');
+    } else if let Ok(text) = serde_json::from_str::<String>(json) {
+        out.push_str(&serde_json::Value::from(text).to_string());
+    } else {
+        out.push_str(json);
+    }
+}
