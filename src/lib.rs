@@ -1,20 +1,33 @@
-//! Keeps a live copy of an application's WorkOS users in its own PostgreSQL.
+//! Keeps a live copy of an application's WorkOS users in its own PostgreSQL, and answers who is behind a token.
 //!
-//! The layers, top to bottom; a file may import only from its own layer or one below it (a test reads the imports):
+//! The layers, top to bottom. A file imports only from its own layer or one below; a test reads the imports:
 //!
 //! | layer | files | holds |
 //! |---|---|---|
 //! | process | `main`, `cli`, `config`, `telemetry`, `dev` | parsing, wiring, exit codes |
 //! | composition | `authkit`, `supervise` | [`AuthKit`], its loops and its shutdown |
 //! | edges | `http` | requests in, status codes out; no SQL, no rules |
-//! | sync | `sync` | the one write path |
+//! | sync | `sync`, `lookup` | the one write path, and the one question |
 //! | adapters | `store`, `workos`, `auth` | PostgreSQL, WorkOS's wire, tokens and keys |
 //! | core | `domain`, `metrics` | what a user, an event and a version are; no I/O |
 
 pub mod auth;
+pub mod authkit;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod domain;
+mod http;
+pub mod lookup;
+pub mod metrics;
 pub mod store;
+mod supervise;
 pub mod sync;
+#[cfg(feature = "cli")]
+mod telemetry;
 pub mod workos;
+
+pub use authkit::AuthKit;

@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The `authkit-sync` binary.
+
+fn main() -> std::process::ExitCode {
+    authkit_sync::cli::main()
+}

@@ -7,10 +7,12 @@ pub mod migrations;
 pub mod users;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection};
+use tokio::sync::OnceCell;
 
 pub use error::StoreError;
 
@@ -22,13 +24,16 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Access to the database. Cloning is cheap.
 ///
-/// Receipts, lookups and background jobs draw on pools of their own, so that a storm of one starves no other.
+/// Receipts and lookups draw on pools of their own, so that a storm of one starves no other. Nothing is read or written
+/// before the database was found [fit](Store::check): migrated, and this environment's own.
 #[derive(Clone, Debug)]
 pub struct Store {
     receipts: PgPool,
     lookups: PgPool,
+    client_id: Arc<str>,
     timeout: Duration,
-    begin: String,
+    begin: Arc<str>,
+    fit: Arc<OnceCell<()>>,
 }
 
 /// What runs inside a transaction. It may run more than once, so it takes itself by reference, and it makes no network
@@ -42,15 +47,9 @@ pub trait Work: Sync {
 }
 
 impl Store {
-    /// Uses one pool for everything.
+    /// Serves the environment of `client_id`; `timeout` bounds each transaction and each lookup.
     #[must_use]
-    pub fn new(pool: PgPool) -> Self {
-        Self::with_pools(pool.clone(), pool, TIMEOUT)
-    }
-
-    /// Uses separate pools; `timeout` bounds each transaction and each lookup.
-    #[must_use]
-    pub fn with_pools(receipts: PgPool, lookups: PgPool, timeout: Duration) -> Self {
+    pub fn new(receipts: PgPool, lookups: PgPool, client_id: &str, timeout: Duration) -> Self {
         let server_side = timeout.as_millis().max(1);
         let begin = format!(
             "begin isolation level read committed; \
@@ -58,7 +57,14 @@ impl Store {
              set local statement_timeout = {server_side}; \
              set local lock_timeout = {server_side}"
         );
-        Self { receipts, lookups, timeout, begin }
+        Self {
+            receipts,
+            lookups,
+            client_id: client_id.into(),
+            timeout,
+            begin: begin.into(),
+            fit: Arc::new(OnceCell::new()),
+        }
     }
 
     /// Runs `work` in a transaction that is durable when this returns `Ok`, and tries again where PostgreSQL asks for it.
@@ -69,6 +75,7 @@ impl Store {
     /// [`StoreError::Refused`] for data that PostgreSQL will never take, [`StoreError::Unavailable`] for everything else,
     /// with nothing written in either case.
     pub async fn transaction<W: Work>(&self, name: &'static str, work: &W) -> Result<W::Output, StoreError> {
+        self.check().await?;
         let mut attempt = 1;
         loop {
             match self.attempt(work).await {
@@ -87,7 +94,7 @@ impl Store {
             tokio::time::timeout_at(deadline, self.receipts.acquire()).await.map_err(StoreError::late)??;
         let body = async {
             // The one statement that is not static: `begin` takes no parameters. It holds a number and nothing else.
-            let mut transaction = connection.begin_with(AssertSqlSafe(self.begin.as_str())).await?;
+            let mut transaction = connection.begin_with(AssertSqlSafe(&*self.begin)).await?;
             let output = work.run(&mut transaction).await?;
             transaction.commit().await?;
             Ok(output)
@@ -104,6 +111,15 @@ impl Store {
 
     /// Runs a lookup on its own pool, bounded in time.
     async fn lookup<T>(
+        &self,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.check().await?;
+        self.ask(query).await
+    }
+
+    /// A lookup before the database was found fit: only the check itself may do this.
+    async fn ask<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {

@@ -31,30 +31,23 @@ pub enum Unfit {
     },
 }
 
-/// What a database says when asked whether it can be served.
-#[derive(Debug)]
-pub enum Fitness {
-    /// It can. `newer` holds the migrations this release does not know.
-    Fit {
-        /// Versions applied by a newer release.
-        newer: Vec<i64>,
-    },
-    /// It must not be.
-    Unfit(Unfit),
-}
-
 impl Store {
-    /// Whether this release can serve this database for this client; records the client id when none is recorded yet.
+    /// Whether this release can serve this database for this client: asked until the first yes, then remembered. Records
+    /// the client id when none is recorded yet.
     ///
     /// # Errors
-    /// [`StoreError`] when the database cannot be asked.
-    pub async fn fitness(&self, client_id: &str) -> Result<Fitness, StoreError> {
-        let status: Status = self.lookup(migrations::status).await?;
+    /// [`StoreError::Unfit`] when it must not be served, any other when it cannot be asked.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.fit.get_or_try_init(|| self.ask_fitness()).await.copied()
+    }
+
+    async fn ask_fitness(&self) -> Result<(), StoreError> {
+        let status: Status = self.ask(migrations::status).await?;
         if !status.pending.is_empty() {
-            return Ok(Fitness::Unfit(Unfit::Pending(status.pending.join(", "))));
+            return Err(Unfit::Pending(status.pending.join(", ")).into());
         }
         let wanted = self
-            .lookup(async |connection| {
+            .ask(async |connection| {
                 sqlx::query_scalar!("-- contract.version\nselect version from workos.contract")
                     .fetch_one(connection)
                     .await
@@ -62,18 +55,21 @@ impl Store {
             .await?;
         let known = migrations::newest();
         if wanted > known {
-            return Ok(Fitness::Unfit(Unfit::TooNew { wanted, known }));
+            return Err(Unfit::TooNew { wanted, known }.into());
         }
-        let recorded = self.claim(client_id).await?;
-        if recorded != client_id {
-            return Ok(Fitness::Unfit(Unfit::OtherClient { recorded, given: client_id.to_owned() }));
+        let recorded = self.claim().await?;
+        if recorded != *self.client_id {
+            return Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into());
         }
-        Ok(Fitness::Fit { newer: status.newer })
+        if !status.newer.is_empty() {
+            tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
+        }
+        Ok(())
     }
 
     /// Records the client id unless one is recorded, and returns the recorded one. Of several first starts one wins.
-    async fn claim(&self, client_id: &str) -> Result<String, StoreError> {
-        self.lookup(async |connection| {
+    async fn claim(&self) -> Result<String, StoreError> {
+        self.ask(async |connection| {
             let recorded = sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
                 .fetch_optional(&mut *connection)
                 .await?;
@@ -85,7 +81,7 @@ impl Store {
                 insert into workos.environment (client_id)
                 values ($1)
                 on conflict do nothing",
-                client_id
+                &*self.client_id
             )
             .execute(&mut *connection)
             .await?;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::environment::Unfit;
+
 /// A failed transaction or lookup; nothing was written. It shows SQLSTATE and constraint, never a value.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -14,6 +16,9 @@ pub enum StoreError {
     /// Anything else: ours to mend and the caller's to try again.
     #[error("database unavailable: {0}")]
     Unavailable(Cow<'static, str>),
+    /// The database answers, and must not be served by this process.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// PostgreSQL asks for another try (40001 serialization failure, 40P01 deadlock).
     #[error("database unavailable: SQLSTATE {sqlstate} after every try")]
     Conflict {

@@ -1,0 +1,113 @@
+//! The command line: one file per command, data on stdout, logs on stderr, and an exit code that says who must act.
+
+mod exit;
+mod healthcheck;
+mod migrate;
+mod serve;
+mod webhook;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Arg, ArgMatches, Command};
+
+use crate::config::{SETTINGS, Setting, Source};
+use crate::telemetry;
+pub use exit::{Exit, Failure};
+
+const ABOUT: &str =
+    "Keeps a live copy of an application's WorkOS users in its own PostgreSQL, and answers who is behind a token";
+
+const AFTER: &str = "\
+Settings are environment variables; the environment beats a .env file, a flag beats both. Secrets are never flags.
+
+Exit codes: 0 yes; 1 the answer is no; 64 usage; 69 unavailable (database, WorkOS, port in use); 70 our defect;
+78 configuration.";
+
+/// Parses the command line, runs the command, and says on stderr what went wrong.
+#[must_use]
+pub fn main() -> ExitCode {
+    let exit = match command().try_get_matches_from(std::env::args_os()) {
+        Ok(matches) => run(&matches),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { Exit::Usage } else { Exit::Yes }
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// The whole command line, for `--help` and for the test that it is well formed.
+#[must_use]
+pub fn command() -> Command {
+    Command::new("authkit-sync")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(ABOUT)
+        .after_help(AFTER)
+        .max_term_width(120)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(serve::command())
+        .subcommand(migrate::command())
+        .subcommand(webhook::command())
+        .subcommand(healthcheck::command())
+}
+
+fn run(matches: &ArgMatches) -> Exit {
+    let Some((name, matches)) = matches.subcommand() else { return Exit::Usage };
+    let source = source(matches);
+    telemetry::start(crate::config::log_filter(&source), crate::config::logs_json(&source));
+    let outcome = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            match name {
+                "serve" => serve::run(matches, &source).await,
+                "migrate" => migrate::run(matches, &source).await,
+                "webhook" => webhook::run(matches, &source).await,
+                "healthcheck" => healthcheck::run(matches, &source).await,
+                _ => Ok(Exit::Usage),
+            }
+        })
+    });
+    outcome.unwrap_or_else(|failure| {
+        eprintln!("authkit-sync {name}: {}", failure.message);
+        failure.exit
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::defect)
+}
+
+/// Flags, then the environment, then `.env`.
+fn source(matches: &ArgMatches) -> Source {
+    // Read into a map, not into the process: nothing but this function sees it.
+    let dotenv: std::collections::HashMap<String, String> =
+        dotenvy::dotenv_iter().map(|lines| lines.filter_map(Result::ok).collect()).unwrap_or_default();
+    let flag = |setting: &Setting| {
+        let id = setting.flag()?;
+        matches.try_get_one::<String>(&id).ok().flatten().cloned()
+    };
+    let environment = |name: &'static str| {
+        let set = std::env::var_os(name).map(OsString::into_string).and_then(Result::ok);
+        set.filter(|value| !value.trim().is_empty()).or_else(|| dotenv.get(name).cloned())
+    };
+    Source::new(flag, environment)
+}
+
+/// The flags of the settings that `used` names, and a list of its secrets for the end of the help.
+fn with_settings(command: Command, used: &[&str]) -> Command {
+    let settings = || SETTINGS.iter().filter(|setting| used.contains(&setting.name));
+    let flags = settings().filter_map(|setting| {
+        let flag = setting.flag()?;
+        let default = setting.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+        let help = format!("{}{default} [env: {}]", setting.help, setting.name);
+        Some(Arg::new(flag.clone()).long(flag).value_name("VALUE").help(help))
+    });
+    let others: Vec<String> = settings()
+        .filter(|setting| setting.flag().is_none())
+        .map(|setting| format!("  {:<22} {}", setting.name, setting.help))
+        .collect();
+    let after =
+        if others.is_empty() { String::new() } else { format!("From the environment alone:\n{}", others.join("\n")) };
+    command.args(flags).after_help(after)
+}

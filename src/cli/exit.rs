@@ -1,0 +1,74 @@
+//! Exit codes (after BSD's sysexits), and how errors map to them.
+
+use std::fmt::Display;
+
+use crate::authkit::RunError;
+use crate::config::Problems;
+use crate::store::StoreError;
+use crate::store::migrations::MigrationsError;
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done, or the answer is yes.
+    Yes = 0,
+    /// The answer is no.
+    No = 1,
+    /// The command line makes no sense.
+    Usage = 64,
+    /// The database, WorkOS or a port is not to be had.
+    Unavailable = 69,
+    /// A defect of ours.
+    Defect = 70,
+    /// Configuration.
+    Config = 78,
+}
+
+/// A command that failed: what to tell the operator, and how to end.
+#[derive(Debug)]
+pub struct Failure {
+    /// What is wrong and what to do.
+    pub message: String,
+    /// The exit code.
+    pub exit: Exit,
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl Display) -> Self {
+        Self { message: message.to_string(), exit }
+    }
+
+    pub(super) fn unavailable(message: impl Display) -> Self {
+        Self::new(Exit::Unavailable, message)
+    }
+
+    pub(super) fn defect(message: impl Display) -> Self {
+        Self::new(Exit::Defect, message)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::new(Exit::Config, format!("the configuration cannot be used:\n{problems}"))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let exit = if matches!(error, StoreError::Unfit(_)) { Exit::Config } else { Exit::Unavailable };
+        Self::new(exit, error)
+    }
+}
+
+impl From<MigrationsError> for Failure {
+    fn from(error: MigrationsError) -> Self {
+        Self::new(Exit::Unavailable, error)
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::new(Exit::Config, error)
+    }
+}

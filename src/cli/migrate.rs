@@ -1,0 +1,66 @@
+//! `migrate`: bring the schema up to this release.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::json;
+
+use super::{Exit, Failure, serve, with_settings};
+use crate::config::{self, Source};
+use crate::store::StoreError;
+use crate::store::migrations::{self, Status};
+
+const SETTINGS: [&str; 5] =
+    ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
+
+pub(super) fn command() -> Command {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let action = Arg::new("action")
+        .value_parser(["run", "status"])
+        .default_value("run")
+        .help("run: apply what is pending; status: say what is, and exit 1 when something is");
+    let command = Command::new("migrate")
+        .about("Bring the database's schema up to this release; safe from any number of replicas at once")
+        .arg(action)
+        .arg(flag("dry-run", "say what would be applied, and apply nothing"))
+        .arg(flag("json", "print for machines"));
+    with_settings(command, &SETTINGS)
+}
+
+pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let database = config::database(source)?;
+    let pool = serve::pool(&database);
+    let json = matches.get_flag("json");
+    let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
+    if only_look || matches.get_flag("dry-run") {
+        let mut connection = pool.acquire().await.map_err(StoreError::from)?;
+        let status = migrations::status(&mut connection).await.map_err(StoreError::from)?;
+        print(&status, json);
+        return Ok(if only_look && !status.pending.is_empty() { Exit::No } else { Exit::Yes });
+    }
+    let applied = migrations::run(&pool).await?;
+    if json {
+        println!("{}", json!({ "applied": applied }));
+    } else if applied.is_empty() {
+        println!("nothing to apply: the schema is current");
+    } else {
+        for migration in applied {
+            println!("applied {migration}");
+        }
+    }
+    Ok(Exit::Yes)
+}
+
+fn print(status: &Status, json: bool) {
+    if json {
+        println!("{}", json!({ "applied": status.applied, "pending": status.pending, "newer": status.newer }));
+        return;
+    }
+    for migration in &status.applied {
+        println!("applied {migration}");
+    }
+    for version in &status.newer {
+        println!("applied {version:04} (by a newer release)");
+    }
+    for migration in &status.pending {
+        println!("pending {migration}");
+    }
+}

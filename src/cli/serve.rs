@@ -1,0 +1,117 @@
+//! `serve`: receive webhooks, answer lookups.
+
+use std::net::SocketAddr;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::net::TcpListener;
+
+use super::{Exit, Failure, with_settings};
+use crate::authkit::AuthKit;
+use crate::config::{self, Database, Source};
+use crate::store::migrations;
+
+const SETTINGS: [&str; 20] = [
+    "DATABASE_URL",
+    "WORKOS_CLIENT_ID",
+    "WORKOS_WEBHOOK_SECRET",
+    "WORKOS_API_HOSTNAME",
+    "WORKOS_API_PORT",
+    "WORKOS_API_HTTPS",
+    "WORKOS_ISSUER",
+    "WORKOS_JWKS_URL",
+    "AUTHKIT_SYNC_LISTEN",
+    "AUTHKIT_SYNC_OPS_LISTEN",
+    "AUTHKIT_SYNC_WEBHOOK_PATH",
+    "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
+    "AUTHKIT_SYNC_BODY_LIMIT",
+    "AUTHKIT_SYNC_AUDIENCES",
+    "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+    "AUTHKIT_SYNC_DB_POOL",
+    "AUTHKIT_SYNC_DB_TIMEOUT",
+    "AUTHKIT_SYNC_LOG_FORMAT",
+    "RUST_LOG",
+    "PORT",
+];
+
+pub(super) fn command() -> Command {
+    let migrate = Arg::new("migrate").long("migrate").action(ArgAction::SetTrue).help("run pending migrations first");
+    with_settings(Command::new("serve").about("Receive webhooks and answer lookups").arg(migrate), &SETTINGS)
+}
+
+pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let settings = config::serve(source)?;
+    let listener = bind(settings.listen, "AUTHKIT_SYNC_LISTEN").await?;
+    let ops = bind(settings.ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
+    let receipts = pool(&settings.database);
+    if matches.get_flag("migrate") {
+        for applied in migrations::run(&receipts).await? {
+            tracing::info!(migration = applied, "migration applied");
+        }
+    }
+    let mut builder = AuthKit::builder(receipts, settings.client_id)
+        .lookup_pool(pool(&settings.database))
+        .database_timeout(settings.database.timeout)
+        .api_base(settings.api_base)
+        .issuers(settings.issuers)
+        .audiences(settings.audiences)
+        .allow_shared_issuer(settings.allow_shared_issuer)
+        .webhook_secrets(settings.webhook_secrets)
+        .webhook_path(settings.webhook_path)
+        .signature_tolerance(settings.signature_tolerance)
+        .body_limit(settings.body_limit);
+    if let Some(url) = settings.jwks_url {
+        builder = builder.jwks_url(url);
+    }
+    let authkit = builder.build().map_err(|error| Failure::new(Exit::Config, error))?;
+    tracing::info!(
+        listen = %settings.listen,
+        ops_listen = %settings.ops_listen,
+        version = env!("CARGO_PKG_VERSION"),
+        "authkit-sync is listening"
+    );
+    authkit.run(listener, Some(ops), terminated()).await?;
+    Ok(Exit::Yes)
+}
+
+async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::unavailable(format!("cannot listen on {address} ({setting}): {error}")))
+}
+
+/// A pool that connects when it is used, so that a database that is away at start is no reason not to start.
+pub(super) fn pool(database: &Database) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(database.pool)
+        .acquire_timeout(database.timeout)
+        // A connection that was in use a second ago is not asked whether it still lives: that would be a round trip more
+        // for every lookup.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > std::time::Duration::from_secs(1) {
+                    sqlx::Connection::ping(connection).await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(database.options.clone())
+}
+
+/// Ctrl-C, or the SIGTERM that orchestrators send.
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let term = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut term) => {
+                term.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = term => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

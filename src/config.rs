@@ -1,0 +1,258 @@
+//! Settings: one table, from which the flags, `--help`, the README and `deploy/env.example` are made or checked.
+//!
+//! A setting is an environment variable; what is not secret is also a flag, and a flag beats the environment. Secrets are
+//! never flags, because `ps` shows those. A command reads all it needs before anything starts and reports every problem at
+//! once.
+
+mod table;
+mod value;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+use crate::workos::signature::Secret;
+pub use table::{SETTINGS, Setting};
+
+/// Where settings come from: flags first, then the environment. Empty text is as good as none.
+#[derive(Debug, Default)]
+pub struct Source {
+    values: BTreeMap<&'static str, String>,
+}
+
+impl Source {
+    /// Takes every setting of the table from `flag`, else from `environment`.
+    #[must_use]
+    pub fn new(
+        flag: impl Fn(&Setting) -> Option<String>,
+        environment: impl Fn(&'static str) -> Option<String>,
+    ) -> Self {
+        let values = SETTINGS.iter().filter_map(|setting| {
+            let value = flag(setting).or_else(|| environment(setting.name))?;
+            let value = value.trim();
+            (!value.is_empty()).then(|| (setting.name, value.to_owned()))
+        });
+        Self { values: values.collect() }
+    }
+}
+
+/// Everything wrong with the settings, one line each. It never shows a secret's value.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Problems(Vec<String>);
+
+/// Reads settings out of a source, collecting problems instead of stopping at the first.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    source: &'a Source,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// Begins to read.
+    #[must_use]
+    pub fn new(source: &'a Source) -> Self {
+        Self { source, problems: Vec::new() }
+    }
+
+    fn text(&self, name: &str) -> Option<&'a str> {
+        let fallback = || SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.default);
+        self.source.values.get(name).map(String::as_str).or_else(fallback)
+    }
+
+    fn required(&mut self, name: &str) -> &'a str {
+        self.text(name).unwrap_or_else(|| {
+            let help = SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
+            self.problems.push(format!("{name} is not set: {help}"));
+            ""
+        })
+    }
+
+    fn parsed<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, &'static str>) -> Option<T> {
+        match parse(self.text(name)?) {
+            Ok(value) => Some(value),
+            Err(wanted) => {
+                self.problems.push(format!("{name} is malformed: it must be {wanted}"));
+                None
+            }
+        }
+    }
+
+    /// `Ok` when nothing was missing or malformed.
+    fn finish<T>(self, settings: Option<T>) -> Result<T, Problems> {
+        match settings {
+            Some(settings) if self.problems.is_empty() => Ok(settings),
+            _ => Err(Problems(self.problems)),
+        }
+    }
+}
+
+/// How to reach the database.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Where it is, and as whom.
+    pub options: PgConnectOptions,
+    /// Connections per pool; receipts and lookups have one each.
+    pub pool: u32,
+    /// How long one transaction or lookup may take.
+    pub timeout: Duration,
+}
+
+/// What `serve` needs.
+#[derive(Debug)]
+pub struct Serve {
+    /// The database.
+    pub database: Database,
+    /// `WORKOS_CLIENT_ID`
+    pub client_id: String,
+    /// `WORKOS_WEBHOOK_SECRET`
+    pub webhook_secrets: Vec<Secret>,
+    /// `WORKOS_API_HTTPS`, `_HOSTNAME` and `_PORT` put together.
+    pub api_base: String,
+    /// `WORKOS_ISSUER`
+    pub issuers: Vec<String>,
+    /// `WORKOS_JWKS_URL`
+    pub jwks_url: Option<String>,
+    /// `AUTHKIT_SYNC_AUDIENCES`
+    pub audiences: Vec<String>,
+    /// `AUTHKIT_SYNC_ALLOW_SHARED_ISSUER`
+    pub allow_shared_issuer: bool,
+    /// `AUTHKIT_SYNC_LISTEN`, or all addresses on `PORT`.
+    pub listen: SocketAddr,
+    /// `AUTHKIT_SYNC_OPS_LISTEN`
+    pub ops_listen: SocketAddr,
+    /// `AUTHKIT_SYNC_WEBHOOK_PATH`
+    pub webhook_path: String,
+    /// `AUTHKIT_SYNC_SIGNATURE_TOLERANCE`
+    pub signature_tolerance: Duration,
+    /// `AUTHKIT_SYNC_BODY_LIMIT`, bytes.
+    pub body_limit: usize,
+}
+
+/// What `migrate` needs.
+///
+/// # Errors
+/// [`Problems`]
+pub fn database(source: &Source) -> Result<Database, Problems> {
+    let mut reader = Reader::new(source);
+    let database = reader.database();
+    reader.finish(database)
+}
+
+/// What `serve` needs.
+///
+/// # Errors
+/// [`Problems`]
+pub fn serve(source: &Source) -> Result<Serve, Problems> {
+    let mut reader = Reader::new(source);
+    let settings = reader.serve();
+    reader.finish(settings)
+}
+
+/// What `webhook sign` needs: the newest secret.
+///
+/// # Errors
+/// [`Problems`]
+pub fn signing_secret(source: &Source) -> Result<Secret, Problems> {
+    let mut reader = Reader::new(source);
+    reader.required("WORKOS_WEBHOOK_SECRET");
+    let secret = reader.webhook_secrets().into_iter().next();
+    reader.finish(secret)
+}
+
+/// What `healthcheck` needs: where the service listens, as seen from this machine.
+///
+/// # Errors
+/// [`Problems`]
+pub fn listen(source: &Source) -> Result<SocketAddr, Problems> {
+    let mut reader = Reader::new(source);
+    let listen = reader.listen();
+    reader.finish(listen)
+}
+
+/// `json` or `text`; a malformed one is reported by the command, not here.
+#[must_use]
+pub fn logs_json(source: &Source) -> bool {
+    source.values.get("AUTHKIT_SYNC_LOG_FORMAT").is_some_and(|format| format == "json")
+}
+
+/// `RUST_LOG`, when set.
+#[must_use]
+pub fn log_filter(source: &Source) -> Option<&str> {
+    source.values.get("RUST_LOG").map(String::as_str)
+}
+
+impl Reader<'_> {
+    fn database(&mut self) -> Option<Database> {
+        self.required("DATABASE_URL");
+        let options = self.parsed("DATABASE_URL", value::database_url);
+        let pool = self.parsed("AUTHKIT_SYNC_DB_POOL", value::pool_size);
+        let timeout = self.parsed("AUTHKIT_SYNC_DB_TIMEOUT", value::duration);
+        Some(Database { options: options?, pool: pool?, timeout: timeout? })
+    }
+
+    fn serve(&mut self) -> Option<Serve> {
+        let database = self.database();
+        self.required("WORKOS_CLIENT_ID");
+        let client_id = self.parsed("WORKOS_CLIENT_ID", value::client_id);
+        self.required("WORKOS_WEBHOOK_SECRET");
+        let webhook_secrets = self.webhook_secrets();
+        let api_base = self.api_base();
+        let issuers = self.parsed("WORKOS_ISSUER", value::urls).unwrap_or_default();
+        let jwks_url = self.parsed("WORKOS_JWKS_URL", value::url);
+        let audiences = self.parsed("AUTHKIT_SYNC_AUDIENCES", value::list).unwrap_or_default();
+        let allow_shared_issuer = self.parsed("AUTHKIT_SYNC_ALLOW_SHARED_ISSUER", value::boolean);
+        let listen = self.listen();
+        let ops_listen = self.parsed("AUTHKIT_SYNC_OPS_LISTEN", value::address);
+        let webhook_path = self.parsed("AUTHKIT_SYNC_WEBHOOK_PATH", value::path);
+        let signature_tolerance = self.parsed("AUTHKIT_SYNC_SIGNATURE_TOLERANCE", value::duration);
+        let body_limit = self.parsed("AUTHKIT_SYNC_BODY_LIMIT", value::size);
+        self.parsed("AUTHKIT_SYNC_LOG_FORMAT", value::log_format);
+        Some(Serve {
+            database: database?,
+            client_id: client_id?,
+            webhook_secrets,
+            api_base: api_base?,
+            issuers,
+            jwks_url,
+            audiences,
+            allow_shared_issuer: allow_shared_issuer?,
+            listen: listen?,
+            ops_listen: ops_listen?,
+            webhook_path: webhook_path?,
+            signature_tolerance: signature_tolerance?,
+            body_limit: body_limit?,
+        })
+    }
+
+    fn webhook_secrets(&mut self) -> Vec<Secret> {
+        let secrets = self.parsed("WORKOS_WEBHOOK_SECRET", value::list).unwrap_or_default();
+        if secrets.iter().any(|secret| secret.starts_with("sk_")) {
+            self.problems.push(
+                "WORKOS_WEBHOOK_SECRET holds an API key (sk_…): take the endpoint's signing secret from the dashboard's Webhooks page"
+                    .to_owned(),
+            );
+        }
+        secrets.into_iter().map(Secret::new).collect()
+    }
+
+    fn api_base(&mut self) -> Option<String> {
+        let host = self.parsed("WORKOS_API_HOSTNAME", value::hostname);
+        let https = self.parsed("WORKOS_API_HTTPS", value::boolean);
+        let port = match self.text("WORKOS_API_PORT") {
+            Some(_) => format!(":{}", self.parsed("WORKOS_API_PORT", value::port)?),
+            None => String::new(),
+        };
+        Some(format!("{}://{}{port}", if https? { "https" } else { "http" }, host?))
+    }
+
+    /// The address of our own setting, else every address on the `PORT` a platform gave us, else the default.
+    fn listen(&mut self) -> Option<SocketAddr> {
+        if self.source.values.contains_key("AUTHKIT_SYNC_LISTEN") || self.text("PORT").is_none() {
+            return self.parsed("AUTHKIT_SYNC_LISTEN", value::address);
+        }
+        self.parsed("PORT", value::port).map(|port| SocketAddr::from(([0, 0, 0, 0], port)))
+    }
+}

@@ -1,0 +1,130 @@
+//! How a setting's text is read. An error says what it must be, and never what it was.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+type Parsed<T> = Result<T, &'static str>;
+
+pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
+    let wanted =
+        "a URL like postgres://user:password@host:5432/database (percent-encode what is special in the password)";
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        return Err(wanted);
+    }
+    PgConnectOptions::from_str(text).map(|options| options.application_name("authkit-sync")).map_err(|_| wanted)
+}
+
+pub(super) fn client_id(text: &str) -> Parsed<String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    if text.starts_with("sk_") {
+        Err("the client id (client_…), and this is an API key")
+    } else if plain {
+        Ok(text.to_owned())
+    } else {
+        Err("the client id as the dashboard shows it (client_…)")
+    }
+}
+
+pub(super) fn list(text: &str) -> Parsed<Vec<String>> {
+    let items: Vec<String> = text.split(',').map(|item| item.trim().to_owned()).collect();
+    if items.iter().any(String::is_empty) { Err("a list separated by single commas") } else { Ok(items) }
+}
+
+pub(super) fn url(text: &str) -> Parsed<String> {
+    let wanted = "an http:// or https:// URL";
+    let http = text.starts_with("https://") || text.starts_with("http://");
+    if http && !text.contains(char::is_whitespace) { Ok(text.to_owned()) } else { Err(wanted) }
+}
+
+pub(super) fn urls(text: &str) -> Parsed<Vec<String>> {
+    list(text)?.iter().map(|item| url(item)).collect()
+}
+
+pub(super) fn hostname(text: &str) -> Parsed<String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
+    if plain { Ok(text.to_owned()) } else { Err("a host name alone, without scheme, port or path") }
+}
+
+pub(super) fn port(text: &str) -> Parsed<u16> {
+    text.parse().map_err(|_| "a port number")
+}
+
+pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
+    text.parse().map_err(|_| "an address and a port, like 0.0.0.0:8080 or [::]:8080")
+}
+
+pub(super) fn path(text: &str) -> Parsed<String> {
+    let plain = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#{}".contains(&byte));
+    if plain { Ok(text.to_owned()) } else { Err("a path that begins with /") }
+}
+
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
+    match text {
+        "true" | "1" | "on" | "yes" => Ok(true),
+        "false" | "0" | "off" | "no" => Ok(false),
+        _ => Err("true or false"),
+    }
+}
+
+/// Between a millisecond and a day, so that nothing waits for ever and nothing fails at once.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(86_400);
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| range.contains(duration))
+        .ok_or("a duration with its unit, like 180s or 5m, of at most a day")
+}
+
+pub(super) fn pool_size(text: &str) -> Parsed<u32> {
+    text.parse().ok().filter(|size| (1..=1_000).contains(size)).ok_or("a number from 1 to 1000")
+}
+
+/// Bytes, with an optional binary unit; at most what all requests together may hold in memory.
+pub(super) fn size(text: &str) -> Parsed<usize> {
+    let digits = text.trim_end_matches(|char: char| !char.is_ascii_digit());
+    let unit = text.strip_prefix(digits).map(str::trim).unwrap_or_default();
+    let unit = match unit {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => 0,
+    };
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    bytes
+        .filter(|bytes| (1024..=16 * 1024 * 1024).contains(bytes))
+        .ok_or("a size like 512KiB or 1MiB, from 1KiB to 16MiB")
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<()> {
+    matches!(text, "text" | "json").then_some(()).ok_or("text or json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_durations_carry_units_and_bounds() {
+        assert_eq!(size("1MiB"), Ok(1024 * 1024));
+        assert_eq!(size("64 KiB"), Ok(64 * 1024));
+        assert_eq!(size("2048"), Ok(2048));
+        for text in ["", "MiB", "1MB", "-1", "1.5MiB", "99999999999999999999", "17MiB", "10"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!(duration("180s"), Ok(Duration::from_secs(180)));
+        for text in ["180", "0s", "2days", "soon"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_named() {
+        assert!(client_id("sk_test_123").is_err_and(|wanted| wanted.contains("API key")));
+        assert!(hostname("https://api.workos.com").is_err());
+        assert_eq!(list("a, b"), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert!(list("a,,b").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! The HTTP edge: requests in, status codes out. It holds no SQL and no rules; who must act decides the status.
+
+mod auth;
+mod body;
+mod error;
+mod ops;
+mod server;
+mod webhook;
+mod wide_log;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware;
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
+
+use crate::auth::KeyCache;
+use crate::domain::clock::Clock;
+use crate::lookup::Lookups;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::workos::signature::Secret;
+
+pub(crate) use server::{Limits, Served, serve};
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    /// Where events go.
+    pub(crate) store: Store,
+    /// Where answers come from.
+    pub(crate) lookups: Lookups,
+    /// What WorkOS may sign with; without one there is no receiver.
+    pub(crate) webhook_secrets: Vec<Secret>,
+    /// Where WorkOS posts.
+    pub(crate) webhook_path: String,
+    /// How far a signature's time may lie from ours.
+    pub(crate) signature_tolerance: Duration,
+    /// The largest body taken, bytes.
+    pub(crate) body_limit: usize,
+    /// How long a body may take to arrive.
+    pub(crate) body_timeout: Duration,
+    /// Body bytes being read now, all requests together.
+    pub(crate) bytes_in_flight: Arc<Semaphore>,
+    /// Tells the time.
+    pub(crate) clock: Clock,
+    /// Counts.
+    pub(crate) metrics: Arc<Metrics>,
+    /// WorkOS's signing keys, whose state the ops page shows.
+    pub(crate) keys: Arc<KeyCache>,
+}
+
+/// The application's routes.
+pub(crate) fn router(edge: Arc<Edge>) -> Router {
+    let mut routes = Router::new()
+        .route("/auth/user", get(auth::user))
+        .route("/auth/identity", get(auth::identity))
+        .route("/auth/session", get(auth::session))
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz));
+    if !edge.webhook_secrets.is_empty() {
+        routes = routes.route(&edge.webhook_path, post(webhook::receive));
+    }
+    routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request)).with_state(edge)
+}
+
+/// The operator's routes: probes with detail, and metrics.
+pub(crate) fn ops_router(edge: Arc<Edge>) -> Router {
+    Router::new()
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz_with_detail))
+        .route("/metrics", get(ops::metrics))
+        .fallback(error::no_route)
+        .method_not_allowed_fallback(error::no_method)
+        .with_state(edge)
+}
+
+/// The application's routes as a whole service: what is not a route is answered in our own shape too.
+pub(crate) fn service(edge: Arc<Edge>) -> Router {
+    router(edge).fallback(error::no_route).method_not_allowed_fallback(error::no_method)
+}

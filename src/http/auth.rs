@@ -1,0 +1,57 @@
+//! `GET /auth/user`, `/auth/identity` and `/auth/session`: who is behind a token.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::IntoResponse;
+use serde::Serialize;
+
+use super::Edge;
+use super::error::Refusal;
+use crate::auth::Identity;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::user::User;
+
+/// Answers are about one caller, and true only now.
+const PRIVATE: [(header::HeaderName, &str); 2] =
+    [(header::CACHE_CONTROL, "private, no-cache"), (header::VARY, "authorization")];
+
+pub(super) async fn user(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
+    let (user, _) = edge.lookups.session(bearer(&headers)?).await?;
+    Ok((PRIVATE, Json(user)))
+}
+
+pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
+    let identity = edge.lookups.identity(bearer(&headers)?).await?;
+    Ok((PRIVATE, Json(identity)))
+}
+
+pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
+    let (user, identity) = edge.lookups.session(bearer(&headers)?).await?;
+    Ok((PRIVATE, Json(Session { user, identity, synced_through: None })))
+}
+
+#[derive(Serialize)]
+struct Session {
+    user: User,
+    identity: Identity,
+    /// How far the table is complete; null until catch-up has read to the end once.
+    synced_through: Option<Timestamp>,
+}
+
+/// The token of `Authorization: Bearer <token>` (RFC 6750); the scheme's case does not matter.
+fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(|| Refusal::token_missing("send `Authorization: Bearer <access token>`"))?;
+    if values.next().is_some() {
+        return Err(Refusal::token_missing("there is more than one Authorization header"));
+    }
+    let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
+    if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() {
+        Ok(token.trim())
+    } else {
+        Err(Refusal::token_missing("the Authorization header is not `Bearer <access token>`"))
+    }
+}

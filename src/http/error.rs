@@ -1,0 +1,103 @@
+//! What a refused caller hears: `{"code","message"}`, with the status of whoever must act.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::wide_log::Facts;
+use crate::auth::TokenError;
+use crate::lookup::LookupError;
+use crate::store::StoreError;
+
+/// A refusal. Its texts hold nothing of a user, a token or a payload.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    /// What programs look at.
+    code: &'static str,
+    /// What people read.
+    message: String,
+    /// For logs and metrics; finer than the code.
+    reason: &'static str,
+    challenge: Option<String>,
+    retry_after: Option<u64>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), reason: code, challenge: None, retry_after: None }
+    }
+
+    /// Ours to mend: the caller should try again in so many seconds.
+    pub(super) fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
+    }
+
+    pub(super) fn because(mut self, reason: &'static str) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    pub(super) fn token_missing(message: &'static str) -> Self {
+        let challenge = Some("Bearer realm=\"authkit-sync\"".to_owned());
+        Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "token_missing", message) }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        // Logged here, where it is handled; the caller hears only that it is ours.
+        tracing::error!(error = %error, "the database could not be asked");
+        Self::unavailable("database_unavailable", "the database cannot be reached or used now; try again", 2)
+    }
+}
+
+impl From<TokenError> for Refusal {
+    fn from(error: TokenError) -> Self {
+        let message = error.to_string();
+        if let TokenError::KeysUnavailable { retry_after, .. } = &error {
+            return Self::unavailable("keys_unavailable", message, retry_after.as_secs().max(1))
+                .because(error.reason());
+        }
+        let code = if matches!(error, TokenError::Expired { .. }) { "token_expired" } else { "token_invalid" };
+        let challenge = Some(format!("Bearer error=\"invalid_token\", error_description=\"{message}\""));
+        Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, code, message) }.because(error.reason())
+    }
+}
+
+impl From<LookupError> for Refusal {
+    fn from(error: LookupError) -> Self {
+        let message = error.to_string();
+        match error {
+            LookupError::Token(error) => error.into(),
+            LookupError::Store(error) => error.into(),
+            LookupError::NotFound => Self::new(StatusCode::NOT_FOUND, "user_not_found", message),
+            LookupError::Deleted => Self::new(StatusCode::NOT_FOUND, "user_deleted", message),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = Json(json!({ "code": self.code, "message": self.message }));
+        let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], body).into_response();
+        let headers = response.headers_mut();
+        if let Some(value) = self.challenge.and_then(|challenge| HeaderValue::from_str(&challenge).ok()) {
+            headers.insert(header::WWW_AUTHENTICATE, value);
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(Facts::refused(self.reason));
+        response
+    }
+}
+
+pub(super) async fn no_route() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
+}
+
+pub(super) async fn no_method() -> Refusal {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take that method")
+}

@@ -1,0 +1,49 @@
+//! Probes and metrics.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::Edge;
+
+/// Alive: the process answers. Nothing outside it can make this fail.
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({ "status": "alive" }))
+}
+
+/// Ready: the database answers and its schema can be used. Nothing about WorkOS can make this fail: an outage there must
+/// not take lookups out of rotation.
+pub(super) async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
+    let ready = readiness(&edge).await.is_ok();
+    probe(ready, json!({ "status": if ready { "ready" } else { "not_ready" } }))
+}
+
+/// The same verdict, with what an operator wants to know beside it.
+pub(super) async fn readyz_with_detail(State(edge): State<Arc<Edge>>) -> Response {
+    let readiness = readiness(&edge).await;
+    let database = readiness.as_ref().err().map_or("ok", String::as_str);
+    let status = if readiness.is_ok() { "ready" } else { "not_ready" };
+    let keys = edge.keys.status();
+    probe(readiness.is_ok(), json!({ "status": status, "database": database, "signing_keys": keys }))
+}
+
+async fn readiness(edge: &Edge) -> Result<(), String> {
+    edge.store.ping().await.map_err(|error| error.to_string())
+}
+
+fn probe(ready: bool, body: Value) -> Response {
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
+pub(super) async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    edge.metrics.encode().map_or_else(
+        |_| StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        |page| ([(header::CONTENT_TYPE, content_type)], page).into_response(),
+    )
+}

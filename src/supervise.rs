@@ -1,0 +1,71 @@
+//! Background loops that outlive their own mistakes.
+//!
+//! A loop is a `tick` that does one piece of work and says how long to rest. A tick that panics is counted and tried again
+//! later; it never takes lookups or webhooks down with it.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// The rest after a panic doubles from here up to the longest.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// Runs loops until told to stop.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    loops: JoinSet<()>,
+    stop: CancellationToken,
+    metrics: Arc<Metrics>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self { loops: JoinSet::new(), stop, metrics }
+    }
+
+    /// Starts a loop. `tick` is dropped at an await point when the stop comes.
+    pub(crate) fn start<F>(&mut self, name: &'static str, tick: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Duration> + Send,
+    {
+        let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
+        self.loops.spawn(async move {
+            let mut rest_after_panic = FIRST_REST;
+            let rounds = async {
+                loop {
+                    let rest = match AssertUnwindSafe(tick()).catch_unwind().await {
+                        Ok(rest) => {
+                            rest_after_panic = FIRST_REST;
+                            rest
+                        }
+                        Err(_panic) => {
+                            metrics.restart(name);
+                            tracing::error!(
+                                r#loop = name,
+                                "a background loop panicked and starts again; this is a defect of authkit-sync"
+                            );
+                            let rest = rest_after_panic;
+                            rest_after_panic = (rest * 2).min(LONGEST_REST);
+                            rest
+                        }
+                    };
+                    tokio::time::sleep(rest).await;
+                }
+            };
+            stop.run_until_cancelled(rounds).await;
+        });
+    }
+
+    /// Waits until every loop has ended; they do once the stop has come.
+    pub(crate) async fn ended(mut self) {
+        while self.loops.join_next().await.is_some() {}
+    }
+}
