@@ -37,6 +37,18 @@ pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) 
     }
 }
 
+/// Applies a slice inside a transaction the caller holds open and commits; see [`apply`], which begins one itself.
+///
+/// # Errors
+/// As [`apply`], and [`StoreError::Refused`] where that would quarantine; the caller must roll back.
+pub async fn apply_within(
+    connection: &mut PgConnection,
+    origin: Origin,
+    observations: &[Observation],
+) -> Result<Vec<Applied>, StoreError> {
+    Slice { origin, observations, one_by_one: false }.run(connection).await
+}
+
 /// A slice and how to go about it.
 struct Slice<'a> {
     origin: Origin,

@@ -153,3 +153,137 @@ fn usable_id(value: Option<&RawValue>) -> Option<String> {
 fn bounded_id(id: String) -> String {
     if id.len() <= ID_LIMIT { id } else { format!("sha256:{}", hex::encode(Sha256::digest(&id))) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Event {
+        read_event(&Bytes::copy_from_slice(json.as_bytes())).unwrap()
+    }
+
+    fn with_data(data: &str) -> Event {
+        read(&format!(
+            r#"{{"id":"event_1","event":"user.updated","created_at":"2026-09-01T08:00:00.000Z","data":{data}}}"#
+        ))
+    }
+
+    fn live(data: &str) -> User {
+        match with_data(data).content {
+            Content::Live { user, .. } => *user,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn reason(event: &Event) -> Option<&'static str> {
+        match event.content {
+            Content::Unusable(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn odd_values_are_normalised_and_absent_ones_are_null() {
+        let user = live(
+            r#"{"id":"user_1","email":"a@example.test","email_verified":true,"first_name":42,"last_name":true,
+                "name":{"x":1},"locale":["en"],"external_id":1.50,"metadata":{"n":1E+2,"b":false,"o":{},"s":"x"},
+                "last_sign_in_at":7,"created_at":"2026-09-01 08:15:30.412","updated_at":"not a time"}"#,
+        );
+        assert_eq!(user.first_name.as_deref(), Some("42"));
+        assert_eq!(user.last_name.as_deref(), Some("true"));
+        assert_eq!((user.name, user.locale, user.last_sign_in_at), (None, None, None));
+        assert_eq!(user.external_id.as_deref(), Some("1.50"));
+        let metadata: Vec<_> = user.metadata.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
+        assert_eq!(metadata, [("b", Some("false")), ("n", Some("1E+2")), ("o", None), ("s", Some("x"))]);
+        assert_eq!(user.created_at.unwrap().to_string(), "2026-09-01T08:15:30.412Z");
+        assert_eq!(user.updated_at.to_string(), "2026-09-01T08:00:00.000Z", "the event's time stands in");
+        assert!(live(r#"{"id":"u","email":"a","email_verified":false,"metadata":"none"}"#).metadata.is_empty());
+    }
+
+    #[test]
+    fn what_postgres_and_utf8_refuse_becomes_a_replacement_character() {
+        let user = live(
+            r#"{"id":"user_1","email":"a@example.test","email_verified":true,
+                "first_name":"N\u0000L \ud83d lone \udc00 pair \ud83e\udd80 slash \\u0000","metadata":{"k\u0000":"v\uD800"}}"#,
+        );
+        assert_eq!(user.first_name.as_deref(), Some("N\u{FFFD}L \u{FFFD} lone \u{FFFD} pair 🦀 slash \\u0000"));
+        assert_eq!(user.metadata.get("k\u{FFFD}"), Some(&Some("v\u{FFFD}".to_owned())));
+    }
+
+    #[test]
+    fn fields_without_a_column_are_kept_to_the_digit() {
+        let user = live(
+            r#"{"object":"user","id":"u","email":"a","email_verified":true,"big":12345678901234567890123,"e":1e400,"n":null}"#,
+        );
+        let extra: Vec<_> = user.extra.iter().map(|(name, value)| (name.as_str(), value.get())).collect();
+        assert_eq!(extra, [("big", "12345678901234567890123"), ("e", "1e400"), ("n", "null")]);
+    }
+
+    #[test]
+    fn what_cannot_be_applied_names_its_reason_and_keeps_its_user() {
+        for (data, expected) in [
+            ("[1]", "data is not an object"),
+            (r#"{"email":"a","email_verified":true}"#, "data.id is missing or no id"),
+            (r#"{"id":{},"email":"a","email_verified":true}"#, "data.id is missing or no id"),
+            (r#"{"id":"","email":"a","email_verified":true}"#, "data.id is missing or no id"),
+            (r#"{"id":"u","email":7,"email_verified":true}"#, "email is missing or no text"),
+            (r#"{"id":"u","email":"a","email_verified":"yes"}"#, "email_verified is missing or no boolean"),
+        ] {
+            assert_eq!(reason(&with_data(data)), Some(expected), "{data}");
+        }
+        let timeless = read(r#"{"id":"e","event":"user.created","data":{"id":"u","email":"a","email_verified":true}}"#);
+        assert_eq!(reason(&timeless), Some("there is no time to order it by"));
+        let deep = format!(r#"{{"id":"u","x":{}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = with_data(&deep);
+        assert_eq!(reason(&deep), Some("nested deeper than 128 levels"));
+        assert_eq!(deep.user_id.as_deref(), Some("u"), "its deletion must find it");
+    }
+
+    #[test]
+    fn a_delete_needs_only_an_id_and_a_number_will_do() {
+        let event = read(r#"{"id":"e","event":"user.deleted","data":{"id":42}}"#);
+        assert!(matches!(event.content, Content::Deleted));
+        assert_eq!(event.user_id.as_deref(), Some("42"));
+    }
+
+    #[test]
+    fn an_event_of_any_type_is_tied_to_the_user_it_names() {
+        let of = |event_type: &str, data: &str| {
+            read(&format!(r#"{{"id":"e","event":"{event_type}","data":{data}}}"#)).user_id
+        };
+        assert_eq!(of("session.created", r#"{"id":"session_1","user_id":"u"}"#).as_deref(), Some("u"));
+        assert_eq!(of("organization.created", r#"{"id":"org_1"}"#), None);
+        assert_eq!(of("authentication.oauth_failed", r#"{"user_id":null}"#), None);
+        assert_eq!(of("user.linked", r#"{"id":"link_1","user_id":"u"}"#).as_deref(), Some("u"));
+        assert_eq!(of("user.renamed", r#"{"id":"u"}"#).as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn only_a_json_object_with_text_id_and_event_is_an_event() {
+        for (body, expected) in [
+            (&b""[..], NotAnEvent::NotAnObject),
+            (b"[]", NotAnEvent::NotAnObject),
+            (b"{\"id\":\"e\",\"event\":\"x\"", NotAnEvent::NotAnObject),
+            (b"{\"id\":\"\xFF\"}", NotAnEvent::NotAnObject),
+            (b"{}", NotAnEvent::NoId),
+            (b"{\"id\":7,\"event\":\"x\"}", NotAnEvent::NoId),
+            (b"{\"id\":\"e\"}", NotAnEvent::NoType),
+            (b"{\"id\":\"e\",\"event\":null}", NotAnEvent::NoType),
+        ] {
+            assert_eq!(read_event(&Bytes::copy_from_slice(body)).unwrap_err(), expected);
+        }
+        assert_eq!(read("\u{FEFF}{\"id\":\"e\",\"event\":\"x\",\"data\":{}}").id, "e");
+        let long = read(&format!(r#"{{"id":"{}","event":"x","data":{{}}}}"#, "e".repeat(5_000)));
+        assert!(long.id.starts_with("sha256:"), "an id no index takes is kept under its hash");
+    }
+
+    #[test]
+    fn equal_snapshots_have_equal_ids_whatever_their_key_order() {
+        let at = Timestamp::from_unix_micros(0);
+        let one = snapshot(r#"{"id":"u","email":"a","email_verified":true,"x":{"b":1,"a":[ 1, 2]}}"#, at).unwrap();
+        let two = snapshot(r#"{"x":{"a":[1,2],"b":1},"email_verified":true, "email":"a","id":"u"}"#, at).unwrap();
+        let other = snapshot(r#"{"id":"u","email":"b","email_verified":true,"x":{"b":1,"a":[1,2]}}"#, at).unwrap();
+        assert_eq!(one.version, two.version);
+        assert_ne!(one.version.id, other.version.id);
+    }
+}
