@@ -304,7 +304,7 @@ impl Builder {
                 Arc::new(source) as Arc<dyn KeySource>
             }
         };
-        let keys = Arc::new(KeyCache::new(source, self.clock.clone()));
+        let keys = KeyCache::new(source, self.clock.clone());
         let mut policy = TokenPolicy::new(&self.client_id, &self.api_base)
             .audiences(self.audiences)
             .allow_shared_issuer(self.allow_shared_issuer);

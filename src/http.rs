@@ -49,7 +49,7 @@ pub(crate) struct Edge {
     /// Counts.
     pub(crate) metrics: Arc<Metrics>,
     /// WorkOS's signing keys, whose state the ops page shows.
-    pub(crate) keys: Arc<KeyCache>,
+    pub(crate) keys: KeyCache,
 }
 
 /// The application's routes.

@@ -1,0 +1,210 @@
+//! WorkOS's signing keys, kept.
+//!
+//! A lookup takes no lock. The set is swapped whole, and only for one that was parsed; keys outlive failing refreshes for a
+//! day. An unknown key id asks WorkOS once per cooldown, whoever asks and however many do.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::keys::KeySet;
+use super::source::{KeyFetchError, KeySource};
+use crate::domain::clock::Clock;
+use crate::domain::timestamp::Timestamp;
+
+/// A set this old is fetched anew in the background.
+const FRESH: i64 = 600;
+
+/// A set older than this is not believed any more.
+const USABLE: i64 = 24 * 3_600;
+
+/// Rest between two fetches for unknown key ids: after a good one, and after a failed one.
+const COOLDOWN: i64 = 30;
+const COOLDOWN_FAILING: i64 = 5;
+
+/// How long a caller waits for a fetch, and how long one may run.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// What an operator wants to know of the keys.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeyStatus {
+    /// Usable keys held.
+    pub keys: usize,
+    /// When they were fetched.
+    pub fetched_at: Option<Timestamp>,
+    /// Since when every refresh has failed.
+    pub failing_since: Option<Timestamp>,
+    /// Why the last one did.
+    pub error: Option<String>,
+}
+
+/// No key for a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// WorkOS was asked, and does not publish it.
+    Unknown,
+    /// WorkOS could not be asked.
+    Unavailable {
+        /// When asking again may help.
+        retry_after: Duration,
+    },
+}
+
+/// The cache. Cloning is cheap; clones share the keys.
+#[derive(Clone)]
+pub struct KeyCache(Arc<Inner>);
+
+struct Inner {
+    source: Arc<dyn KeySource>,
+    clock: Clock,
+    held: ArcSwap<Held>,
+    /// The fetch under way, if any. Held for an instant only, never across the fetch.
+    flight: Mutex<Option<watch::Receiver<bool>>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Held {
+    set: Arc<KeySet>,
+    fetched_at: Option<Timestamp>,
+    asked_at: Option<Timestamp>,
+    failing_since: Option<Timestamp>,
+    error: Option<String>,
+}
+
+impl fmt::Debug for KeyCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeyCache").field(&self.status()).finish()
+    }
+}
+
+impl Held {
+    fn usable(&self, now: Timestamp) -> bool {
+        self.fetched_at.is_some_and(|at| age(at, now) < USABLE)
+    }
+
+    fn cooldown_left(&self, now: Timestamp) -> i64 {
+        let cooldown = if self.error.is_some() { COOLDOWN_FAILING } else { COOLDOWN };
+        self.asked_at.map_or(0, |at| cooldown - age(at, now))
+    }
+}
+
+/// Seconds since `at`; a clock that was set back makes it long ago rather than never.
+fn age(at: Timestamp, now: Timestamp) -> i64 {
+    if at > now { i64::MAX } else { now.unix_seconds() - at.unix_seconds() }
+}
+
+impl KeyCache {
+    /// Holds nothing yet.
+    #[must_use]
+    pub fn new(source: Arc<dyn KeySource>, clock: Clock) -> Self {
+        Self(Arc::new(Inner { source, clock, held: ArcSwap::default(), flight: Mutex::default() }))
+    }
+
+    /// How the keys stand.
+    #[must_use]
+    pub fn status(&self) -> KeyStatus {
+        let held = self.0.held.load();
+        KeyStatus {
+            keys: held.set.len(),
+            fetched_at: held.fetched_at,
+            failing_since: held.failing_since,
+            error: held.error.clone(),
+        }
+    }
+
+    /// Refreshes when that is due, and says how long until it is again.
+    pub async fn tick(&self) -> Duration {
+        let now = self.0.clock.now();
+        let held = self.0.held.load_full();
+        let due = held.fetched_at.is_none_or(|at| age(at, now) >= FRESH);
+        if due && held.cooldown_left(now) <= 0 {
+            self.refresh().await;
+        }
+        let held = self.0.held.load();
+        let now = self.0.clock.now();
+        let until_stale = held.fetched_at.map_or(0, |at| FRESH.saturating_sub(age(at, now)));
+        Duration::from_secs(until_stale.max(held.cooldown_left(now)).max(1).unsigned_abs())
+    }
+
+    /// Verifies `signature` over `message` with the key `kid`, fetching it if it is new: `Ok(false)` is a bad signature.
+    pub(super) async fn verify(&self, kid: &str, message: &[u8], signature: &[u8]) -> Result<bool, NoKey> {
+        let verify = |held: &Held, now| {
+            let key = held.usable(now).then(|| held.set.get(kid)).flatten()?;
+            Some(key.verify_sig(message, signature).is_ok())
+        };
+        let now = self.0.clock.now();
+        if let Some(genuine) = verify(&self.0.held.load(), now) {
+            return Ok(genuine);
+        }
+        if self.0.held.load().cooldown_left(now) <= 0 {
+            self.refresh().await;
+        }
+        let held = self.0.held.load();
+        if let Some(genuine) = verify(&held, now) {
+            return Ok(genuine);
+        }
+        if held.error.is_none() && held.usable(now) {
+            return Err(NoKey::Unknown);
+        }
+        let wait = held.cooldown_left(self.0.clock.now()).clamp(1, COOLDOWN).unsigned_abs();
+        Err(NoKey::Unavailable { retry_after: Duration::from_secs(wait) })
+    }
+
+    /// Waits for the fetch under way, or starts one. The fetch runs in a task of its own: a caller that gives up takes
+    /// nothing from those who wait on.
+    async fn refresh(&self) {
+        let mut flight = {
+            let mut flight = self.0.flight.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*flight {
+                Some(running) if running.has_changed().is_ok() => running.clone(),
+                // Between this caller's look and now, another's fetch may have ended.
+                _ if self.0.held.load().cooldown_left(self.0.clock.now()) > 0 => return,
+                _ => {
+                    let (done, waiting) = watch::channel(false);
+                    *flight = Some(waiting.clone());
+                    let inner = self.0.clone();
+                    tokio::spawn(async move {
+                        inner.fetch().await;
+                        let _ = done.send(true);
+                    });
+                    waiting
+                }
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, flight.wait_for(|done| *done)).await;
+    }
+}
+
+impl Inner {
+    async fn fetch(&self) {
+        let fetched = tokio::time::timeout(PATIENCE, self.source.fetch()).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("it timed out")));
+        let set = fetched.and_then(|document| {
+            KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer holds no usable key"))
+        });
+        let now = self.clock.now();
+        let before = self.held.load_full();
+        let after = match set {
+            Ok(set) => {
+                if before.error.is_some() {
+                    tracing::info!(keys = set.len(), "WorkOS's signing keys can be had again");
+                }
+                Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), ..Held::default() }
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, keys = before.set.len(), "WorkOS's signing keys could not be refreshed; those held stay in use");
+                Held {
+                    asked_at: Some(now),
+                    failing_since: before.failing_since.or(Some(now)),
+                    error: Some(error.to_string()),
+                    ..(*before).clone()
+                }
+            }
+        };
+        self.held.store(Arc::new(after));
+    }
+}

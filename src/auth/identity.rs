@@ -1,0 +1,47 @@
+//! What a verified token says.
+
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+use serde_json::{Map, Value};
+
+/// The claims of a token that passed every check. `Debug` shows the subject alone.
+#[derive(Clone)]
+pub struct Identity {
+    /// The user's id (`sub`).
+    pub subject: String,
+    /// Who issued the token (`iss`), as it stands there.
+    pub issuer: String,
+    /// The session's id (`sid`).
+    pub session_id: String,
+    /// Somebody of yours acts as the user (`act` or `impersonator`).
+    pub impersonated: bool,
+    /// Every claim, those of your JWT template included.
+    pub claims: Map<String, Value>,
+}
+
+impl Identity {
+    /// `issuer|subject`, the identifier that Convex knows a user by.
+    #[must_use]
+    pub fn token_identifier(&self) -> String {
+        format!("{}|{}", self.issuer, self.subject)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("subject", &self.subject).finish_non_exhaustive()
+    }
+}
+
+impl Serialize for Identity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut identity = serializer.serialize_struct("Identity", 5)?;
+        identity.serialize_field("subject", &self.subject)?;
+        identity.serialize_field("issuer", &self.issuer)?;
+        identity.serialize_field("token_identifier", &self.token_identifier())?;
+        identity.serialize_field("impersonated", &self.impersonated)?;
+        identity.serialize_field("claims", &self.claims)?;
+        identity.end()
+    }
+}

@@ -1,0 +1,74 @@
+//! A JWKS document as keys that can verify.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Smaller keys could be factored; larger ones would only cost us work.
+const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
+
+/// The usable keys of one JWKS document, parsed once, by key id.
+#[derive(Default)]
+pub(super) struct KeySet(HashMap<String, ParsedPublicKey>);
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeySet({} keys)", self.0.len())
+    }
+}
+
+#[derive(Deserialize)]
+struct Document {
+    keys: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Jwk {
+    kty: String,
+    kid: String,
+    n: String,
+    e: String,
+    #[serde(default)]
+    alg: Option<String>,
+    #[serde(default, rename = "use")]
+    usage: Option<String>,
+}
+
+impl KeySet {
+    /// Takes what can be used and passes over the rest: one bad entry must not void the set. `None` when nothing is left.
+    pub(super) fn parse(document: &[u8]) -> Option<Self> {
+        let document: Document = serde_json::from_slice(document).ok()?;
+        let keys: HashMap<_, _> = document.keys.into_iter().filter_map(usable).collect();
+        (!keys.is_empty()).then_some(Self(keys))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn get(&self, kid: &str) -> Option<&ParsedPublicKey> {
+        self.0.get(kid)
+    }
+}
+
+fn usable(entry: Value) -> Option<(String, ParsedPublicKey)> {
+    let jwk: Jwk = serde_json::from_value(entry).ok()?;
+    let for_us = jwk.kty == "RSA"
+        && jwk.alg.is_none_or(|alg| alg == "RS256")
+        && jwk.usage.is_none_or(|usage| usage == "sig")
+        && !jwk.kid.is_empty();
+    let n = URL_SAFE_NO_PAD.decode(jwk.n).ok()?;
+    let e = URL_SAFE_NO_PAD.decode(jwk.e).ok()?;
+    // Leading zeros are legal in the wild and refused by the parser.
+    let n: Vec<u8> = n.into_iter().skip_while(|byte| *byte == 0).collect();
+    if !for_us || !MODULUS_BYTES.contains(&n.len()) {
+        return None;
+    }
+    let key = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
+    Some((jwk.kid, key))
+}

@@ -1,0 +1,88 @@
+//! Where signing keys come from.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::workos::http::{HttpClientError, http_client};
+
+/// The longest document read. WorkOS's is a few kilobytes.
+const DOCUMENT_LIMIT: usize = 1024 * 1024;
+
+/// How long one fetch may take, from the connection to the last byte.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Fetches a JWKS document (RFC 7517) as it stands now.
+pub trait KeySource: Send + Sync + 'static {
+    /// One fetch, bounded in time by the caller.
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>>;
+}
+
+/// Why a document could not be had; its text is safe to show.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct KeyFetchError(String);
+
+impl KeyFetchError {
+    /// Says why.
+    #[must_use]
+    pub fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+/// The document at a URL, whatever its content type.
+#[derive(Debug)]
+pub struct HttpKeySource {
+    client: reqwest::Client,
+    url: reqwest::Url,
+}
+
+impl HttpKeySource {
+    /// Fetches from `url`: WorkOS's is `https://api.workos.com/sso/jwks/<client id>`.
+    ///
+    /// # Errors
+    /// [`HttpClientError`] when the URL is malformed or no TLS can be set up.
+    pub fn new(url: &str) -> Result<Self, HttpClientError> {
+        let url = url.parse().map_err(|_| HttpClientError::new("the JWKS URL is malformed"))?;
+        Ok(Self { client: http_client()?, url })
+    }
+
+    async fn get(&self) -> Result<Bytes, KeyFetchError> {
+        let answer = self.client.get(self.url.clone()).timeout(TIMEOUT).send().await;
+        let mut answer = answer.map_err(|error| KeyFetchError::new(why(&error)))?;
+        match answer.status().as_u16() {
+            200 => {}
+            404 => return Err(KeyFetchError::new("WorkOS answers 404: it does not know this client id")),
+            status => return Err(KeyFetchError::new(format!("WorkOS answers {status}"))),
+        }
+        let mut document = BytesMut::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| KeyFetchError::new(why(&error)))? {
+            if document.len() + chunk.len() > DOCUMENT_LIMIT {
+                return Err(KeyFetchError::new("the document is longer than 1 MiB"));
+            }
+            document.extend_from_slice(&chunk);
+        }
+        Ok(document.freeze())
+    }
+}
+
+impl KeySource for HttpKeySource {
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
+        self.get().boxed()
+    }
+}
+
+fn why(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        "it timed out"
+    } else if error.is_connect() {
+        "the connection failed"
+    } else if error.is_redirect() {
+        "it redirects elsewhere"
+    } else {
+        "the answer broke off"
+    }
+}
