@@ -195,7 +195,7 @@ fn user_session(claims: &Map<String, Value>) -> Result<(String, String), TokenEr
     if subject.starts_with("client_") {
         return Err(TokenError::invalid("machine_token", "a machine token: its subject is a client".to_owned()));
     }
-    let session = text("sid")
-        .ok_or_else(|| TokenError::invalid("no_session", "no user's session: it has no sid".to_owned()))?;
+    let session =
+        text("sid").ok_or_else(|| TokenError::invalid("no_session", "no user's session: it has no sid".to_owned()))?;
     Ok((subject.to_owned(), session.to_owned()))
 }

@@ -105,7 +105,8 @@ pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
     lock(&mut connection).await?;
     create_schema(&mut connection).await?;
     let pending = status(&mut connection).await?.pending;
-    migrator().run(&mut connection).await.map_err(explain)?;
+    // `run` is this behind a trait that makes the future unfit for `tokio::spawn`.
+    migrator().run_direct(None, &mut connection, false).await.map_err(explain)?;
     sqlx::Connection::close(connection).await?;
     Ok(pending)
 }

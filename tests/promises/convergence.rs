@@ -88,11 +88,12 @@ async fn assert_last_words(store: &Store, pool: &PgPool, told: &[Told]) {
             (Stored::Tombstone { deleted_at }, None) => assert_eq!(deleted_at, told.deleted_at.map(at)),
             (stored, word) => panic!("{stored:?} where WorkOS says {word:?}"),
         }
-        let kept: i64 = sqlx::query_scalar("select count(*) from workos.events where user_id = $1 and payload is not null")
-            .bind(&told.id)
-            .fetch_one(pool)
-            .await
-            .unwrap();
+        let kept: i64 =
+            sqlx::query_scalar("select count(*) from workos.events where user_id = $1 and payload is not null")
+                .bind(&told.id)
+                .fetch_one(pool)
+                .await
+                .unwrap();
         let events = told.observations.iter().filter(|seen| matches!(seen, Observation::Event(_))).count();
         let expected = if told.deleted_at.is_some() { 0 } else { i64::try_from(events).unwrap() };
         assert_eq!(kept, expected, "payloads of {}", told.id);
@@ -209,8 +210,10 @@ async fn concurrent_batches_over_the_same_users_never_deadlock() {
             for round in 0..15 {
                 let version = round * 8 + worker;
                 shuffle(&mut ids, u64::try_from(version).unwrap());
-                let slice: Vec<Observation> =
-                    ids.iter().map(|id| observed("user.updated", version, &user(id, &format!("v{version}"), version))).collect();
+                let slice: Vec<Observation> = ids
+                    .iter()
+                    .map(|id| observed("user.updated", version, &user(id, &format!("v{version}"), version)))
+                    .collect();
                 apply(&store, Origin::Webhook, &slice).await.unwrap();
             }
         });
@@ -218,10 +221,11 @@ async fn concurrent_batches_over_the_same_users_never_deadlock() {
     while let Some(worker) = workers.join_next().await {
         worker.unwrap();
     }
-    let deadlocks: i64 = sqlx::query_scalar("select deadlocks from pg_stat_database where datname = current_database()")
-        .fetch_one(&pool)
-        .await
-        .unwrap();
+    let deadlocks: i64 =
+        sqlx::query_scalar("select deadlocks from pg_stat_database where datname = current_database()")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
     assert_eq!(deadlocks, 0);
     for id in &ids {
         let Stored::Live { user, .. } = store.user(id).await.unwrap() else { panic!("{id} is not alive") };

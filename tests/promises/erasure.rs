@@ -119,7 +119,8 @@ async fn a_delete_before_the_create_leaves_nothing() {
 #[tokio::test]
 async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_after() {
     let scene = Scene::new().await;
-    let session = || observed("session.created", 5, &json!({"id": "session_1", "user_id": scene.id, "user_agent": "Ada"}));
+    let session =
+        || observed("session.created", 5, &json!({"id": "session_1", "user_id": scene.id, "user_agent": "Ada"}));
     let link = || observed("user.linked", 5, &json!({"id": "link_1", "user_id": scene.id, "note": "Ada"}));
     let broken = || observed("user.updated", 5, &json!({"id": scene.id, "email": 7, "first_name": "Ada"}));
     let refused = || {
@@ -157,6 +158,7 @@ async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_aft
 async fn a_user_only_named_by_other_events_gets_no_row() {
     let scene = Scene::new().await;
     scene.apply(&observed("session.created", 5, &json!({"id": "session_1", "user_id": scene.id}))).await;
-    let rows: i64 = sqlx::query_scalar("select count(*) from workos.user_records").fetch_one(&scene.pool).await.unwrap();
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from workos.user_records").fetch_one(&scene.pool).await.unwrap();
     assert_eq!(rows, 0, "the place held for locking was given back");
 }

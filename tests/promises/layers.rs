@@ -34,9 +34,8 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 fn imports(source: &str) -> impl Iterator<Item = &str> {
     let code = source.split("#[cfg(test)]").next().unwrap();
     let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    code.flat_map(|line| line.split("crate::").skip(1)).map(|rest| {
-        rest.split(|char: char| !char.is_ascii_alphanumeric() && char != '_').next().unwrap()
-    })
+    code.flat_map(|line| line.split("crate::").skip(1))
+        .map(|rest| rest.split(|char: char| !char.is_ascii_alphanumeric() && char != '_').next().unwrap())
 }
 
 #[test]

@@ -46,7 +46,8 @@ async fn every_event_workos_sends_is_committed_and_acknowledged() {
         assert_eq!(answer.json()["outcome"], json!(outcome), "{name}");
         assert_eq!(service.deliver(&body).await.json()["outcome"], json!("duplicate"), "{name}");
     }
-    let live: Vec<String> = sqlx::query_scalar("select id from workos.users order by id").fetch_all(&pool).await.unwrap();
+    let live: Vec<String> =
+        sqlx::query_scalar("select id from workos.users order by id").fetch_all(&pool).await.unwrap();
     assert_eq!(live, ["user_01K181KRKTG8RH5ZP5ABFV57ZX", "user_01M1E0KDG2DAHQRDHQRA25JTQN"]);
     service.stop().await.unwrap();
 }
@@ -82,7 +83,9 @@ async fn a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
-    for body in ["", "{}", "[]", "null", "{\"id\":1,\"event\":\"x\"}", "{\"id\":\"e\"}", "{\"id\":\"e\",\"event\":\"x\""] {
+    for body in
+        ["", "{}", "[]", "null", "{\"id\":1,\"event\":\"x\"}", "{\"id\":\"e\"}", "{\"id\":\"e\",\"event\":\"x\""]
+    {
         let answer = service.deliver(&Bytes::from_static(body.as_bytes())).await;
         assert_eq!(answer.code(), (400, "not_an_event".to_owned()), "{body}");
     }
@@ -95,11 +98,11 @@ async fn verified_but_unusable_events_are_quarantined_whole_and_acknowledged() {
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
     let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
-    let noise: String = (0..9_000_u32).map(|at| char::from_u32(0x4E00 + at.wrapping_mul(2_654_435_761) % 20_000).unwrap()).collect();
+    let noise: String =
+        (0..9_000_u32).map(|at| char::from_u32(0x4E00 + at.wrapping_mul(2_654_435_761) % 20_000).unwrap()).collect();
     let mut too_long = user("user_long", "Ada", 0);
     too_long["external_id"] = json!(noise);
-    let too_big_a_number =
-        user("user_big", "Ada", 0).to_string().replacen('{', &format!("{{\"n\":1e{},", 200_000), 1);
+    let too_big_a_number = user("user_big", "Ada", 0).to_string().replacen('{', &format!("{{\"n\":1e{},", 200_000), 1);
     for (event_type, data, reason) in [
         ("user.created", "7".to_owned(), "data is not an object"),
         ("user.updated", json!({"email": "a@example.test"}).to_string(), "data.id"),
@@ -116,7 +119,12 @@ async fn verified_but_unusable_events_are_quarantined_whole_and_acknowledged() {
             "{{\"id\":\"{id}\",\"event\":\"{event_type}\",\"created_at\":\"2026-09-01T08:00:00Z\",\"data\":{data}}}"
         ));
         let answer = service.deliver(&body).await;
-        assert_eq!((answer.status, answer.json()["outcome"].as_str()), (200, Some("quarantined")), "{reason}: {}", answer.text);
+        assert_eq!(
+            (answer.status, answer.json()["outcome"].as_str()),
+            (200, Some("quarantined")),
+            "{reason}: {}",
+            answer.text
+        );
         let (kept, why): (Vec<u8>, String) = sqlx::query_as("select payload, reason from workos.events where id = $1")
             .bind(&id)
             .fetch_one(&pool)
@@ -139,14 +147,18 @@ async fn names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact()
     for name in names {
         let id = unique("user");
         assert_eq!(service.deliver(&body(&unique("event"), "user.created", 0, &user(&id, name, 0))).await.status, 200);
-        let stored: String =
-            sqlx::query_scalar("select first_name from workos.users where id = $1").bind(&id).fetch_one(&pool).await.unwrap();
+        let stored: String = sqlx::query_scalar("select first_name from workos.users where id = $1")
+            .bind(&id)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
         assert_eq!(stored, name);
     }
     let data = user("user_nul", "NAME", 0).to_string().replace("NAME", "a\\u0000b\\ud800c");
     let body = format!("{{\"id\":\"event_nul\\u0000\",\"event\":\"user.created\",\"data\":{data}}}");
     assert_eq!(service.deliver(&Bytes::from(body)).await.json()["outcome"], json!("applied"));
-    let stored: String = sqlx::query_scalar("select first_name from workos.users where id = 'user_nul'").fetch_one(&pool).await.unwrap();
+    let stored: String =
+        sqlx::query_scalar("select first_name from workos.users where id = 'user_nul'").fetch_one(&pool).await.unwrap();
     assert_eq!(stored, "a\u{FFFD}b\u{FFFD}c");
     service.stop().await.unwrap();
 }
@@ -226,7 +238,8 @@ async fn a_body_that_breaks_off_stores_nothing() {
     stream.write_all(&whole[..whole.len() / 2]).await.unwrap();
     drop(stream);
     until("the broken request was counted", async || {
-        let page = service.client.get(format!("http://{}/metrics", service.ops)).send().await.unwrap().text().await.unwrap();
+        let page =
+            service.client.get(format!("http://{}/metrics", service.ops)).send().await.unwrap().text().await.unwrap();
         page.contains("authkit_sync_connections 1") || page.contains("body_incomplete")
     })
     .await;
@@ -262,7 +275,10 @@ async fn a_shutdown_commits_and_answers_what_has_begun() {
     let delivery =
         tokio::spawn(async move { client.post(url).header("workos-signature", signature).body(update).send().await });
     until("the delivery waits for the row", async || {
-        sqlx::query_scalar::<_, bool>("select exists (select from pg_locks where not granted)").fetch_one(&pool).await.unwrap()
+        sqlx::query_scalar::<_, bool>("select exists (select from pg_locks where not granted)")
+            .fetch_one(&pool)
+            .await
+            .unwrap()
     })
     .await;
     let address = service.address;

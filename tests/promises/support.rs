@@ -1,18 +1,18 @@
 //! What the tests share.
 
-pub mod database;
-pub mod events;
-pub mod service;
+pub(crate) mod database;
+pub(crate) mod events;
+pub(crate) mod service;
 
 use serde_json::Value;
 
 /// A fixture of the wire fact sheet.
-pub fn fixture(name: &str) -> Value {
+pub(crate) fn fixture(name: &str) -> Value {
     serde_json::from_slice(&fixture_bytes(name)).unwrap()
 }
 
 /// Its bytes.
-pub fn fixture_bytes(name: &str) -> Vec<u8> {
+pub(crate) fn fixture_bytes(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

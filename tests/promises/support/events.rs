@@ -10,18 +10,18 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 /// An instant so many milliseconds after 2026-09-01T08:00:00Z.
-pub fn at(millis: i64) -> Timestamp {
+pub(crate) fn at(millis: i64) -> Timestamp {
     Timestamp::from_unix_micros(Timestamp::parse("2026-09-01T08:00:00Z").unwrap().unix_micros() + millis * 1_000)
 }
 
 /// A word no other call returns in this process.
-pub fn unique(prefix: &str) -> String {
+pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("{prefix}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A user object of WorkOS's shape.
-pub fn user(id: &str, name: &str, updated_ms: i64) -> Value {
+pub(crate) fn user(id: &str, name: &str, updated_ms: i64) -> Value {
     json!({
         "object": "user", "id": id, "email": format!("{id}@example.test"), "email_verified": true,
         "first_name": name, "last_name": "Quill", "name": format!("{name} Quill"), "profile_picture_url": null,
@@ -31,13 +31,13 @@ pub fn user(id: &str, name: &str, updated_ms: i64) -> Value {
 }
 
 /// An event's body.
-pub fn body(id: &str, event_type: &str, created_ms: i64, data: &Value) -> Bytes {
+pub(crate) fn body(id: &str, event_type: &str, created_ms: i64, data: &Value) -> Bytes {
     let event = json!({"object": "event", "id": id, "event": event_type, "created_at": at(created_ms), "data": data});
     Bytes::from(event.to_string())
 }
 
 /// A body, through signature and parser, as the receiver would take it.
-pub fn event(body: &Bytes) -> Event {
+pub(crate) fn event(body: &Bytes) -> Event {
     let secret = Secret::new("whsec_test");
     let header = secret.sign(at(0), body);
     let header = SignatureHeader::parse(Some(header.as_bytes()), at(0), WEBHOOK_TOLERANCE).unwrap();
@@ -45,11 +45,11 @@ pub fn event(body: &Bytes) -> Event {
 }
 
 /// An event with a fresh id, as an observation.
-pub fn observed(event_type: &str, created_ms: i64, data: &Value) -> Observation {
+pub(crate) fn observed(event_type: &str, created_ms: i64, data: &Value) -> Observation {
     Observation::Event(event(&body(&unique("event"), event_type, created_ms, data)))
 }
 
 /// A snapshot, as an observation.
-pub fn snapshot(user: &Value, observed_ms: i64) -> Observation {
+pub(crate) fn snapshot(user: &Value, observed_ms: i64) -> Observation {
     Observation::Snapshot(wire::snapshot(&user.to_string(), at(observed_ms)).unwrap())
 }

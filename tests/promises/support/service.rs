@@ -24,18 +24,18 @@ use tokio::task::JoinHandle;
 use super::fixture_bytes;
 
 /// The client id of the fixtures.
-pub const CLIENT_ID: &str = "client_01KT68TJKCC6Y04VR04W05RWPH";
+pub(crate) const CLIENT_ID: &str = "client_01KT68TJKCC6Y04VR04W05RWPH";
 
 /// The webhook secret of test services.
-pub const SECRET: &str = "whsec_QmFzZTY0TG9va2luZ0J1dE5vdA";
+pub(crate) const SECRET: &str = "whsec_QmFzZTY0TG9va2luZ0J1dE5vdA";
 
 /// A store over one pool.
-pub fn store(pool: &PgPool) -> Store {
+pub(crate) fn store(pool: &PgPool) -> Store {
     Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20))
 }
 
 /// Asks until the answer is yes; panics after half a minute, naming what never came.
-pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
@@ -45,14 +45,14 @@ pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Signing keys that a test can swap, and take away.
 #[derive(Debug)]
-pub struct Keys {
+pub(crate) struct Keys {
     document: std::sync::Mutex<&'static str>,
-    pub away: AtomicBool,
-    pub fetches: AtomicUsize,
+    pub(crate) away: AtomicBool,
+    pub(crate) fetches: AtomicUsize,
 }
 
 impl Keys {
-    pub fn publish(&self, fixture: &'static str) {
+    pub(crate) fn publish(&self, fixture: &'static str) {
         *self.document.lock().unwrap() = fixture;
     }
 }
@@ -62,30 +62,36 @@ impl KeySource for Keys {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let document = *self.document.lock().unwrap();
         let away = self.away.load(Ordering::SeqCst);
-        async move { if away { Err(KeyFetchError::new("the test took the keys away")) } else { Ok(fixture_bytes(document).into()) } }
-            .boxed()
+        async move {
+            if away {
+                Err(KeyFetchError::new("the test took the keys away"))
+            } else {
+                Ok(fixture_bytes(document).into())
+            }
+        }
+        .boxed()
     }
 }
 
 /// A running service.
-pub struct Service {
-    pub address: SocketAddr,
-    pub ops: SocketAddr,
-    pub keys: Arc<Keys>,
-    pub clock: Clock,
-    pub client: reqwest::Client,
+pub(crate) struct Service {
+    pub(crate) address: SocketAddr,
+    pub(crate) ops: SocketAddr,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) clock: Clock,
+    pub(crate) client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), RunError>>,
 }
 
 impl Service {
     /// Over one pool, as most tests want it.
-    pub async fn start(pool: &PgPool) -> Self {
+    pub(crate) async fn start(pool: &PgPool) -> Self {
         Self::start_with(pool, |builder| builder).await
     }
 
     /// With settings of the test's own.
-    pub async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
+    pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
         let clock = Clock::manual(Timestamp::parse("2026-09-01T08:30:00Z").unwrap());
         let keys = Arc::new(Keys {
             document: std::sync::Mutex::new("jwks.document"),
@@ -109,17 +115,17 @@ impl Service {
         Self { address, ops: ops_address, keys, clock, client, stop: Some(stop), running }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// Posts a body as WorkOS would.
-    pub async fn deliver(&self, body: &Bytes) -> Answer {
+    pub(crate) async fn deliver(&self, body: &Bytes) -> Answer {
         self.deliver_signed(body, Some(&Secret::new(SECRET).sign(self.clock.now(), body))).await
     }
 
     /// Posts a body with a signature header of the test's own, or none.
-    pub async fn deliver_signed(&self, body: &Bytes, header: Option<&str>) -> Answer {
+    pub(crate) async fn deliver_signed(&self, body: &Bytes, header: Option<&str>) -> Answer {
         let mut request = self.client.post(self.url("/workos/webhook")).body(body.clone());
         if let Some(header) = header {
             request = request.header("WorkOS-Signature", header);
@@ -128,50 +134,50 @@ impl Service {
     }
 
     /// Asks a route with an access token.
-    pub async fn ask(&self, path: &str, token: &str) -> Answer {
+    pub(crate) async fn ask(&self, path: &str, token: &str) -> Answer {
         Answer::of(self.client.get(self.url(path)).bearer_auth(token).send().await.unwrap()).await
     }
 
     /// Asks a route without one.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         Answer::of(self.client.get(self.url(path)).send().await.unwrap()).await
     }
 
     /// Stops as SIGTERM would, and returns how it ended.
-    pub async fn stop(mut self) -> Result<(), RunError> {
+    pub(crate) async fn stop(mut self) -> Result<(), RunError> {
         let _ = self.stop.take().unwrap().send(());
         self.running.await.unwrap()
     }
 
     /// How a service that ends by itself ended.
-    pub async fn ended(self) -> Result<(), RunError> {
+    pub(crate) async fn ended(self) -> Result<(), RunError> {
         self.running.await.unwrap()
     }
 }
 
 /// An answer, read whole.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    pub async fn of(response: reqwest::Response) -> Self {
+    pub(crate) async fn of(response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Self { status, headers, text: response.text().await.unwrap() }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {}", self.text))
     }
 
-    pub fn code(&self) -> (u16, String) {
+    pub(crate) fn code(&self) -> (u16, String) {
         (self.status, self.json()["code"].as_str().unwrap_or_default().to_owned())
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }

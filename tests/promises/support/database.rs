@@ -1,0 +1,175 @@
+//! A database for each test: a clone of a migrated template, on a private throwaway server of this test run, or on the one
+//! that `DATABASE_URL` names. Whatever happens to the run, nothing stays behind.
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::store::migrations;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+/// On somebody's server, only databases whose names begin so are created and dropped.
+const PREFIX: &str = "authkit_sync_test_";
+
+/// The server of this run.
+struct Server {
+    /// Ours, unless `DATABASE_URL` named one. The watchdog stops it when the run ends: statics are not dropped.
+    private: Option<PrivatePostgres>,
+    options: PgConnectOptions,
+    /// Names this run's databases; the session that holds the advisory lock of this number shows that it is alive.
+    run: u32,
+}
+
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let run = std::process::id();
+        let server = if let Some(url) = std::env::var_os("DATABASE_URL").filter(|url| !url.is_empty()) {
+            let options =
+                PgConnectOptions::from_str(url.to_str().expect("DATABASE_URL is text")).expect("DATABASE_URL is a URL");
+            Server { private: None, options, run }
+        } else {
+            let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
+            let private =
+                PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap_or_else(|error| panic!("{error}"));
+            let options = PgConnectOptions::from_str(&private.url("postgres")).unwrap();
+            Server { private: Some(private), options, run }
+        };
+        if server.private.is_none() {
+            stay_alive(server.options.clone(), run);
+            blocking(|| sweep(&server));
+        }
+        blocking(|| prepare_template(&server));
+        server
+    })
+}
+
+/// Runs to the end on a thread and a runtime of its own, so that it can be called from anywhere.
+fn blocking<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| runtime().block_on(work())).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn admin(server: &Server) -> PgConnection {
+    PgConnection::connect_with(&server.options).await.expect("the test server answers")
+}
+
+async fn run(connection: &mut PgConnection, sql: String) {
+    connection.execute(AssertSqlSafe(sql)).await.unwrap();
+}
+
+/// The first half of the advisory locks' key; the second is the run.
+const ALIVE: i32 = 0x6175_7468;
+
+/// Holds this run's lock for as long as the process lives.
+fn stay_alive(options: PgConnectOptions, run: u32) {
+    let (held, holding) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        runtime().block_on(async {
+            let mut connection = PgConnection::connect_with(&options).await.expect("DATABASE_URL answers");
+            let lock = sqlx::query("select pg_advisory_lock($1, $2)").bind(ALIVE).bind(i32::try_from(run).unwrap());
+            lock.execute(&mut connection).await.unwrap();
+            held.send(()).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    holding.recv().expect("this run's lock is held");
+}
+
+/// Drops what dead runs left on somebody's server.
+async fn sweep(server: &Server) {
+    let mut connection = admin(server).await;
+    let names: Vec<String> = sqlx::query_scalar("select datname::text from pg_database where starts_with(datname, $1)")
+        .bind(PREFIX)
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+    for name in names {
+        let run_of = name.strip_prefix(PREFIX).and_then(|rest| rest.split('_').next()?.parse::<i32>().ok());
+        let Some(run_of) = run_of else { continue };
+        let dead: bool = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+            .bind(ALIVE)
+            .bind(run_of)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        if dead {
+            run(&mut connection, format!("drop database if exists {name} with (force)")).await;
+            let unlock = sqlx::query("select pg_advisory_unlock($1, $2)").bind(ALIVE).bind(run_of);
+            unlock.execute(&mut connection).await.unwrap();
+        }
+    }
+}
+
+async fn prepare_template(server: &Server) {
+    let template = format!("{PREFIX}{}_template", server.run);
+    let mut connection = admin(server).await;
+    run(&mut connection, format!("create database {template}")).await;
+    let pool =
+        PgPoolOptions::new().max_connections(1).connect_with(server.options.clone().database(&template)).await.unwrap();
+    migrations::run(&pool).await.unwrap();
+    pool.close().await;
+}
+
+/// One test's database. It is dropped with this.
+pub(crate) struct TestDatabase {
+    name: String,
+}
+
+impl TestDatabase {
+    /// Migrated and empty.
+    pub(crate) async fn new() -> Self {
+        Self::create(&format!("template {PREFIX}{}_template", server().run)).await
+    }
+
+    /// Not migrated.
+    pub(crate) async fn empty() -> Self {
+        Self::create("template template0").await
+    }
+
+    async fn create(how: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let server = server();
+        let name = format!("{PREFIX}{}_{}", server.run, NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut connection = admin(server).await;
+        // Copying files beats the default, which writes every block to the log, for a template this small.
+        run(&mut connection, format!("create database {name} {how} strategy file_copy")).await;
+        Self { name }
+    }
+
+    /// How to connect to it.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        server().options.clone().database(&self.name)
+    }
+
+    /// The same as a URL, for child processes.
+    pub(crate) fn url(&self) -> String {
+        match &server().private {
+            Some(private) => private.url(&self.name),
+            None => {
+                let mut url = reqwest::Url::parse(std::env::var_os("DATABASE_URL").unwrap().to_str().unwrap()).unwrap();
+                url.set_path(&self.name);
+                url.to_string()
+            }
+        }
+    }
+
+    /// A pool of at most so many connections.
+    pub(crate) async fn pool(&self, connections: u32) -> PgPool {
+        PgPoolOptions::new().max_connections(connections).connect_with(self.options()).await.unwrap()
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let sql = format!("drop database if exists {} with (force)", self.name);
+        blocking(|| async { run(&mut admin(server()).await, sql).await });
+    }
+}
