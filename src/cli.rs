@@ -1,5 +1,7 @@
 //! The command line: one file per command, data on stdout, logs on stderr, and an exit code that says who must act.
 
+#[cfg(feature = "dev")]
+mod dev;
 mod exit;
 mod healthcheck;
 mod migrate;
@@ -11,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
 
-use crate::config::{SETTINGS, Setting, Source};
+use crate::config::{self, SETTINGS, Setting, Source};
 use crate::telemetry;
 pub use exit::{Exit, Failure};
 
@@ -40,7 +42,7 @@ pub fn main() -> ExitCode {
 /// The whole command line, for `--help` and for the test that it is well formed.
 #[must_use]
 pub fn command() -> Command {
-    Command::new("authkit-sync")
+    let command = Command::new("authkit-sync")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
         .after_help(AFTER)
@@ -50,13 +52,17 @@ pub fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(migrate::command())
         .subcommand(webhook::command())
-        .subcommand(healthcheck::command())
+        .subcommand(healthcheck::command());
+    #[cfg(feature = "dev")]
+    let command = command.subcommand(dev::command());
+    command
 }
 
 fn run(matches: &ArgMatches) -> Exit {
     let Some((name, matches)) = matches.subcommand() else { return Exit::Usage };
-    let source = source(matches);
-    telemetry::start(crate::config::log_filter(&source), crate::config::logs_json(&source));
+    // `dev` must never come near a real environment: it gets no settings at all.
+    let source = if name == "dev" { Source::default() } else { source(matches) };
+    telemetry::start(log_filter(name, &source), config::logs_json(&source));
     let outcome = runtime().and_then(|runtime| {
         runtime.block_on(async {
             match name {
@@ -64,6 +70,8 @@ fn run(matches: &ArgMatches) -> Exit {
                 "migrate" => migrate::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,
+                #[cfg(feature = "dev")]
+                "dev" => dev::run(matches).await,
                 _ => Ok(Exit::Usage),
             }
         })
@@ -72,6 +80,15 @@ fn run(matches: &ArgMatches) -> Exit {
         eprintln!("authkit-sync {name}: {}", failure.message);
         failure.exit
     })
+}
+
+/// Which lines are logged. `dev` is watched by a person: trouble only, unless `RUST_LOG` says more.
+fn log_filter(command: &str, source: &Source) -> Option<String> {
+    if command == "dev" {
+        let set = std::env::var_os("RUST_LOG").and_then(|filter| filter.into_string().ok());
+        return set.or_else(|| Some("warn".to_owned()));
+    }
+    config::log_filter(source).map(str::to_owned)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

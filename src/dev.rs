@@ -4,3 +4,6 @@
 //! it ends.
 
 pub mod postgres;
+pub mod tour;
+
+pub mod workos;

@@ -11,7 +11,7 @@ const DEFAULT_FILTER: &str = "warn,authkit_sync=info";
 
 /// Sends logs to stderr, as text or as one JSON object a line. A filter that cannot be read falls back to the default, and
 /// says so.
-pub(crate) fn start(filter: Option<&str>, json: bool) {
+pub(crate) fn start(filter: Option<String>, json: bool) {
     let parsed = filter.map(EnvFilter::try_new);
     let malformed = matches!(parsed, Some(Err(_)));
     let filter = parsed.and_then(Result::ok).unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));

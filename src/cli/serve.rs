@@ -100,7 +100,7 @@ pub(super) fn pool(database: &Database) -> PgPool {
 }
 
 /// Ctrl-C, or the SIGTERM that orchestrators send.
-async fn terminated() {
+pub(super) async fn terminated() {
     use tokio::signal::unix::{SignalKind, signal};
     let term = async {
         match signal(SignalKind::terminate()) {

@@ -8,12 +8,14 @@ mod npm;
 mod programs;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 pub use programs::Programs;
 
@@ -90,7 +92,7 @@ impl PrivatePostgres {
     /// [`PostgresError`], with the last lines of the server's log where it has one.
     pub fn start(programs: Programs, data: &Data, settings: &[&str]) -> Result<Self, PostgresError> {
         let scratch = scratch_directory(matches!(data, Data::Throwaway))?;
-        let owner = owner(&scratch)?;
+        let owner = owner()?;
         give(&scratch, owner)?;
         let (data, throwaway) = match data {
             Data::Kept(path) => (path.clone(), false),
@@ -127,7 +129,7 @@ impl PrivatePostgres {
     /// # Errors
     /// [`PostgresError`] when it does not end.
     pub fn pause(&mut self) -> Result<(), PostgresError> {
-        self.end("-INT")
+        self.end(Signal::INT)
     }
 
     /// Starts it again on the same data, at the same URL.
@@ -218,7 +220,13 @@ impl PrivatePostgres {
         let postgres = postgres.stdout(log).stderr(log_too).spawn();
         let postgres = postgres.map_err(|error| PostgresError::new(format!("postgres cannot be run: {error}")))?;
         let mut watchdog = Command::new("sh")
-            .args(["-c", WATCHDOG, "watchdog", self.last_signal(), &postgres.id().to_string()])
+            .args([
+                "-c",
+                WATCHDOG,
+                "watchdog",
+                if self.throwaway { "-QUIT" } else { "-INT" },
+                &postgres.id().to_string(),
+            ])
             .arg(&self.scratch)
             .current_dir("/")
             .process_group(0)
@@ -253,20 +261,19 @@ impl PrivatePostgres {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = self.end("-QUIT");
+        let _ = self.end(Signal::QUIT);
         Err(PostgresError::new("the private PostgreSQL did not get ready within a minute"))
     }
 
     /// Data that nobody will read need not be flushed.
-    fn last_signal(&self) -> &'static str {
-        if self.throwaway { "-QUIT" } else { "-INT" }
+    fn last_signal(&self) -> Signal {
+        if self.throwaway { Signal::QUIT } else { Signal::INT }
     }
 
-    /// Signals the server and waits for it. The signal goes by the shell's `kill`, because std has only SIGKILL.
-    fn end(&mut self, signal: &str) -> Result<(), PostgresError> {
+    /// Signals the server and waits for it.
+    fn end(&mut self, signal: Signal) -> Result<(), PostgresError> {
         let Some(running) = &mut self.server else { return Ok(()) };
-        let pid = running.postgres.id().to_string();
-        let _ = Command::new("kill").args([signal, &pid]).stderr(Stdio::null()).status();
+        let _ = kill_process(Pid::from_child(&running.postgres), signal);
         let deadline = Instant::now() + PATIENCE;
         while running.postgres.try_wait().ok().flatten().is_none() {
             if Instant::now() > deadline {
@@ -318,9 +325,8 @@ fn has_a_gigabyte(path: &Path) -> bool {
 }
 
 /// Whom PostgreSQL must run as: ourselves (`None`), or, when we are root, `postgres`, else `nobody`.
-fn owner(ours: &Path) -> Result<Option<(u32, u32)>, PostgresError> {
-    let uid = fs::metadata(ours).map_err(|error| PostgresError::io("read", ours, &error))?.uid();
-    if uid != 0 {
+fn owner() -> Result<Option<(u32, u32)>, PostgresError> {
+    if !geteuid().is_root() {
         return Ok(None);
     }
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();

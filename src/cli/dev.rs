@@ -1,0 +1,260 @@
+//! `dev`: the whole thing on one machine, with nothing to configure.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::{Value, json};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::{Exit, Failure, serve};
+use crate::authkit::{AuthKit, WEBHOOK_PATH};
+use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs};
+use crate::dev::tour;
+use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
+use crate::domain::clock::Clock;
+use crate::store::migrations;
+use crate::workos::signature::Secret;
+
+/// Preferred ports; where one is taken, a free one is.
+const SERVICE_PORT: u16 = 8080;
+const OPS_PORT: u16 = 9464;
+const WORKOS_PORT: u16 = 4100;
+
+const ABOUT: &str = "\
+Everything on this machine: a private PostgreSQL, a simulated WorkOS, and the service wired to both. It plays a short tour
+and stays up. It reads no .env, no DATABASE_URL and no WORKOS_* variable, so that it can never touch a real database.";
+
+pub(super) fn command() -> Command {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let path = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("PATH").value_parser(clap::value_parser!(PathBuf)).help(help)
+    };
+    Command::new("dev")
+        .about("A private PostgreSQL, a simulated WorkOS and the service, with nothing to configure")
+        .long_about(ABOUT)
+        .arg(flag("tour", "play the tour on throwaway data and exit with its verdict"))
+        .arg(flag("ephemeral", "keep nothing, take free ports, play no tour: a test double"))
+        .arg(flag("json", "print one line of JSON with every URL and secret when ready").requires("ephemeral"))
+        .arg(path("seed", "a JSON array of users to begin with"))
+        .arg(path("data", "where to keep data between runs").conflicts_with_all(["ephemeral", "tour"]))
+}
+
+/// Everything that runs.
+struct Machine {
+    // Declared before the server: connections are closed before it stops.
+    pool: PgPool,
+    database_url: String,
+    workos: SimulatedWorkos,
+    service: SocketAddr,
+    ops: SocketAddr,
+    stop: oneshot::Sender<()>,
+    running: tokio::task::JoinHandle<Result<(), crate::authkit::RunError>>,
+    _postgres: PrivatePostgres,
+}
+
+pub(super) async fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
+    let (only_tour, ephemeral) = (matches.get_flag("tour"), matches.get_flag("ephemeral"));
+    let seed = matches.get_one::<PathBuf>("seed").map(|path| read_seed(path)).transpose()?.unwrap_or_default();
+    let home = if only_tour || ephemeral { None } else { Some(home(matches)?) };
+    let machine = tokio::select! {
+        machine = Machine::start(home.as_deref(), seed) => machine?,
+        () = serve::terminated() => return Ok(Exit::Yes),
+    };
+    let outcome = tokio::select! {
+        outcome = machine.show(only_tour, ephemeral, matches.get_flag("json")) => outcome,
+        () = serve::terminated() => Ok(Exit::Yes),
+    };
+    machine.stop().await;
+    outcome
+}
+
+impl Machine {
+    async fn start(home: Option<&Path>, seed: Vec<Value>) -> Result<Self, Failure> {
+        let postgres = start_postgres(home).await?;
+        if home.is_some() {
+            eprintln!("keeping data in {}", home.unwrap_or(Path::new("")).display());
+        }
+        let admin = pool(&postgres.url("postgres"), 1)?;
+        // Refused when it is there from an earlier run, which is as good.
+        let _ = sqlx::raw_sql("create database app").execute(&admin).await;
+        admin.close().await;
+        let database_url = postgres.url("app");
+        let pool = pool(&database_url, 20)?;
+        migrations::run(&pool).await?;
+        let clock = Clock::system();
+        let seed_number = clock.now().unix_micros().unsigned_abs() ^ u64::from(std::process::id());
+        let workos = SimulatedWorkos::start(Options {
+            listen: preferred(WORKOS_PORT, home).await,
+            clock,
+            seed: seed_number,
+            state: home.map(|home| home.join("workos.json")),
+        })
+        .await?;
+        let listener = bind(preferred(SERVICE_PORT, home).await).await?;
+        let ops = bind(preferred(OPS_PORT, home).await).await?;
+        let (service, ops_address) = (local(&listener)?, local(&ops)?);
+        let authkit = AuthKit::builder(pool.clone(), workos.client_id())
+            .api_base(workos.base_url())
+            .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
+            .build()
+            .map_err(Failure::defect)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let running = tokio::spawn(authkit.run(listener, Some(ops), shutdown));
+        workos.add_endpoint(&format!("http://{service}{WEBHOOK_PATH}"));
+        for user in seed {
+            let user = user.as_object().cloned().unwrap_or_default();
+            workos.create_user(&user).map_err(|fault| Failure::new(Exit::Config, format!("--seed: {fault:?}")))?;
+        }
+        workos.settle().await;
+        Ok(Self { pool, database_url, workos, service, ops: ops_address, stop, running, _postgres: postgres })
+    }
+
+    /// The tour, and then the rest until Ctrl-C.
+    async fn show(&self, only_tour: bool, ephemeral: bool, json: bool) -> Result<Exit, Failure> {
+        let url = format!("http://{}", self.service);
+        if !ephemeral {
+            println!("authkit-sync: a user's life at WorkOS, as your own database tells it\n");
+            tour::play(&self.workos, &url, |step| println!("   {step}"))
+                .await
+                .map_err(|error| Failure::new(Exit::No, error))?;
+            println!("\nThe tour went well: every step was a real webhook, a real commit and a real lookup.");
+        }
+        if only_tour {
+            return Ok(Exit::Yes);
+        }
+        if json {
+            println!("{}", self.as_json());
+        } else {
+            self.print_urls(&url)?;
+        }
+        std::future::pending().await
+    }
+
+    fn as_json(&self) -> Value {
+        json!({
+            "url": format!("http://{}", self.service),
+            "ops_url": format!("http://{}", self.ops),
+            "workos_url": self.workos.base_url(),
+            "database_url": self.database_url,
+            "client_id": self.workos.client_id(),
+            "api_key": self.workos.api_key(),
+            "webhook_secret": self.workos.webhook_secret(),
+        })
+    }
+
+    fn print_urls(&self, url: &str) -> Result<(), Failure> {
+        let grace = json!({"email": "grace@example.test", "first_name": "Grace", "last_name": "Hopwood"});
+        let grace = grace.as_object().cloned().unwrap_or_default();
+        // She is there already when the data is.
+        let _ = self.workos.create_user(&grace);
+        let users = self.workos.users();
+        let id = users.last().and_then(|user| user.get("id")).and_then(Value::as_str).unwrap_or_default();
+        let token = self.workos.sign_in(id).map_err(|fault| Failure::defect(format!("{fault:?}")))?;
+        let (workos, key) = (self.workos.base_url(), self.workos.api_key());
+        println!(
+            "\nservice    {url}\nWorkOS     {workos}   (simulated; API key {key})\nPostgreSQL {database}\n\n\
+             # who is behind this token? (good for five minutes)\n\
+             TOKEN={token}\n\
+             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/auth/user\n\n\
+             # rename the user at WorkOS, and ask again\n\
+             curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n     \
+             -d '{{\"first_name\":\"Amazing Grace\"}}' {workos}/user_management/users/{id}\n\n\
+             # a fresh token\n\
+             curl -X POST {workos}/_simulate/users/{id}/token\n\n\
+             # every delivery twice, some out of order, some never\n\
+             curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
+             # what an operator sees\n\
+             curl http://{ops}/readyz; curl http://{ops}/metrics\n\n\
+             Ctrl-C ends it; the data stays for the next time.",
+            database = self.database_url,
+            ops = self.ops,
+        );
+        Ok(())
+    }
+
+    async fn stop(self) {
+        self.workos.stop().await;
+        let _ = self.stop.send(());
+        let _ = self.running.await;
+        self.pool.close().await;
+    }
+}
+
+async fn start_postgres(home: Option<&Path>) -> Result<PrivatePostgres, Failure> {
+    let data = home.map_or(Data::Throwaway, |home| Data::Kept(home.join("postgres")));
+    let cache = home.map_or_else(default_home, |home| Ok(home.to_owned()))?;
+    let started = tokio::task::spawn_blocking(move || {
+        let programs = Programs::find_or_fetch(&cache, |step| eprintln!("{step}"))?;
+        PrivatePostgres::start(programs, &data, &[])
+    });
+    Ok(started.await.map_err(Failure::defect)??)
+}
+
+fn pool(url: &str, connections: u32) -> Result<PgPool, Failure> {
+    // Whatever PG* variables are set, this is a socket of our own.
+    let options =
+        PgConnectOptions::from_str(url).map_err(|_| Failure::defect("the private PostgreSQL's URL is malformed"))?;
+    Ok(PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.ssl_mode(PgSslMode::Disable)))
+}
+
+/// The preferred port of a run that people look at, when it is free; any free one otherwise.
+async fn preferred(port: u16, home: Option<&Path>) -> SocketAddr {
+    let preferred = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let free = home.is_some() && TcpListener::bind(preferred).await.is_ok();
+    if free { preferred } else { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::unavailable(format!("cannot listen on {address}: {error}")))
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(Failure::defect)
+}
+
+fn read_seed(path: &Path) -> Result<Vec<Value>, Failure> {
+    let wanted = |_| Failure::new(Exit::Config, format!("--seed {}: it must be a JSON array of users", path.display()));
+    let bytes = std::fs::read(path).map_err(wanted)?;
+    serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(wanted)
+}
+
+fn home(matches: &ArgMatches) -> Result<PathBuf, Failure> {
+    let home = matches
+        .get_one::<PathBuf>("data")
+        .map_or_else(default_home, |data| std::path::absolute(data).map_err(Failure::unavailable))?;
+    let created = std::fs::create_dir_all(&home);
+    created.map_err(|error| Failure::unavailable(format!("cannot create {}: {error}", home.display())))?;
+    Ok(home)
+}
+
+/// Beside the user's other data; for root where PostgreSQL's own user can get at it, which a root-only home forbids.
+fn default_home() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/authkit-sync-dev"));
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let data = data.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
+    let data = data.ok_or_else(|| Failure::new(Exit::Config, "HOME is not set; say where to keep data with --data"))?;
+    Ok(data.join("authkit-sync-dev"))
+}
+
+impl From<PostgresError> for Failure {
+    fn from(error: PostgresError) -> Self {
+        Self::unavailable(error)
+    }
+}
+
+impl From<SimulationError> for Failure {
+    fn from(error: SimulationError) -> Self {
+        Self::unavailable(error)
+    }
+}

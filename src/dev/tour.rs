@@ -1,0 +1,104 @@
+//! The short tour: a user's life at WorkOS, as the service tells it.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::workos::SimulatedWorkos;
+
+/// How long a step may take: far more than it does.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A step that did not end as promised.
+#[derive(Debug, thiserror::Error)]
+#[error("the tour failed: {0}")]
+pub struct TourError(String);
+
+/// Plays the tour against the service at `url`, saying each step as it happens.
+///
+/// # Errors
+/// [`TourError`] naming the step that did not end as promised.
+pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Result<(), TourError> {
+    let guide =
+        Guide { client: crate::workos::http::http_client().map_err(|error| TourError(error.to_string()))?, url };
+    // A tour that was cut short may have left her behind.
+    let ada = |user: &&Value| user.get("email").and_then(Value::as_str) == Some("ada@example.test");
+    if let Some(id) = workos.users().iter().find(ada).and_then(|user| user.get("id")).and_then(Value::as_str) {
+        let _ = workos.delete_user(id);
+    }
+    let ada = object(json!({"email": "ada@example.test", "first_name": "Ada", "last_name": "Quill"}));
+    let user = workos.create_user(&ada).map_err(|fault| TourError(format!("WorkOS refused a user: {fault:?}")))?;
+    let id = user.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    say(&format!("1. WorkOS      user.created   {id} (Ada Quill), signed and posted to /workos/webhook"));
+    let token = workos.sign_in(&id).map_err(|fault| TourError(format!("WorkOS refused a sign-in: {fault:?}")))?;
+    let answer = guide.until("the new user to answer", &token, |status, _| status == 200).await?;
+    say(&format!("2. get_auth_user with Ada's access token   → 200 {}", brief(&answer)));
+
+    let renamed = object(json!({"first_name": "Adaline", "metadata": {"plan": "team"}}));
+    workos.update_user(&id, &renamed).map_err(|fault| TourError(format!("WorkOS refused a change: {fault:?}")))?;
+    say("3. WorkOS      user.updated   Ada is renamed Adaline");
+    let answer = guide
+        .until("the new name", &token, |_, body| body.get("first_name").and_then(Value::as_str) == Some("Adaline"))
+        .await?;
+    say(&format!("4. get_auth_user   → 200 {}", brief(&answer)));
+
+    workos.delete_user(&id).map_err(|fault| TourError(format!("WorkOS refused a deletion: {fault:?}")))?;
+    say("5. WorkOS      user.deleted");
+    let gone = |status, body: &Value| status == 404 && body.get("code").and_then(Value::as_str) == Some("user_deleted");
+    guide.until("the deletion", &token, gone).await?;
+    say("6. get_auth_user   → 404 user_deleted");
+
+    let before = workos.attempts().len();
+    let _ = workos.emit("user.updated", answer);
+    workos.settle().await;
+    if workos.attempts().len() == before {
+        return Err(TourError("the late update was not delivered".to_owned()));
+    }
+    say("7. WorkOS      user.updated   a late one, after the deletion: taken, and changes nothing");
+    let (status, body) = guide.ask(&token).await?;
+    if !gone(status, &body) {
+        return Err(TourError(format!("a late update revived the user: {status}")));
+    }
+    say("8. get_auth_user   → 404 user_deleted: deleted stays deleted");
+    Ok(())
+}
+
+struct Guide<'a> {
+    client: reqwest::Client,
+    url: &'a str,
+}
+
+impl Guide<'_> {
+    async fn ask(&self, token: &str) -> Result<(u16, Value), TourError> {
+        let unreachable = |error: reqwest::Error| TourError(format!("the service does not answer: {error}"));
+        let request = self.client.get(format!("{}/auth/user", self.url)).bearer_auth(token);
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.json().await.map_err(unreachable)?))
+    }
+
+    async fn until(&self, what: &str, token: &str, done: impl Fn(u16, &Value) -> bool) -> Result<Value, TourError> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = self.ask(token).await?;
+            if done(status, &body) {
+                return Ok(body);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(TourError(format!("waited in vain for {what}; the last answer was {status} {body}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+/// What fits on a line.
+fn brief(user: &Value) -> String {
+    let shown = ["id", "email", "name", "metadata", "updated_at"];
+    let shown = shown.iter().filter_map(|name| Some(((*name).to_owned(), user.get(*name)?.clone())));
+    Value::Object(shown.collect()).to_string()
+}

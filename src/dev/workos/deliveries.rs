@@ -1,0 +1,144 @@
+//! Webhooks: signed, posted, retried, and as unreliable as told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::ids::Random;
+use crate::domain::clock::Clock;
+use crate::workos::signature::{self, Secret};
+
+/// The first rest between two attempts; it doubles.
+const FIRST_REST: Duration = Duration::from_millis(250);
+
+/// WorkOS's own count, where it has told one.
+const ATTEMPTS: u32 = 12;
+
+/// How deliveries go wrong. Chances are percentages of deliveries, decided by the simulation's seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Sent twice.
+    pub duplicate: u8,
+    /// Overtaken by later ones: held back for up to a quarter of a second.
+    pub reorder: u8,
+    /// Every delivery is this late, milliseconds.
+    pub delay_ms: u64,
+    /// Never sent, as if WorkOS had given up.
+    pub drop: u8,
+}
+
+/// Where deliveries go.
+#[derive(Clone, Debug)]
+struct Endpoint {
+    url: String,
+    secret: Secret,
+}
+
+/// One attempt that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The event's id.
+    pub event_id: String,
+    /// What the endpoint answered; `None` when it could not be reached.
+    pub status: Option<u16>,
+}
+
+/// The delivering side.
+#[derive(Clone, Debug)]
+pub(super) struct Deliveries(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: reqwest::Client,
+    clock: Clock,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    endpoints: Vec<Endpoint>,
+    faults: Faults,
+    random: Random,
+    attempts: Vec<Attempt>,
+}
+
+impl Deliveries {
+    pub(super) fn new(client: reqwest::Client, clock: Clock, seed: u64, stop: CancellationToken) -> Self {
+        let shared = Shared {
+            endpoints: Vec::new(),
+            faults: Faults::default(),
+            random: Random::new(seed),
+            attempts: Vec::new(),
+        };
+        Self(Arc::new(Inner { client, clock, stop, tasks: TaskTracker::new(), shared: Mutex::new(shared) }))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_endpoint(&self, url: &str, secret: &str) {
+        self.shared().endpoints.push(Endpoint { url: url.to_owned(), secret: Secret::new(secret) });
+    }
+
+    pub(super) fn set_faults(&self, faults: Faults) {
+        self.shared().faults = faults;
+    }
+
+    pub(super) fn attempts(&self) -> Vec<Attempt> {
+        self.shared().attempts.clone()
+    }
+
+    /// Sends an event to every endpoint, as the faults have it.
+    pub(super) fn send(&self, event_id: &str, body: &Bytes) {
+        let mut shared = self.shared();
+        let faults = shared.faults;
+        for endpoint in shared.endpoints.clone() {
+            if shared.random.happens(faults.drop) {
+                continue;
+            }
+            let copies = if shared.random.happens(faults.duplicate) { 2 } else { 1 };
+            for _ in 0..copies {
+                let overtaken = shared.random.happens(faults.reorder);
+                let held_back = if overtaken { shared.random.next() % 250 } else { 0 };
+                let delay = Duration::from_millis(faults.delay_ms + held_back);
+                let (this, endpoint) = (self.clone(), endpoint.clone());
+                let (event_id, body) = (event_id.to_owned(), body.clone());
+                self.0.tasks.spawn(async move {
+                    let delivered = this.deliver(&endpoint, &event_id, &body, delay);
+                    this.0.stop.run_until_cancelled(delivered).await;
+                });
+            }
+        }
+    }
+
+    async fn deliver(&self, endpoint: &Endpoint, event_id: &str, body: &Bytes, delay: Duration) {
+        tokio::time::sleep(delay).await;
+        for attempt in 0..ATTEMPTS {
+            // Each attempt is signed anew: the first signature would be stale within minutes.
+            let signature = endpoint.secret.sign(self.0.clock.now(), body);
+            let request = self.0.client.post(&endpoint.url).body(body.clone());
+            let request = request.header("content-type", "application/json").header(signature::HEADER, signature);
+            let status = request.send().await.ok().map(|answer| answer.status().as_u16());
+            self.shared().attempts.push(Attempt { event_id: event_id.to_owned(), status });
+            if status.is_some_and(|status| (200..300).contains(&status)) {
+                return;
+            }
+            tokio::time::sleep(FIRST_REST * 2_u32.saturating_pow(attempt.min(8))).await;
+        }
+    }
+
+    /// Waits until every delivery has arrived or was given up.
+    pub(super) async fn settle(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.tasks.reopen();
+    }
+}

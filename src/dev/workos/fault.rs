@@ -1,0 +1,50 @@
+//! WorkOS's error answers.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// An error as WorkOS words it.
+#[derive(Debug)]
+pub struct Fault {
+    status: StatusCode,
+    body: Value,
+}
+
+impl Fault {
+    pub(super) fn unauthorized() -> Self {
+        Self { status: StatusCode::UNAUTHORIZED, body: json!({"message": "Unauthorized"}) }
+    }
+
+    pub(super) fn not_found(id: &str) -> Self {
+        let message = format!("User not found: '{id}'.");
+        Self {
+            status: StatusCode::NOT_FOUND,
+            body: json!({"message": message, "code": "entity_not_found", "entity_id": id}),
+        }
+    }
+
+    pub(super) fn bad(code: &str, message: &str) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, body: json!({"message": message, "code": code}) }
+    }
+
+    /// 422, naming the field.
+    pub(super) fn invalid(code: &str, field: &str) -> Self {
+        let errors = json!([{"code": code, "field": field}]);
+        let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, body }
+    }
+
+    /// What sign-in answers, in OAuth's shape.
+    pub(super) fn grant(description: &str) -> Self {
+        let body = json!({"error": "invalid_grant", "error_description": description});
+        Self { status: StatusCode::BAD_REQUEST, body }
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}

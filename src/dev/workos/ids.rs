@@ -1,0 +1,69 @@
+//! Ids as WorkOS makes them: a prefix and a ULID, so that their order is that of creation.
+
+use crate::domain::timestamp::Timestamp;
+
+const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// A small seeded generator (splitmix64): the same seed, the same sequence.
+#[derive(Clone, Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        word ^ (word >> 31)
+    }
+
+    /// Whether something that happens in `percent` of all cases happens now.
+    pub(super) fn happens(&mut self, percent: u8) -> bool {
+        self.next() % 100 < u64::from(percent)
+    }
+}
+
+/// Makes ids that increase, even within a millisecond.
+#[derive(Clone, Debug)]
+pub(super) struct Ids {
+    random: Random,
+    last: u128,
+}
+
+impl Ids {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed), last: 0 }
+    }
+
+    pub(super) fn next(&mut self, prefix: &str, now: Timestamp) -> String {
+        let millis = u128::from(now.unix_millis().unsigned_abs());
+        // 48 bits of time, then 80 of chance; within one millisecond the last one plus one.
+        let fresh = (millis << 80) | (u128::from(self.random.next()) << 8);
+        self.last = fresh.max(self.last + 1);
+        let digit = |place: u32| {
+            let index = usize::try_from((self.last >> (5 * place)) & 31).unwrap_or_default();
+            char::from(CROCKFORD.get(index).copied().unwrap_or(b'0'))
+        };
+        let ulid: String = (0..26).rev().map(digit).collect();
+        format!("{prefix}_{ulid}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_the_form_of_workos_and_increase() {
+        let mut ids = Ids::new(7);
+        let at = Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap();
+        let made: Vec<String> = (0..100).map(|_| ids.next("user", at)).collect();
+        assert!(made.is_sorted() && made.iter().all(|id| id.len() == 31));
+        // The ULID of a fixture of that millisecond begins alike.
+        assert!(made[0].starts_with("user_01M1E0K8K"), "{}", made[0]);
+    }
+}
