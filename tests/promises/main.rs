@@ -3,6 +3,7 @@
 mod convergence;
 mod erasure;
 mod layers;
+mod lookups;
 mod receiver;
 mod signature;
 mod support;
