@@ -72,3 +72,38 @@ fn usable(entry: Value) -> Option<(String, ParsedPublicKey)> {
     let key = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
     Some((jwk.kid, key))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bad_entry_does_not_void_the_set_and_weak_or_foreign_keys_are_passed_over() {
+        let good: Value = serde_json::from_slice(include_bytes!("../../tests/fixtures/jwks.document.json")).unwrap();
+        let good = good["keys"][0].clone();
+        let changed = |name: &str, value: Value| {
+            let mut entry = good.clone();
+            entry["kid"] = Value::from(format!("bad {name}"));
+            entry[name] = value;
+            entry
+        };
+        let entries = [
+            Value::Null,
+            Value::from(7),
+            changed("kty", "EC".into()),
+            changed("alg", "RS512".into()),
+            changed("use", "enc".into()),
+            changed("n", "AQAB".into()),
+            changed("n", "not base64url!".into()),
+            changed("kid", "".into()),
+            good.clone(),
+        ];
+        let document = serde_json::json!({ "keys": entries }).to_string();
+        let set = KeySet::parse(document.as_bytes()).unwrap();
+        assert_eq!(set.len(), 1);
+        assert!(set.get(good["kid"].as_str().unwrap()).is_some());
+        for nothing in ["", "[]", "{}", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"RSA"}]}"#, "<html>"] {
+            assert!(KeySet::parse(nothing.as_bytes()).is_none(), "{nothing}");
+        }
+    }
+}

@@ -1,9 +1,13 @@
 //! The promises, tested against a real PostgreSQL and over real HTTP. One binary, so that it links once.
 
 mod convergence;
+mod crash;
 mod erasure;
 mod layers;
 mod lookups;
+mod migrations;
+mod outage;
+mod plans;
 mod receiver;
 mod signature;
 mod support;

@@ -161,9 +161,23 @@ impl TestDatabase {
         }
     }
 
+    /// Its name; roles of a test's own begin with it, so that they are told apart.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A pool with options of the test's own.
+    pub(crate) async fn pool_with(
+        &self,
+        connections: u32,
+        change: impl FnOnce(PgConnectOptions) -> PgConnectOptions,
+    ) -> PgPool {
+        PgPoolOptions::new().max_connections(connections).connect_with(change(self.options())).await.unwrap()
+    }
+
     /// A pool of at most so many connections.
     pub(crate) async fn pool(&self, connections: u32) -> PgPool {
-        PgPoolOptions::new().max_connections(connections).connect_with(self.options()).await.unwrap()
+        self.pool_with(connections, |options| options).await
     }
 }
 

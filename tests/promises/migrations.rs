@@ -1,0 +1,186 @@
+//! The schema in an application's database: alone, beside other releases, and with the application's objects on top of it.
+
+use std::time::Duration;
+
+use authkit_sync::authkit::RunError;
+use authkit_sync::domain::event::Origin;
+use authkit_sync::store::environment::Unfit;
+use authkit_sync::store::{Store, StoreError, migrations};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use crate::support::database::TestDatabase;
+use crate::support::events::{body, observed, user};
+use crate::support::service::{CLIENT_ID, Service, store};
+
+async fn tables(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar(
+        "select format('%s.%s', schemaname, tablename) from pg_tables
+        where schemaname not in ('pg_catalog', 'information_schema') order by 1",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn ten_replicas_migrate_an_empty_database_at_once() {
+    let database = TestDatabase::empty().await;
+    let pool = database.pool(20).await;
+    let mut replicas = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let pool = pool.clone();
+        replicas.spawn(async move { migrations::run(&pool).await });
+    }
+    let mut worked = 0;
+    while let Some(applied) = replicas.join_next().await {
+        let applied = applied.unwrap().unwrap();
+        worked += usize::from(!applied.is_empty());
+    }
+    assert_eq!(worked, 1, "one does the work, the others find it done");
+    assert_eq!(
+        tables(&pool).await,
+        ["workos.contract", "workos.environment", "workos.events", "workos.migrations", "workos.user_records"]
+    );
+    let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 3);
+}
+
+#[tokio::test]
+async fn status_writes_nothing_and_a_service_refuses_what_is_pending() {
+    let database = TestDatabase::empty().await;
+    let pool = database.pool(4).await;
+    let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
+    assert_eq!(status.pending.first().map(String::as_str), Some("0001 users"));
+    assert!(tables(&pool).await.is_empty());
+    let service = Service::start(&pool).await;
+    // Nothing is even tried before: a service that has not ended yet answers 503.
+    let early = authkit_sync::sync::apply(
+        &store(&pool),
+        Origin::Webhook,
+        &[observed("user.deleted", 0, &json!({"id": "user_1"}))],
+    )
+    .await;
+    assert!(matches!(early, Err(StoreError::Unfit(Unfit::Pending(_)))), "{early:?}");
+    let ended = tokio::time::timeout(Duration::from_secs(30), service.ended()).await.unwrap();
+    assert!(matches!(&ended, Err(RunError::Unfit(Unfit::Pending(_)))), "{ended:?}");
+    assert!(
+        ended.unwrap_err().to_string().contains("authkit-sync migrate"),
+        "the message names the command that mends it"
+    );
+}
+
+#[tokio::test]
+async fn one_database_serves_one_environment() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    store(&pool).check().await.unwrap();
+    store(&pool).check().await.unwrap();
+    let other = Store::new(pool.clone(), pool.clone(), "client_other", Duration::from_secs(5));
+    let refused = other.check().await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Unfit(Unfit::OtherClient { recorded, .. }) if recorded == CLIENT_ID),
+        "{refused}"
+    );
+    assert!(other.user("user_1").await.is_err(), "and nothing is read through it");
+}
+
+#[tokio::test]
+async fn an_older_release_serves_a_newer_schema_until_a_contract_forbids_it() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    // What a newer release would have done: a migration this one does not know.
+    pool.execute(
+        "insert into workos.migrations (version, description, success, checksum, execution_time)
+        values (9001, 'from the future', true, '', 0)",
+    )
+    .await
+    .unwrap();
+    pool.execute("alter table workos.user_records add column phone text").await.unwrap();
+    let service = Service::start(&pool).await;
+    assert_eq!(service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await.status, 200);
+    service.stop().await.unwrap();
+    assert!(migrations::run(&pool).await.unwrap().is_empty(), "an older `migrate` leaves it alone");
+    pool.execute("update workos.contract set version = 9001").await.unwrap();
+    let refused = store(&pool).check().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Unfit(Unfit::TooNew { wanted: 9001, .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn a_changed_migration_is_refused_by_name() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    pool.execute("update workos.migrations set checksum = 'x' where version = 2").await.unwrap();
+    let refused = migrations::run(&pool).await.unwrap_err().to_string();
+    assert!(refused.contains("0002 was changed"), "{refused}");
+    pool.execute("update workos.migrations set success = false where version = 2").await.unwrap();
+    let refused = migrations::run(&pool).await.unwrap_err().to_string();
+    assert!(refused.contains("0002 was interrupted"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_schemas_migrates_one_that_is_there() {
+    let database = TestDatabase::empty().await;
+    let admin = database.pool(2).await;
+    let role = format!("{}_migrator", database.name());
+    for sql in [
+        format!("create role {role} login"),
+        format!("create schema workos authorization {role}"),
+        "create table public.notes (id int)".to_owned(),
+    ] {
+        admin.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    let outcome = async {
+        let pool = database.pool_with(2, |options| options.username(&role)).await;
+        migrations::run(&pool).await.unwrap();
+        let service = Service::start(&pool).await;
+        let delivery = service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await;
+        service.stop().await.unwrap();
+        pool.close().await;
+        delivery.status
+    }
+    .await;
+    let granted: bool = sqlx::query_scalar(
+        "select has_schema_privilege('public', 'workos', 'usage')
+        or has_function_privilege('public', 'workos.get_auth_user(text)', 'execute')",
+    )
+    .fetch_one(&admin)
+    .await
+    .unwrap();
+    admin.execute(AssertSqlSafe(format!("drop owned by {role} cascade"))).await.unwrap();
+    admin.execute(AssertSqlSafe(format!("drop role {role}"))).await.unwrap();
+    assert_eq!(outcome, 200);
+    assert!(!granted, "nothing is granted to public");
+}
+
+/// An application builds on the schema; deletions at WorkOS and migrations of ours must not break what it built.
+#[tokio::test]
+async fn an_applications_foreign_key_view_and_policy_survive() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    for sql in [
+        "create table notes (id int primary key, user_id text collate \"C\" not null references workos.user_records (id), body text)",
+        "create view notes_with_authors as select notes.body, users.name from notes join workos.users on users.id = notes.user_id",
+        "alter table notes enable row level security",
+        "create policy own_notes on notes using (user_id in (select id from workos.get_auth_user(current_setting('app.user', true))))",
+    ] {
+        pool.execute(sql).await.unwrap();
+    }
+    let service = Service::start(&pool).await;
+    let too_early = pool.execute("insert into notes values (1, 'user_1', 'hello')").await;
+    assert!(too_early.is_err(), "a foreign key waits for the user to be synced");
+    assert_eq!(service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await.status, 200);
+    pool.execute("insert into notes values (1, 'user_1', 'hello')").await.unwrap();
+    // A foreign-key check beside a write of ours: neither waits for the other.
+    let mut open = pool.acquire().await.unwrap();
+    let mut open = sqlx::Connection::begin(&mut *open).await.unwrap();
+    open.execute("insert into notes values (2, 'user_1', 'held open')").await.unwrap();
+    assert_eq!(service.deliver(&body("event_2", "user.updated", 9, &user("user_1", "Grace", 9))).await.status, 200);
+    assert_eq!(service.deliver(&body("event_3", "user.deleted", 10, &user("user_1", "Grace", 9))).await.status, 200);
+    open.commit().await.unwrap();
+    let notes: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(&pool).await.unwrap();
+    let shown: i64 = sqlx::query_scalar("select count(*) from notes_with_authors").fetch_one(&pool).await.unwrap();
+    assert_eq!((notes, shown), (2, 0), "the rows stay, the person is gone");
+    assert!(migrations::run(&pool).await.unwrap().is_empty());
+    service.stop().await.unwrap();
+}

@@ -1,0 +1,113 @@
+//! The real binary, as an operator runs it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::service::{CLIENT_ID, SECRET};
+
+/// The binary with an empty environment: nothing of this machine's settings gets in.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_authkit-sync"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::var_os("HOME").unwrap_or_default();
+    command.env_clear().env("PATH", path).env("HOME", home).current_dir("/").stdin(Stdio::null());
+    command
+}
+
+/// Runs it to the end.
+pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    binary().args(arguments).envs(environment.iter().copied()).output().unwrap()
+}
+
+/// What it said, both ways.
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A free port; taken again by the process under test an instant later.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A `serve` of the real binary. Killed when dropped.
+pub(crate) struct Served {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) ops: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Served {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(database_url: &str, address: SocketAddr, more: &[(&str, &str)]) -> Self {
+        let ops = free_address();
+        let mut child = binary()
+            .arg("serve")
+            .env("DATABASE_URL", database_url)
+            .env("WORKOS_CLIENT_ID", CLIENT_ID)
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("WORKOS_API_HOSTNAME", "127.0.0.1")
+            .env("WORKOS_API_PORT", "9")
+            .env("WORKOS_API_HTTPS", "false")
+            .env("AUTHKIT_SYNC_LISTEN", address.to_string())
+            .env("AUTHKIT_SYNC_OPS_LISTEN", ops.to_string())
+            .envs(more.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (listening, listens) = std::sync::mpsc::channel();
+        let (stderr, kept) = (child.stderr.take().unwrap(), log.clone());
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(stderr);
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
+                if line.contains("authkit-sync is listening") {
+                    let _ = listening.send(());
+                }
+                kept.lock().unwrap().push_str(&line);
+                line.clear();
+            }
+        });
+        let listens = listens.recv_timeout(std::time::Duration::from_secs(30));
+        assert!(listens.is_ok(), "it does not listen: {}", log.lock().unwrap());
+        Self { child, address, ops, log }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Its log so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// SIGKILL: it gets no chance to do anything.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
+        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads one line of a child's output.
+pub(crate) fn first_line(output: impl Read) -> String {
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    line
+}
