@@ -1,9 +1,11 @@
 //! The promises, tested against a real PostgreSQL and over real HTTP. One binary, so that it links once.
 
+mod command_line;
 mod convergence;
 mod crash;
 mod erasure;
 mod layers;
+mod logs;
 mod lookups;
 mod migrations;
 mod outage;

@@ -1,0 +1,233 @@
+//! The command line and the settings: what operators script against.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use authkit_sync::config::SETTINGS;
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::workos::signature::{Secret, SignatureHeader, WEBHOOK_TOLERANCE};
+use bytes::Bytes;
+
+use crate::support::binary::{Served, binary, free_address, run, said};
+use crate::support::database::TestDatabase;
+use crate::support::fixture_bytes;
+use crate::support::service::{CLIENT_ID, SECRET};
+
+fn project_file(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    authkit_sync::cli::command().debug_assert();
+}
+
+#[test]
+fn the_readme_and_the_example_show_the_programs_own_settings() {
+    let readme = project_file("README.md");
+    let example = project_file("deploy/env.example");
+    for setting in SETTINGS {
+        let default = setting.default.map(|default| format!("`{default}`")).unwrap_or_default();
+        let row = format!(
+            "| `{}` | {}{}| {} |",
+            setting.name,
+            default,
+            if default.is_empty() { "" } else { " " },
+            setting.help
+        );
+        assert!(readme.contains(&row), "the README's table lacks: {row}");
+        let name = setting.name;
+        let shown = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name}=")));
+        assert!(shown, "deploy/env.example lacks {name}");
+        if let Some(default) = setting.default {
+            assert!(
+                example.contains(&format!("# {name}={default}\n")),
+                "deploy/env.example shows another default of {name}"
+            );
+        }
+    }
+    let table = readme.split("<!-- settings").nth(1).unwrap();
+    let rows = table.lines().skip(3).take_while(|line| line.starts_with('|')).count();
+    assert_eq!(rows, SETTINGS.len(), "the README's table has rows of its own");
+    for line in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
+        let known = SETTINGS.iter().any(|setting| setting.name == line.0) || line.0 == "POSTGRES_PASSWORD";
+        assert!(known || line.0.contains(' '), "deploy/env.example has {}, which is no setting", line.0);
+    }
+}
+
+#[test]
+fn help_says_every_setting_and_version_says_the_version() {
+    let help = run(&["serve", "--help"], &[]);
+    assert_eq!(help.status.code(), Some(0));
+    for setting in SETTINGS {
+        assert!(said(&help).contains(setting.name), "serve --help lacks {}", setting.name);
+    }
+    let version = run(&["--version"], &[]);
+    assert_eq!(said(&version).trim(), concat!("authkit-sync ", env!("CARGO_PKG_VERSION")));
+    for command in ["migrate", "healthcheck", "dev", "webhook"] {
+        assert_eq!(run(&[command, "--help"], &[]).status.code(), Some(0), "{command}");
+    }
+}
+
+#[test]
+fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
+    for wrong in [&["nonsense"][..], &["serve", "--nonsense"], &[], &["migrate", "sideways"], &["webhook"]] {
+        assert_eq!(run(wrong, &[]).status.code(), Some(64), "{wrong:?}");
+    }
+    let bare = run(&["serve"], &[]);
+    assert_eq!(bare.status.code(), Some(78));
+    for name in ["DATABASE_URL", "WORKOS_CLIENT_ID", "WORKOS_WEBHOOK_SECRET"] {
+        assert!(said(&bare).contains(&format!("{name} is not set")), "{}", said(&bare));
+    }
+    let malformed = run(
+        &["serve", "--listen", "here", "--signature-tolerance", "5"],
+        &[
+            ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
+            ("WORKOS_CLIENT_ID", "sk_test_not_a_client"),
+            ("WORKOS_WEBHOOK_SECRET", "sk_live_hunter2"),
+            ("AUTHKIT_SYNC_BODY_LIMIT", "lots"),
+            ("AUTHKIT_SYNC_DB_POOL", "0"),
+            ("AUTHKIT_SYNC_LOG_FORMAT", "xml"),
+        ],
+    );
+    assert_eq!(malformed.status.code(), Some(78));
+    let text = said(&malformed);
+    for name in [
+        "DATABASE_URL",
+        "WORKOS_CLIENT_ID",
+        "WORKOS_WEBHOOK_SECRET",
+        "AUTHKIT_SYNC_LISTEN",
+        "_SIGNATURE_TOLERANCE",
+        "_BODY_LIMIT",
+        "_DB_POOL",
+        "_LOG_FORMAT",
+    ] {
+        assert!(text.contains(name), "{name} is not reported: {text}");
+    }
+    assert!(!text.contains("hunter2"), "a secret is shown: {text}");
+}
+
+#[test]
+fn each_command_asks_only_for_what_it_uses() {
+    let migrate = run(&["migrate"], &[]);
+    assert_eq!(migrate.status.code(), Some(78));
+    assert!(said(&migrate).contains("DATABASE_URL") && !said(&migrate).contains("WORKOS"), "{}", said(&migrate));
+    let away = run(
+        &["migrate"],
+        &[("DATABASE_URL", "postgres://nobody:hunter2@127.0.0.1:9/x"), ("AUTHKIT_SYNC_DB_TIMEOUT", "300ms")],
+    );
+    assert_eq!(away.status.code(), Some(69), "{}", said(&away));
+    assert!(!said(&away).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn migrate_runs_and_status_answers_yes_or_no() {
+    let database = TestDatabase::empty().await;
+    let url = database.url();
+    let environment = [("DATABASE_URL", url.as_str())];
+    let status = || run(&["migrate", "status"], &environment);
+    assert_eq!(status().status.code(), Some(1));
+    let dry = run(&["migrate", "--dry-run"], &environment);
+    assert_eq!((dry.status.code(), said(&dry).contains("pending 0001 users")), (Some(0), true));
+    assert_eq!(status().status.code(), Some(1), "a dry run applies nothing");
+    let serve = run(
+        &["serve"],
+        &[
+            ("DATABASE_URL", &url),
+            ("WORKOS_CLIENT_ID", CLIENT_ID),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("AUTHKIT_SYNC_LISTEN", &free_address().to_string()),
+            ("AUTHKIT_SYNC_OPS_LISTEN", &free_address().to_string()),
+        ],
+    );
+    assert_eq!(serve.status.code(), Some(78), "{}", said(&serve));
+    assert!(said(&serve).contains("run `authkit-sync migrate`"), "{}", said(&serve));
+    let applied = run(&["migrate"], &environment);
+    assert_eq!(
+        (applied.status.code(), said(&applied).contains("applied 0001 users")),
+        (Some(0), true),
+        "{}",
+        said(&applied)
+    );
+    assert_eq!(status().status.code(), Some(0));
+    let json: serde_json::Value =
+        serde_json::from_slice(&run(&["migrate", "status", "--json"], &environment).stdout).unwrap();
+    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 3));
+}
+
+#[tokio::test]
+async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
+    let database = TestDatabase::empty().await;
+    let address = free_address();
+    let listen = address.to_string();
+    let well = |arguments: &[&str]| run(arguments, &[("AUTHKIT_SYNC_LISTEN", &listen)]).status.code();
+    assert_eq!(well(&["healthcheck"]), Some(1), "nothing listens yet");
+    let mut served = {
+        let migrated = binary().args(["migrate"]).env("DATABASE_URL", database.url()).status().unwrap();
+        assert!(migrated.success());
+        Served::start(&database.url(), address, &[("AUTHKIT_SYNC_LOG_FORMAT", "json")])
+    };
+    assert_eq!((well(&["healthcheck"]), well(&["healthcheck", "--ready"])), (Some(0), Some(0)));
+    let taken = run(
+        &["serve"],
+        &[
+            ("DATABASE_URL", &database.url()),
+            ("WORKOS_CLIENT_ID", CLIENT_ID),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("AUTHKIT_SYNC_LISTEN", &listen),
+        ],
+    );
+    assert_eq!(taken.status.code(), Some(69), "the port is in use: {}", said(&taken));
+    let mut send = binary()
+        .args(["webhook", "sign", "--send", &served.url("/workos/webhook")])
+        .env("WORKOS_WEBHOOK_SECRET", SECRET)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    send.stdin.take().unwrap().write_all(&fixture_bytes("event.user.created")).unwrap();
+    let sent = send.wait_with_output().unwrap();
+    assert_eq!((sent.status.code(), said(&sent).starts_with("200\n")), (Some(0), true), "{}", said(&sent));
+    assert_eq!(served.terminate().code(), Some(0));
+    let log = served.log();
+    let line = log.lines().find(|line| line.contains("event.outcome")).unwrap_or_else(|| panic!("no wide line: {log}"));
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!((line["http.route"].as_str(), line["http.status"].as_u64()), (Some("/workos/webhook"), Some(200)));
+    assert_eq!((line["event.type"].as_str(), line["event.outcome"].as_str()), (Some("user.created"), Some("applied")));
+}
+
+#[test]
+fn sign_prints_the_header_workos_would_send() {
+    let body = fixture_bytes("event.user.created");
+    let mut sign = binary()
+        .args(["webhook", "sign"])
+        .env("WORKOS_WEBHOOK_SECRET", format!("{SECRET},older"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    sign.stdin.take().unwrap().write_all(&body).unwrap();
+    let signed = sign.wait_with_output().unwrap();
+    assert_eq!(signed.status.code(), Some(0));
+    let text = String::from_utf8(signed.stdout).unwrap();
+    let header = text.trim().strip_prefix("WorkOS-Signature: ").unwrap();
+    let parsed = SignatureHeader::parse(Some(header.as_bytes()), Clock::system().now(), WEBHOOK_TOLERANCE).unwrap();
+    assert!(parsed.verify(&[Secret::new(SECRET)], Bytes::from(body)).is_ok());
+}
+
+#[test]
+fn a_dotenv_file_is_read_and_the_environment_beats_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "DATABASE_URL=mysql://from-the-file\nWORKOS_CLIENT_ID=client_1\n")
+        .unwrap();
+    let output = binary().arg("serve").current_dir(folder.path()).output().unwrap();
+    let text = said(&output);
+    assert!(text.contains("DATABASE_URL is malformed") && !text.contains("WORKOS_CLIENT_ID"), "{text}");
+    let output = binary()
+        .arg("serve")
+        .current_dir(folder.path())
+        .env("DATABASE_URL", "postgres://localhost/x")
+        .output()
+        .unwrap();
+    assert!(!said(&output).contains("DATABASE_URL"), "{}", said(&output));
+}
