@@ -17,6 +17,7 @@ use crate::http::{self, Edge, Limits, Served};
 use crate::lookup::{LookupError, Lookups};
 use crate::metrics::Metrics;
 use crate::store::environment::Unfit;
+use crate::store::migrations::{self, MigrationsError};
 use crate::store::{self, Store, StoreError};
 use crate::supervise::Supervisor;
 use crate::workos::signature::{self, Secret};
@@ -42,6 +43,8 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct AuthKit {
     edge: Arc<Edge>,
+    /// Where to run pending migrations first, if that was asked for.
+    migrate: Option<PgPool>,
 }
 
 /// Settings of an [`AuthKit`]; see [`AuthKit::builder`].
@@ -64,6 +67,7 @@ pub struct Builder {
     body_limit: usize,
     body_timeout: Duration,
     clock: Clock,
+    migrate: bool,
 }
 
 struct KeySourceArgument(Arc<dyn KeySource>);
@@ -85,6 +89,9 @@ pub enum RunError {
     /// The database answered, and must not be served by this process.
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    /// Pending migrations were to be run first, and could not be.
+    #[error(transparent)]
+    Migrations(#[from] MigrationsError),
 }
 
 impl AuthKit {
@@ -107,6 +114,7 @@ impl AuthKit {
             body_limit: BODY_LIMIT,
             body_timeout: Duration::from_secs(10),
             clock: Clock::system(),
+            migrate: false,
         }
     }
 
@@ -164,7 +172,7 @@ impl AuthKit {
         let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), limits, metrics, stop.clone())));
         let ended = tokio::select! {
             () = shutdown => Ok(()),
-            unfit = self.unfit() => Err(RunError::Unfit(unfit)),
+            error = self.unfit() => Err(error),
         };
         tracing::info!("shutting down: no new connections, open requests are answered");
         stop.cancel();
@@ -181,22 +189,36 @@ impl AuthKit {
     }
 
     /// Resolves when the database says that it must not be served; never, once it said that it may.
-    async fn unfit(&self) -> Unfit {
+    async fn unfit(&self) -> RunError {
         let mut waiting = false;
         loop {
-            match self.edge.store.check().await {
+            match self.prepare().await {
                 Ok(()) => {
                     tracing::info!("the database answers and its schema is current");
                     return std::future::pending().await;
                 }
-                Err(StoreError::Unfit(unfit)) => return unfit,
-                Err(error) if !waiting => {
-                    tracing::error!(error = %error, "the database cannot be reached; answering 503 and trying again every second");
+                Err(RunError::Migrations(MigrationsError::Database(error))) => {
+                    if !waiting {
+                        tracing::error!(error = %error, "the database cannot be reached; answering 503 and trying again every second");
+                    }
                     waiting = true;
                 }
-                Err(_) => {}
+                Err(error) => return error,
             }
             tokio::time::sleep(DATABASE_PAUSE).await;
+        }
+    }
+
+    /// Runs pending migrations, if that was asked for, and asks whether the database can be served.
+    async fn prepare(&self) -> Result<(), RunError> {
+        if let Some(pool) = &self.migrate {
+            for migration in migrations::run(pool).await? {
+                tracing::info!(migration, "migration applied");
+            }
+        }
+        match self.edge.store.check().await {
+            Err(StoreError::Unfit(unfit)) => Err(unfit.into()),
+            other => other.map_err(|error| MigrationsError::Database(error).into()),
         }
     }
 }
@@ -281,6 +303,12 @@ impl Builder {
         self
     }
 
+    /// Runs pending migrations when the database first answers; until then the service answers 503. Default off.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
     /// The clock that signatures and tokens are judged by. Default the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -295,6 +323,7 @@ impl Builder {
         if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
             return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
         }
+        let migrate = self.migrate.then(|| self.receipts.clone());
         let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);
         let source = match self.key_source {
             Some(KeySourceArgument(source)) => source,
@@ -313,6 +342,7 @@ impl Builder {
         }
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         Ok(AuthKit {
+            migrate,
             edge: Arc::new(Edge {
                 lookups: Lookups::new(store.clone(), tokens),
                 store,

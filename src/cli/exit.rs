@@ -63,12 +63,20 @@ impl From<StoreError> for Failure {
 
 impl From<MigrationsError> for Failure {
     fn from(error: MigrationsError) -> Self {
-        Self::new(Exit::Unavailable, error)
+        match error {
+            MigrationsError::Database(error) => error.into(),
+            // A role without the right, a schema of another making: trying again changes nothing.
+            MigrationsError::Migration(_) => Self::new(Exit::Config, error),
+            MigrationsError::Locked => Self::new(Exit::Unavailable, error),
+        }
     }
 }
 
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
-        Self::new(Exit::Config, error)
+        match error {
+            RunError::Unfit(_) => Self::new(Exit::Config, error),
+            RunError::Migrations(error) => error.into(),
+        }
     }
 }

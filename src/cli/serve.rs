@@ -9,7 +9,6 @@ use tokio::net::TcpListener;
 use super::{Exit, Failure, with_settings};
 use crate::authkit::AuthKit;
 use crate::config::{self, Database, Source};
-use crate::store::migrations;
 
 const SETTINGS: [&str; 20] = [
     "DATABASE_URL",
@@ -43,13 +42,8 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let settings = config::serve(source)?;
     let listener = bind(settings.listen, "AUTHKIT_SYNC_LISTEN").await?;
     let ops = bind(settings.ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
-    let receipts = pool(&settings.database);
-    if matches.get_flag("migrate") {
-        for applied in migrations::run(&receipts).await? {
-            tracing::info!(migration = applied, "migration applied");
-        }
-    }
-    let mut builder = AuthKit::builder(receipts, settings.client_id)
+    let mut builder = AuthKit::builder(pool(&settings.database), settings.client_id)
+        .migrate(matches.get_flag("migrate"))
         .lookup_pool(pool(&settings.database))
         .database_timeout(settings.database.timeout)
         .api_base(settings.api_base)

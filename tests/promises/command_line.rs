@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::support::binary::{Served, binary, free_address, run, said};
 use crate::support::database::TestDatabase;
 use crate::support::fixture_bytes;
-use crate::support::service::{CLIENT_ID, SECRET};
+use crate::support::service::{CLIENT_ID, SECRET, until};
 
 fn project_file(name: &str) -> String {
     std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -162,11 +162,9 @@ async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
     let listen = address.to_string();
     let well = |arguments: &[&str]| run(arguments, &[("AUTHKIT_SYNC_LISTEN", &listen)]).status.code();
     assert_eq!(well(&["healthcheck"]), Some(1), "nothing listens yet");
-    let mut served = {
-        let migrated = binary().args(["migrate"]).env("DATABASE_URL", database.url()).status().unwrap();
-        assert!(migrated.success());
-        Served::start(&database.url(), address, &[("AUTHKIT_SYNC_LOG_FORMAT", "json")])
-    };
+    let json = [("AUTHKIT_SYNC_LOG_FORMAT", "json")];
+    let mut served = Served::start_with(&["serve", "--migrate"], &database.url(), address, &json);
+    until("it has migrated and is ready", async || well(&["healthcheck", "--ready"]) == Some(0)).await;
     assert_eq!((well(&["healthcheck"]), well(&["healthcheck", "--ready"])), (Some(0), Some(0)));
     let taken = run(
         &["serve"],

@@ -3,6 +3,7 @@
 mod command_line;
 mod convergence;
 mod crash;
+mod dev;
 mod erasure;
 mod layers;
 mod logs;
@@ -10,6 +11,8 @@ mod lookups;
 mod migrations;
 mod outage;
 mod plans;
+mod private_postgres;
 mod receiver;
 mod signature;
+mod simulated_workos;
 mod support;

@@ -42,9 +42,19 @@ pub(crate) struct Served {
 impl Served {
     /// Starts it and waits until it listens.
     pub(crate) fn start(database_url: &str, address: SocketAddr, more: &[(&str, &str)]) -> Self {
+        Self::start_with(&["serve"], database_url, address, more)
+    }
+
+    /// The same, with arguments of the test's own.
+    pub(crate) fn start_with(
+        arguments: &[&str],
+        database_url: &str,
+        address: SocketAddr,
+        more: &[(&str, &str)],
+    ) -> Self {
         let ops = free_address();
         let mut child = binary()
-            .arg("serve")
+            .args(arguments)
             .env("DATABASE_URL", database_url)
             .env("WORKOS_CLIENT_ID", CLIENT_ID)
             .env("WORKOS_WEBHOOK_SECRET", SECRET)

@@ -1,0 +1,78 @@
+//! `dev`: the whole thing, by the real binary, with nothing configured.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::binary::{binary, first_line, run, said};
+
+#[test]
+fn the_tour_ends_well_and_ignores_every_real_setting() {
+    // None of these may be touched, nor even read.
+    let tour = run(
+        &["dev", "--tour"],
+        &[
+            ("DATABASE_URL", "postgres://production"),
+            ("WORKOS_API_KEY", "sk_live"),
+            ("WORKOS_CLIENT_ID", "x y"),
+            ("PGPORT", "1"),
+        ],
+    );
+    assert_eq!(tour.status.code(), Some(0), "{}", said(&tour));
+    let text = said(&tour);
+    for step in [
+        "user.created",
+        "→ 200",
+        "user.updated",
+        "Adaline",
+        "user.deleted",
+        "404 user_deleted",
+        "deleted stays deleted",
+    ] {
+        assert!(text.contains(step), "the tour lacks {step}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
+    let folder = tempfile::tempdir().unwrap();
+    let seed = folder.path().join("users.json");
+    std::fs::write(&seed, r#"[{"id":"user_seeded","email":"seed@example.test","first_name":"Seed"}]"#).unwrap();
+    let mut child = binary()
+        .args(["dev", "--ephemeral", "--json", "--seed"])
+        .arg(&seed)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let line = first_line(child.stdout.take().unwrap());
+    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not a line of JSON: {line}"));
+    let text = |name: &str| ready[name].as_str().unwrap_or_else(|| panic!("no {name}: {line}")).to_owned();
+    let client = reqwest::Client::new();
+    let token = client.post(format!("{}/_simulate/users/user_seeded/token", text("workos_url"))).send().await.unwrap();
+    let token = token.json::<Value>().await.unwrap()["access_token"].as_str().unwrap().to_owned();
+    let user = client.get(format!("{}/auth/user", text("url"))).bearer_auth(&token).send().await.unwrap();
+    assert_eq!(user.json::<Value>().await.unwrap()["first_name"], "Seed", "the seed was synced before it said ready");
+    let signed_in = client
+        .post(format!("{}/user_management/authenticate", text("workos_url")))
+        .json(&serde_json::json!({"grant_type": "password", "email": "seed@example.test", "password": "any",
+            "client_id": text("client_id"), "client_secret": text("api_key")}))
+        .send()
+        .await
+        .unwrap();
+    assert!(signed_in.json::<Value>().await.unwrap()["access_token"].is_string());
+    let ops = client.get(format!("{}/readyz", text("ops_url"))).send().await.unwrap().json::<Value>().await.unwrap();
+    assert_eq!((ops["status"].as_str(), ops["signing_keys"]["keys"].as_u64()), (Some("ready"), Some(1)));
+    let scratch = text("database_url").split("host=").nth(1).unwrap().to_owned();
+    assert!(std::path::Path::new(&scratch).exists());
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!std::path::Path::new(&scratch).exists(), "it keeps nothing");
+}
+
+#[test]
+fn a_seed_that_is_none_is_named() {
+    let refused = run(&["dev", "--ephemeral", "--seed", "/nonexistent.json"], &[]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(said(&refused).contains("--seed /nonexistent.json"), "{}", said(&refused));
+}
