@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 
 use crate::support::binary::{Served, free_address};
@@ -15,7 +15,7 @@ use crate::support::service::{SECRET, until};
 
 /// Posts events until told to stop; returns the ids that were acknowledged.
 async fn deliver_until(stop: Arc<AtomicBool>, url: String) -> HashSet<String> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
+    let client = http_client().unwrap();
     let mut acknowledged = HashSet::new();
     while !stop.load(Ordering::SeqCst) {
         let id = unique("event");

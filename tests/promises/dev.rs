@@ -1,5 +1,6 @@
 //! `dev`: the whole thing, by the real binary, with nothing configured.
 
+use authkit_sync::workos::http::http_client;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -48,7 +49,7 @@ async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
     let line = first_line(child.stdout.take().unwrap());
     let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not a line of JSON: {line}"));
     let text = |name: &str| ready[name].as_str().unwrap_or_else(|| panic!("no {name}: {line}")).to_owned();
-    let client = reqwest::Client::new();
+    let client = http_client().unwrap();
     let token = client.post(format!("{}/_simulate/users/user_seeded/token", text("workos_url"))).send().await.unwrap();
     let token = token.json::<Value>().await.unwrap()["access_token"].as_str().unwrap().to_owned();
     let user = client.get(format!("{}/auth/user", text("url"))).bearer_auth(&token).send().await.unwrap();

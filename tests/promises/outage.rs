@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::store::migrations;
+use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
@@ -38,7 +38,7 @@ async fn post(client: &reqwest::Client, url: &str) -> (String, Answer) {
 async fn a_database_stopped_under_load_is_503_and_comes_back_without_a_restart() {
     let (mut server, pool) = own_server().await;
     let served = Served::start(&server.url("postgres"), free_address(), &[("AUTHKIT_SYNC_DB_TIMEOUT", "2s")]);
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+    let client = http_client().unwrap();
     let url = served.url("/workos/webhook");
     let stop = Arc::new(AtomicBool::new(false));
     let load: Vec<_> = (0..4)
@@ -97,7 +97,7 @@ async fn a_database_away_at_start_is_waited_for() {
     pool.close().await;
     tokio::task::block_in_place(|| server.pause().unwrap());
     let mut served = Served::start(&server.url("postgres"), free_address(), &[("AUTHKIT_SYNC_DB_TIMEOUT", "1s")]);
-    let client = reqwest::Client::new();
+    let client = http_client().unwrap();
     let url = served.url("/workos/webhook");
     assert_eq!(post(&client, &url).await.1.code(), (503, "database_unavailable".to_owned()));
     tokio::task::block_in_place(|| server.resume().unwrap());

@@ -86,7 +86,7 @@ fn while_rotating_any_secret_and_any_signature_will_do() {
     let header = old.sign(now, &body);
     let parsed = SignatureHeader::parse(Some(header.as_bytes()), now, WEBHOOK_TOLERANCE).unwrap();
     assert!(parsed.verify(&[new.clone(), old.clone()], body.clone()).is_ok());
-    assert!(parsed.verify(&[new.clone()], body.clone()).is_err());
+    assert!(parsed.verify(std::slice::from_ref(&new), body.clone()).is_err());
     assert!(parsed.verify(&[], body.clone()).is_err());
     let two = format!("{}, v1={}", new.sign(now, b"other"), header.rsplit('=').next().unwrap());
     let parsed = SignatureHeader::parse(Some(two.as_bytes()), now, WEBHOOK_TOLERANCE).unwrap();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use authkit_sync::AuthKit;
 use authkit_sync::dev::workos::{Faults, Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use axum::Router;
 use axum::http::StatusCode;
@@ -41,7 +42,7 @@ struct Api {
 
 impl Api {
     async fn start() -> Self {
-        Self { client: reqwest::Client::new(), workos: workos(None).await }
+        Self { client: http_client().unwrap(), workos: workos(None).await }
     }
 
     async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {

@@ -11,6 +11,7 @@ use authkit_sync::authkit::{Builder, RunError};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::store::Store;
+use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -111,7 +112,7 @@ impl Service {
             let _ = stopped.await;
         };
         let running = tokio::spawn(authkit.run(listener, Some(ops), shutdown));
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
+        let client = http_client().unwrap();
         Self { address, ops: ops_address, keys, clock, client, stop: Some(stop), running }
     }
 
