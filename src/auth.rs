@@ -4,6 +4,7 @@
 //! and every refusal names its reason. Facts: WorkOS's session and custom-domain guides, and what its SDKs accept.
 
 mod cache;
+mod error;
 mod identity;
 mod keys;
 mod policy;
@@ -11,10 +12,11 @@ mod source;
 mod token;
 
 pub use cache::{KeyCache, KeyStatus};
+pub use error::TokenError;
 pub use identity::Identity;
 pub use policy::TokenPolicy;
 pub use source::{HttpKeySource, KeyFetchError, KeySource};
-pub use token::{TokenError, TokenVerifier};
+pub use token::TokenVerifier;
 
 /// What a caller sent, fit for a message or a quoted header value: at most 80 characters of printable ASCII, without quotes
 /// and backslashes.

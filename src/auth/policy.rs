@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::error::TokenError;
 use super::plain;
-use super::token::TokenError;
 
 /// The issuer every WorkOS customer shares: it binds a token to nobody.
 const SHARED_ISSUER: &str = "https://api.workos.com";
