@@ -25,17 +25,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
-use crate::workos::http::http_client;
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults};
 pub use fault::Fault;
 use state::State;
 use tokens::SigningKey;
+
+/// HTTP's form of a date.
+const DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
 /// How long an access token lives, seconds, as by default at WorkOS.
 const TOKEN_LIFE: i64 = 300;
@@ -58,7 +65,7 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Tells it the time.
     pub clock: Clock,
-    /// Decides ids and faults.
+    /// Decides faults, and the ids of a state that is not kept from an earlier run.
     pub seed: u64,
     /// The file that keeps users, events, ids, secrets and keys between runs.
     pub state: Option<PathBuf>,
@@ -77,6 +84,7 @@ struct Inner {
     keys: Mutex<Vec<SigningKey>>,
     deliveries: Deliveries,
     stop: CancellationToken,
+    server: TaskTracker,
 }
 
 impl SimulatedWorkos {
@@ -99,23 +107,21 @@ impl SimulatedWorkos {
             state.signing_keys.push((key.kid.clone(), key.export()?));
             keys.push(key);
         }
-        let client = http_client().map_err(|error| SimulationError::new(error.to_string()))?;
         let stop = CancellationToken::new();
         let workos = Self(Arc::new(Inner {
             base_url: format!("http://{address}"),
-            deliveries: Deliveries::new(client, options.clock.clone(), options.seed, stop.clone()),
+            deliveries: Deliveries::new(options.clock.clone(), options.seed, stop.clone())?,
             clock: options.clock,
             file: options.state,
             state: Mutex::new(state),
             keys: Mutex::new(keys),
             stop: stop.clone(),
+            server: TaskTracker::new(),
         }));
         workos.save();
-        let server = axum::serve(listener, api::router(workos.clone()));
-        tokio::spawn(async move {
-            // Its clients are on this machine and try again: nothing to drain.
-            stop.run_until_cancelled(async { server.await }).await;
-        });
+        let server = axum::serve(listener, api::router(workos.clone())).with_graceful_shutdown(stop.cancelled_owned());
+        workos.0.server.spawn(async move { server.await });
+        workos.0.server.close();
         Ok(workos)
     }
 
@@ -209,10 +215,11 @@ impl SimulatedWorkos {
     /// # Errors
     /// [`SimulationError`] when it cannot be signed.
     pub fn token(&self, user: &str, session: &str, life: i64) -> Result<String, SimulationError> {
-        let (client_id, now) = (self.client_id(), self.0.clock.now().unix_seconds());
+        let now = self.0.clock.now();
+        let (client_id, jti, now) = (self.client_id(), self.state().ids.ulid(now), now.unix_seconds());
         let issuer = format!("{}/user_management/{client_id}", self.0.base_url);
         let claims = json!({
-            "iss": issuer, "sub": user, "sid": session, "jti": self.next_id("jti"), "client_id": client_id,
+            "iss": issuer, "sub": user, "sid": session, "jti": jti, "client_id": client_id,
             "iat": now, "exp": now + life,
         });
         let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +229,7 @@ impl SimulatedWorkos {
     /// Every user, oldest first.
     #[must_use]
     pub fn users(&self) -> Vec<Value> {
-        self.read(|state| state.users.values().cloned().map(Value::Object).collect())
+        self.read(|state| state.oldest_first().into_iter().cloned().map(Value::Object).collect())
     }
 
     /// The published keys.
@@ -232,10 +239,11 @@ impl SimulatedWorkos {
         json!({ "keys": keys.iter().map(SigningKey::jwk).collect::<Vec<_>>() })
     }
 
-    /// Stops listening and delivering.
+    /// Stops listening and delivering, and waits until it has, five seconds at most.
     pub async fn stop(&self) {
         self.0.stop.cancel();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.settle()).await;
+        let stopped = async { tokio::join!(self.settle(), self.0.server.wait()) };
+        let _ = tokio::time::timeout(Duration::from_secs(5), stopped).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -249,6 +257,12 @@ impl SimulatedWorkos {
     fn next_id(&self, prefix: &str) -> String {
         let now = self.0.clock.now();
         self.state().ids.next(prefix, now)
+    }
+
+    /// The `Date` header's form of now.
+    fn date(&self) -> String {
+        let now = OffsetDateTime::from(self.0.clock.now());
+        now.format(DATE).unwrap_or_default()
     }
 
     /// Changes the state, keeps it, and delivers the events that came of it.
@@ -289,7 +303,102 @@ fn load(options: &Options) -> Result<State, SimulationError> {
     };
     let unreadable = |_| SimulationError::new(format!("{} cannot be read; remove it to start anew", file.display()));
     let bytes = std::fs::read(file).map_err(unreadable)?;
-    let mut state: State = serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)?;
-    state.ids = ids::Ids::new(options.seed);
-    Ok(state)
+    serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use axum::Router;
+    use axum::response::Redirect;
+    use axum::routing::post;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::*;
+    use crate::workos::http::http_client;
+
+    fn noon() -> Timestamp {
+        Timestamp::parse("2026-09-01T12:00:00Z").unwrap()
+    }
+
+    fn options(state: Option<PathBuf>) -> Options {
+        Options { listen: (Ipv4Addr::LOCALHOST, 0).into(), clock: Clock::manual(noon()), seed: 7, state }
+    }
+
+    fn ada() -> Map<String, Value> {
+        json!({"email": "ada@example.test"}).as_object().unwrap().clone()
+    }
+
+    fn claims(token: &str) -> Value {
+        let body = token.split('.').nth(1).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn once_stopped_it_answers_nobody_and_its_port_is_free() {
+        let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+        let (client, url) = (http_client().unwrap(), workos.base_url().to_owned());
+        let jwks = format!("{url}/sso/jwks/{}", workos.client_id());
+        assert_eq!(client.get(&jwks).send().await.unwrap().status(), 200);
+        workos.stop().await;
+        assert!(client.get(&jwks).send().await.is_err(), "a connection kept alive is still answered");
+        let listen = url.strip_prefix("http://").unwrap().parse().unwrap();
+        let again = SimulatedWorkos::start(Options { listen, ..options(None) }).await.unwrap();
+        again.stop().await;
+    }
+
+    #[tokio::test]
+    async fn its_date_is_its_clocks() {
+        let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+        let answer = http_client().unwrap().get(format!("{}/nowhere", workos.base_url())).send().await.unwrap();
+        assert_eq!(answer.headers()["date"], "Tue, 01 Sep 2026 12:00:00 GMT");
+        workos.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_token_says_what_workos_says() {
+        let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+        let user = workos.create_user(&ada()).unwrap();
+        let claims = claims(&workos.sign_in(user["id"].as_str().unwrap()).unwrap());
+        assert_eq!(claims["jti"].as_str().unwrap().len(), 26, "a bare ULID: {claims}");
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 300);
+        assert_eq!(claims["sub"], user["id"]);
+        workos.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_redirect_takes_no_delivery() {
+        let endpoint = Router::new()
+            .route("/old", post(async || Redirect::temporary("/new")))
+            .route("/new", post(async || "taken"));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}/old", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, endpoint).await });
+        let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+        workos.add_endpoint(&url);
+        let _ = workos.create_user(&ada()).unwrap();
+        while workos.attempts().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(workos.attempts()[0].status, Some(307));
+        workos.stop().await;
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn ids_go_on_after_a_restart_even_when_the_clock_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Some(folder.path().join("workos.json"));
+        let mut ids = Vec::new();
+        for round in 0..3 {
+            let workos = SimulatedWorkos::start(options(file.clone())).await.unwrap();
+            let _ = workos.emit("user.seen", json!({"round": round}));
+            ids = workos.read(|state| state.events.iter().map(|event| event["id"].to_string()).collect());
+            workos.stop().await;
+        }
+        assert_eq!(ids.len(), 3);
+        assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+    }
 }

@@ -30,7 +30,7 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/_simulate/events", post(emit))
         .route("/_simulate/users/{id}/token", post(token))
         .merge(with_key)
-        .layer(middleware::map_response_with_state(workos.clone(), name_request))
+        .layer(middleware::map_response_with_state(workos.clone(), stamp))
         .with_state(workos)
 }
 
@@ -43,14 +43,18 @@ async fn demand_key(State(workos): State<SimulatedWorkos>, request: Request, nex
     }
 }
 
-async fn name_request(State(workos): State<SimulatedWorkos>, mut response: Response) -> Response {
+/// What stands on every answer. The date is the simulation's: callers order what they read by it.
+async fn stamp(State(workos): State<SimulatedWorkos>, mut response: Response) -> Response {
     let id = HeaderValue::from_str(&workos.next_id("req")).unwrap_or(HeaderValue::from_static("req"));
     response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    if let Ok(date) = HeaderValue::from_str(&workos.date()) {
+        response.headers_mut().insert(header::DATE, date);
+    }
     response
 }
 
 async fn list_users(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {
-    workos.read(|state| pages::users(&state.users, &parameters)).map(Json)
+    workos.read(|state| pages::users(state, &parameters)).map(Json)
 }
 
 async fn list_events(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {

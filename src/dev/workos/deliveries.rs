@@ -4,10 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::redirect::Policy;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::SimulationError;
 use super::ids::Random;
 use crate::domain::clock::Clock;
 use crate::workos::signature::{self, Secret};
@@ -17,6 +19,9 @@ const FIRST_REST: Duration = Duration::from_millis(250);
 
 /// WorkOS's own count, where it has told one.
 const ATTEMPTS: u32 = 12;
+
+/// How long an endpoint may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How deliveries go wrong. Chances are percentages of deliveries, decided by the simulation's seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,14 +75,17 @@ struct Shared {
 }
 
 impl Deliveries {
-    pub(super) fn new(client: reqwest::Client, clock: Clock, seed: u64, stop: CancellationToken) -> Self {
+    pub(super) fn new(clock: Clock, seed: u64, stop: CancellationToken) -> Result<Self, SimulationError> {
+        // To WorkOS a redirect is a failure; and what is simulated stays on this machine, whatever proxy is set.
+        let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().timeout(PATIENCE).build();
+        let client = client.map_err(|error| SimulationError::new(error.to_string()))?;
         let shared = Shared {
             endpoints: Vec::new(),
             faults: Faults::default(),
             random: Random::new(seed),
             attempts: Vec::new(),
         };
-        Self(Arc::new(Inner { client, clock, stop, tasks: TaskTracker::new(), shared: Mutex::new(shared) }))
+        Ok(Self(Arc::new(Inner { client, clock, stop, tasks: TaskTracker::new(), shared: Mutex::new(shared) })))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {

@@ -1,11 +1,13 @@
 //! Ids as WorkOS makes them: a prefix and a ULID, so that their order is that of creation.
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::timestamp::Timestamp;
 
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// A small seeded generator (splitmix64): the same seed, the same sequence.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Random(u64);
 
 impl Random {
@@ -27,8 +29,8 @@ impl Random {
     }
 }
 
-/// Makes ids that increase, even within a millisecond.
-#[derive(Clone, Debug)]
+/// Makes ids that increase, even within a millisecond, and when the clock goes back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Ids {
     random: Random,
     last: u128,
@@ -39,7 +41,13 @@ impl Ids {
         Self { random: Random::new(seed), last: 0 }
     }
 
+    /// An id that begins with `prefix`.
     pub(super) fn next(&mut self, prefix: &str, now: Timestamp) -> String {
+        format!("{prefix}_{}", self.ulid(now))
+    }
+
+    /// A bare ULID.
+    pub(super) fn ulid(&mut self, now: Timestamp) -> String {
         let millis = u128::from(now.unix_millis().unsigned_abs());
         // 48 bits of time, then 80 of chance; within one millisecond the last one plus one.
         let fresh = (millis << 80) | (u128::from(self.random.next()) << 8);
@@ -48,8 +56,7 @@ impl Ids {
             let index = usize::try_from((self.last >> (5 * place)) & 31).unwrap_or_default();
             char::from(CROCKFORD.get(index).copied().unwrap_or(b'0'))
         };
-        let ulid: String = (0..26).rev().map(digit).collect();
-        format!("{prefix}_{ulid}")
+        (0..26).rev().map(digit).collect()
     }
 }
 

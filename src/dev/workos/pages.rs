@@ -1,11 +1,9 @@
 //! Lists in pages, as WorkOS cuts them.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use super::state::Object;
+use super::state::{Object, State, creation, text};
 use crate::domain::timestamp::Timestamp;
 
 type Parameters = [(String, String)];
@@ -19,45 +17,36 @@ fn limit(parameters: &Parameters) -> Result<usize, Fault> {
     if (1..=100).contains(&limit) { Ok(limit) } else { Err(Fault::invalid("limit_out_of_range", "limit")) }
 }
 
-fn id(object: &Object) -> &str {
-    object.get("id").and_then(Value::as_str).unwrap_or_default()
-}
-
 /// `GET /user_management/users`: newest first unless told otherwise; cursors are user ids.
-pub(super) fn users(users: &BTreeMap<String, Object>, parameters: &Parameters) -> Result<Value, Fault> {
+///
+/// A cursor whose user was deleted meanwhile keeps its place; one that was never a user starts the list over.
+pub(super) fn users(state: &State, parameters: &Parameters) -> Result<Value, Fault> {
     let limit = limit(parameters)?;
     let ascending = match parameter(parameters, "order") {
         Some("asc") => true,
         None | Some("desc" | "normal") => false,
         Some(_) => return Err(Fault::invalid("invalid_order", "order")),
     };
-    let email = parameter(parameters, "email").map(str::to_lowercase);
-    let matches = |user: &&Object| {
-        let held = user.get("email").and_then(Value::as_str).unwrap_or_default();
-        email.as_ref().is_none_or(|email| held.to_lowercase() == *email)
-    };
-    let mut all: Vec<&Object> = users.values().filter(matches).collect();
+    let mut all = state.oldest_first();
     if !ascending {
         all.reverse();
     }
-    // Whether `user` comes after `cursor` in this list's order; the cursor's own user may be gone.
-    let beyond = |user: &Object, cursor: &str| if ascending { id(user) > cursor } else { id(user) < cursor };
-    let (page, more_before, more_after): (Vec<&Object>, bool, bool) =
-        if let Some(before) = parameter(parameters, "before") {
-            let earlier: Vec<&Object> =
-                all.iter().copied().filter(|user| !beyond(user, before) && id(user) != before).collect();
-            let start = earlier.len().saturating_sub(limit);
-            let page: Vec<&Object> = earlier.get(start..).unwrap_or_default().to_vec();
-            (page, start > 0, true)
-        } else {
-            let after = parameter(parameters, "after");
-            let rest: Vec<&Object> =
-                all.iter().copied().filter(|user| after.is_none_or(|after| beyond(user, after))).collect();
-            let page: Vec<&Object> = rest.iter().copied().take(limit).collect();
-            (page, after.is_some(), rest.len() > limit)
-        };
-    let before = page.first().filter(|_| more_before).map(|user| id(user));
-    let after = page.last().filter(|_| more_after).map(|user| id(user));
+    if let Some(email) = parameter(parameters, "email").map(str::to_lowercase) {
+        all.retain(|user| text(user, "email").to_lowercase() == email);
+    }
+    let place = |name: &str| parameter(parameters, name).and_then(|id| state.place(id));
+    let ahead = |user: &Object, place| if ascending { creation(user) < place } else { creation(user) > place };
+    let (start, end) = if let Some(before) = place("before") {
+        let end = all.partition_point(|user| ahead(user, before));
+        (end.saturating_sub(limit), end)
+    } else {
+        let passed = |user: &Object| place("after").is_some_and(|after| ahead(user, after) || creation(user) == after);
+        let start = all.partition_point(|user| passed(user));
+        (start, all.len().min(start + limit))
+    };
+    let page = all.get(start..end).unwrap_or_default();
+    let before = page.first().filter(|_| start > 0).map(|user| text(user, "id"));
+    let after = page.last().filter(|_| end < all.len()).map(|user| text(user, "id"));
     Ok(json!({"object": "list", "data": page, "list_metadata": {"before": before, "after": after}}))
 }
 
@@ -70,17 +59,59 @@ pub(super) fn events(events: &[Object], parameters: &Parameters) -> Result<Value
         return Err(Fault::bad("invalid_events_request", "At least one event name has to be given."));
     }
     let after = parameter(parameters, "after");
-    let since = parameter(parameters, "range_start").and_then(Timestamp::parse);
+    let since = parameter(parameters, "range_start").map(Timestamp::parse);
+    if since == Some(None) {
+        return Err(Fault::invalid("invalid", "range_start"));
+    }
     if after.is_some() && since.is_some() {
         return Err(Fault::bad("invalid_events_request", "after and range_start exclude each other."));
     }
-    let text = |event: &Object, name: &str| event.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let wanted = |event: &&Object| {
-        let recent = since.is_none_or(|since| Timestamp::parse(&text(event, "created_at")) >= Some(since));
-        types.contains(&text(event, "event").as_str()) && after.is_none_or(|after| id(event) > after) && recent
+        let recent = since.is_none_or(|since| Timestamp::parse(text(event, "created_at")) >= since);
+        types.contains(&text(event, "event")) && after.is_none_or(|after| text(event, "id") > after) && recent
     };
     let rest: Vec<&Object> = events.iter().filter(wanted).take(limit + 1).collect();
     let page = rest.get(..limit.min(rest.len())).unwrap_or_default();
-    let after = page.last().filter(|_| rest.len() > limit).map(|event| id(event));
+    let after = page.last().filter(|_| rest.len() > limit).map(|event| text(event, "id"));
     Ok(json!({"object": "list", "data": page, "list_metadata": {"after": after}}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap().plus_seconds(second)
+    }
+
+    fn asked(query: &[(&str, &str)]) -> Vec<(String, String)> {
+        query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn ids(page: &Value) -> Vec<&str> {
+        page["data"].as_array().unwrap().iter().map(|user| user["id"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn users_stand_in_the_order_of_creation_whatever_their_ids() {
+        let mut state = State::new(7, at(0));
+        for (second, id) in ["user_z", "user_m", "user_a"].iter().enumerate() {
+            let given = json!({"id": id, "email": format!("{id}@example.test")});
+            state.create(given.as_object().unwrap(), at(i64::try_from(second).unwrap())).unwrap();
+        }
+        let page = |state: &State, query: &[(&str, &str)]| users(state, &asked(query)).unwrap();
+        assert_eq!(ids(&page(&state, &[("order", "asc")])), ["user_z", "user_m", "user_a"]);
+        assert_eq!(ids(&page(&state, &[])), ["user_a", "user_m", "user_z"]);
+        assert_eq!(ids(&page(&state, &[("order", "asc"), ("before", "user_a"), ("limit", "1")])), ["user_m"]);
+        // A walk goes on where it stood although its last user was deleted meanwhile.
+        state.delete("user_z", at(9)).unwrap();
+        assert_eq!(ids(&page(&state, &[("order", "asc"), ("after", "user_z")])), ["user_m", "user_a"]);
+    }
+
+    #[test]
+    fn a_range_that_is_no_time_is_refused() {
+        let query = |since: &str| asked(&[("events", "user.created"), ("range_start", since)]);
+        assert!(events(&[], &query("yesterday")).is_err());
+        assert!(events(&[], &query("2026-09-01T08:15:30.412Z")).is_ok());
+    }
 }

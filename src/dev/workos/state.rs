@@ -20,16 +20,12 @@ pub(super) struct State {
     pub(super) webhook_secret: String,
     /// PKCS#8 of each signing key, base64, by key id; the last one signs.
     pub(super) signing_keys: Vec<(String, String)>,
-    /// By id, which is the order of creation.
+    /// By id.
     pub(super) users: BTreeMap<String, Object>,
     /// Oldest first.
     pub(super) events: Vec<Object>,
-    #[serde(skip, default = "fresh_ids")]
+    /// Kept too: an id that came back, or stood before older ones, would break the order of events.
     pub(super) ids: Ids,
-}
-
-fn fresh_ids() -> Ids {
-    Ids::new(0)
 }
 
 /// What a caller may set on a user.
@@ -51,56 +47,54 @@ impl State {
     }
 
     pub(super) fn create(&mut self, given: &Object, now: Timestamp) -> Result<Value, Fault> {
-        let email = given.get("email").and_then(Value::as_str).filter(|email| email.contains('@'));
-        let email = email.ok_or_else(|| Fault::invalid("email_required", "email"))?;
-        self.refuse_taken(email, None)?;
+        if given.get("email").is_none_or(Value::is_null) {
+            return Err(Fault::invalid("email_required", "email"));
+        }
+        refuse_unfit(given)?;
+        self.refuse_taken(given, None)?;
         // A seed may bring ids of its own.
         let id = given.get("id").and_then(Value::as_str).map(str::to_owned);
         let id = id.unwrap_or_else(|| self.ids.next("user", now));
+        if self.users.contains_key(&id) {
+            return Err(Fault::invalid("id_not_available", "id"));
+        }
         let mut user = Object::new();
         user.insert("object".into(), "user".into());
         user.insert("id".into(), id.clone().into());
         for name in SETTABLE {
             user.insert(name.into(), given.get(name).cloned().unwrap_or(Value::Null));
         }
-        if !user.get("email_verified").is_some_and(Value::is_boolean) {
+        if user.get("email_verified").is_none_or(Value::is_null) {
             user.insert("email_verified".into(), false.into());
         }
-        user.insert(
-            "metadata".into(),
-            given.get("metadata").filter(|map| map.is_object()).cloned().unwrap_or(json!({})),
-        );
+        change_metadata(&mut user, given);
         user.insert("last_sign_in_at".into(), Value::Null);
         user.insert("created_at".into(), json!(now));
         user.insert("updated_at".into(), json!(now));
-        full_name(&mut user);
+        if given.get("name").is_none_or(Value::is_null) {
+            full_name(&mut user);
+        }
         self.users.insert(id, user.clone());
         self.emit("user.created", Value::Object(user.clone()), None, now);
         Ok(Value::Object(user))
     }
 
     pub(super) fn update(&mut self, id: &str, given: &Object, now: Timestamp) -> Result<Value, Fault> {
-        if let Some(email) = given.get("email").and_then(Value::as_str) {
-            self.refuse_taken(email, Some(id))?;
-        }
+        self.user(id)?;
+        refuse_unfit(given)?;
+        self.refuse_taken(given, Some(id))?;
         let user = self.users.get_mut(id).ok_or_else(|| Fault::not_found(id))?;
         let before = user.clone();
         for name in SETTABLE {
-            if let Some(value) = given.get(name) {
+            // These two cannot be taken away.
+            let kept = |value: &Value| value.is_null() && ["email", "email_verified"].contains(&name);
+            if let Some(value) = given.get(name).filter(|value| !kept(value)) {
                 user.insert(name.into(), value.clone());
             }
         }
-        // Partial: null deletes a key, an empty object clears.
-        if let Some(Value::Object(changes)) = given.get("metadata") {
-            let mut metadata = user.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-            if changes.is_empty() {
-                metadata.clear();
-            }
-            metadata.extend(changes.clone());
-            metadata.retain(|_, value| !value.is_null());
-            user.insert("metadata".into(), Value::Object(metadata));
-        }
-        if !given.contains_key("name") {
+        change_metadata(user, given);
+        let parts = given.contains_key("first_name") || given.contains_key("last_name");
+        if parts && !given.contains_key("name") {
             full_name(user);
         }
         if *user == before {
@@ -163,17 +157,173 @@ impl State {
         self.users.values().find(same).cloned().map(Value::Object)
     }
 
-    fn refuse_taken(&self, email: &str, but: Option<&str>) -> Result<(), Fault> {
-        let taken = self.user_by("email", email).filter(|user| user.get("id").and_then(Value::as_str) != but);
-        if taken.is_some() { Err(Fault::invalid("email_not_available", "email")) } else { Ok(()) }
+    /// Every user, oldest first.
+    pub(super) fn oldest_first(&self) -> Vec<&Object> {
+        let mut users: Vec<&Object> = self.users.values().collect();
+        users.sort_by_key(|user| creation(user));
+        users
     }
+
+    /// Where in [`State::oldest_first`] a user stands, or stood before it was deleted.
+    pub(super) fn place(&self, id: &str) -> Option<(&str, &str)> {
+        let deleted = || {
+            let is_deleted = |event: &&Object| text(event, "event") == "user.deleted";
+            let users = self.events.iter().rev().filter(is_deleted).filter_map(|event| event.get("data")?.as_object());
+            users.into_iter().find(|user| text(user, "id") == id)
+        };
+        self.users.get(id).or_else(deleted).map(creation)
+    }
+
+    /// WorkOS holds these two unique in an environment.
+    fn refuse_taken(&self, given: &Object, but: Option<&str>) -> Result<(), Fault> {
+        for (field, code) in [("email", "email_not_available"), ("external_id", "external_id_not_available")] {
+            let holder = given.get(field).and_then(Value::as_str).and_then(|value| self.user_by(field, value));
+            if holder.is_some_and(|user| user.get("id").and_then(Value::as_str) != but) {
+                return Err(Fault::invalid(code, field));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text field; nothing where it is none.
+pub(super) fn text<'a>(object: &'a Object, name: &str) -> &'a str {
+    object.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What users are listed by. Times are all of one form, so that text orders them; an id given by a seed tells no time.
+pub(super) fn creation(user: &Object) -> (&str, &str) {
+    (text(user, "created_at"), text(user, "id"))
+}
+
+/// Refuses what is not of its field's type; null means absent, as to WorkOS's SDKs.
+fn refuse_unfit(given: &Object) -> Result<(), Fault> {
+    for (name, value) in given.iter().filter(|(_, value)| !value.is_null()) {
+        let fits = match name.as_str() {
+            "email" => value.as_str().is_some_and(|email| email.contains('@')),
+            "email_verified" => value.is_boolean(),
+            "metadata" => {
+                value.as_object().is_some_and(|map| map.values().all(|value| value.is_string() || value.is_null()))
+            }
+            other => value.is_string() || !(SETTABLE.contains(&other) || other == "id"),
+        };
+        if !fits {
+            return Err(Fault::invalid("invalid", name));
+        }
+    }
+    Ok(())
+}
+
+/// Partial: null deletes a key, an empty object clears.
+fn change_metadata(user: &mut Object, given: &Object) {
+    let mut metadata = user.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+    if let Some(Value::Object(changes)) = given.get("metadata") {
+        if changes.is_empty() {
+            metadata.clear();
+        }
+        metadata.extend(changes.clone());
+        metadata.retain(|_, value| !value.is_null());
+    }
+    user.insert("metadata".into(), Value::Object(metadata));
 }
 
 /// WorkOS's display name, from the two others.
 fn full_name(user: &mut Object) {
-    let text = |name: &str| user.get(name).and_then(Value::as_str).unwrap_or_default();
-    let name = format!("{} {}", text("first_name"), text("last_name"));
+    let name = format!("{} {}", text(user, "first_name"), text(user, "last_name"));
     let name = name.trim();
     let name = if name.is_empty() { Value::Null } else { name.into() };
     user.insert("name".into(), name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap().plus_seconds(second)
+    }
+
+    fn object(value: Value) -> Object {
+        value.as_object().unwrap().clone()
+    }
+
+    fn with_user(given: Value) -> (State, Value) {
+        let mut state = State::new(7, at(0));
+        let user = state.create(&object(given), at(0)).unwrap();
+        (state, user)
+    }
+
+    fn update(state: &mut State, user: &Value, given: Value) -> Result<Value, Fault> {
+        state.update(user["id"].as_str().unwrap(), &object(given), at(1))
+    }
+
+    #[test]
+    fn a_name_that_was_given_stays_until_another_is_given_or_its_parts_change() {
+        let (mut state, user) = with_user(json!({"email": "a@example.test", "name": "Dr Ada", "first_name": "Ada"}));
+        assert_eq!(user["name"], "Dr Ada");
+        assert_eq!(update(&mut state, &user, json!({"locale": "pt-BR"})).unwrap()["name"], "Dr Ada");
+        let renamed = update(&mut state, &user, json!({"last_name": "Quill"})).unwrap();
+        assert_eq!(renamed["name"], "Ada Quill");
+    }
+
+    #[test]
+    fn what_workos_would_not_store_is_refused_and_changes_nothing() {
+        let (mut state, user) = with_user(json!({"email": "a@example.test", "metadata": {"plan": "team"}}));
+        let events = state.events.len();
+        for given in [
+            json!({"email": 5}),
+            json!({"email": "nobody"}),
+            json!({"first_name": ["Ada"]}),
+            json!({"email_verified": "yes"}),
+            json!({"metadata": "x"}),
+            json!({"metadata": {"plan": 1}}),
+        ] {
+            assert!(update(&mut state, &user, given.clone()).is_err(), "{given}");
+            let mut create = object(json!({"email": "b@example.test"}));
+            create.extend(object(given.clone()));
+            assert!(state.create(&create, at(1)).is_err(), "{given}");
+        }
+        assert_eq!(state.user(user["id"].as_str().unwrap()).unwrap(), user);
+        assert_eq!((state.users.len(), state.events.len()), (1, events));
+    }
+
+    #[test]
+    fn ids_e_mails_and_external_ids_are_held_by_one_user_only() {
+        let (mut state, user) = with_user(json!({"id": "user_1", "email": "a@example.test", "external_id": "crm-1"}));
+        for taken in [
+            json!({"email": "A@EXAMPLE.test"}),
+            json!({"email": "b@example.test", "external_id": "crm-1"}),
+            json!({"email": "b@example.test", "id": "user_1"}),
+        ] {
+            assert!(state.create(&object(taken.clone()), at(1)).is_err(), "{taken}");
+        }
+        assert_eq!(state.user("user_1").unwrap(), user);
+        let other = state.create(&object(json!({"email": "b@example.test", "external_id": null})), at(1)).unwrap();
+        assert!(update(&mut state, &other, json!({"external_id": "crm-1"})).is_err());
+        update(&mut state, &user, json!({"external_id": null})).unwrap();
+        assert_eq!(update(&mut state, &other, json!({"external_id": "crm-1"})).unwrap()["external_id"], "crm-1");
+    }
+
+    #[test]
+    fn null_for_what_cannot_be_taken_away_changes_nothing() {
+        let (mut state, user) = with_user(json!({"email": "a@example.test", "email_verified": true}));
+        let nulls = json!({"email": null, "email_verified": null, "metadata": null});
+        assert_eq!(update(&mut state, &user, nulls).unwrap(), user);
+    }
+
+    #[test]
+    fn a_key_created_as_null_is_no_key() {
+        let (_, user) = with_user(json!({"email": "a@example.test", "metadata": {"a": null, "b": "2"}}));
+        assert_eq!(user["metadata"], json!({"b": "2"}));
+    }
+
+    #[test]
+    fn a_sign_in_is_silent_but_for_its_session() {
+        let (mut state, user) = with_user(json!({"email": "a@example.test"}));
+        let id = user["id"].as_str().unwrap();
+        state.sign_in(id, at(60)).unwrap();
+        let after = state.user(id).unwrap();
+        assert_eq!((&after["updated_at"], &after["last_sign_in_at"]), (&user["updated_at"], &json!(at(60))));
+        assert_eq!(state.events.last().unwrap()["event"], "session.created");
+    }
 }
