@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -34,10 +35,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
+use crate::workos::signature::Secret;
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults};
 pub use fault::Fault;
-use state::State;
+use state::{State, text};
 use tokens::SigningKey;
 
 /// HTTP's form of a date.
@@ -82,6 +84,7 @@ struct Inner {
     file: Option<PathBuf>,
     state: Mutex<State>,
     keys: Mutex<Vec<SigningKey>>,
+    refuse_keys: Mutex<Option<StatusCode>>,
     deliveries: Deliveries,
     stop: CancellationToken,
     server: TaskTracker,
@@ -115,6 +118,7 @@ impl SimulatedWorkos {
             file: options.state,
             state: Mutex::new(state),
             keys: Mutex::new(keys),
+            refuse_keys: Mutex::new(None),
             stop: stop.clone(),
             server: TaskTracker::new(),
         }));
@@ -151,7 +155,12 @@ impl SimulatedWorkos {
 
     /// Delivers every event from now on to `url`, signed with [`SimulatedWorkos::webhook_secret`].
     pub fn add_endpoint(&self, url: &str) {
-        self.0.deliveries.add_endpoint(url, &self.webhook_secret());
+        self.add_endpoint_for(url, Secret::new(self.webhook_secret()), &[]);
+    }
+
+    /// Delivers events of these types (none: of every type) to `url`, signed with a secret of the endpoint's own.
+    pub fn add_endpoint_for(&self, url: &str, secret: Secret, events: &[&str]) {
+        self.0.deliveries.add_endpoint(url, secret, events);
     }
 
     /// How deliveries go wrong from now on.
@@ -215,13 +224,22 @@ impl SimulatedWorkos {
     /// # Errors
     /// [`SimulationError`] when it cannot be signed.
     pub fn token(&self, user: &str, session: &str, life: i64) -> Result<String, SimulationError> {
+        self.token_with(json!({"sub": user, "sid": session}), life)
+    }
+
+    /// A token with these claims beside, or in place of, those every token has; null takes a claim away.
+    ///
+    /// # Errors
+    /// [`SimulationError`] when it cannot be signed.
+    pub fn token_with(&self, more: Value, life: i64) -> Result<String, SimulationError> {
         let now = self.0.clock.now();
         let (client_id, jti, now) = (self.client_id(), self.state().ids.ulid(now), now.unix_seconds());
         let issuer = format!("{}/user_management/{client_id}", self.0.base_url);
-        let claims = json!({
-            "iss": issuer, "sub": user, "sid": session, "jti": jti, "client_id": client_id,
-            "iat": now, "exp": now + life,
-        });
+        let mut claims = json!({"iss": issuer, "jti": jti, "client_id": client_id, "iat": now, "exp": now + life});
+        if let (Value::Object(claims), Value::Object(more)) = (&mut claims, more) {
+            claims.extend(more);
+            claims.retain(|_, value| !value.is_null());
+        }
         let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
         keys.last().ok_or_else(|| SimulationError::new("there is no signing key"))?.sign(&claims)
     }
@@ -230,6 +248,29 @@ impl SimulatedWorkos {
     #[must_use]
     pub fn users(&self) -> Vec<Value> {
         self.read(|state| state.oldest_first().into_iter().cloned().map(Value::Object).collect())
+    }
+
+    /// Every event, oldest first.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        self.read(|state| state.events.iter().cloned().map(Value::Object).collect())
+    }
+
+    /// Signs with a new key from now on; the older ones stay published, as while WorkOS rotates.
+    ///
+    /// # Errors
+    /// [`SimulationError`] when no key can be made.
+    pub fn rotate_keys(&self) -> Result<(), SimulationError> {
+        let key = SigningKey::generate(self.next_id("sso_oidc_key_pair"))?;
+        self.state().signing_keys.push((key.kid.clone(), key.export()?));
+        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+        self.save();
+        Ok(())
+    }
+
+    /// Answers requests for the keys with this status; `None` serves them again.
+    pub fn refuse_keys(&self, status: Option<StatusCode>) {
+        *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 
     /// The published keys.
@@ -259,6 +300,10 @@ impl SimulatedWorkos {
         self.state().ids.next(prefix, now)
     }
 
+    fn keys_refused(&self) -> Option<StatusCode> {
+        *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The `Date` header's form of now.
     fn date(&self) -> String {
         let now = OffsetDateTime::from(self.0.clock.now());
@@ -275,8 +320,8 @@ impl SimulatedWorkos {
         drop(state);
         self.save();
         for event in events {
-            let id = event.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-            self.0.deliveries.send(&id, &Bytes::from(Value::Object(event).to_string()));
+            let (id, event_type) = (text(&event, "id").to_owned(), text(&event, "event").to_owned());
+            self.0.deliveries.send(&id, &event_type, &Bytes::from(Value::Object(event).to_string()));
         }
         outcome
     }
@@ -308,16 +353,21 @@ fn load(options: &Options) -> Result<State, SimulationError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
 
     use axum::Router;
+    use axum::http::{HeaderMap, HeaderValue};
     use axum::response::Redirect;
     use axum::routing::post;
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
 
     use super::*;
     use crate::workos::http::http_client;
+    use crate::workos::signature::{self, SignatureHeader};
 
     fn noon() -> Timestamp {
         Timestamp::parse("2026-09-01T12:00:00Z").unwrap()
@@ -385,6 +435,89 @@ mod tests {
         assert_eq!(workos.attempts()[0].status, Some(307));
         workos.stop().await;
         server.abort();
+    }
+
+    /// An endpoint that keeps what is posted to it.
+    async fn endpoint() -> (String, mpsc::UnboundedReceiver<(HeaderMap, Bytes)>, JoinHandle<std::io::Result<()>>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let take = post(async move |headers: HeaderMap, body: Bytes| {
+            let _ = sender.send((headers, body));
+        });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let server = axum::serve(listener, Router::new().route("/hook", take));
+        (url, receiver, tokio::spawn(async move { server.await }))
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_gets_the_types_it_asked_for_signed_with_its_own_secret() {
+        let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+        let (url, mut received, server) = endpoint().await;
+        let secret = Secret::new("whsec_its_own");
+        workos.add_endpoint_for(&url, secret.clone(), &["user.deleted"]);
+        let user = workos.create_user(&ada()).unwrap();
+        workos.delete_user(user["id"].as_str().unwrap()).unwrap();
+        workos.settle().await;
+        let (headers, body) = received.recv().await.unwrap();
+        let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
+        let header = SignatureHeader::parse(header, noon(), signature::WEBHOOK_TOLERANCE).unwrap();
+        header.verify(&[secret], body.clone()).unwrap();
+        let event: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(event, workos.events()[1], "what was posted is what the Events API lists");
+        assert!(received.try_recv().is_err(), "it asked for nothing else");
+        workos.stop().await;
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn the_same_seed_makes_the_same_deliveries_go_wrong() {
+        let mut runs = Vec::new();
+        for _ in 0..2 {
+            let workos = SimulatedWorkos::start(options(None)).await.unwrap();
+            let (url, _received, server) = endpoint().await;
+            workos.add_endpoint(&url);
+            workos.set_faults(Faults { drop: 30, duplicate: 30, ..Faults::default() });
+            for at in 0..40 {
+                let _ = workos.emit("user.seen", json!({"at": at}));
+            }
+            workos.settle().await;
+            let mut delivered: Vec<String> = workos.attempts().into_iter().map(|attempt| attempt.event_id).collect();
+            delivered.sort();
+            let once: BTreeSet<&String> = delivered.iter().collect();
+            assert!(once.len() < 40 && once.len() < delivered.len(), "some dropped, some twice");
+            runs.push(delivered);
+            workos.stop().await;
+            server.abort();
+        }
+        assert_eq!(runs[0], runs[1]);
+    }
+
+    #[tokio::test]
+    async fn keys_rotate_and_fail_and_what_signed_stays_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Some(folder.path().join("workos.json"));
+        let workos = SimulatedWorkos::start(options(file.clone())).await.unwrap();
+        let before = workos.jwks()["keys"][0]["kid"].clone();
+        workos.rotate_keys().unwrap();
+        let token =
+            workos.token_with(json!({"sub": "user_1", "sid": null, "aud": ["x"], "client_id": null}), 60).unwrap();
+        let part = |at: usize| -> Value {
+            let part = token.split('.').nth(at).unwrap();
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+        };
+        assert_eq!(part(0)["kid"], workos.jwks()["keys"][1]["kid"]);
+        assert_eq!(part(1)["aud"], json!(["x"]));
+        assert!(part(1).get("sid").is_none() && part(1).get("client_id").is_none());
+        let (client, url) = (http_client().unwrap(), format!("{}/sso/jwks/{}", workos.base_url(), workos.client_id()));
+        workos.refuse_keys(Some(StatusCode::BAD_GATEWAY));
+        assert_eq!(client.get(&url).send().await.unwrap().status(), 502);
+        workos.refuse_keys(None);
+        let served: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
+        assert_eq!((&served, &served["keys"][0]["kid"]), (&workos.jwks(), &before));
+        workos.stop().await;
+        let again = SimulatedWorkos::start(options(file)).await.unwrap();
+        assert_eq!(again.jwks(), served);
+        again.stop().await;
     }
 
     #[tokio::test]

@@ -93,6 +93,9 @@ async fn jwks(State(workos): State<SimulatedWorkos>, Path(client_id): Path<Strin
         let body = Json(json!({"message": "Not Found"}));
         return (StatusCode::NOT_FOUND, body).into_response();
     }
+    if let Some(status) = workos.keys_refused() {
+        return status.into_response();
+    }
     ([(header::CONTENT_TYPE, "application/jwk-set+json")], workos.jwks().to_string()).into_response()
 }
 

@@ -42,6 +42,14 @@ pub struct Faults {
 struct Endpoint {
     url: String,
     secret: Secret,
+    /// The types it asked for; none: all.
+    events: Vec<String>,
+}
+
+impl Endpoint {
+    fn wants(&self, event_type: &str) -> bool {
+        self.events.is_empty() || self.events.iter().any(|wanted| wanted == event_type)
+    }
 }
 
 /// One attempt that was made.
@@ -92,8 +100,9 @@ impl Deliveries {
         self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add_endpoint(&self, url: &str, secret: &str) {
-        self.shared().endpoints.push(Endpoint { url: url.to_owned(), secret: Secret::new(secret) });
+    pub(super) fn add_endpoint(&self, url: &str, secret: Secret, events: &[&str]) {
+        let events = events.iter().map(|&event| event.to_owned()).collect();
+        self.shared().endpoints.push(Endpoint { url: url.to_owned(), secret, events });
     }
 
     pub(super) fn set_faults(&self, faults: Faults) {
@@ -104,11 +113,13 @@ impl Deliveries {
         self.shared().attempts.clone()
     }
 
-    /// Sends an event to every endpoint, as the faults have it.
-    pub(super) fn send(&self, event_id: &str, body: &Bytes) {
+    /// Sends an event to every endpoint that wants its type, as the faults have it.
+    pub(super) fn send(&self, event_id: &str, event_type: &str, body: &Bytes) {
         let mut shared = self.shared();
         let faults = shared.faults;
-        for endpoint in shared.endpoints.clone() {
+        let endpoints: Vec<Endpoint> =
+            shared.endpoints.iter().filter(|endpoint| endpoint.wants(event_type)).cloned().collect();
+        for endpoint in endpoints {
             if shared.random.happens(faults.drop) {
                 continue;
             }
