@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Identity, TokenError};
 use crate::domain::user::User;
+pub use crate::http::CONNECTIONS;
 use crate::http::{self, Edge, Limits, Served};
 use crate::lookup::LookupError;
 use crate::store::StoreError;
@@ -32,6 +33,8 @@ pub struct AuthKit {
     edge: Arc<Edge>,
     /// Where to run pending migrations first, if that was asked for.
     migrate: Option<PgPool>,
+    /// Open connections at most.
+    connections: usize,
 }
 
 /// Why [`AuthKit::run`] ended before it was asked to.
@@ -99,7 +102,7 @@ impl AuthKit {
             let keys = keys.clone();
             async move { keys.tick().await }
         });
-        let limits = Limits::default();
+        let limits = Limits { connections: self.connections, ..Limits::default() };
         let service = http::service(self.edge.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
         let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), limits, metrics, stop.clone())));

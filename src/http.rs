@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::workos::signature::Secret;
 
+pub use server::CONNECTIONS;
 pub(crate) use server::{Limits, Served, serve};
 
 /// What the handlers share.

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::AuthKit;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
-use crate::http::Edge;
+use crate::http::{CONNECTIONS, Edge};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
@@ -46,6 +46,7 @@ pub struct Builder {
     signature_tolerance: Duration,
     body_limit: usize,
     body_timeout: Duration,
+    connections: usize,
     clock: Clock,
     migrate: bool,
 }
@@ -81,6 +82,7 @@ impl Builder {
             signature_tolerance: signature::WEBHOOK_TOLERANCE,
             body_limit: BODY_LIMIT,
             body_timeout: Duration::from_secs(10),
+            connections: CONNECTIONS,
             clock: Clock::system(),
             migrate: false,
         }
@@ -165,6 +167,13 @@ impl Builder {
         self
     }
 
+    /// How many connections [`AuthKit::run`] keeps open; more wait to be accepted. Default [`CONNECTIONS`]. Each takes a file
+    /// descriptor, and the database needs some too.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections.max(1);
+        self
+    }
+
     /// Runs pending migrations when the database first answers; until then the service answers 503. Default off.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
@@ -205,6 +214,7 @@ impl Builder {
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         Ok(AuthKit {
             migrate,
+            connections: self.connections,
             edge: Arc::new(Edge {
                 lookups: Lookups::new(store.clone(), tokens),
                 store,

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
 
 use super::{Exit, Failure, with_settings};
-use crate::authkit::AuthKit;
+use crate::authkit::{AuthKit, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
 const SETTINGS: [&str; 20] = [
@@ -53,7 +53,8 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         .webhook_secrets(settings.webhook_secrets)
         .webhook_path(settings.webhook_path)
         .signature_tolerance(settings.signature_tolerance)
-        .body_limit(settings.body_limit);
+        .body_limit(settings.body_limit)
+        .connections(affordable_connections());
     if let Some(url) = settings.jwks_url {
         builder = builder.jwks_url(url);
     }
@@ -66,6 +67,29 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     );
     authkit.run(listener, Some(ops), terminated()).await?;
     Ok(Exit::Yes)
+}
+
+/// File descriptors kept free for the database, WorkOS and the rest.
+const OTHER_FILES: usize = 256;
+
+/// As many connections as this process's limit on open files allows, once that is raised as far as it may be: without a
+/// descriptor left for the database, idle connections alone could take the service down.
+fn affordable_connections() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let allowed = limit.current;
+    limit.current = limit.maximum;
+    let files = if setrlimit(Resource::Nofile, limit).is_ok() { limit.current } else { allowed };
+    let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    let affordable = files.saturating_sub(OTHER_FILES).clamp(16, CONNECTIONS);
+    if affordable < CONNECTIONS {
+        tracing::warn!(
+            open_files = files,
+            connections = affordable,
+            "the limit on open files is low; fewer connections are accepted at once (ulimit -n)"
+        );
+    }
+    affordable
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure> {

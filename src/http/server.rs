@@ -20,6 +20,9 @@ use tower::ServiceExt;
 
 use crate::metrics::Metrics;
 
+/// Open connections by default; at some tens of kilobytes each, well within a small machine.
+pub const CONNECTIONS: usize = 4_096;
+
 /// What one listener allows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -36,7 +39,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 4_096,
+            connections: CONNECTIONS,
             head: Duration::from_secs(30),
             request: Duration::from_secs(30),
             drain: Duration::from_secs(20),

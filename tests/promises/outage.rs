@@ -106,6 +106,30 @@ async fn a_database_away_at_start_is_waited_for() {
 }
 
 #[tokio::test]
+async fn idle_connections_leave_files_for_the_database() {
+    let database = TestDatabase::new().await;
+    let mut served = Served::start_with_files(320, &database.url(), free_address());
+    assert!(served.log().contains("the limit on open files is low"), "{}", served.log());
+    // As many as the kernel's queue takes; the service has accepted all it affords long before.
+    let mut idle = Vec::new();
+    for _ in 0..330 {
+        idle.push(tokio::net::TcpStream::connect(served.address).await.unwrap());
+    }
+    let ready = format!("http://{}/readyz", served.ops);
+    let client = http_client().unwrap();
+    until("the database is reached", async || {
+        client.get(&ready).send().await.is_ok_and(|answer| answer.status().as_u16() == 200)
+    })
+    .await;
+    drop(idle);
+    until("callers are answered again", async || {
+        client.get(served.url("/healthz")).send().await.is_ok_and(|answer| answer.status().as_u16() == 200)
+    })
+    .await;
+    assert!(served.terminate().success());
+}
+
+#[tokio::test]
 async fn a_read_only_node_is_ours_to_mend() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;

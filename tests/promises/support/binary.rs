@@ -7,9 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use super::service::{CLIENT_ID, SECRET};
 
+const BINARY: &str = env!("CARGO_BIN_EXE_authkit-sync");
+
 /// The binary with an empty environment: nothing of this machine's settings gets in.
 pub(crate) fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_authkit-sync"));
+    clean(Command::new(BINARY))
+}
+
+fn clean(mut command: Command) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_default();
     command.env_clear().env("PATH", path).env("HOME", home).current_dir("/").stdin(Stdio::null());
@@ -52,9 +57,21 @@ impl Served {
         address: SocketAddr,
         more: &[(&str, &str)],
     ) -> Self {
+        let mut command = binary();
+        command.args(arguments);
+        Self::spawn(command, database_url, address, more)
+    }
+
+    /// `serve` with room for so many open files.
+    pub(crate) fn start_with_files(files: u32, database_url: &str, address: SocketAddr) -> Self {
+        let mut command = clean(Command::new("sh"));
+        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" serve"), BINARY]);
+        Self::spawn(command, database_url, address, &[])
+    }
+
+    fn spawn(mut command: Command, database_url: &str, address: SocketAddr, more: &[(&str, &str)]) -> Self {
         let ops = free_address();
-        let mut child = binary()
-            .args(arguments)
+        let mut child = command
             .env("DATABASE_URL", database_url)
             .env("WORKOS_CLIENT_ID", CLIENT_ID)
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
