@@ -2,8 +2,8 @@
 //! that `DATABASE_URL` names. Whatever happens to the run, nothing stays behind.
 
 use std::str::FromStr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::store::migrations;
@@ -41,7 +41,6 @@ fn server() -> &'static Server {
             stay_alive(server.options.clone(), run);
             blocking(|| sweep(&server));
         }
-        blocking(|| prepare_template(&server));
         server
     })
 }
@@ -108,8 +107,16 @@ async fn sweep(server: &Server) {
     }
 }
 
+/// How many test databases there are. The template is there while any is: nothing runs at the end of a process that could
+/// take it away then.
+static DATABASES: Mutex<usize> = Mutex::new(0);
+
+fn template(server: &Server) -> String {
+    format!("{PREFIX}{}_template", server.run)
+}
+
 async fn prepare_template(server: &Server) {
-    let template = format!("{PREFIX}{}_template", server.run);
+    let template = template(server);
     let mut connection = admin(server).await;
     run(&mut connection, format!("create database {template}")).await;
     let pool =
@@ -126,7 +133,7 @@ pub(crate) struct TestDatabase {
 impl TestDatabase {
     /// Migrated and empty.
     pub(crate) async fn new() -> Self {
-        Self::create(&format!("template {PREFIX}{}_template", server().run)).await
+        Self::create(&format!("template {}", template(server()))).await
     }
 
     /// Not migrated.
@@ -137,6 +144,13 @@ impl TestDatabase {
     async fn create(how: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let server = server();
+        {
+            let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
+            if *databases == 0 {
+                blocking(|| prepare_template(server));
+            }
+            *databases += 1;
+        }
         let name = format!("{PREFIX}{}_{}", server.run, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut connection = admin(server).await;
         // Copying files beats the default, which writes every block to the log, for a template this small.
@@ -184,6 +198,15 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let sql = format!("drop database if exists {} with (force)", self.name);
-        blocking(|| async { run(&mut admin(server()).await, sql).await });
+        let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
+        *databases -= 1;
+        let last = (*databases == 0).then(|| format!("drop database {}", template(server())));
+        blocking(|| async {
+            let mut connection = admin(server()).await;
+            run(&mut connection, sql).await;
+            if let Some(last) = last {
+                run(&mut connection, last).await;
+            }
+        });
     }
 }

@@ -14,10 +14,10 @@ pub(crate) fn at(millis: i64) -> Timestamp {
     Timestamp::from_unix_micros(Timestamp::parse("2026-09-01T08:00:00Z").unwrap().unix_micros() + millis * 1_000)
 }
 
-/// A word no other call returns in this process.
+/// A word no other call returns in this process; later words are greater, as WorkOS's ids are.
 pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{prefix}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{prefix}_{}_{:012}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A user object of WorkOS's shape.
