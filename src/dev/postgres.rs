@@ -211,6 +211,8 @@ impl PrivatePostgres {
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(&self.data).arg("-k").arg(&self.scratch);
         postgres.args(["-c", "listen_addresses=", "-c", "port=5432"]);
+        // A POSIX segment would stay behind when the server is killed; a file goes with its data.
+        postgres.args(["-c", "dynamic_shared_memory_type=mmap"]);
         if self.throwaway {
             postgres.args(["-c", "fsync=off", "-c", "max_connections=300"]);
         }
