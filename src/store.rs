@@ -1,10 +1,14 @@
 //! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
 
+pub mod catch_up;
 pub mod environment;
 pub mod error;
 pub mod events;
+pub mod inbox;
+pub mod leases;
 pub mod migrations;
 pub mod users;
+pub mod walks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -67,6 +71,19 @@ impl Store {
         }
     }
 
+    /// Looks after whatever environment the database is given to, as an operator does: it records no client id, and refuses
+    /// none.
+    #[must_use]
+    pub fn of_any_client(pool: PgPool, timeout: Duration) -> Self {
+        Self::new(pool.clone(), pool, "", timeout)
+    }
+
+    /// The same store on a pool of its own, so that background work starves neither receipts nor lookups.
+    #[must_use]
+    pub fn on_pool(&self, pool: PgPool) -> Self {
+        Self { receipts: pool.clone(), lookups: pool, ..self.clone() }
+    }
+
     /// Runs `work` in a transaction that is durable when this returns `Ok`, and tries again where PostgreSQL asks for it.
     ///
     /// `name` is for the log.
@@ -78,7 +95,7 @@ impl Store {
         self.check().await?;
         let mut attempt = 1;
         loop {
-            match self.attempt(work).await {
+            match self.durably(work).await {
                 Err(error) if error.wants_another_try() && attempt < ATTEMPTS => {
                     tracing::debug!(transaction = name, attempt, error = %error, "transaction tried again");
                     attempt += 1;
@@ -88,7 +105,8 @@ impl Store {
         }
     }
 
-    async fn attempt<W: Work>(&self, work: &W) -> Result<W::Output, StoreError> {
+    /// One try of a transaction.
+    async fn durably<W: Work>(&self, work: &W) -> Result<W::Output, StoreError> {
         let deadline = tokio::time::Instant::now() + self.timeout;
         let mut connection =
             tokio::time::timeout_at(deadline, self.receipts.acquire()).await.map_err(StoreError::late)??;

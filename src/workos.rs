@@ -1,5 +1,6 @@
 //! The adapter to WorkOS: what it signs, what it sends.
 
+pub mod api;
 pub mod http;
 mod json;
 pub mod signature;

@@ -117,7 +117,7 @@ impl KeyCache {
     }
 
     /// Refreshes when that is due, and says how long until it is again.
-    pub async fn tick(&self) -> Duration {
+    pub async fn refresh_when_due(&self) -> Duration {
         let now = self.0.clock.now();
         let held = self.0.held.load_full();
         let due = held.fetched_at.is_none_or(|at| age(at, now) >= FRESH);

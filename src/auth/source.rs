@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::workos::http::{HttpClientError, http_client};
+use crate::workos::http::{BodyError, HttpClientError, http_client, read_body, why};
 
 /// The longest document read. WorkOS's is a few kilobytes.
 const DOCUMENT_LIMIT: usize = 1024 * 1024;
@@ -52,37 +52,21 @@ impl HttpKeySource {
 
     async fn get(&self) -> Result<Bytes, KeyFetchError> {
         let answer = self.client.get(self.url.clone()).timeout(TIMEOUT).send().await;
-        let mut answer = answer.map_err(|error| KeyFetchError::new(why(&error)))?;
+        let answer = answer.map_err(|error| KeyFetchError::new(why(&error)))?;
         match answer.status().as_u16() {
             200 => {}
             404 => return Err(KeyFetchError::new("WorkOS answers 404: it does not know this client id")),
             status => return Err(KeyFetchError::new(format!("WorkOS answers {status}"))),
         }
-        let mut document = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| KeyFetchError::new(why(&error)))? {
-            if document.len() + chunk.len() > DOCUMENT_LIMIT {
-                return Err(KeyFetchError::new("the document is longer than 1 MiB"));
-            }
-            document.extend_from_slice(&chunk);
-        }
-        Ok(document.freeze())
+        read_body(answer, DOCUMENT_LIMIT).await.map_err(|error| match error {
+            BodyError::TooLong => KeyFetchError::new("the document is longer than 1 MiB"),
+            BodyError::Broken(why) => KeyFetchError::new(why),
+        })
     }
 }
 
 impl KeySource for HttpKeySource {
     fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
         self.get().boxed()
-    }
-}
-
-fn why(error: &reqwest::Error) -> &'static str {
-    if error.is_timeout() {
-        "it timed out"
-    } else if error.is_connect() {
-        "the connection failed"
-    } else if error.is_redirect() {
-        "it redirects elsewhere"
-    } else {
-        "the answer broke off"
     }
 }

@@ -41,6 +41,8 @@ pub enum Seen<'a> {
 pub enum Decision {
     /// The state changed.
     Applied,
+    /// The row says what it said, as of a later observation.
+    Confirmed,
     /// The row stands on this observation already or on a later one.
     Older,
     /// The user is deleted.
@@ -70,9 +72,9 @@ pub fn decide(stored: &mut Stored, seen: Seen<'_>) -> Decision {
         (Stored::Live { user: row, version: standing }, Seen::Live(user, version)) => {
             let signed_in = row.last_sign_in_at.max(user.last_sign_in_at);
             let decision = if *version > *standing {
-                **row = user.clone();
+                let before = std::mem::replace(&mut **row, User { last_sign_in_at: signed_in, ..user.clone() });
                 *standing = version.clone();
-                Decision::Applied
+                if before.differences(row).is_empty() { Decision::Confirmed } else { Decision::Applied }
             } else if signed_in > row.last_sign_in_at {
                 Decision::Applied
             } else {
@@ -151,6 +153,14 @@ mod tests {
             assert_eq!(decide(&mut stored, Seen::Live(&user("new", None), &seen)), decision, "{seen:?}");
             assert_eq!(name_of(&stored), Some(name), "{seen:?}");
         }
+    }
+
+    #[test]
+    fn the_same_picture_as_of_later_moves_the_version_and_is_no_change() {
+        let mut stored = live("old", &version(10, 10, "event_5"));
+        let later = version(10, 11, "snapshot:1");
+        assert_eq!(decide(&mut stored, Seen::Live(&user("old", None), &later)), Decision::Confirmed);
+        assert!(matches!(stored, Stored::Live { version, .. } if version == later));
     }
 
     #[test]

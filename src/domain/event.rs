@@ -50,12 +50,20 @@ pub enum Content {
 }
 
 /// A user object read from WorkOS's REST API.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Snapshot {
     /// The user as read.
     pub user: User,
     /// `observed_at` is WorkOS's `Date` header less the request's duration; the id is `snapshot:` and a hash.
     pub version: Version,
+    /// The object as received, kept only where it cannot be applied.
+    pub payload: Bytes,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// One thing WorkOS told us.
@@ -63,8 +71,26 @@ pub struct Snapshot {
 pub enum Observation {
     /// An event; it also enters the inbox.
     Event(Event),
-    /// A snapshot; it leaves no trace but the row.
+    /// A snapshot; it leaves no trace but the row, unless it cannot be applied.
     Snapshot(Snapshot),
+    /// WorkOS, asked by id, does not know the user: a deletion inferred, where no event told of it.
+    Gone {
+        /// The user.
+        user_id: String,
+        /// When WorkOS said so, by its own clock.
+        confirmed_at: Timestamp,
+    },
+}
+
+/// What an observation did to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The user was not here before.
+    Created,
+    /// The user was, and differs now.
+    Updated,
+    /// The user is gone.
+    Deleted,
 }
 
 impl Observation {
@@ -74,6 +100,7 @@ impl Observation {
         match self {
             Self::Event(event) => event.user_id.as_deref(),
             Self::Snapshot(snapshot) => Some(&snapshot.user.id),
+            Self::Gone { user_id, .. } => Some(user_id),
         }
     }
 }

@@ -63,6 +63,19 @@ impl Timestamp {
     pub fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(time::Duration::seconds(seconds)))
     }
+
+    /// This instant moved by `micros`, held inside the representable years.
+    #[must_use]
+    pub fn plus_micros(self, micros: i64) -> Self {
+        Self(self.0.saturating_add(time::Duration::microseconds(micros)))
+    }
+
+    /// This instant moved back by `duration`, held inside the representable years.
+    #[must_use]
+    pub fn minus(self, duration: std::time::Duration) -> Self {
+        let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
+        Self::from(self.0.saturating_sub(duration))
+    }
 }
 
 impl From<OffsetDateTime> for Timestamp {

@@ -1,6 +1,6 @@
 //! A WorkOS user, with every field WorkOS documents and whatever else it sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -68,6 +68,41 @@ pub struct User {
 impl fmt::Debug for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("User").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl User {
+    /// The names of the fields in which the two differ. What has no column is compared as JSON values, not as text.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let known = [
+            ("email", self.email == other.email),
+            ("email_verified", self.email_verified == other.email_verified),
+            ("first_name", self.first_name == other.first_name),
+            ("last_name", self.last_name == other.last_name),
+            ("name", self.name == other.name),
+            ("profile_picture_url", self.profile_picture_url == other.profile_picture_url),
+            ("external_id", self.external_id == other.external_id),
+            ("metadata", self.metadata == other.metadata),
+            ("last_sign_in_at", self.last_sign_in_at == other.last_sign_in_at),
+            ("locale", self.locale == other.locale),
+            ("created_at", self.created_at == other.created_at),
+            ("updated_at", self.updated_at == other.updated_at),
+        ];
+        let known = known.into_iter().filter(|(_, same)| !same).map(|(name, _)| name.to_owned());
+        let named: BTreeSet<&String> = self.extra.keys().chain(other.extra.keys()).collect();
+        let extra = named
+            .into_iter()
+            .filter(|name| !same(self.extra.get(*name).map(|raw| &**raw), other.extra.get(*name).map(|raw| &**raw)));
+        known.chain(extra.cloned()).collect()
+    }
+}
+
+fn same(one: Option<&RawValue>, other: Option<&RawValue>) -> bool {
+    let value = |raw: &RawValue| serde_json::from_str::<serde_json::Value>(raw.get()).ok();
+    match (one, other) {
+        (Some(one), Some(other)) => one.get() == other.get() || value(one) == value(other),
+        (one, other) => one.is_none() == other.is_none(),
     }
 }
 

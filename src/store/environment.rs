@@ -1,7 +1,9 @@
 //! `workos.environment` and `workos.contract`: whose database this is, and whether this release can read it.
 
 use super::migrations::{self, Status};
-use super::{Store, StoreError};
+use sqlx::postgres::PgConnection;
+
+use super::{Store, StoreError, Work};
 
 /// Why this process must not serve this database. Each names the way out.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub enum Unfit {
     },
     /// Another environment's users live here.
     #[error(
-        "this database belongs to WorkOS client {recorded}, but WORKOS_CLIENT_ID is {given}; point DATABASE_URL at this environment's own database"
+        "this database belongs to WorkOS client {recorded}, but WORKOS_CLIENT_ID is {given}; point DATABASE_URL at this environment's own database, or, if this one was copied from the other environment, run `authkit-sync rebind`"
     )]
     OtherClient {
         /// The client id recorded at the first start.
@@ -57,9 +59,11 @@ impl Store {
         if wanted > known {
             return Err(Unfit::TooNew { wanted, known }.into());
         }
-        let recorded = self.claim().await?;
-        if recorded != *self.client_id {
-            return Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into());
+        if !self.client_id.is_empty() {
+            let recorded = self.claim().await?;
+            if recorded != *self.client_id {
+                return Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into());
+            }
         }
         if !status.newer.is_empty() {
             tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
@@ -104,5 +108,111 @@ impl Store {
         })
         .await?;
         Ok(())
+    }
+}
+
+impl Store {
+    /// Whether the operator has said that deletions beyond the bound are meant.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn deletions_accepted(&self) -> Result<bool, StoreError> {
+        let accepted = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    "-- environment.deletions_accepted\nselect deletions_accepted from workos.environment"
+                )
+                .fetch_optional(connection)
+                .await
+            })
+            .await?;
+        Ok(accepted.unwrap_or_default())
+    }
+
+    /// Records the operator's word that deletions beyond the bound are meant; a complete reconcile uses it up.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn accept_deletions(&self) -> Result<(), StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query!("-- environment.accept_deletions\nupdate workos.environment set deletions_accepted = true")
+                .execute(connection)
+                .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The release that last tried the quarantine again.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn retried_by(&self) -> Result<Option<String>, StoreError> {
+        let release = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!("-- environment.retried_by\nselect retried_by from workos.environment")
+                    .fetch_optional(connection)
+                    .await
+            })
+            .await?;
+        Ok(release.flatten())
+    }
+
+    /// Notes that this release has tried the quarantine again.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn note_retried(&self, release: &str) -> Result<(), StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query!("-- environment.note_retried\nupdate workos.environment set retried_by = $1", release)
+                .execute(connection)
+                .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Gives the database to this store's client id, whatever is recorded: forgets every position in the old environment,
+    /// and gives the operator's word for the reconcile that will make tombstones of its users. Returns the old client id.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when migrations are pending.
+    pub async fn rebind(&self) -> Result<Option<String>, StoreError> {
+        match self.check().await {
+            Ok(()) | Err(StoreError::Unfit(Unfit::OtherClient { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        self.durably(&Rebind { client_id: &self.client_id }).await
+    }
+}
+
+struct Rebind<'a> {
+    client_id: &'a str,
+}
+
+impl Work for Rebind<'_> {
+    type Output = Option<String>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+        let old =
+            sqlx::query_scalar!("-- environment.rebind_from\nselect client_id from workos.environment for update")
+                .fetch_optional(&mut *connection)
+                .await?;
+        sqlx::query!(
+            "-- environment.rebind
+            insert into workos.environment (client_id, deletions_accepted)
+            values ($1, true)
+            on conflict (singleton) do update
+            set
+                client_id = excluded.client_id,
+                deletions_accepted = true,
+                recorded_at = now()",
+            self.client_id
+        )
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query!("-- catch_up.forget\ndelete from workos.catch_up").execute(&mut *connection).await?;
+        sqlx::query!("-- walks.forget\ndelete from workos.walks").execute(&mut *connection).await?;
+        Ok(old)
     }
 }

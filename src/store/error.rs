@@ -19,6 +19,9 @@ pub enum StoreError {
     /// The database answers, and must not be served by this process.
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    /// Another process has moved on since this one looked: what it was about to do is done, or is no longer right.
+    #[error("another process has moved on meanwhile")]
+    Overtaken,
     /// PostgreSQL asks for another try (40001 serialization failure, 40P01 deadlock).
     #[error("database unavailable: SQLSTATE {sqlstate} after every try")]
     Conflict {

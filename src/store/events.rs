@@ -1,5 +1,6 @@
 //! `workos.events`: the inbox.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use sqlx::postgres::PgConnection;
@@ -10,7 +11,7 @@ use crate::domain::event::{Event, Origin, Outcome};
 
 /// An event on its way into the inbox.
 pub(crate) struct Receipt<'a> {
-    pub(crate) event: &'a Event,
+    pub(crate) event: Cow<'a, Event>,
     pub(crate) outcome: Outcome,
     pub(crate) reason: Option<String>,
     /// Its user is deleted: the payload must not be kept.
@@ -68,9 +69,38 @@ pub(crate) async fn record(
     Ok(rows.into_iter().filter(|row| row.new).map(|row| row.id).collect())
 }
 
-/// Erases every payload of these users. The caller holds their rows' locks, so none can come in behind it.
-pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+/// Gives quarantined rows the outcome of another try, where it went well.
+pub(crate) async fn settle(connection: &mut PgConnection, receipts: &[Receipt<'_>]) -> Result<(), StoreError> {
+    let settled = || receipts.iter().filter(|receipt| receipt.outcome != Outcome::Quarantined);
+    let ids: Vec<String> = settled().map(|receipt| receipt.event.id.clone()).collect();
+    let outcomes: Vec<String> = settled().map(|receipt| receipt.outcome.as_str().to_owned()).collect();
+    let reasons: Vec<Option<&str>> = settled().map(|receipt| receipt.reason.as_deref()).collect();
+    let erased: Vec<bool> = settled().map(|receipt| receipt.erased).collect();
     sqlx::query!(
+        "-- events.settle
+        update workos.events as kept
+        set
+            outcome = tried.outcome,
+            reason = tried.reason,
+            payload = case when not tried.erased then kept.payload end
+        from unnest($1::text[], $2::text[], $3::text[], $4::bool[]) as tried (id, outcome, reason, erased)
+        where
+            kept.id = tried.id
+            and kept.outcome = 'quarantined'",
+        &ids,
+        &outcomes,
+        &reasons as _,
+        &erased
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Erases every payload of these users. The caller holds their rows' locks, so none can come in behind it.
+/// Returns how many.
+pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<u64, StoreError> {
+    let erased = sqlx::query!(
         "-- events.erase
         update workos.events
         set payload = null
@@ -81,5 +111,5 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Re
     )
     .execute(connection)
     .await?;
-    Ok(())
+    Ok(erased.rows_affected())
 }

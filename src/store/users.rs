@@ -110,6 +110,121 @@ impl Store {
     }
 }
 
+impl Store {
+    /// These users, dead or alive, as the table holds them; absent ones are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn users(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query_as!(
+                    Row,
+                    r#"-- users.by_ids
+                    select
+                        id,
+                        email,
+                        email_verified,
+                        first_name,
+                        last_name,
+                        name,
+                        profile_picture_url,
+                        external_id,
+                        metadata as "metadata: Json<BTreeMap<String, Option<String>>>",
+                        last_sign_in_at,
+                        locale,
+                        created_at,
+                        updated_at,
+                        synced_extra as "synced_extra: Json<Extra>",
+                        synced_observed_at,
+                        synced_observation,
+                        synced_deleted,
+                        synced_deleted_at
+                    from workos.user_records
+                    where id = any($1)"#,
+                    ids
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
+    }
+
+    /// Ids of live users behind `after`, in order, that were created before `before` or nobody knows when.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn live_ids(&self, after: &str, before: Timestamp, limit: i64) -> Result<Vec<String>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                "-- users.live_ids
+                select id
+                from workos.user_records
+                where
+                    id > $1
+                    and not synced_deleted
+                    and email is not null
+                    and coalesce(created_at, updated_at) < $2
+                order by id
+                limit $3",
+                after,
+                OffsetDateTime::from(before),
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+
+    /// How many users are alive.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn live_count(&self) -> Result<i64, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                r#"-- users.live_count
+                select count(*) as "count!"
+                from workos.user_records
+                where not synced_deleted"#
+            )
+            .fetch_one(connection)
+            .await
+        })
+        .await
+    }
+
+    /// Up to `limit` live users, picked at random.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn sample_live(&self, limit: i64) -> Result<Vec<String>, StoreError> {
+        self.lookup(async |connection| {
+            // Of a large table only some pages are read, about two thousand rows; of a small one all.
+            sqlx::query_scalar!(
+                "-- users.sample_live
+                select id
+                from workos.user_records tablesample system ((
+                    select least(100, 200000 / greatest(reltuples, 1))
+                    from pg_class
+                    where oid = 'workos.user_records'::regclass
+                ))
+                where
+                    not synced_deleted
+                    and email is not null
+                order by random()
+                limit $1",
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+}
+
 /// Makes a row for each user that has none, so that there is something to lock. `ids` are sorted: two transactions that
 /// make the same rows then wait for each other in one order.
 pub(crate) async fn hold_places(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {

@@ -2,11 +2,59 @@
 
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use reqwest::redirect::Policy;
+use time::PrimitiveDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+use crate::domain::timestamp::Timestamp;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS: usize = 3;
+
+/// HTTP's form of a date (RFC 9110 section 5.6.7), which is always in UTC.
+pub(crate) const HTTP_DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+
+/// Reads a date in HTTP's form.
+pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
+    PrimitiveDateTime::parse(text.trim(), HTTP_DATE).ok().map(|date| Timestamp::from(date.assume_utc()))
+}
+
+/// Why a body could not be read whole.
+pub(crate) enum BodyError {
+    /// It is longer than the bound.
+    TooLong,
+    /// The connection failed on the way.
+    Broken(&'static str),
+}
+
+/// A response's body, of `limit` bytes at most.
+pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Result<Bytes, BodyError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| BodyError::Broken(why(&error)))? {
+        if body.len() + chunk.len() > limit {
+            return Err(BodyError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// What went wrong with a request, in words that quote neither the URL nor the answer.
+pub(crate) fn why(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        "it timed out"
+    } else if error.is_connect() {
+        "the connection failed"
+    } else if error.is_redirect() {
+        "it redirects elsewhere"
+    } else {
+        "the answer broke off"
+    }
+}
 
 /// Why there is no HTTP client.
 #[derive(Debug, thiserror::Error)]

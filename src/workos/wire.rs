@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::json::{self, Object};
 use super::signature::VerifiedBody;
-use crate::domain::event::{Content, Event, Snapshot};
+use crate::domain::event::{Content, Event, Observation, Snapshot};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::{FIELDS, User};
 use crate::domain::version::Version;
@@ -95,6 +95,98 @@ fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut 
     }
 }
 
+/// The type under which the inbox keeps what cannot even be read as an event.
+pub(crate) const UNREADABLE: &str = "unreadable";
+
+/// Reads an event of the Events API. What cannot be read as one is kept all the same: an item of a list has no sender who
+/// could be told.
+pub(crate) fn listed_event(item: &RawValue) -> Event {
+    let payload = Bytes::copy_from_slice(item.get().as_bytes());
+    read_event(&payload).unwrap_or_else(|error| {
+        let why = match error {
+            NotAnEvent::NotAnObject => "it is not a JSON object",
+            NotAnEvent::NoId => "it has no text id",
+            NotAnEvent::NoType => "it has no text event",
+        };
+        unreadable(item, why)
+    })
+}
+
+/// What the inbox keeps of an item that is no event: its bytes, under a hash of them.
+pub(crate) fn unreadable(item: &RawValue, why: &'static str) -> Event {
+    let payload = Bytes::copy_from_slice(item.get().as_bytes());
+    Event {
+        id: hashed(UNREADABLE, &payload),
+        event_type: UNREADABLE.to_owned(),
+        created_at: None,
+        user_id: None,
+        content: Content::Unusable(why),
+        payload,
+    }
+}
+
+/// Reads what the inbox has kept; its signature or its source was checked when it came. `None` where it still cannot be
+/// read as what it is.
+pub(crate) fn kept(event_type: &str, created_at: Option<Timestamp>, payload: &Bytes) -> Option<Observation> {
+    if event_type == SNAPSHOT {
+        let text = std::str::from_utf8(payload).ok()?;
+        return snapshot(text, created_at?).ok().map(Observation::Snapshot);
+    }
+    read_event(payload).ok().map(Observation::Event)
+}
+
+/// Reads a user of WorkOS's REST API. What cannot be applied becomes an event that holds it, for the quarantine.
+pub(crate) fn listed_user(item: &RawValue, observed_at: Timestamp) -> Observation {
+    match snapshot(item.get(), observed_at) {
+        Ok(snapshot) => Observation::Snapshot(snapshot),
+        Err(reason) => Observation::Event(unusable_snapshot(item.get(), observed_at, reason)),
+    }
+}
+
+/// The type under which the inbox keeps snapshots that could not be applied.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
+/// What the inbox keeps of a snapshot that PostgreSQL refuses.
+pub(crate) fn kept_snapshot(snapshot: &Snapshot) -> Event {
+    Event {
+        id: snapshot.version.id.clone(),
+        event_type: SNAPSHOT.to_owned(),
+        created_at: Some(snapshot.version.observed_at),
+        user_id: Some(snapshot.user.id.clone()),
+        content: Content::Other,
+        payload: snapshot.payload.clone(),
+    }
+}
+
+/// What the inbox keeps of a user object that is no snapshot; its `created_at` is when it was observed.
+fn unusable_snapshot(text: &str, observed_at: Timestamp, reason: &'static str) -> Event {
+    let data = json::object(&json::fit(text).text);
+    let id = data.as_ref().map_or_else(|| hashed(SNAPSHOT, text.as_bytes()), snapshot_id);
+    Event {
+        id,
+        event_type: SNAPSHOT.to_owned(),
+        created_at: Some(observed_at),
+        user_id: data.and_then(|data| usable_id(data.get("id").map(|value| &**value))),
+        content: Content::Unusable(reason),
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+    }
+}
+
+/// The same user object has the same id, whatever the order of its fields.
+fn snapshot_id(data: &Object) -> String {
+    let mut canonical = String::new();
+    for (name, value) in data {
+        canonical.push_str(name);
+        canonical.push(':');
+        json::canonical(value, &mut canonical);
+    }
+    hashed(SNAPSHOT, canonical.as_bytes())
+}
+
+fn hashed(kind: &str, bytes: &[u8]) -> String {
+    format!("{kind}:{}", hex::encode(Sha256::digest(bytes)))
+}
+
 /// Reads a user object of WorkOS's REST API, observed at `observed_at` (its `Date` header less the request's duration).
 ///
 /// # Errors
@@ -105,16 +197,10 @@ pub fn snapshot(object: &str, observed_at: Timestamp) -> Result<Snapshot, &'stat
         return Err("nested deeper than 128 levels");
     }
     let mut data = json::object(&fit.text).ok_or("the user is not a JSON object")?;
-    let mut canonical = String::new();
-    for (name, value) in &data {
-        canonical.push_str(name);
-        canonical.push(':');
-        json::canonical(value, &mut canonical);
-    }
-    let id = format!("snapshot:{}", hex::encode(Sha256::digest(canonical)));
+    let id = snapshot_id(&data);
     let user = user(&mut data, Some(observed_at))?;
     let version = Version { updated_at: user.updated_at, observed_at, id };
-    Ok(Snapshot { user, version })
+    Ok(Snapshot { user, version, payload: Bytes::copy_from_slice(object.as_bytes()) })
 }
 
 /// Takes the user's fields out of `data`; what is left is its [`User::extra`].

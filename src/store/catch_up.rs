@@ -1,0 +1,212 @@
+//! `workos.catch_up`: the place in the Events API.
+
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Work};
+use crate::domain::timestamp::Timestamp;
+
+/// An event that was read and applied, and behind which reading goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The event's id.
+    pub id: String,
+    /// When WorkOS made it.
+    pub created_at: Option<Timestamp>,
+}
+
+/// How far catch-up has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Changes with every move; a move is made from the revision it was read at, or not at all.
+    pub revision: i64,
+    /// The last event applied.
+    pub cursor: Option<Cursor>,
+    /// Where reading begins while there is no cursor.
+    pub range_start: Timestamp,
+    /// When that was decided, by WorkOS's clock.
+    pub began_at: Timestamp,
+    /// Everything WorkOS had done by then is in the table.
+    pub synced_through: Option<Timestamp>,
+    /// Events may be lost for good; a full reconcile has to make up for them.
+    pub reconcile_wanted: bool,
+}
+
+/// How far the table is complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything WorkOS had done by then is in the table.
+    pub synced_through: Option<Timestamp>,
+    /// A backfill has been completed.
+    pub backfilled: bool,
+    /// Events waiting in quarantine.
+    pub quarantined: i64,
+}
+
+impl Store {
+    /// The place, once there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn place(&self) -> Result<Option<Place>, StoreError> {
+        let row = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    "-- catch_up.place
+                    select revision, cursor, cursor_created_at, range_start, began_at, synced_through, reconcile_wanted
+                    from workos.catch_up"
+                )
+                .fetch_optional(connection)
+                .await
+            })
+            .await?;
+        Ok(row.map(|row| Place {
+            revision: row.revision,
+            cursor: row.cursor.map(|id| Cursor { id, created_at: row.cursor_created_at.map(Timestamp::from) }),
+            range_start: row.range_start.into(),
+            began_at: row.began_at.into(),
+            synced_through: row.synced_through.map(Timestamp::from),
+            reconcile_wanted: row.reconcile_wanted,
+        }))
+    }
+
+    /// How far the table is complete.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn progress(&self) -> Result<Progress, StoreError> {
+        let row = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- catch_up.progress
+                    select
+                        (select synced_through from workos.catch_up) as synced_through,
+                        exists (
+                            select from workos.walks
+                            where kind = 'backfill' and completed_at is not null
+                        ) as "backfilled!",
+                        (select count(*) from workos.events where outcome = 'quarantined') as "quarantined!""#
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        Ok(Progress {
+            synced_through: row.synced_through.map(Timestamp::from),
+            backfilled: row.backfilled,
+            quarantined: row.quarantined,
+        })
+    }
+
+    /// Makes the place, unless there is one already; `now` is WorkOS's clock.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn begin_catch_up(&self, now: Timestamp) -> Result<(), StoreError> {
+        let client_id = self.client_id.clone();
+        self.transaction("begin catch-up", &Begin { client_id: &client_id, now }).await
+    }
+}
+
+/// Reading begins this much before whatever it must not miss, seconds.
+pub(crate) const OVERLAP: i64 = 3_600;
+
+/// Makes the place, unless there is one, or the database has been given to another environment meanwhile.
+pub(crate) struct Begin<'a> {
+    pub(crate) client_id: &'a str,
+    /// WorkOS's clock.
+    pub(crate) now: Timestamp,
+}
+
+impl Work for Begin<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        sqlx::query!(
+            "-- catch_up.begin
+            insert into workos.catch_up (range_start, began_at)
+            select $2, $3
+            from workos.environment
+            where client_id = $1
+            on conflict do nothing",
+            self.client_id,
+            OffsetDateTime::from(self.now.plus_seconds(-OVERLAP)),
+            OffsetDateTime::from(self.now)
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Moves the place behind a page.
+pub(crate) struct Advance<'a> {
+    /// The revision the page was read at.
+    pub(crate) revision: i64,
+    pub(crate) cursor: Option<&'a Cursor>,
+    pub(crate) synced_through: Option<Timestamp>,
+}
+
+impl Work for Advance<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let moved = sqlx::query!(
+            "-- catch_up.advance
+            update workos.catch_up
+            set
+                revision = revision + 1,
+                cursor = coalesce($2, cursor),
+                cursor_created_at = case when $2 is null then cursor_created_at else $3 end,
+                synced_through = greatest(synced_through, $4)
+            where revision = $1",
+            self.revision,
+            self.cursor.map(|cursor| &cursor.id),
+            self.cursor.and_then(|cursor| cursor.created_at).map(OffsetDateTime::from),
+            self.synced_through.map(OffsetDateTime::from)
+        )
+        .execute(connection)
+        .await?;
+        exactly_one(moved.rows_affected())
+    }
+}
+
+/// Forgets the cursor and begins again at an instant.
+pub(crate) struct Restart {
+    pub(crate) revision: i64,
+    pub(crate) range_start: Timestamp,
+    /// WorkOS's clock.
+    pub(crate) now: Timestamp,
+    /// What lies before that instant may be lost.
+    pub(crate) reconcile_wanted: bool,
+}
+
+impl Work for Restart {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let moved = sqlx::query!(
+            "-- catch_up.restart
+            update workos.catch_up
+            set
+                revision = revision + 1,
+                cursor = null,
+                cursor_created_at = null,
+                range_start = $2,
+                began_at = $3,
+                reconcile_wanted = reconcile_wanted or $4
+            where revision = $1",
+            self.revision,
+            OffsetDateTime::from(self.range_start),
+            OffsetDateTime::from(self.now),
+            self.reconcile_wanted
+        )
+        .execute(connection)
+        .await?;
+        exactly_one(moved.rows_affected())
+    }
+}
+
+fn exactly_one(rows: u64) -> Result<(), StoreError> {
+    if rows == 1 { Ok(()) } else { Err(StoreError::Overtaken) }
+}

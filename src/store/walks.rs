@@ -1,0 +1,275 @@
+//! `workos.walks`: how far walks over WorkOS's list of users have come.
+
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::catch_up::Begin;
+use super::{Store, StoreError, Work};
+use crate::domain::timestamp::Timestamp;
+
+/// What a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Fills the table.
+    Backfill,
+    /// Compares, and repairs.
+    Reconcile,
+}
+
+impl Kind {
+    /// The word used in the database and in logs; also the name of the job's lease.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
+/// What a walk has found so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Users that were not here.
+    pub new: i64,
+    /// Users that differed.
+    pub updated: i64,
+    /// Users that were as WorkOS has them, or newer.
+    pub unchanged: i64,
+    /// Users that are deleted: for backfill those it passed over, for reconcile those it made tombstones of.
+    pub tombstoned: i64,
+    /// Users that could not be applied.
+    pub quarantined: i64,
+}
+
+impl Counts {
+    /// Adds another page's.
+    pub fn add(&mut self, page: Self) {
+        self.new += page.new;
+        self.updated += page.updated;
+        self.unchanged += page.unchanged;
+        self.tombstoned += page.tombstoned;
+        self.quarantined += page.quarantined;
+    }
+
+    /// All users seen.
+    #[must_use]
+    pub fn total(&self) -> i64 {
+        self.new + self.updated + self.unchanged + self.tombstoned + self.quarantined
+    }
+}
+
+/// Where a walk stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The last user of the last page applied, and when WorkOS created it.
+    pub position: Option<(String, Option<Timestamp>)>,
+    /// When the one under way began.
+    pub started_at: Option<Timestamp>,
+    /// When one last came to its end.
+    pub completed_at: Option<Timestamp>,
+    /// Of the one under way, else of the last one.
+    pub counts: Counts,
+}
+
+impl Store {
+    /// Where a walk stands; all empty when there never was one.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn standing(&self, kind: Kind) -> Result<Standing, StoreError> {
+        let row = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    "-- walks.standing
+                    select
+                        position,
+                        position_created_at,
+                        started_at,
+                        completed_at,
+                        created,
+                        updated,
+                        unchanged,
+                        deleted,
+                        quarantined
+                    from workos.walks
+                    where kind = $1",
+                    kind.as_str()
+                )
+                .fetch_optional(connection)
+                .await
+            })
+            .await?;
+        Ok(row.map_or_else(Standing::default, |row| Standing {
+            position: row.position.map(|id| (id, row.position_created_at.map(Timestamp::from))),
+            started_at: row.started_at.map(Timestamp::from),
+            completed_at: row.completed_at.map(Timestamp::from),
+            counts: Counts {
+                new: row.created,
+                updated: row.updated,
+                unchanged: row.unchanged,
+                tombstoned: row.deleted,
+                quarantined: row.quarantined,
+            },
+        }))
+    }
+
+    /// Records that a walk begins, by WorkOS's clock, and sees to it that catch-up reads from before then.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn begin_walk(&self, kind: Kind, now: Timestamp) -> Result<(), StoreError> {
+        let client_id = self.client_id.clone();
+        let catch_up = Begin { client_id: &client_id, now };
+        self.transaction("begin walk", &BeginWalk { kind, now, catch_up }).await
+    }
+}
+
+impl Store {
+    /// Notes that a walk came to its end.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn complete_walk(&self, tally: &Tally) -> Result<(), StoreError> {
+        self.transaction("complete walk", tally).await
+    }
+
+    /// When a walk of any kind last came to its end; before the first, when the database was given to its environment.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn last_walk(&self) -> Result<Timestamp, StoreError> {
+        let last = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    r#"-- walks.last
+                    select
+                        coalesce(
+                            (select max(completed_at) from workos.walks),
+                            (select recorded_at from workos.environment),
+                            now()
+                        ) as "last!""#
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        Ok(last.into())
+    }
+}
+
+struct BeginWalk<'a> {
+    kind: Kind,
+    now: Timestamp,
+    catch_up: Begin<'a>,
+}
+
+impl Work for BeginWalk<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        self.catch_up.run(connection).await?;
+        sqlx::query!(
+            "-- walks.begin
+            insert into workos.walks as walk (kind, started_at)
+            values ($1, $2)
+            on conflict (kind) do update
+            set
+                position = null,
+                position_created_at = null,
+                started_at = excluded.started_at,
+                created = 0,
+                updated = 0,
+                unchanged = 0,
+                deleted = 0,
+                quarantined = 0",
+            self.kind.as_str(),
+            OffsetDateTime::from(self.now)
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Moves a walk behind a page.
+pub(crate) struct Step<'a> {
+    pub(crate) kind: Kind,
+    /// Where the page began: a process that lost the walk to another one fails here.
+    pub(crate) from: Option<&'a str>,
+    pub(crate) position: Option<&'a (String, Option<Timestamp>)>,
+}
+
+impl Work for Step<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let moved = sqlx::query!(
+            "-- walks.step
+            update workos.walks
+            set
+                position = $3,
+                position_created_at = $4
+            where
+                kind = $1
+                and position is not distinct from $2
+                and started_at is not null",
+            self.kind.as_str(),
+            self.from,
+            self.position.map(|(id, _)| id),
+            self.position.and_then(|(_, at)| *at).map(OffsetDateTime::from)
+        )
+        .execute(connection)
+        .await?;
+        if moved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Overtaken) }
+    }
+}
+
+/// Notes what a walk has found so far, and that it came to its end.
+pub(crate) struct Tally {
+    pub(crate) kind: Kind,
+    pub(crate) counts: Counts,
+    pub(crate) completed_at: Option<Timestamp>,
+}
+
+impl Work for Tally {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let completed_at = self.completed_at.map(OffsetDateTime::from);
+        sqlx::query!(
+            "-- walks.tally
+            update workos.walks
+            set
+                created = $2,
+                updated = $3,
+                unchanged = $4,
+                deleted = $5,
+                quarantined = $6,
+                completed_at = coalesce($7, completed_at),
+                started_at = case when $7 is null then started_at end,
+                position = case when $7 is null then position end,
+                position_created_at = case when $7 is null then position_created_at end
+            where kind = $1",
+            self.kind.as_str(),
+            self.counts.new,
+            self.counts.updated,
+            self.counts.unchanged,
+            self.counts.tombstoned,
+            self.counts.quarantined,
+            completed_at
+        )
+        .execute(&mut *connection)
+        .await?;
+        if self.kind == Kind::Reconcile && completed_at.is_some() {
+            // A complete reconcile makes up for lost events, and uses up the operator's word.
+            sqlx::query!("-- walks.reconciled\nupdate workos.catch_up set reconcile_wanted = false")
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query!("-- walks.word_used\nupdate workos.environment set deletions_accepted = false")
+                .execute(connection)
+                .await?;
+        }
+        Ok(())
+    }
+}
