@@ -7,6 +7,7 @@
 //! | path | body | does |
 //! |---|---|---|
 //! | `POST /_simulate/deliveries` | `{"duplicate":%,"reorder":%,"delay_ms":n,"drop":%}` | makes deliveries unreliable |
+//! | `POST /_simulate/api` | [`ApiFaults`] | makes the API unreliable |
 //! | `POST /_simulate/users/{id}/token` | | signs the user in and returns an access token |
 //! | `POST /_simulate/events` | `{"event":"type","data":{…}}` | makes an event of any type |
 
@@ -17,6 +18,7 @@ mod ids;
 mod pages;
 mod state;
 mod tokens;
+mod trouble;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,24 +29,21 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
+use crate::workos::http::HTTP_DATE;
 use crate::workos::signature::Secret;
 use deliveries::Deliveries;
-pub use deliveries::{Attempt, Faults};
+pub use deliveries::{Attempt, Faults, Held};
 pub use fault::Fault;
 use state::{State, text};
 use tokens::SigningKey;
-
-/// HTTP's form of a date.
-const DATE: &[BorrowedFormatItem<'_>] =
-    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+pub use trouble::ApiFaults;
+use trouble::Trouble;
 
 /// How long an access token lives, seconds, as by default at WorkOS.
 const TOKEN_LIFE: i64 = 300;
@@ -86,6 +85,7 @@ struct Inner {
     keys: Mutex<Vec<SigningKey>>,
     refuse_keys: Mutex<Option<StatusCode>>,
     deliveries: Deliveries,
+    trouble: Trouble,
     stop: CancellationToken,
     server: TaskTracker,
 }
@@ -114,6 +114,7 @@ impl SimulatedWorkos {
         let workos = Self(Arc::new(Inner {
             base_url: format!("http://{address}"),
             deliveries: Deliveries::new(options.clock.clone(), options.seed, stop.clone())?,
+            trouble: Trouble::new(options.seed),
             clock: options.clock,
             file: options.state,
             state: Mutex::new(state),
@@ -168,6 +169,28 @@ impl SimulatedWorkos {
         self.0.deliveries.set_faults(faults);
     }
 
+    /// How the API goes wrong from now on.
+    pub fn set_api_faults(&self, faults: ApiFaults) {
+        self.0.trouble.set(faults);
+    }
+
+    /// Forgets every cursor into the events made so far; the events themselves stay.
+    pub fn lose_cursors(&self) {
+        self.0.trouble.lose_cursors(self.now());
+    }
+
+    /// How often API clients have asked for this path.
+    #[must_use]
+    pub fn requests(&self, path: &str) -> usize {
+        self.0.trouble.requests(path)
+    }
+
+    /// The deliveries that are held, which from now on are the caller's to make.
+    #[must_use]
+    pub fn take_held(&self) -> Vec<Held> {
+        self.0.deliveries.take_held()
+    }
+
     /// Every attempt to deliver so far.
     #[must_use]
     pub fn attempts(&self) -> Vec<Attempt> {
@@ -193,6 +216,18 @@ impl SimulatedWorkos {
     /// [`Fault`] as WorkOS would answer.
     pub fn update_user(&self, id: &str, given: &Map<String, Value>) -> Result<Value, Fault> {
         self.change(|state, now| state.update(id, given, now))
+    }
+
+    /// Makes a field of a user what the real WorkOS never would; no event tells of it.
+    pub fn spoil(&self, id: &str, field: &str, value: Value) {
+        if let Some(user) = self.state().users.get_mut(id) {
+            user.insert(field.to_owned(), value);
+        }
+    }
+
+    /// Leaves a user out of every list, although it lives.
+    pub fn unlist(&self, id: &str) {
+        self.state().unlisted.insert(id.to_owned());
     }
 
     /// `DELETE /user_management/users/{id}`
@@ -304,10 +339,21 @@ impl SimulatedWorkos {
         *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn trouble(&self) -> &Trouble {
+        &self.0.trouble
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
     /// The `Date` header's form of now.
     fn date(&self) -> String {
-        let now = OffsetDateTime::from(self.0.clock.now());
-        now.format(DATE).unwrap_or_default()
+        self.date_of(self.now())
+    }
+
+    fn date_of(&self, at: Timestamp) -> String {
+        OffsetDateTime::from(at).format(HTTP_DATE).unwrap_or_default()
     }
 
     /// Changes the state, keeps it, and delivers the events that came of it.

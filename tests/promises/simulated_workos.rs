@@ -205,7 +205,7 @@ async fn the_service_follows_it_through_unreliable_deliveries() {
     let running = tokio::spawn(authkit.clone().run(listener, None, async {
         let _ = stopped.await;
     }));
-    workos.set_faults(Faults { duplicate: 40, reorder: 60, delay_ms: 3, drop: 0 });
+    workos.set_faults(Faults { duplicate: 40, reorder: 60, delay_ms: 3, ..Faults::default() });
     let mut ids = Vec::new();
     for at in 0..20 {
         let user = workos

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::deliveries::Faults;
 use super::fault::Fault;
 use super::state::Object;
+use super::trouble::{self, ApiFaults};
 use super::{SimulatedWorkos, pages};
 
 type Answer = Result<Json<Value>, Fault>;
@@ -22,11 +23,13 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/user_management/users/{id}", get(user).put(update_user).delete(delete_user))
         .route("/user_management/users/external_id/{external_id}", get(user_by_external_id))
         .route("/events", get(list_events))
-        .layer(middleware::from_fn_with_state(workos.clone(), demand_key));
+        .layer(middleware::from_fn_with_state(workos.clone(), demand_key))
+        .layer(middleware::from_fn_with_state(workos.clone(), trouble::meet));
     Router::new()
         .route("/sso/jwks/{client_id}", get(jwks))
         .route("/user_management/authenticate", post(authenticate))
         .route("/_simulate/deliveries", post(set_faults))
+        .route("/_simulate/api", post(set_api_faults))
         .route("/_simulate/events", post(emit))
         .route("/_simulate/users/{id}/token", post(token))
         .merge(with_key)
@@ -54,11 +57,17 @@ async fn stamp(State(workos): State<SimulatedWorkos>, mut response: Response) ->
 }
 
 async fn list_users(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {
-    workos.read(|state| pages::users(state, &parameters)).map(Json)
+    let faults = workos.trouble().faults();
+    workos.read(|state| pages::users(state, &parameters, &faults)).map(Json)
 }
 
 async fn list_events(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {
-    workos.read(|state| pages::events(&state.events, &parameters)).map(Json)
+    let trouble = workos.trouble();
+    let after = parameters.iter().find(|(name, _)| name == "after").map(|(_, id)| id.as_str());
+    let window = pages::Window { faults: trouble.faults(), lost: trouble.cursors_lost(after), now: workos.now() };
+    let page = workos.read(|state| pages::events(&state.events, &parameters, &window))?;
+    trouble.listed(&page);
+    Ok(Json(page))
 }
 
 async fn user(State(workos): State<SimulatedWorkos>, Path(id): Path<String>) -> Answer {
@@ -125,6 +134,11 @@ async fn authenticate(State(workos): State<SimulatedWorkos>, Json(given): Json<O
 
 async fn set_faults(State(workos): State<SimulatedWorkos>, Json(faults): Json<Faults>) -> Json<Faults> {
     workos.set_faults(faults);
+    Json(faults)
+}
+
+async fn set_api_faults(State(workos): State<SimulatedWorkos>, Json(faults): Json<ApiFaults>) -> Json<ApiFaults> {
+    workos.set_api_faults(faults.clone());
     Json(faults)
 }
 

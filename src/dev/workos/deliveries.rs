@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::SimulationError;
 use super::ids::Random;
 use crate::domain::clock::Clock;
+use crate::domain::timestamp::Timestamp;
 use crate::workos::signature::{self, Secret};
 
 /// The first rest between two attempts; it doubles.
@@ -35,6 +36,26 @@ pub struct Faults {
     pub delay_ms: u64,
     /// Never sent, as if WorkOS had given up.
     pub drop: u8,
+    /// None is sent; each waits until it is [taken](super::SimulatedWorkos::take_held) and delivered by hand.
+    pub hold: bool,
+}
+
+/// A delivery that was held.
+#[derive(Clone, Debug)]
+pub struct Held {
+    endpoint: Endpoint,
+    /// The event's id.
+    pub event_id: String,
+    /// What is posted.
+    pub body: Bytes,
+}
+
+impl Held {
+    /// The signature header of an attempt made now: each attempt has its own.
+    #[must_use]
+    pub fn sign(&self, now: Timestamp) -> String {
+        self.endpoint.secret.sign(now, &self.body)
+    }
 }
 
 /// Where deliveries go.
@@ -80,6 +101,7 @@ struct Shared {
     faults: Faults,
     random: Random,
     attempts: Vec<Attempt>,
+    held: Vec<Held>,
 }
 
 impl Deliveries {
@@ -92,6 +114,7 @@ impl Deliveries {
             faults: Faults::default(),
             random: Random::new(seed),
             attempts: Vec::new(),
+            held: Vec::new(),
         };
         Ok(Self(Arc::new(Inner { client, clock, stop, tasks: TaskTracker::new(), shared: Mutex::new(shared) })))
     }
@@ -113,6 +136,10 @@ impl Deliveries {
         self.shared().attempts.clone()
     }
 
+    pub(super) fn take_held(&self) -> Vec<Held> {
+        std::mem::take(&mut self.shared().held)
+    }
+
     /// Sends an event to every endpoint that wants its type, as the faults have it.
     pub(super) fn send(&self, event_id: &str, event_type: &str, body: &Bytes) {
         let mut shared = self.shared();
@@ -120,6 +147,10 @@ impl Deliveries {
         let endpoints: Vec<Endpoint> =
             shared.endpoints.iter().filter(|endpoint| endpoint.wants(event_type)).cloned().collect();
         for endpoint in endpoints {
+            if faults.hold {
+                shared.held.push(Held { endpoint, event_id: event_id.to_owned(), body: body.clone() });
+                continue;
+            }
             if shared.random.happens(faults.drop) {
                 continue;
             }

@@ -17,6 +17,11 @@ impl Fault {
         Self { status: StatusCode::UNAUTHORIZED, body: json!({"message": "Unauthorized"}) }
     }
 
+    pub(super) fn rate_limited() -> Self {
+        let body = json!({"message": "Rate limit exceeded.", "code": "rate_limit_exceeded"});
+        Self { status: StatusCode::TOO_MANY_REQUESTS, body }
+    }
+
     pub(super) fn not_found(id: &str) -> Self {
         let message = format!("User not found: '{id}'.");
         Self {

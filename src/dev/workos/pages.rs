@@ -1,9 +1,12 @@
 //! Lists in pages, as WorkOS cuts them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::fault::Fault;
 use super::state::{Object, State, creation, text};
+use super::trouble::ApiFaults;
 use crate::domain::timestamp::Timestamp;
 
 type Parameters = [(String, String)];
@@ -12,16 +15,18 @@ fn parameter<'a>(parameters: &'a Parameters, name: &str) -> Option<&'a str> {
     parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
-fn limit(parameters: &Parameters) -> Result<usize, Fault> {
+fn limit(parameters: &Parameters, faults: &ApiFaults) -> Result<usize, Fault> {
     let limit = parameter(parameters, "limit").map_or(Ok(10), str::parse).unwrap_or(0);
-    if (1..=100).contains(&limit) { Ok(limit) } else { Err(Fault::invalid("limit_out_of_range", "limit")) }
+    let most = faults.page_limit.unwrap_or(limit);
+    if (1..=100).contains(&limit) { Ok(limit.min(most)) } else { Err(Fault::invalid("limit_out_of_range", "limit")) }
 }
 
 /// `GET /user_management/users`: newest first unless told otherwise; cursors are user ids.
 ///
-/// A cursor whose user was deleted meanwhile keeps its place; one that was never a user starts the list over.
-pub(super) fn users(state: &State, parameters: &Parameters) -> Result<Value, Fault> {
-    let limit = limit(parameters)?;
+/// A cursor whose user was deleted meanwhile keeps its place, unless told otherwise; one that was never a user starts the
+/// list over.
+pub(super) fn users(state: &State, parameters: &Parameters, faults: &ApiFaults) -> Result<Value, Fault> {
+    let (limit, starts_over) = (limit(parameters, faults)?, faults.lists_start_over);
     let ascending = match parameter(parameters, "order") {
         Some("asc") => true,
         None | Some("desc" | "normal") => false,
@@ -34,7 +39,8 @@ pub(super) fn users(state: &State, parameters: &Parameters) -> Result<Value, Fau
     if let Some(email) = parameter(parameters, "email").map(str::to_lowercase) {
         all.retain(|user| text(user, "email").to_lowercase() == email);
     }
-    let place = |name: &str| parameter(parameters, name).and_then(|id| state.place(id));
+    let known = |id: &&str| !starts_over || state.users.contains_key(*id);
+    let place = |name: &str| parameter(parameters, name).filter(known).and_then(|id| state.place(id));
     let ahead = |user: &Object, place| if ascending { creation(user) < place } else { creation(user) > place };
     let (start, end) = if let Some(before) = place("before") {
         let end = all.partition_point(|user| ahead(user, before));
@@ -50,15 +56,47 @@ pub(super) fn users(state: &State, parameters: &Parameters) -> Result<Value, Fau
     Ok(json!({"object": "list", "data": page, "list_metadata": {"before": before, "after": after}}))
 }
 
+/// What the Events API shows just now.
+pub(super) struct Window {
+    pub(super) faults: ApiFaults,
+    /// Until when cursors are lost.
+    pub(super) lost: Option<Timestamp>,
+    pub(super) now: Timestamp,
+}
+
+impl Window {
+    /// What is older is forgotten.
+    fn oldest(&self) -> Option<Timestamp> {
+        self.faults.retention_s.map(|seconds| self.now.plus_seconds(-i64::from(seconds)))
+    }
+
+    fn shows(&self, event: &Object) -> bool {
+        let created_at = Timestamp::parse(text(event, "created_at"));
+        let newest = self.now.minus(Duration::from_millis(self.faults.hold_back_ms));
+        created_at.is_none_or(|at| at <= newest && self.oldest().is_none_or(|oldest| at >= oldest))
+    }
+
+    /// Whether a list can begin behind this event.
+    fn knows(&self, events: &[Object], id: &str) -> bool {
+        let event = events.iter().find(|event| text(event, "id") == id);
+        event
+            .and_then(|event| Timestamp::parse(text(event, "created_at")))
+            .is_some_and(|at| self.oldest().is_none_or(|oldest| at >= oldest) && self.lost.is_none_or(|lost| at > lost))
+    }
+}
+
 /// `GET /events`: always oldest first, whatever `order` says, as observed of the real one; types must be named.
-pub(super) fn events(events: &[Object], parameters: &Parameters) -> Result<Value, Fault> {
-    let limit = limit(parameters)?;
+pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window) -> Result<Value, Fault> {
+    let limit = limit(parameters, &window.faults)?;
     let named = parameters.iter().filter(|(key, _)| key == "events" || key == "events[]");
     let types: Vec<&str> = named.flat_map(|(_, value)| value.split(',')).filter(|name| !name.is_empty()).collect();
     if types.is_empty() {
         return Err(Fault::bad("invalid_events_request", "At least one event name has to be given."));
     }
-    let after = parameter(parameters, "after");
+    if types.iter().any(|name| window.faults.unknown_types.iter().any(|unknown| unknown == name)) {
+        return Err(Fault::bad("invalid_events_request", "One of the event names is not known."));
+    }
+    let mut after = parameter(parameters, "after");
     let since = parameter(parameters, "range_start").map(Timestamp::parse);
     if since == Some(None) {
         return Err(Fault::invalid("invalid", "range_start"));
@@ -66,14 +104,31 @@ pub(super) fn events(events: &[Object], parameters: &Parameters) -> Result<Value
     if after.is_some() && since.is_some() {
         return Err(Fault::bad("invalid_events_request", "after and range_start exclude each other."));
     }
+    if since.flatten().is_some_and(|since| window.oldest().is_some_and(|oldest| since < oldest)) {
+        return Err(Fault::invalid("out_of_range", "range_start"));
+    }
+    if after.is_some_and(|id| !window.knows(events, id)) {
+        if !window.faults.lost_cursors_start_over {
+            return Err(Fault::invalid("invalid_cursor", "after"));
+        }
+        after = None;
+    }
     let wanted = |event: &&Object| {
         let recent = since.is_none_or(|since| Timestamp::parse(text(event, "created_at")) >= since);
-        types.contains(&text(event, "event")) && after.is_none_or(|after| text(event, "id") > after) && recent
+        types.contains(&text(event, "event"))
+            && after.is_none_or(|after| text(event, "id") > after)
+            && recent
+            && window.shows(event)
     };
-    let rest: Vec<&Object> = events.iter().filter(wanted).take(limit + 1).collect();
-    let page = rest.get(..limit.min(rest.len())).unwrap_or_default();
-    let after = page.last().filter(|_| rest.len() > limit).map(|event| text(event, "id"));
-    Ok(json!({"object": "list", "data": page, "list_metadata": {"after": after}}))
+    let mut rest: Vec<&Object> = if window.faults.backwards {
+        events.iter().rev().filter(wanted).take(limit + 1).collect()
+    } else {
+        events.iter().filter(wanted).take(limit + 1).collect()
+    };
+    let more = rest.len() > limit;
+    rest.truncate(limit);
+    let after = rest.last().filter(|_| more).map(|event| text(event, "id"));
+    Ok(json!({"object": "list", "data": rest, "list_metadata": {"after": after}}))
 }
 
 #[cfg(test)]
@@ -82,6 +137,10 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap().plus_seconds(second)
+    }
+
+    fn window() -> Window {
+        Window { faults: ApiFaults::default(), lost: None, now: at(0) }
     }
 
     fn asked(query: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -99,7 +158,7 @@ mod tests {
             let given = json!({"id": id, "email": format!("{id}@example.test")});
             state.create(given.as_object().unwrap(), at(i64::try_from(second).unwrap())).unwrap();
         }
-        let page = |state: &State, query: &[(&str, &str)]| users(state, &asked(query)).unwrap();
+        let page = |state: &State, query: &[(&str, &str)]| users(state, &asked(query), &ApiFaults::default()).unwrap();
         assert_eq!(ids(&page(&state, &[("order", "asc")])), ["user_z", "user_m", "user_a"]);
         assert_eq!(ids(&page(&state, &[])), ["user_a", "user_m", "user_z"]);
         assert_eq!(ids(&page(&state, &[("order", "asc"), ("before", "user_a"), ("limit", "1")])), ["user_m"]);
@@ -111,7 +170,29 @@ mod tests {
     #[test]
     fn a_range_that_is_no_time_is_refused() {
         let query = |since: &str| asked(&[("events", "user.created"), ("range_start", since)]);
-        assert!(events(&[], &query("yesterday")).is_err());
-        assert!(events(&[], &query("2026-09-01T08:15:30.412Z")).is_ok());
+        assert!(events(&[], &query("yesterday"), &window()).is_err());
+        assert!(events(&[], &query("2026-09-01T08:15:30.412Z"), &window()).is_ok());
+    }
+
+    #[test]
+    fn the_newest_are_held_back_the_oldest_forgotten_and_lost_cursors_refused() {
+        let mut state = State::new(7, at(0));
+        for second in 0..4 {
+            state.emit("user.updated", json!({}), None, at(second * 10));
+        }
+        let list = |state: &State, after: Option<&str>, faults: ApiFaults| {
+            let mut query = vec![("events", "user.updated")];
+            query.extend(after.map(|after| ("after", after)));
+            let window = Window { faults, lost: None, now: at(31) };
+            events(&state.events, &asked(&query), &window).map(|page| page["data"].as_array().unwrap().len())
+        };
+        let faults = ApiFaults { hold_back_ms: 5_000, retention_s: Some(25), ..ApiFaults::default() };
+        assert_eq!(list(&state, None, faults.clone()).unwrap(), 2);
+        let forgotten = state.events[0]["id"].as_str().unwrap();
+        assert!(list(&state, Some(forgotten), faults.clone()).is_err());
+        let starts_over = ApiFaults { lost_cursors_start_over: true, ..faults };
+        assert_eq!(list(&state, Some(forgotten), starts_over).unwrap(), 2);
+        let unknown = ApiFaults { unknown_types: vec!["user.updated".to_owned()], ..ApiFaults::default() };
+        assert!(list(&state, None, unknown).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! What the simulated WorkOS knows, and how it changes. No I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -22,6 +22,9 @@ pub(super) struct State {
     pub(super) signing_keys: Vec<(String, String)>,
     /// By id.
     pub(super) users: BTreeMap<String, Object>,
+    /// Users that lists leave out, although they live.
+    #[serde(default)]
+    pub(super) unlisted: BTreeSet<String>,
     /// Oldest first.
     pub(super) events: Vec<Object>,
     /// Kept too: an id that came back, or stood before older ones, would break the order of events.
@@ -41,6 +44,7 @@ impl State {
             webhook_secret: ids.next("whsec", now),
             signing_keys: Vec::new(),
             users: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
             events: Vec::new(),
             ids,
         }
@@ -157,9 +161,10 @@ impl State {
         self.users.values().find(same).cloned().map(Value::Object)
     }
 
-    /// Every user, oldest first.
+    /// Every user that is listed, oldest first.
     pub(super) fn oldest_first(&self) -> Vec<&Object> {
-        let mut users: Vec<&Object> = self.users.values().collect();
+        let listed = self.users.iter().filter(|(id, _)| !self.unlisted.contains(*id));
+        let mut users: Vec<&Object> = listed.map(|(_, user)| user).collect();
         users.sort_by_key(|user| creation(user));
         users
     }
