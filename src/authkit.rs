@@ -1,5 +1,6 @@
 //! [`AuthKit`]: everything put together, for the binary and for applications that embed it.
 
+mod background;
 mod builder;
 
 use std::future::Future;
@@ -20,7 +21,8 @@ use crate::store::StoreError;
 use crate::store::environment::Unfit;
 use crate::store::migrations::{self, MigrationsError};
 use crate::supervise::Supervisor;
-pub use builder::{BODY_LIMIT, BuildError, Builder, WEBHOOK_PATH};
+use crate::sync::driver::Context;
+pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
 
 /// How long the database is left alone between two tries at start.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
@@ -35,6 +37,9 @@ pub struct AuthKit {
     migrate: Option<PgPool>,
     /// Open connections at most.
     connections: usize,
+    /// What background work goes with.
+    context: Context,
+    jobs: background::Jobs,
 }
 
 /// Why [`AuthKit::run`] ended before it was asked to.
@@ -97,11 +102,9 @@ impl AuthKit {
         let stop = CancellationToken::new();
         let metrics = self.edge.metrics.clone();
         let mut loops = Supervisor::new(metrics.clone(), stop.clone());
-        let keys = self.edge.keys.clone();
-        loops.start("signing_keys", move || {
-            let keys = keys.clone();
-            async move { keys.tick().await }
-        });
+        loops.start(self.edge.keys.clone());
+        loops.start(self.edge.watch.clone());
+        self.jobs.start(&mut loops, &self.context);
         let limits = Limits { connections: self.connections, ..Limits::default() };
         let service = http::service(self.edge.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
@@ -117,6 +120,8 @@ impl AuthKit {
             let _ = ops.await;
         }
         loops.ended().await;
+        // Nobody minds when the database is away: the leases run out by themselves.
+        let _ = self.context.release().await;
         match served {
             Ok(Served::Drained) => tracing::info!("every open request was answered"),
             _ => tracing::warn!("the deadline passed with requests open; they were cut off"),

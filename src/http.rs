@@ -21,6 +21,8 @@ use crate::domain::clock::Clock;
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::sync::driver::Jobs;
+use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
 pub use server::CONNECTIONS;
@@ -49,16 +51,24 @@ pub(crate) struct Edge {
     pub(crate) clock: Clock,
     /// Counts.
     pub(crate) metrics: Arc<Metrics>,
+    /// How far the table is complete.
+    pub(crate) watch: Watch,
+    /// How background jobs stand in this process.
+    pub(crate) jobs: Arc<Jobs>,
+    /// This process takes part in catch-up.
+    pub(crate) catches_up: bool,
     /// WorkOS's signing keys, whose state the ops page shows.
     pub(crate) keys: KeyCache,
 }
 
 /// The application's routes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    let mut routes = Router::new()
+    let lookups = Router::new()
         .route("/auth/user", get(auth::user))
-        .route("/auth/identity", get(auth::identity))
         .route("/auth/session", get(auth::session))
+        .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through));
+    let mut routes = lookups
+        .route("/auth/identity", get(auth::identity))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz));
     if !edge.webhook_secrets.is_empty() {

@@ -26,6 +26,10 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     requests: Family<RequestLabels, Histogram>,
     restarts: Family<LoopLabels, Counter>,
+    troubles: Family<LoopLabels, Gauge>,
+    missed: Family<FeedLabels, Gauge>,
+    quarantined: Gauge,
+    synced_through: Gauge,
     connections: Gauge,
 }
 
@@ -53,6 +57,11 @@ struct LoopLabels {
     r#loop: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedLabels {
+    feed: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("authkit_sync");
@@ -72,9 +81,37 @@ impl Default for Metrics {
         );
         let restarts = Family::default();
         registry.register("loop_restarts", "Background loops restarted after a panic", restarts.clone());
+        let troubles = Family::default();
+        registry.register("job_in_trouble", "Background jobs whose last step failed in this process", troubles.clone());
+        let missed = Family::default();
+        registry.register(
+            "events_missed",
+            "Events of the last day that one feed brought and this one did not, by the feed that did not",
+            missed.clone(),
+        );
+        let quarantined = Gauge::default();
+        registry.register("quarantined_events", "Events waiting in quarantine", quarantined.clone());
+        let synced_through = Gauge::default();
+        registry.register(
+            "synced_through_timestamp_seconds",
+            "Everything WorkOS had done by then is in the table; 0 until that is known",
+            synced_through.clone(),
+        );
         let connections = Gauge::default();
         registry.register("connections", "Open HTTP connections", connections.clone());
-        Self { registry, types: Mutex::default(), events, refusals, requests, restarts, connections }
+        Self {
+            registry,
+            types: Mutex::default(),
+            events,
+            refusals,
+            requests,
+            restarts,
+            troubles,
+            missed,
+            quarantined,
+            synced_through,
+            connections,
+        }
     }
 }
 
@@ -105,6 +142,22 @@ impl Metrics {
     /// Counts a restarted loop.
     pub fn restart(&self, name: &'static str) {
         self.restarts.get_or_create(&LoopLabels { r#loop: name }).inc();
+    }
+
+    /// Notes whether a background job's last step went well.
+    pub fn job(&self, name: &'static str, well: bool) {
+        self.troubles.get_or_create(&LoopLabels { r#loop: name }).set(i64::from(!well));
+    }
+
+    /// Notes how many events a feed failed to bring.
+    pub fn missed(&self, feed: &'static str, events: i64) {
+        self.missed.get_or_create(&FeedLabels { feed }).set(events);
+    }
+
+    /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
+    pub fn progress(&self, quarantined: i64, synced_through: i64) {
+        self.quarantined.set(quarantined);
+        self.synced_through.set(synced_through);
     }
 
     /// The number of open connections.

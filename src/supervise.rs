@@ -1,9 +1,8 @@
 //! Background loops that outlive their own mistakes.
 //!
-//! A loop is a `tick` that does one piece of work and says how long to rest. A tick that panics is counted and tried again
+//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A tick that panics is counted and tried again
 //! later; it never takes lookups or webhooks down with it.
 
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,9 @@ use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::KeyCache;
 use crate::metrics::Metrics;
+use crate::sync::driver::Driver;
 
 /// The rest after a panic doubles from here up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -31,25 +32,22 @@ impl Supervisor {
         Self { loops: JoinSet::new(), stop, metrics }
     }
 
-    /// Starts a loop. `tick` is dropped at an await point when the stop comes.
-    pub(crate) fn start<F>(&mut self, name: &'static str, tick: impl Fn() -> F + Send + Sync + 'static)
-    where
-        F: Future<Output = Duration> + Send,
-    {
+    /// Starts a loop. Its `tick` is dropped at an await point when the stop comes.
+    pub(crate) fn start<D: Driver>(&mut self, driver: D) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         self.loops.spawn(async move {
             let mut rest_after_panic = FIRST_REST;
             let rounds = async {
                 loop {
-                    let rest = match AssertUnwindSafe(tick()).catch_unwind().await {
+                    let rest = match AssertUnwindSafe(driver.tick()).catch_unwind().await {
                         Ok(rest) => {
                             rest_after_panic = FIRST_REST;
                             rest
                         }
                         Err(_panic) => {
-                            metrics.restart(name);
+                            metrics.restart(D::JOB);
                             tracing::error!(
-                                r#loop = name,
+                                r#loop = D::JOB,
                                 "a background loop panicked and starts again; this is a defect of authkit-sync"
                             );
                             let rest = rest_after_panic;
@@ -67,5 +65,13 @@ impl Supervisor {
     /// Waits until every loop has ended; they do once the stop has come.
     pub(crate) async fn ended(mut self) {
         while self.loops.join_next().await.is_some() {}
+    }
+}
+
+impl Driver for KeyCache {
+    const JOB: &'static str = "signing_keys";
+
+    async fn tick(&self) -> Duration {
+        self.refresh_when_due().await
     }
 }

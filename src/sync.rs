@@ -1,14 +1,29 @@
 //! The write path. Webhooks, catch-up, backfill, reconcile and read-through all end in [`apply`]; there is no other.
+//!
+//! Below it, a file per driver: each is a `tick` that does one step and says how long to rest.
+
+pub mod backfill;
+pub mod catch_up;
+pub mod drift;
+pub mod driver;
+mod guard;
+pub mod housekeeping;
+pub mod inbox;
+pub mod progress;
+pub mod reconcile;
+mod verdict;
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use crate::domain::decide::{Decision, Seen, Stored, decide};
-use crate::domain::event::{Content, Observation, Origin, Outcome};
+use crate::domain::decide::Stored;
+use crate::domain::event::{Change, Observation, Origin, Outcome};
 use crate::store::events::Receipt;
 use crate::store::{Store, StoreError, Work, events, users};
+use verdict::{Life, Verdict, inbox_event, judge};
 
 /// What became of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +32,12 @@ pub struct Applied {
     pub outcome: Outcome,
     /// Why it did nothing, or could not; holds nothing of the payload.
     pub reason: Option<String>,
-    /// The inbox held this event already (always false for a snapshot).
+    /// The inbox held this event already (always false for what is no event).
     pub duplicate: bool,
+    /// What it did to its user; `None` when it did nothing.
+    pub change: Option<Change>,
+    /// Its user is deleted, by this observation or an earlier one.
+    pub deleted: bool,
 }
 
 /// Applies a slice of observations in one durable transaction, in the slice's order, and says what became of each.
@@ -28,13 +47,9 @@ pub struct Applied {
 /// the slice applied, still in one transaction.
 ///
 /// # Errors
-/// [`StoreError::Unavailable`] or [`StoreError::Conflict`]: nothing of the slice was written.
+/// [`StoreError`]: nothing of the slice was written.
 pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    let slice = |one_by_one| Slice { origin, observations, one_by_one };
-    match store.transaction("apply", &slice(false)).await {
-        Err(StoreError::Refused { .. }) => store.transaction("apply one by one", &slice(true)).await,
-        outcome => outcome,
-    }
+    apply_then(store, origin, observations, &Nothing).await
 }
 
 /// Applies a slice inside a transaction the caller holds open and commits; see [`apply`], which begins one itself.
@@ -46,31 +61,127 @@ pub async fn apply_within(
     origin: Origin,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
-    Slice { origin, observations, one_by_one: false }.run(connection).await
+    Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, then: &Nothing }.run(connection).await
+}
+
+/// Applies a slice as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
+///
+/// # Errors
+/// [`StoreError`], also that of `then`: nothing of the slice was written.
+pub(crate) async fn apply_then<T: Then>(
+    store: &Store,
+    origin: Origin,
+    observations: &[Observation],
+    then: &T,
+) -> Result<Vec<Applied>, StoreError> {
+    run(store, |one_by_one| Slice { inbox: Inbox::Record(origin), observations, one_by_one, then }).await
+}
+
+/// Applies what the inbox holds once more. Rows converge as ever; of the inbox only a quarantined row changes, when it can
+/// be applied now.
+///
+/// # Errors
+/// [`StoreError`]: nothing of the slice was written.
+pub(crate) async fn apply_again(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+    run(store, |one_by_one| Slice { inbox: Inbox::Settle, observations, one_by_one, then: &Nothing }).await
+}
+
+/// Enters observations into the quarantine without trying them.
+///
+/// # Errors
+/// [`StoreError`]
+pub(crate) async fn quarantine<T: Then>(
+    store: &Store,
+    origin: Origin,
+    observations: &[Observation],
+    reason: &str,
+    then: &T,
+) -> Result<(), StoreError> {
+    let condemned =
+        Condemned { slice: Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, then }, reason };
+    store.transaction("quarantine", &condemned).await
+}
+
+async fn run<'a, T: Then + 'a>(
+    store: &Store,
+    slice: impl Fn(bool) -> Slice<'a, T>,
+) -> Result<Vec<Applied>, StoreError> {
+    match store.transaction("apply", &slice(false)).await {
+        Err(StoreError::Refused { .. }) => store.transaction("apply one by one", &slice(true)).await,
+        outcome => outcome,
+    }
+}
+
+/// What a driver does in the transaction of its slice: it moves its position.
+pub(crate) trait Then: Sync {
+    /// Runs last, with what became of the slice. An error rolls everything back.
+    fn after(
+        &self,
+        connection: &mut PgConnection,
+        applied: &[Applied],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl<W: Work<Output = ()>> Then for W {
+    async fn after(&self, connection: &mut PgConnection, _: &[Applied]) -> Result<(), StoreError> {
+        Work::run(self, connection).await
+    }
+}
+
+/// Work that does nothing.
+pub(crate) struct Nothing;
+
+impl Work for Nothing {
+    type Output = ();
+
+    async fn run(&self, _: &mut PgConnection) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// What a slice does to the inbox.
+#[derive(Clone, Copy)]
+enum Inbox {
+    /// Enters its events.
+    Record(Origin),
+    /// Settles those of its observations that are in quarantine.
+    Settle,
 }
 
 /// A slice and how to go about it.
-struct Slice<'a> {
-    origin: Origin,
+struct Slice<'a, T> {
+    inbox: Inbox,
     observations: &'a [Observation],
     /// Each observation behind a savepoint of its own: slow, and only to find out whose data PostgreSQL refuses.
     one_by_one: bool,
+    then: &'a T,
+}
+
+/// A slice that is not even tried.
+struct Condemned<'a, T> {
+    slice: Slice<'a, T>,
+    reason: &'a str,
+}
+
+impl<T: Then> Work for Condemned<'_, T> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let mut stored = self.slice.lock(connection).await?;
+        let slice = &self.slice;
+        let applied = slice.settle(connection, slice.observations, &mut stored, Some(self.reason)).await?;
+        slice.finish(connection, stored, &applied).await
+    }
 }
 
 /// The users a slice names, as the database holds them, or will once the slice is written.
 type Users = BTreeMap<String, Stored>;
 
-impl Work for Slice<'_> {
+impl<T: Then> Work for Slice<'_, T> {
     type Output = Vec<Applied>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
-        let named: BTreeSet<&str> = self.observations.iter().filter_map(Observation::user_id).collect();
-        let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
-        let mut stored = Users::new();
-        if !named.is_empty() {
-            users::hold_places(connection, &named).await?;
-            stored = users::lock(connection, &named).await?;
-        }
+        let mut stored = self.lock(connection).await?;
         let applied = if self.one_by_one {
             let mut applied = Vec::with_capacity(self.observations.len());
             for observation in self.observations {
@@ -80,16 +191,38 @@ impl Work for Slice<'_> {
         } else {
             self.settle(connection, self.observations, &mut stored, None).await?
         };
+        self.finish(connection, stored, &applied).await?;
+        Ok(applied)
+    }
+}
+
+impl<T: Then> Slice<'_, T> {
+    /// Locks and reads every user the slice names.
+    async fn lock(&self, connection: &mut PgConnection) -> Result<Users, StoreError> {
+        let named: BTreeSet<&str> = self.observations.iter().filter_map(Observation::user_id).collect();
+        let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
+        if named.is_empty() {
+            return Ok(Users::new());
+        }
+        users::hold_places(connection, &named).await?;
+        users::lock(connection, &named).await
+    }
+
+    /// Takes back the places of users who are still unknown, and does what comes with the slice.
+    async fn finish(
+        &self,
+        connection: &mut PgConnection,
+        stored: Users,
+        applied: &[Applied],
+    ) -> Result<(), StoreError> {
         let unknown: Vec<String> =
             stored.into_iter().filter(|(_, user)| matches!(user, Stored::Absent)).map(|(id, _)| id).collect();
         if !unknown.is_empty() {
             users::release_places(connection, &unknown).await?;
         }
-        Ok(applied)
+        self.then.after(connection, applied).await
     }
-}
 
-impl Slice<'_> {
     async fn settle_alone(
         &self,
         connection: &mut PgConnection,
@@ -127,19 +260,22 @@ impl Slice<'_> {
         let mut erase = Vec::new();
         let mut applied = Vec::with_capacity(observations.len());
         for observation in observations {
-            let user = observation.user_id().and_then(|id| stored.get_mut(id));
-            let was_deleted = matches!(user, Some(Stored::Tombstone { .. }));
-            let (outcome, reason) = match refused {
-                Some(reason) => (Outcome::Quarantined, Some(reason)),
-                None => judge(observation, user),
+            let id = observation.user_id();
+            let before = id.and_then(|id| stored.get(id)).map(Life::of);
+            let Verdict { outcome, reason, news } = match refused {
+                Some(reason) => Verdict::not_applied(Outcome::Quarantined, Some(reason)),
+                None => judge(observation, id.and_then(|id| stored.get_mut(id))),
             };
-            if let Some(id) = observation.user_id().filter(|_| outcome == Outcome::Applied) {
+            let after = id.and_then(|id| stored.get(id)).map(Life::of);
+            let change = if news { Life::change(before, after) } else { None };
+            if let Some(id) = id.filter(|_| outcome == Outcome::Applied) {
                 changed.insert(id);
-                if !was_deleted && matches!(stored.get(id), Some(Stored::Tombstone { .. })) {
+                if change == Some(Change::Deleted) {
                     erase.push(id.to_owned());
                 }
             }
-            applied.push(Applied { outcome, reason: reason.map(str::to_owned), duplicate: false });
+            let reason = reason.map(str::to_owned);
+            applied.push(Applied { outcome, reason, duplicate: false, change, deleted: after == Some(Life::Deleted) });
         }
         write(connection, stored, &changed).await?;
         self.record(connection, observations, stored, &mut applied).await?;
@@ -149,7 +285,7 @@ impl Slice<'_> {
         Ok(applied)
     }
 
-    /// Enters the slice's events into the inbox, without payload where their user is by now deleted.
+    /// Enters what belongs there into the inbox, without payload where its user is by now deleted.
     async fn record(
         &self,
         connection: &mut PgConnection,
@@ -160,44 +296,29 @@ impl Slice<'_> {
         // By id, so that concurrent slices with the same events meet them in one order; the first of an id counts.
         let mut receipts = BTreeMap::new();
         for (at, observation) in observations.iter().enumerate() {
-            let Observation::Event(event) = observation else { continue };
             let Some(Applied { outcome, reason, .. }) = applied.get(at) else { continue };
+            let Some(event) = inbox_event(observation, *outcome, self.inbox) else { continue };
             let erased =
                 matches!(event.user_id.as_deref().and_then(|id| stored.get(id)), Some(Stored::Tombstone { .. }));
             let receipt = Receipt { event, outcome: *outcome, reason: reason.clone(), erased };
-            receipts.entry(event.id.as_str()).or_insert((at, receipt));
+            receipts.entry(receipt.event.id.clone()).or_insert((at, receipt));
         }
         if receipts.is_empty() {
             return Ok(());
         }
         let firsts: BTreeSet<usize> = receipts.values().map(|(at, _)| *at).collect();
         let receipts: Vec<Receipt<'_>> = receipts.into_values().map(|(_, receipt)| receipt).collect();
-        let new = events::record(connection, self.origin, &receipts).await?;
+        let origin = match self.inbox {
+            Inbox::Record(origin) => origin,
+            Inbox::Settle => return events::settle(connection, &receipts).await,
+        };
+        let new = events::record(connection, origin, &receipts).await?;
         for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
             if let Observation::Event(event) = observation {
                 applied.duplicate = !(firsts.contains(&at) && new.contains(&event.id));
             }
         }
         Ok(())
-    }
-}
-
-/// What the observation does to its user, in the inbox's words.
-fn judge(observation: &Observation, user: Option<&mut Stored>) -> (Outcome, Option<&'static str>) {
-    let seen = match observation {
-        Observation::Snapshot(snapshot) => Seen::Live(&snapshot.user, &snapshot.version),
-        Observation::Event(event) => match &event.content {
-            Content::Live { user, version } => Seen::Live(user, version),
-            Content::Deleted => Seen::Deleted(event.created_at),
-            Content::Other => return (Outcome::Ignored, None),
-            Content::Unusable(reason) => return (Outcome::Quarantined, Some(reason)),
-        },
-    };
-    match user.map(|stored| decide(stored, seen)) {
-        Some(Decision::Applied) => (Outcome::Applied, None),
-        Some(Decision::Older) => (Outcome::Stale, Some("the row stands on this observation or a later one")),
-        Some(Decision::Deleted) => (Outcome::Stale, Some("the user is deleted")),
-        None => (Outcome::Quarantined, Some("it names no user")),
     }
 }
 

@@ -7,12 +7,17 @@ use sqlx::postgres::PgPool;
 use tokio::sync::Semaphore;
 
 use super::AuthKit;
+use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
 use crate::http::{CONNECTIONS, Edge};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
+use crate::sync::catch_up::EVENT_TYPES;
+use crate::sync::driver::Context;
+use crate::sync::progress::Watch;
+use crate::workos::api::{Api, ApiKey};
 use crate::workos::signature::{self, Secret};
 
 /// WorkOS's own API.
@@ -27,12 +32,22 @@ pub const WEBHOOK_PATH: &str = "/workos/webhook";
 /// Body bytes in memory, all requests together.
 const BYTES_IN_FLIGHT: usize = 64 * 1024 * 1024;
 
+/// How long catch-up rests at the end by default.
+pub const CATCH_UP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// From one reconcile to the next by default.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(86_400);
+
+/// How long the inbox keeps events by default.
+pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
+
 /// Settings of an [`AuthKit`]; see [`AuthKit::builder`].
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
     receipts: PgPool,
     lookups: PgPool,
+    background: PgPool,
     client_id: String,
     database_timeout: Duration,
     api_base: String,
@@ -49,6 +64,8 @@ pub struct Builder {
     connections: usize,
     clock: Clock,
     migrate: bool,
+    api_key: Option<ApiKey>,
+    jobs: Jobs,
 }
 
 struct KeySourceArgument(Arc<dyn KeySource>);
@@ -68,7 +85,8 @@ impl Builder {
     pub(super) fn new(pool: PgPool, client_id: String) -> Self {
         Self {
             receipts: pool.clone(),
-            lookups: pool,
+            lookups: pool.clone(),
+            background: pool,
             client_id,
             database_timeout: store::TIMEOUT,
             api_base: WORKOS_API.to_owned(),
@@ -85,12 +103,73 @@ impl Builder {
             connections: CONNECTIONS,
             clock: Clock::system(),
             migrate: false,
+            api_key: None,
+            jobs: Jobs {
+                catch_up: true,
+                catch_up_interval: CATCH_UP_INTERVAL,
+                backfill: true,
+                reconcile_interval: Some(RECONCILE_INTERVAL),
+                retention: RETENTION,
+                event_types: EVENT_TYPES.map(str::to_owned).to_vec(),
+                webhooks: false,
+            },
         }
     }
 
     /// Lookups draw on a pool of their own, so that a storm of webhooks cannot starve them.
     pub fn lookup_pool(mut self, pool: PgPool) -> Self {
         self.lookups = pool;
+        self
+    }
+
+    /// Background work draws on a pool of its own, so that a backfill starves neither webhooks nor lookups.
+    pub fn background_pool(mut self, pool: PgPool) -> Self {
+        self.background = pool;
+        self
+    }
+
+    /// The environment's API key. Without one there is no catch-up, no backfill and no reconcile.
+    pub fn api_key(mut self, key: ApiKey) -> Self {
+        self.api_key = Some(key);
+        self
+    }
+
+    /// Whether [`AuthKit::run`] reads the Events API behind the webhooks, or instead of them. Default on.
+    pub fn catch_up(mut self, on: bool) -> Self {
+        self.jobs.catch_up = on;
+        self
+    }
+
+    /// How long catch-up rests when it has read to the end. Default [`CATCH_UP_INTERVAL`].
+    pub fn catch_up_interval(mut self, interval: Duration) -> Self {
+        self.jobs.catch_up_interval = interval;
+        self
+    }
+
+    /// The event types catch-up reads. Default [`EVENT_TYPES`]; those three are always among them.
+    pub fn event_types(mut self, types: Vec<String>) -> Self {
+        let more = types.into_iter().filter(|name| !EVENT_TYPES.contains(&name.as_str()));
+        self.jobs.event_types = EVENT_TYPES.iter().map(|name| (*name).to_owned()).chain(more).collect();
+        self
+    }
+
+    /// Whether [`AuthKit::run`] fills the table with every existing user, until that has been done once. Default on.
+    pub fn backfill(mut self, on: bool) -> Self {
+        self.jobs.backfill = on;
+        self
+    }
+
+    /// How long after a complete walk [`AuthKit::run`] reconciles; `None`: only when events may be lost. Default
+    /// [`RECONCILE_INTERVAL`].
+    pub fn reconcile_interval(mut self, interval: Option<Duration>) -> Self {
+        self.jobs.reconcile_interval = interval;
+        self
+    }
+
+    /// How long the inbox keeps events. Default [`RETENTION`]. Under 35 days only the payloads go; the rest of a row stays
+    /// that long, so that an event that is read again is not new again.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.jobs.retention = retention;
         self
     }
 
@@ -212,11 +291,26 @@ impl Builder {
             policy = policy.issuers(self.issuers);
         }
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
+        let metrics = Arc::new(Metrics::default());
+        let background = store.on_pool(self.background);
+        let watch = Watch::new(background.clone(), metrics.clone());
+        let has_key = self.api_key.is_some();
+        let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
+        if !has_key {
+            (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
+        }
+        let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
+        let api = api.map_err(|error| BuildError(error.to_string()))?;
+        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
+        let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
             migrate,
             connections: self.connections,
             edge: Arc::new(Edge {
-                lookups: Lookups::new(store.clone(), tokens),
+                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited),
+                watch,
+                jobs: context.jobs.clone(),
+                catches_up: jobs.catch_up,
                 store,
                 webhook_secrets: self.webhook_secrets,
                 webhook_path: self.webhook_path,
@@ -225,9 +319,17 @@ impl Builder {
                 body_timeout: self.body_timeout,
                 bytes_in_flight: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
                 clock: self.clock,
-                metrics: Arc::new(Metrics::default()),
+                metrics,
                 keys,
             }),
+            context,
+            jobs,
         })
     }
+}
+
+/// A number no other process is likely to draw; it names this one.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
 }

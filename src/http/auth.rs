@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Edge;
@@ -30,7 +30,17 @@ pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) 
 
 pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let (user, identity) = edge.lookups.session(bearer(&headers)?).await?;
-    Ok((PRIVATE, Json(Session { user, identity, synced_through: None })))
+    let synced_through = edge.watch.progress().synced_through;
+    Ok((PRIVATE, Json(Session { user, identity, synced_through })))
+}
+
+/// Every answer out of the table says how far the table is complete.
+pub(super) async fn synced_through(State(edge): State<Arc<Edge>>, mut response: Response) -> Response {
+    let synced_through = edge.watch.progress().synced_through.map(|at| at.to_string());
+    if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
+        response.headers_mut().insert(HeaderName::from_static("authkit-sync-synced-through"), value);
+    }
+    response
 }
 
 #[derive(Serialize)]

@@ -72,6 +72,7 @@ impl From<LookupError> for Refusal {
         match error {
             LookupError::Token(error) => error.into(),
             LookupError::Store(error) => error.into(),
+            LookupError::NotSynced => Self::unavailable("user_not_synced", message, 5),
             LookupError::NotFound => Self::new(StatusCode::NOT_FOUND, "user_not_found", message),
             LookupError::Deleted => Self::new(StatusCode::NOT_FOUND, "user_deleted", message),
         }

@@ -27,8 +27,30 @@ pub(super) async fn readyz_with_detail(State(edge): State<Arc<Edge>>) -> Respons
     let readiness = readiness(&edge).await;
     let database = readiness.as_ref().err().map_or("ok", String::as_str);
     let status = if readiness.is_ok() { "ready" } else { "not_ready" };
-    let keys = edge.keys.status();
-    probe(readiness.is_ok(), json!({ "status": status, "database": database, "signing_keys": keys }))
+    let progress = edge.watch.progress();
+    let lag = progress.synced_through.map(|at| (edge.clock.now().unix_seconds() - at.unix_seconds()).max(0));
+    let body = json!({
+        "status": status,
+        "database": database,
+        "feeds": feeds(&edge),
+        "synced_through": progress.synced_through,
+        "lag_seconds": lag,
+        "backfill_completed": progress.backfilled,
+        "quarantined": progress.quarantined,
+        "jobs": edge.jobs.standing(),
+        "signing_keys": edge.keys.status(),
+    });
+    probe(readiness.is_ok(), body)
+}
+
+/// Where events come from.
+fn feeds(edge: &Edge) -> &'static str {
+    match (edge.webhook_secrets.is_empty(), edge.catches_up) {
+        (false, true) => "webhooks and polling",
+        (false, false) => "webhooks only",
+        (true, true) => "polling only",
+        (true, false) => "none",
+    }
 }
 
 async fn readiness(edge: &Edge) -> Result<(), String> {

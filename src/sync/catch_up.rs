@@ -1,0 +1,414 @@
+//! Catch-up: reading the Events API in ascending order behind a cursor (promise 5).
+//!
+//! A page is applied and the cursor moved in one transaction, from the revision at which the page was read. So a stale
+//! leader, a crash or a lost race can repeat a page, never skip one. Facts: the fact sheet's section 5.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::Mutex;
+
+use super::driver::{BREATH, Context, Driver, Trouble};
+use super::{Applied, Nothing, Then, apply, apply_then, guard, quarantine};
+use crate::domain::event::{Event, Observation, Origin};
+use crate::domain::timestamp::Timestamp;
+use crate::store::catch_up::{Advance, Cursor, OVERLAP, Place, Restart};
+use crate::store::{Store, StoreError};
+use crate::workos::api::{ApiError, PAGE, Page, Start};
+
+/// The types read unless the settings name others: all that changes a user.
+pub const EVENT_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+
+/// WorkOS holds events back for some seconds, so that later ones cannot overtake them. Seconds.
+const HOLD_BACK: i64 = 15;
+
+/// Beyond this WorkOS may have forgotten events: it keeps them for 30 days at least. Seconds.
+const TOO_OLD: i64 = 25 * 86_400;
+const RETENTION: i64 = 30 * 86_400 - OVERLAP;
+
+/// Times may run backwards so far without a page running backwards. Seconds.
+const INVERSION: i64 = 60;
+
+/// After so many panics on one page its events go one by one.
+const PANICS: u32 = 3;
+
+/// The driver.
+#[derive(Debug)]
+pub struct CatchUp {
+    context: Context,
+    types: Vec<String>,
+    interval: Duration,
+    state: Mutex<State>,
+}
+
+/// What a leader remembers; all of it can be found out again.
+#[derive(Debug, Default)]
+struct State {
+    /// The key was found to be this environment's.
+    trusted: bool,
+    /// WorkOS's clock when the first page of this pass was asked for.
+    pass_began: Option<Timestamp>,
+    /// Types that WorkOS refuses to know.
+    refused: BTreeSet<String>,
+    /// A page is being applied; still set at the next step when that panicked.
+    applying: bool,
+    panics: u32,
+    failures: u32,
+}
+
+/// How a page lies to the cursor and in itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Course {
+    Forward,
+    /// Newest first.
+    Backward,
+    /// It begins well before the cursor: WorkOS does not know it and began anew.
+    StartedOver,
+}
+
+impl Driver for CatchUp {
+    const JOB: &'static str = "catch_up";
+
+    async fn tick(&self) -> Duration {
+        let mut state = self.state.lock().await;
+        let outcome = self.step(&mut state).await;
+        self.context.rest(Self::JOB, &mut state.failures, outcome)
+    }
+}
+
+impl CatchUp {
+    /// Reads these types, and rests for `interval` at the end.
+    #[must_use]
+    pub fn new(context: Context, types: Vec<String>, interval: Duration) -> Self {
+        Self { context, types, interval, state: Mutex::default() }
+    }
+
+    async fn step(&self, state: &mut State) -> Result<Option<Duration>, Trouble> {
+        if !self.context.leads(Self::JOB).await? {
+            *state = State::default();
+            return Ok(None);
+        }
+        if std::mem::take(&mut state.applying) {
+            state.panics += 1;
+        }
+        if !state.trusted {
+            guard::check(&self.context).await?;
+            state.trusted = true;
+        }
+        let Some(place) = self.context.store.place().await? else {
+            return self.begin().await.map(Some);
+        };
+        let types = self.types(state);
+        let start = place.cursor.as_ref().map_or(Start::Since(place.range_start), |cursor| Start::After(&cursor.id));
+        match self.context.api.events(&types, start, PAGE).await {
+            Ok(page) => self.take(&place, page, state).await.map(Some),
+            Err(error @ ApiError::Refused { .. }) => self.mend(&place, error, state).await.map(Some),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The types that WorkOS knows, as far as we know.
+    fn types(&self, state: &State) -> Vec<String> {
+        self.types.iter().filter(|name| !state.refused.contains(*name)).cloned().collect()
+    }
+
+    /// The first start ever: reading begins before anything else of ours began.
+    async fn begin(&self) -> Result<Duration, Trouble> {
+        // Only what WorkOS's clock says is wanted; and of the settings' types some may be unknown to it.
+        let known = EVENT_TYPES.map(str::to_owned);
+        let page = self.context.api.events(&known, Start::Anywhere, 1).await?;
+        self.context.store.begin_catch_up(page.observed_at).await?;
+        Ok(Duration::ZERO)
+    }
+
+    async fn take(&self, place: &Place, page: Page<Event>, state: &mut State) -> Result<Duration, Trouble> {
+        if last_word(place) < page.observed_at.plus_seconds(-TOO_OLD) {
+            tracing::error!(
+                synced_through = ?place.synced_through.map(|at| at.to_string()),
+                "catch-up was away for longer than WorkOS is sure to keep events; it reads what there is, and a full reconcile follows"
+            );
+            return self.restart(place, page.observed_at, state).await;
+        }
+        let pass_began = *state.pass_began.get_or_insert(page.observed_at);
+        let last = page.items.last().map(|event| Cursor { id: event.id.clone(), created_at: event.created_at });
+        let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == place.cursor.as_ref().map(|it| &it.id);
+        if repeats && page.more {
+            tracing::warn!("the Events API repeats its last page and says that more follow; taken for the end");
+        }
+        let course = course(place.cursor.as_ref(), &page.items);
+        let end = repeats || !page.more;
+        match course {
+            Course::Forward => {
+                let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
+                let cursor = last.as_ref().filter(|_| !repeats);
+                let advance = Advance { revision: place.revision, cursor, synced_through };
+                self.settle(page.items, &advance, state).await?;
+            }
+            Course::Backward => {
+                self.settle(page.items, &Nothing, state).await?;
+                return Err(Trouble::Backwards);
+            }
+            Course::StartedOver => {
+                tracing::error!("WorkOS no longer knows catch-up's cursor and began anew; the cursor is replaced");
+                guard::check(&self.context).await?;
+                let restart = restart(place, page.observed_at);
+                self.settle(page.items, &restart, state).await?;
+                state.pass_began = None;
+                return Ok(BREATH);
+            }
+        }
+        if end {
+            state.pass_began = None;
+            return Ok(self.context.about(self.interval));
+        }
+        Ok(BREATH)
+    }
+
+    /// Applies a page's events, with the move that comes with them.
+    async fn settle(&self, events: Vec<Event>, then: &impl Then, state: &mut State) -> Result<(), Trouble> {
+        // Some emulators give every type, whatever is asked for.
+        let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
+        let observations: Vec<Observation> = events.map(Observation::Event).collect();
+        let store = &self.context.store;
+        if state.panics >= PANICS {
+            one_by_one(store, &observations).await?;
+            apply_then(store, Origin::CatchUp, &[], then).await?;
+            state.panics = 0;
+            return Ok(());
+        }
+        state.applying = true;
+        let applied = apply_then(store, Origin::CatchUp, &observations, then).await;
+        state.applying = false;
+        let applied = applied?;
+        state.panics = 0;
+        self.count(&observations, &applied);
+        Ok(())
+    }
+
+    fn count(&self, observations: &[Observation], applied: &[Applied]) {
+        for (observation, applied) in observations.iter().zip(applied) {
+            let Observation::Event(event) = observation else { continue };
+            let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
+            self.context.metrics.event(&event.event_type, Origin::CatchUp.as_str(), outcome);
+        }
+    }
+
+    /// WorkOS refuses the request: the place in it, or the name of a type? The key was good a moment ago.
+    async fn mend(&self, place: &Place, error: ApiError, state: &mut State) -> Result<Duration, Trouble> {
+        let types = self.types(state);
+        match self.context.api.events(&types, Start::Anywhere, 1).await {
+            Ok(page) => return self.replace(place, page.observed_at, state).await,
+            Err(ApiError::Refused { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut culprits = BTreeSet::new();
+        for name in &types {
+            match self.context.api.events(std::slice::from_ref(name), Start::Anywhere, 1).await {
+                Ok(_) => {}
+                Err(ApiError::Refused { .. }) => {
+                    culprits.insert(name.clone());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if culprits.is_empty() || culprits.len() == types.len() {
+            return Err(error.into());
+        }
+        tracing::error!(
+            types = ?culprits,
+            "WorkOS does not know these event types; catch-up goes on without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
+        );
+        state.refused.extend(culprits);
+        Ok(BREATH)
+    }
+
+    /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
+    async fn replace(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, Trouble> {
+        guard::check(&self.context).await?;
+        if place.cursor.is_some() {
+            tracing::error!(
+                synced_through = ?place.synced_through.map(|at| at.to_string()),
+                "WorkOS no longer serves catch-up's cursor; it is replaced"
+            );
+            return self.restart(place, now, state).await;
+        }
+        // Halfway between then and now, until WorkOS takes it.
+        let distance = now.unix_seconds() - place.range_start.unix_seconds();
+        let range_start = now.plus_seconds(-(distance / 2).max(0));
+        tracing::error!(
+            refused = %place.range_start,
+            range_start = %range_start,
+            "WorkOS does not list events from so long ago; catch-up begins later, and a full reconcile follows"
+        );
+        let restart = Restart { revision: place.revision, range_start, now, reconcile_wanted: true };
+        self.context.store.transaction("restart catch-up", &restart).await?;
+        Ok(BREATH)
+    }
+
+    async fn restart(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, Trouble> {
+        guard::check(&self.context).await?;
+        self.context.store.transaction("restart catch-up", &restart(place, now)).await?;
+        state.pass_began = None;
+        Ok(BREATH)
+    }
+}
+
+/// When the place was last known to be good.
+fn last_word(place: &Place) -> Timestamp {
+    place.synced_through.map_or(place.began_at, |at| at.max(place.began_at))
+}
+
+/// The place that replaces a cursor (promise 5).
+fn restart(place: &Place, now: Timestamp) -> Restart {
+    let recent = place.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
+    let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.plus_seconds(-OVERLAP));
+    Restart { revision: place.revision, range_start: from, now, reconcile_wanted: recent.is_none() }
+}
+
+fn course(cursor: Option<&Cursor>, events: &[Event]) -> Course {
+    let times: Vec<Timestamp> = events.iter().filter_map(|event| event.created_at).collect();
+    let falls = |before: Timestamp, after: Timestamp| after < before.plus_seconds(-INVERSION);
+    if times.iter().zip(times.iter().skip(1)).any(|(before, after)| falls(*before, *after)) {
+        return Course::Backward;
+    }
+    match (cursor.and_then(|cursor| cursor.created_at), times.first()) {
+        (Some(before), Some(first)) if falls(before, *first) => Course::StartedOver,
+        _ => Course::Forward,
+    }
+}
+
+fn unreadable(event: &Event) -> bool {
+    event.event_type == crate::workos::wire::UNREADABLE
+}
+
+/// Takes observations singly.
+trait Singly: Sync {
+    fn apply(&self, alone: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// What made us panic.
+    fn condemn(&self, culprit: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl Singly for Store {
+    async fn apply(&self, alone: &[Observation]) -> Result<(), StoreError> {
+        apply(self, Origin::CatchUp, alone).await.map(drop)
+    }
+
+    async fn condemn(&self, culprit: &[Observation]) -> Result<(), StoreError> {
+        for observation in culprit {
+            tracing::error!(event.id = printable(observation), "an event made authkit-sync panic and is quarantined");
+        }
+        quarantine(self, Origin::CatchUp, culprit, "it made authkit-sync panic", &Nothing).await
+    }
+}
+
+/// Applies each alone, so that what makes us panic stops nothing else.
+async fn one_by_one(to: &impl Singly, observations: &[Observation]) -> Result<(), StoreError> {
+    for alone in observations.chunks(1) {
+        match AssertUnwindSafe(to.apply(alone)).catch_unwind().await {
+            Ok(applied) => applied?,
+            Err(_panic) => to.condemn(alone).await?,
+        }
+    }
+    Ok(())
+}
+
+fn printable(observation: &Observation) -> String {
+    let Observation::Event(event) = observation else { return String::new() };
+    event.id.chars().take(64).filter(char::is_ascii_graphic).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::event::Content;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_micros(seconds * 1_000_000)
+    }
+
+    fn event(id: &str, seconds: i64) -> Event {
+        Event {
+            id: id.to_owned(),
+            event_type: "user.deleted".to_owned(),
+            created_at: Some(at(seconds)),
+            user_id: None,
+            content: Content::Other,
+            payload: Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn a_page_that_runs_backwards_or_starts_over_is_told_from_a_small_inversion() {
+        let cursor = Cursor { id: "c".into(), created_at: Some(at(1_000)) };
+        for (times, expected) in [
+            (&[1_001, 1_002][..], Course::Forward),
+            (&[1_050, 1_000, 1_049], Course::Forward),
+            (&[950, 1_100], Course::Forward),
+            (&[], Course::Forward),
+            (&[1_200, 1_100], Course::Backward),
+            (&[900, 1_100], Course::StartedOver),
+        ] {
+            let events: Vec<Event> = times.iter().map(|seconds| event("e", *seconds)).collect();
+            assert_eq!(course(Some(&cursor), &events), expected, "{times:?}");
+        }
+    }
+
+    #[test]
+    fn a_replaced_cursor_goes_back_an_hour_or_to_the_retention_window() {
+        let now = at(100 * 86_400);
+        let place = |days: Option<i64>| Place {
+            revision: 1,
+            cursor: None,
+            range_start: at(0),
+            began_at: at(0),
+            synced_through: days.map(|days| now.plus_seconds(-days * 86_400)),
+            reconcile_wanted: false,
+        };
+        for (days, back, wanted) in
+            [(Some(3), 3 * 86_400 + OVERLAP, false), (Some(26), RETENTION, true), (None, RETENTION, true)]
+        {
+            let restart = restart(&place(days), now);
+            assert_eq!((restart.range_start, restart.reconcile_wanted), (now.plus_seconds(-back), wanted), "{days:?}");
+        }
+    }
+
+    /// Panics at an event named `bad`, as a defect of ours would.
+    #[derive(Default)]
+    struct Fragile {
+        applied: Mutex<Vec<String>>,
+        condemned: Mutex<Vec<String>>,
+    }
+
+    fn ids(observations: &[Observation]) -> Vec<String> {
+        observations.iter().map(printable).collect()
+    }
+
+    impl Singly for Fragile {
+        async fn apply(&self, alone: &[Observation]) -> Result<(), StoreError> {
+            assert_ne!(ids(alone), ["bad"]);
+            self.applied.lock().unwrap().extend(ids(alone));
+            Ok(())
+        }
+
+        async fn condemn(&self, culprit: &[Observation]) -> Result<(), StoreError> {
+            self.condemned.lock().unwrap().extend(ids(culprit));
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_panics_is_condemned_and_the_rest_is_applied() {
+        let page = ["a", "bad", "c"].map(|id| Observation::Event(event(id, 0)));
+        let fragile = Fragile::default();
+        one_by_one(&fragile, &page).await.unwrap();
+        assert_eq!(fragile.applied.into_inner().unwrap(), ["a", "c"]);
+        assert_eq!(fragile.condemned.into_inner().unwrap(), ["bad"]);
+    }
+}

@@ -1,0 +1,112 @@
+//! How the table differs from what WorkOS lists, without changing anything. Ids and field names, never values.
+
+use serde::Serialize;
+
+use super::driver::Trouble;
+use crate::domain::decide::{Decision, Seen, Stored, decide};
+use crate::domain::event::{Observation, Snapshot};
+use crate::store::Store;
+use crate::store::walks::Counts;
+
+/// One user in which the table and WorkOS differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    /// The user.
+    pub id: String,
+    /// How.
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+/// How a user differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "drift")]
+pub enum Kind {
+    /// WorkOS lists it; here it is unknown.
+    Missing,
+    /// Here it is as it was earlier.
+    Outdated {
+        /// The fields in which it differs.
+        fields: Vec<String>,
+    },
+    /// Alive here; WorkOS, asked by id, does not know it.
+    Gone,
+    /// A tombstone here; WorkOS, asked by id, says it lives. Nothing undoes a tombstone.
+    Contradicted,
+    /// What WorkOS lists cannot be applied.
+    Unusable {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for Drift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let id = &self.id;
+        match &self.kind {
+            Kind::Missing => write!(f, "{id}  missing here"),
+            Kind::Outdated { fields } => write!(f, "{id}  outdated: {}", fields.join(", ")),
+            Kind::Gone => write!(f, "{id}  alive here, gone at WorkOS"),
+            Kind::Contradicted => write!(f, "{id}  deleted here, alive at WorkOS; a tombstone is never undone"),
+            Kind::Unusable { reason } => write!(f, "{id}  cannot be applied: {reason}"),
+        }
+    }
+}
+
+/// Compares a page, and counts what applying it would do. Deleted users are counted, and told as drift by nobody but
+/// reconcile, which asks WorkOS about them first.
+pub(super) async fn compare(
+    store: &Store,
+    observations: &[Observation],
+    counts: &mut Counts,
+) -> Result<Vec<Drift>, Trouble> {
+    let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
+    let mut stored = store.users(&ids).await?;
+    let mut drift = Vec::new();
+    for observation in observations {
+        let id = observation.user_id().unwrap_or_default().to_owned();
+        let kind = match observation {
+            Observation::Snapshot(snapshot) => {
+                let standing = stored.remove(&id).unwrap_or(Stored::Absent);
+                differs(standing, snapshot, counts)
+            }
+            Observation::Event(unusable) => {
+                counts.quarantined += 1;
+                let reason = match &unusable.content {
+                    crate::domain::event::Content::Unusable(reason) => (*reason).to_owned(),
+                    _ => String::new(),
+                };
+                Some(Kind::Unusable { reason })
+            }
+            Observation::Gone { .. } => None,
+        };
+        drift.extend(kind.map(|kind| Drift { id, kind }));
+    }
+    Ok(drift)
+}
+
+fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut Counts) -> Option<Kind> {
+    let before = match &standing {
+        Stored::Live { user, .. } => Some(user.clone()),
+        _ => None,
+    };
+    let decision = decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version));
+    match (decision, before, standing) {
+        (Decision::Applied, Some(before), Stored::Live { user, .. }) => {
+            counts.updated += 1;
+            Some(Kind::Outdated { fields: before.differences(&user) })
+        }
+        (Decision::Applied, ..) => {
+            counts.new += 1;
+            Some(Kind::Missing)
+        }
+        (Decision::Deleted, ..) => {
+            counts.tombstoned += 1;
+            None
+        }
+        (Decision::Confirmed | Decision::Older, ..) => {
+            counts.unchanged += 1;
+            None
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What background drivers share: their surroundings, their troubles, and how long to rest after each.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::domain::clock::Clock;
+use crate::domain::timestamp::Timestamp;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::workos::api::{Api, ApiError};
+
+/// How often a process that does not do a job asks whether it may.
+pub const STANDBY: Duration = Duration::from_secs(3);
+
+/// Between two requests of one job: well below WorkOS's limits (its own SDK paces lists at 350 ms).
+pub const BREATH: Duration = Duration::from_millis(350);
+
+/// A refused key, or one that is suspected: how often it is tried again.
+const SUSPENDED: Duration = Duration::from_secs(5 * 60);
+const SUSPECTED: Duration = Duration::from_secs(3 * 60);
+
+/// What only an operator can change.
+const STOPPED: Duration = Duration::from_secs(3_600);
+
+/// Rest after a failure: doubles from the first to the longest.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// Background work in steps, so that a supervisor, a test or a simulation can do them one at a time.
+pub trait Driver: Send + Sync + 'static {
+    /// Its name in the log, in metrics and, where one process of many does it, of its lease.
+    const JOB: &'static str;
+
+    /// One step; returns how long to rest. It may be dropped at any await point, and panic: nothing is lost by either.
+    fn tick(&self) -> impl Future<Output = Duration> + Send;
+}
+
+/// Why a step of a background job did not go well. Every text says what to do, where there is something.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// WorkOS gave no usable answer.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The database did not do its part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Most of a sample of our live users is unknown to WorkOS.
+    #[error(
+        "{unknown} of {sampled} live users are unknown to WorkOS: WORKOS_API_KEY is the suspect (another environment's?), \
+         and nothing is changed. If these users are meant to be gone, run `authkit-sync reconcile --accept-deletions`; if \
+         this database was copied from another environment, run `authkit-sync rebind`"
+    )]
+    WrongKey {
+        /// Users asked about.
+        sampled: usize,
+        /// Of them, unknown to WorkOS and not deleted by an event.
+        unknown: usize,
+    },
+    /// More deletions would be inferred than go without saying.
+    #[error(
+        "more than {bound} users are gone at WorkOS without an event that says so, and none was deleted here. If they are \
+         meant to be gone, run `authkit-sync reconcile --accept-deletions`"
+    )]
+    TooMany {
+        /// How many go without saying.
+        bound: usize,
+    },
+    /// A walk that saw nobody infers nothing.
+    #[error("WorkOS lists no user at all, while {live} are alive here; nothing is changed")]
+    NobodyListed {
+        /// Live users here.
+        live: i64,
+    },
+    /// The walk cannot come to an end.
+    #[error("WorkOS's list of users starts over again and again; the walk is begun anew later")]
+    Endless,
+    /// The Events API lists events newest first.
+    #[error("the Events API lists events newest first; they are applied, and the cursor stays where it is")]
+    Backwards,
+}
+
+impl Trouble {
+    /// Trying again may help; if not, only an operator can.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Api(error) => matches!(error, ApiError::Unavailable { .. }),
+            Self::Store(error) => !matches!(error, StoreError::Unfit(_)),
+            Self::Endless | Self::Backwards => true,
+            Self::WrongKey { .. } | Self::TooMany { .. } | Self::NobodyListed { .. } => false,
+        }
+    }
+
+    /// How long to rest before the next try, after `failures` in a row; `dice` is in `0.0..1.0`.
+    fn rest(&self, failures: u32, dice: f64) -> Duration {
+        let backoff = FIRST_REST.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(LONGEST_REST);
+        // Half of it is jitter, so that replicas and environments do not knock in step.
+        let jittered = backoff.mul_f64(0.5 + dice / 2.0);
+        match self {
+            Self::Api(ApiError::KeyRefused(_)) => SUSPENDED,
+            Self::Api(ApiError::Unavailable { retry_after: Some(wish), .. }) => (*wish).max(jittered),
+            Self::WrongKey { .. } => SUSPECTED,
+            Self::TooMany { .. } | Self::NobodyListed { .. } => STOPPED,
+            Self::Api(ApiError::Refused { .. }) | Self::Endless | Self::Backwards => LONGEST_REST,
+            Self::Store(StoreError::Overtaken) => FIRST_REST,
+            Self::Api(ApiError::Unavailable { .. }) | Self::Store(_) => jittered,
+        }
+    }
+}
+
+/// How a job stands in this process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Job {
+    /// `working`, `standby` (another process does it) or `trouble`.
+    pub state: &'static str,
+    /// What is wrong.
+    pub trouble: Option<String>,
+    /// Since when it stands so.
+    pub since: Timestamp,
+}
+
+/// Every job's standing in this process.
+#[derive(Debug, Default)]
+pub struct Jobs(Mutex<BTreeMap<&'static str, Job>>);
+
+impl Jobs {
+    /// As they stand now.
+    #[must_use]
+    pub fn standing(&self) -> BTreeMap<&'static str, Job> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how a job stands; what changes is logged once.
+    fn note(&self, name: &'static str, state: &'static str, trouble: Option<String>, now: Timestamp) {
+        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = jobs.get(name);
+        if before.is_some_and(|job| job.state == state && job.trouble == trouble) {
+            return;
+        }
+        match &trouble {
+            Some(trouble) => tracing::error!(job = name, "{trouble}"),
+            None if before.is_some_and(|job| job.trouble.is_some()) => tracing::info!(job = name, "goes on"),
+            None => tracing::debug!(job = name, state, "background job"),
+        }
+        jobs.insert(name, Job { state, trouble, since: now });
+    }
+}
+
+/// What a driver works with. Cloning is cheap; clones are one process.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where things go.
+    pub store: Store,
+    /// Where they come from.
+    pub api: Api,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// How this process's jobs stand.
+    pub jobs: Arc<Jobs>,
+    /// This process's name in leases.
+    pub holder: Arc<str>,
+    random: Arc<Mutex<fastrand::Rng>>,
+}
+
+impl Context {
+    /// Surroundings of one process; `seed` decides its name and its jitter.
+    #[must_use]
+    pub fn new(store: Store, api: Api, clock: Clock, metrics: Arc<Metrics>, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let holder = format!("{:032x}", random.u128(..)).into();
+        Self { store, api, clock, metrics, jobs: Arc::default(), holder, random: Arc::new(Mutex::new(random)) }
+    }
+
+    fn dice(&self) -> f64 {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).f64()
+    }
+
+    /// A duration give or take a fifth.
+    pub(super) fn about(&self, duration: Duration) -> Duration {
+        duration.mul_f64(0.8 + 0.4 * self.dice())
+    }
+
+    /// Whether this process does the job now.
+    pub(super) async fn leads(&self, job: &'static str) -> Result<bool, Trouble> {
+        let leads = self.store.hold_lease(job, &self.holder).await?;
+        if !leads {
+            self.jobs.note(job, "standby", None, self.clock.now());
+        }
+        Ok(leads)
+    }
+
+    /// Notes how a step went, and how long to rest now. `None` is a process standing by.
+    pub(super) fn rest(
+        &self,
+        job: &'static str,
+        failures: &mut u32,
+        outcome: Result<Option<Duration>, Trouble>,
+    ) -> Duration {
+        let now = self.clock.now();
+        self.metrics.job(job, outcome.is_ok());
+        match outcome {
+            Ok(rest) => {
+                *failures = 0;
+                if rest.is_some() {
+                    self.jobs.note(job, "working", None, now);
+                }
+                rest.unwrap_or(STANDBY)
+            }
+            // Losing a race to another process is no trouble.
+            Err(trouble @ Trouble::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
+            Err(trouble) => {
+                self.jobs.note(job, "trouble", Some(trouble.to_string()), now);
+                let rest = trouble.rest(*failures, self.dice());
+                *failures = failures.saturating_add(1);
+                rest
+            }
+        }
+    }
+
+    /// How long to rest after a step that did not go well, `failures` times in a row.
+    #[must_use]
+    pub fn rest_after(&self, trouble: &Trouble, failures: u32) -> Duration {
+        trouble.rest(failures, self.dice())
+    }
+
+    /// Lets other processes take over at once. Called at the end.
+    ///
+    /// # Errors
+    /// [`StoreError`]: then they do when the leases have run out.
+    pub async fn release(&self) -> Result<(), StoreError> {
+        self.store.release_leases(&self.holder).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rests_grow_are_bounded_and_heed_workos() {
+        let failed = |retry_after| Trouble::Api(ApiError::Unavailable { why: String::new(), retry_after });
+        let rests: Vec<Duration> = (0..9).map(|failures| failed(None).rest(failures, 0.0)).collect();
+        assert!(rests.is_sorted() && rests[0] >= Duration::from_millis(500), "{rests:?}");
+        assert!(failed(None).rest(u32::MAX, 0.999) <= LONGEST_REST);
+        let wish = Duration::from_secs(90);
+        assert_eq!(failed(Some(wish)).rest(0, 0.5), wish);
+        assert_eq!(Trouble::Api(ApiError::KeyRefused(401)).rest(0, 0.5), SUSPENDED);
+    }
+}

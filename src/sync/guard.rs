@@ -1,0 +1,91 @@
+//! Is the API key this environment's? (Promise 6.)
+//!
+//! To the key of another environment, every one of our users is unknown, and its list of users and its events are
+//! somebody else's. So before anything is inferred from what it says, some of our live users are read by id.
+
+use std::collections::BTreeSet;
+
+use super::driver::{Context, Trouble};
+use crate::domain::event::Event;
+use crate::domain::timestamp::Timestamp;
+use crate::store::catch_up::OVERLAP;
+use crate::workos::api::{ApiError, Found, Page, Start};
+
+/// Live users asked about.
+const SAMPLE: i64 = 20;
+
+/// Pages of deletions read to explain unknown users. A thousand deletions explain more than a sample can hold.
+const PAGES: usize = 20;
+
+/// Passes when the key is this environment's, as far as a sample can tell, or the operator said that deletions are meant.
+///
+/// # Errors
+/// [`Trouble::WrongKey`], or why it could not be told.
+pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
+    if context.store.deletions_accepted().await? {
+        return Ok(());
+    }
+    let mut sample: BTreeSet<String> = context.store.sample_live(SAMPLE).await?.into_iter().collect();
+    let mut unknown = BTreeSet::new();
+    for id in sample.clone() {
+        if let Found::Unknown(_) = context.api.user(&id).await? {
+            unknown.insert(id);
+        }
+    }
+    if !suspicious(&unknown, &sample) {
+        return Ok(());
+    }
+    // Users whose deletion is still to be read are unknown for a good reason.
+    let place = context.store.place().await?;
+    let since = place.and_then(|place| place.synced_through.or(Some(place.range_start)));
+    for id in deleted_since(context, since, &unknown).await? {
+        unknown.remove(&id);
+        sample.remove(&id);
+    }
+    if suspicious(&unknown, &sample) {
+        return Err(Trouble::WrongKey { sampled: sample.len(), unknown: unknown.len() });
+    }
+    Ok(())
+}
+
+fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
+    unknown.len() * 2 > sample.len()
+}
+
+/// Those of `unknown` whose deletion the Events API lists.
+async fn deleted_since(
+    context: &Context,
+    since: Option<Timestamp>,
+    unknown: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, Trouble> {
+    let since = since.map(|since| since.plus_seconds(-OVERLAP));
+    let mut deleted = BTreeSet::new();
+    let mut last: Option<String> = None;
+    for _ in 0..PAGES {
+        let page = deletions(context, since, last.as_deref()).await?;
+        let ids = page.items.iter().filter(|event| event.event_type == "user.deleted");
+        deleted.extend(ids.filter_map(|event| event.user_id.clone()).filter(|id| unknown.contains(id)));
+        let next = page.items.last().map(|event| event.id.clone());
+        if !page.more || next == last || deleted.len() == unknown.len() {
+            break;
+        }
+        last = next;
+    }
+    Ok(deleted)
+}
+
+async fn deletions(context: &Context, since: Option<Timestamp>, last: Option<&str>) -> Result<Page<Event>, ApiError> {
+    let types = ["user.deleted".to_owned()];
+    let start = match (last, since) {
+        (Some(last), _) => Start::After(last),
+        (None, Some(since)) => Start::Since(since),
+        (None, None) => Start::Anywhere,
+    };
+    match context.api.events(&types, start, crate::workos::api::PAGE).await {
+        // Too far back for WorkOS: whatever it still has.
+        Err(ApiError::Refused { .. }) if last.is_none() => {
+            context.api.events(&types, Start::Anywhere, crate::workos::api::PAGE).await
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,323 @@
+//! Reconcile: walk WorkOS's users, compare with the table, repair (promise 6).
+//!
+//! Users that are missing or outdated are applied as they are met. A live user that WorkOS no longer lists is asked about by
+//! id after the whole walk, and becomes a tombstone only when WorkOS does not know it, and only when not too many are gone.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+
+use super::backfill::tally;
+use super::drift::{self, Drift};
+use super::driver::{BREATH, Context, Driver, Trouble};
+use super::walk::Walk;
+use super::{apply, guard};
+use crate::domain::event::{Observation, Origin};
+use crate::domain::timestamp::Timestamp;
+use crate::store::StoreError;
+use crate::store::walks::{Counts, Kind, Tally};
+use crate::workos::api::{Found, PAGE};
+
+/// How often a process looks whether one is due.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Deletions that go without saying: this many, or this share of the live users if that is more.
+const FEW: usize = 5;
+const SHARE: usize = 20;
+
+/// Live users looked through at once.
+const BATCH: i64 = 1_000;
+
+/// Whether it repairs or only looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Changes the table.
+    Repair,
+    /// Changes nothing.
+    Check,
+}
+
+/// What a complete one found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Users by what was, or would be, done with them.
+    pub counts: Counts,
+    /// Every difference; after a repair only what it leaves: contradicted and unusable ones.
+    pub drift: Vec<Drift>,
+}
+
+/// What a step did.
+#[derive(Debug)]
+pub enum Step {
+    /// Another process does it.
+    Standby,
+    /// It goes on.
+    Going {
+        /// So far.
+        counts: Counts,
+        /// Live users still to be asked about, as far as known.
+        open: usize,
+    },
+    /// It is complete.
+    Done(Report),
+}
+
+/// The driver.
+#[derive(Debug)]
+pub struct Reconcile {
+    context: Context,
+    mode: Mode,
+    /// How long after a complete one the next is due; `None`: only when events may be lost.
+    interval: Option<Duration>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: Option<UnderWay>,
+    failures: u32,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    walk: Walk,
+    walked: bool,
+    /// WorkOS's clock at the beginning: users created later need not be listed.
+    began: Option<Timestamp>,
+    /// Hashes of the ids listed; a million of them are some 32 MB.
+    seen: HashSet<u128>,
+    report: Report,
+    /// Tombstones that WorkOS lists.
+    listed_deleted: Vec<String>,
+    /// Live users that were not listed, to be asked about.
+    open: VecDeque<String>,
+    /// Live users are looked through up to here; `None` when all are.
+    looked_through: Option<String>,
+    /// Live users WorkOS does not know, and when it said so.
+    gone: Vec<(String, Timestamp)>,
+    /// Deletions that go without saying; none when the operator said that all are meant.
+    bound: Option<usize>,
+}
+
+impl Driver for Reconcile {
+    const JOB: &'static str = "reconcile";
+
+    async fn tick(&self) -> Duration {
+        let outcome = self.when_due().await;
+        let mut state = self.state.lock().await;
+        self.context.rest(Self::JOB, &mut state.failures, outcome)
+    }
+}
+
+impl Reconcile {
+    /// Reconciles whenever `interval` has passed since the last one.
+    #[must_use]
+    pub fn new(context: Context, mode: Mode, interval: Option<Duration>) -> Self {
+        // Jittered once, so that environments that were started together drift apart.
+        let interval = interval.map(|interval| context.about(interval));
+        Self { context, mode, interval, state: Mutex::default() }
+    }
+
+    async fn when_due(&self) -> Result<Option<Duration>, Trouble> {
+        if self.state.lock().await.under_way.is_none() && !self.due().await? {
+            return Ok(Some(self.context.about(LOOK)));
+        }
+        match self.step().await? {
+            Step::Standby => Ok(None),
+            Step::Going { .. } => Ok(Some(BREATH)),
+            Step::Done(Report { counts, drift }) => {
+                tracing::info!(
+                    new = counts.new,
+                    updated = counts.updated,
+                    unchanged = counts.unchanged,
+                    tombstoned = counts.tombstoned,
+                    quarantined = counts.quarantined,
+                    "reconcile completed"
+                );
+                for left in drift {
+                    tracing::warn!(drift = %left, "reconcile leaves this as it is");
+                }
+                Ok(Some(self.context.about(LOOK)))
+            }
+        }
+    }
+
+    async fn due(&self) -> Result<bool, Trouble> {
+        let store = &self.context.store;
+        if store.place().await?.is_some_and(|place| place.reconcile_wanted) {
+            return Ok(true);
+        }
+        let Some(interval) = self.interval else { return Ok(false) };
+        let last = store.last_walk().await?;
+        Ok(last < self.context.clock.now().minus(interval))
+    }
+
+    /// One step: a page, or one user asked about. One that was interrupted begins again.
+    ///
+    /// # Errors
+    /// [`Trouble`]: [`Trouble::TooMany`] and [`Trouble::NobodyListed`] end it; after any other this step can be tried again.
+    pub async fn step(&self) -> Result<Step, Trouble> {
+        let mut state = self.state.lock().await;
+        if self.mode == Mode::Repair && !self.context.leads(Self::JOB).await? {
+            state.under_way = None;
+            return Ok(Step::Standby);
+        }
+        let mut under_way = match state.under_way.take() {
+            Some(under_way) => under_way,
+            None => self.begin().await?,
+        };
+        match self.advance(&mut under_way).await {
+            Ok(false) => {
+                let step = Step::Going { counts: under_way.report.counts, open: under_way.open.len() };
+                state.under_way = Some(under_way);
+                Ok(step)
+            }
+            Ok(true) => Ok(Step::Done(under_way.report)),
+            Err(trouble @ (Trouble::TooMany { .. } | Trouble::NobodyListed { .. } | Trouble::Endless)) => Err(trouble),
+            Err(trouble) => {
+                state.under_way = Some(under_way);
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn begin(&self) -> Result<UnderWay, Trouble> {
+        guard::check(&self.context).await?;
+        Ok(UnderWay {
+            walk: Walk::default(),
+            walked: false,
+            began: None,
+            seen: HashSet::new(),
+            report: Report::default(),
+            listed_deleted: Vec::new(),
+            open: VecDeque::new(),
+            looked_through: Some(String::new()),
+            gone: Vec::new(),
+            bound: None,
+        })
+    }
+
+    /// `true` when it is complete.
+    async fn advance(&self, it: &mut UnderWay) -> Result<bool, Trouble> {
+        if !it.walked {
+            self.next_page(it).await?;
+            return Ok(false);
+        }
+        if let Some(id) = it.open.front().cloned() {
+            self.ask_about(it, id).await?;
+            it.open.pop_front();
+            return Ok(false);
+        }
+        if let (Some(after), Some(began)) = (it.looked_through.clone(), it.began) {
+            let ids = self.context.store.live_ids(&after, began, BATCH).await?;
+            it.looked_through = ids.last().cloned();
+            it.open.extend(ids.into_iter().filter(|id| !it.seen.contains(&hash(id))));
+            return Ok(false);
+        }
+        if let Some(id) = it.listed_deleted.last().cloned() {
+            if let Found::Live(_) = self.context.api.user(&id).await? {
+                it.report.drift.push(Drift { id, kind: drift::Kind::Contradicted });
+            }
+            it.listed_deleted.pop();
+            return Ok(false);
+        }
+        self.finish(it).await?;
+        Ok(true)
+    }
+
+    async fn next_page(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+        let store = &self.context.store;
+        let mut walk = it.walk.clone();
+        let leg = walk.next(&self.context.api).await?;
+        let Some(leg) = leg else {
+            it.walk = walk;
+            return Ok(());
+        };
+        if self.mode == Mode::Repair {
+            if it.began.is_none() {
+                store.begin_walk(Kind::Reconcile, leg.observed_at).await?;
+            }
+            let applied = apply(store, Origin::Reconcile, &leg.observations).await?;
+            let (mut counts, listed) = (Counts::default(), leg.observations.iter().zip(&applied));
+            tally(&mut counts, &applied);
+            // For reconcile, those are the ones it makes.
+            counts.tombstoned = 0;
+            it.report.counts.add(counts);
+            it.listed_deleted.extend(listed.filter(|(_, applied)| applied.deleted).filter_map(|(it, _)| id_of(it)));
+        } else {
+            let mut counts = Counts::default();
+            it.report.drift.extend(drift::compare(store, &leg.observations, &mut counts).await?);
+            counts.tombstoned = 0;
+            it.report.counts.add(counts);
+            let ids: Vec<String> = leg.observations.iter().filter_map(id_of).collect();
+            let stored = store.users(&ids).await?;
+            let dead = |id: &String| matches!(stored.get(id), Some(crate::domain::decide::Stored::Tombstone { .. }));
+            it.listed_deleted.extend(ids.into_iter().filter(dead));
+        }
+        it.seen.extend(leg.observations.iter().filter_map(Observation::user_id).map(hash));
+        it.began.get_or_insert(leg.observed_at);
+        it.walk = walk;
+        if leg.end {
+            self.walked(it).await?;
+        }
+        Ok(())
+    }
+
+    /// The walk has come to its end.
+    async fn walked(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+        let live = self.context.store.live_count().await?;
+        if it.seen.is_empty() && live > 0 {
+            return Err(Trouble::NobodyListed { live });
+        }
+        let accepted = self.context.store.deletions_accepted().await? || self.mode == Mode::Check;
+        let share = usize::try_from(live).unwrap_or(usize::MAX) / SHARE;
+        it.bound = (!accepted).then_some(share.max(FEW));
+        it.walked = true;
+        Ok(())
+    }
+
+    async fn ask_about(&self, it: &mut UnderWay, id: String) -> Result<(), Trouble> {
+        match self.context.api.user(&id).await? {
+            Found::Unknown(at) => it.gone.push((id, at)),
+            Found::Live(listed) if self.mode == Mode::Repair => {
+                apply(&self.context.store, Origin::Reconcile, &[*listed]).await?;
+            }
+            Found::Live(_) => {}
+        }
+        match it.bound {
+            Some(bound) if it.gone.len() > bound => Err(Trouble::TooMany { bound }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn finish(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+        let store = &self.context.store;
+        it.report.counts.tombstoned = i64::try_from(it.gone.len()).unwrap_or(i64::MAX);
+        if self.mode == Mode::Check {
+            let gone = it.gone.drain(..).map(|(id, _)| Drift { id, kind: drift::Kind::Gone });
+            it.report.drift.extend(gone);
+            return Ok(());
+        }
+        for slice in it.gone.chunks(PAGE) {
+            let gone: Vec<Observation> =
+                slice.iter().map(|(id, at)| Observation::Gone { user_id: id.clone(), confirmed_at: *at }).collect();
+            apply(store, Origin::Reconcile, &gone).await?;
+        }
+        let began = it.began.ok_or(StoreError::Overtaken)?;
+        store
+            .complete_walk(&Tally { kind: Kind::Reconcile, counts: it.report.counts, completed_at: Some(began) })
+            .await?;
+        Ok(())
+    }
+}
+
+fn id_of(observation: &Observation) -> Option<String> {
+    observation.user_id().map(str::to_owned)
+}
+
+fn hash(id: &str) -> u128 {
+    let digest = Sha256::digest(id.as_bytes());
+    digest.iter().take(16).fold(0, |hash, byte| hash << 8 | u128::from(*byte))
+}

@@ -1,0 +1,85 @@
+//! What one observation comes to: in the inbox's words, and as a change of its user.
+
+use std::borrow::Cow;
+
+use super::Inbox;
+use crate::domain::decide::{Decision, Seen, Stored, decide};
+use crate::domain::event::{Change, Content, Event, Observation, Outcome};
+use crate::workos::wire;
+
+/// What of an observation goes into the inbox: an event always, a snapshot only when it could not be applied, or is being
+/// tried again.
+pub(super) fn inbox_event<'a>(observation: &'a Observation, outcome: Outcome, inbox: Inbox) -> Option<Cow<'a, Event>> {
+    match observation {
+        Observation::Event(event) => Some(Cow::Borrowed(event)),
+        Observation::Snapshot(snapshot) if outcome == Outcome::Quarantined || matches!(inbox, Inbox::Settle) => {
+            Some(Cow::Owned(wire::kept_snapshot(snapshot)))
+        }
+        Observation::Snapshot(_) | Observation::Gone { .. } => None,
+    }
+}
+
+/// A user's state, as far as a change is told by it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Unknown,
+    Live,
+    Deleted,
+}
+
+impl Life {
+    pub(super) fn of(stored: &Stored) -> Self {
+        match stored {
+            Stored::Absent => Self::Unknown,
+            Stored::Live { .. } => Self::Live,
+            Stored::Tombstone { .. } => Self::Deleted,
+        }
+    }
+
+    pub(super) fn change(before: Option<Self>, after: Option<Self>) -> Option<Change> {
+        match (before?, after?) {
+            (Self::Unknown, Self::Live) => Some(Change::Created),
+            (Self::Live, Self::Live) => Some(Change::Updated),
+            (Self::Unknown | Self::Live, Self::Deleted) => Some(Change::Deleted),
+            // A tombstone whose instant moved is no news to anybody.
+            _ => None,
+        }
+    }
+}
+
+/// What an observation does to its user, in the inbox's words.
+pub(super) struct Verdict<'a> {
+    pub(super) outcome: Outcome,
+    pub(super) reason: Option<&'a str>,
+    /// The user is not what it was.
+    pub(super) news: bool,
+}
+
+impl<'a> Verdict<'a> {
+    pub(super) fn not_applied(outcome: Outcome, reason: Option<&'a str>) -> Self {
+        Self { outcome, reason, news: false }
+    }
+}
+
+/// Joins the observation into its user, and says what that did.
+pub(super) fn judge(observation: &Observation, user: Option<&mut Stored>) -> Verdict<'static> {
+    let seen = match observation {
+        Observation::Snapshot(snapshot) => Seen::Live(&snapshot.user, &snapshot.version),
+        Observation::Gone { confirmed_at, .. } => Seen::Deleted(Some(*confirmed_at)),
+        Observation::Event(event) => match &event.content {
+            Content::Live { user, version } => Seen::Live(user, version),
+            Content::Deleted => Seen::Deleted(event.created_at),
+            Content::Other => return Verdict::not_applied(Outcome::Ignored, None),
+            Content::Unusable(reason) => return Verdict::not_applied(Outcome::Quarantined, Some(reason)),
+        },
+    };
+    let applied = |news| Verdict { outcome: Outcome::Applied, reason: None, news };
+    let stale = |reason| Verdict::not_applied(Outcome::Stale, Some(reason));
+    match user.map(|stored| decide(stored, seen)) {
+        Some(Decision::Applied) => applied(true),
+        Some(Decision::Confirmed) => applied(false),
+        Some(Decision::Older) => stale("the row stands on this observation or a later one"),
+        Some(Decision::Deleted) => stale("the user is deleted"),
+        None => Verdict::not_applied(Outcome::Quarantined, Some("it names no user")),
+    }
+}
