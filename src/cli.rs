@@ -1,11 +1,17 @@
 //! The command line: one file per command, data on stdout, logs on stderr, and an exit code that says who must act.
 
+mod backfill;
 #[cfg(feature = "dev")]
 mod dev;
+mod events;
 mod exit;
 mod healthcheck;
 mod migrate;
+mod rebind;
+mod reconcile;
 mod serve;
+mod user;
+mod walk;
 mod webhook;
 
 use std::ffi::OsString;
@@ -51,6 +57,11 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(serve::command())
         .subcommand(migrate::command())
+        .subcommand(backfill::command())
+        .subcommand(reconcile::command())
+        .subcommand(events::command())
+        .subcommand(user::command())
+        .subcommand(rebind::command())
         .subcommand(webhook::command())
         .subcommand(healthcheck::command());
     #[cfg(feature = "dev")]
@@ -68,6 +79,11 @@ fn run(matches: &ArgMatches) -> Exit {
             match name {
                 "serve" => serve::run(matches, &source).await,
                 "migrate" => migrate::run(matches, &source).await,
+                "backfill" => backfill::run(matches, &source).await,
+                "reconcile" => reconcile::run(matches, &source).await,
+                "events" => events::run(matches, &source).await,
+                "user" => user::run(matches, &source).await,
+                "rebind" => rebind::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,
                 #[cfg(feature = "dev")]
@@ -97,6 +113,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Flags, then the environment, then `.env`.
 fn source(matches: &ArgMatches) -> Source {
+    // A command's own subcommand holds the flags.
+    let innermost = std::iter::successors(Some(matches), |matches| matches.subcommand().map(|(_, inner)| inner)).last();
+    let matches = innermost.unwrap_or(matches);
     // Read into a map, not into the process: nothing but this function sees it.
     let dotenv: std::collections::HashMap<String, String> =
         dotenvy::dotenv_iter().map(|lines| lines.filter_map(Result::ok).collect()).unwrap_or_default();

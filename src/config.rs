@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
 pub use table::{SETTINGS, Setting};
 
@@ -100,17 +101,45 @@ pub struct Database {
     pub timeout: Duration,
 }
 
+/// How to reach one WorkOS environment.
+#[derive(Debug)]
+pub struct Environment {
+    /// `WORKOS_CLIENT_ID`
+    pub client_id: String,
+    /// `WORKOS_API_KEY`
+    pub api_key: Option<ApiKey>,
+    /// `WORKOS_API_HTTPS`, `_HOSTNAME` and `_PORT` put together.
+    pub api_base: String,
+}
+
+/// What runs behind the requests.
+#[derive(Debug)]
+pub struct Background {
+    /// `AUTHKIT_SYNC_CATCH_UP`
+    pub catch_up: bool,
+    /// `AUTHKIT_SYNC_CATCH_UP_INTERVAL`
+    pub catch_up_interval: Duration,
+    /// `AUTHKIT_SYNC_EVENT_TYPES`
+    pub event_types: Vec<String>,
+    /// `AUTHKIT_SYNC_BACKFILL`
+    pub backfill: bool,
+    /// `AUTHKIT_SYNC_RECONCILE_INTERVAL`
+    pub reconcile_interval: Option<Duration>,
+    /// `AUTHKIT_SYNC_RETENTION`
+    pub retention: Duration,
+}
+
 /// What `serve` needs.
 #[derive(Debug)]
 pub struct Serve {
     /// The database.
     pub database: Database,
-    /// `WORKOS_CLIENT_ID`
-    pub client_id: String,
+    /// The environment it serves.
+    pub environment: Environment,
+    /// What runs behind the requests.
+    pub background: Background,
     /// `WORKOS_WEBHOOK_SECRET`
     pub webhook_secrets: Vec<Secret>,
-    /// `WORKOS_API_HTTPS`, `_HOSTNAME` and `_PORT` put together.
-    pub api_base: String,
     /// `WORKOS_ISSUER`
     pub issuers: Vec<String>,
     /// `WORKOS_JWKS_URL`
@@ -139,6 +168,28 @@ pub fn database(source: &Source) -> Result<Database, Problems> {
     let mut reader = Reader::new(source);
     let database = reader.database();
     reader.finish(database)
+}
+
+/// What `rebind` needs: the database and its new client id.
+///
+/// # Errors
+/// [`Problems`]
+pub fn rebind(source: &Source) -> Result<(Database, String), Problems> {
+    let mut reader = Reader::new(source);
+    let (database, client_id) = (reader.database(), reader.client_id());
+    reader.finish(database.zip(client_id))
+}
+
+/// What `backfill` and `reconcile` need: the database, and an environment with its key.
+///
+/// # Errors
+/// [`Problems`]
+pub fn walk(source: &Source) -> Result<(Database, Environment), Problems> {
+    let mut reader = Reader::new(source);
+    let database = reader.database();
+    reader.required("WORKOS_API_KEY");
+    let environment = reader.environment();
+    reader.finish(database.zip(environment))
 }
 
 /// What `serve` needs.
@@ -193,13 +244,49 @@ impl Reader<'_> {
         Some(Database { options: options?, pool: pool?, timeout: timeout? })
     }
 
+    fn client_id(&mut self) -> Option<String> {
+        self.required("WORKOS_CLIENT_ID");
+        self.parsed("WORKOS_CLIENT_ID", value::client_id)
+    }
+
+    fn environment(&mut self) -> Option<Environment> {
+        let client_id = self.client_id();
+        let api_key = self.parsed("WORKOS_API_KEY", value::api_key).map(ApiKey::new);
+        let api_base = self.api_base();
+        Some(Environment { client_id: client_id?, api_key, api_base: api_base? })
+    }
+
+    fn background(&mut self) -> Option<Background> {
+        let catch_up = self.parsed("AUTHKIT_SYNC_CATCH_UP", value::on_off);
+        let catch_up_interval = self.parsed("AUTHKIT_SYNC_CATCH_UP_INTERVAL", value::duration);
+        let event_types = self.parsed("AUTHKIT_SYNC_EVENT_TYPES", value::event_types).unwrap_or_default();
+        let backfill = self.parsed("AUTHKIT_SYNC_BACKFILL", value::auto_off);
+        let reconcile_interval = self.parsed("AUTHKIT_SYNC_RECONCILE_INTERVAL", value::interval);
+        let retention = self.parsed("AUTHKIT_SYNC_RETENTION", value::long_duration);
+        Some(Background {
+            catch_up: catch_up?,
+            catch_up_interval: catch_up_interval?,
+            event_types,
+            backfill: backfill?,
+            reconcile_interval: reconcile_interval?,
+            retention: retention?,
+        })
+    }
+
     fn serve(&mut self) -> Option<Serve> {
         let database = self.database();
-        self.required("WORKOS_CLIENT_ID");
-        let client_id = self.parsed("WORKOS_CLIENT_ID", value::client_id);
-        self.required("WORKOS_WEBHOOK_SECRET");
+        let environment = self.environment();
+        let background = self.background();
+        if background.as_ref().is_some_and(|it| it.catch_up || it.backfill || it.reconcile_interval.is_some()) {
+            self.required("WORKOS_API_KEY");
+        }
         let webhook_secrets = self.webhook_secrets();
-        let api_base = self.api_base();
+        if webhook_secrets.is_empty() && background.as_ref().is_some_and(|it| !it.catch_up) {
+            self.problems.push(
+                "WORKOS_WEBHOOK_SECRET is not set and AUTHKIT_SYNC_CATCH_UP is off: no event would ever come in"
+                    .to_owned(),
+            );
+        }
         let issuers = self.parsed("WORKOS_ISSUER", value::urls).unwrap_or_default();
         let jwks_url = self.parsed("WORKOS_JWKS_URL", value::url);
         let audiences = self.parsed("AUTHKIT_SYNC_AUDIENCES", value::list).unwrap_or_default();
@@ -212,9 +299,9 @@ impl Reader<'_> {
         self.parsed("AUTHKIT_SYNC_LOG_FORMAT", value::log_format);
         Some(Serve {
             database: database?,
-            client_id: client_id?,
+            environment: environment?,
+            background: background?,
             webhook_secrets,
-            api_base: api_base?,
             issuers,
             jwks_url,
             audiences,

@@ -17,6 +17,7 @@ use crate::dev::tour;
 use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
 use crate::domain::clock::Clock;
 use crate::store::migrations;
+use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
 
 /// Preferred ports; where one is taken, a free one is.
@@ -100,6 +101,7 @@ impl Machine {
         let authkit = AuthKit::builder(pool.clone(), workos.client_id())
             .api_base(workos.base_url())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
+            .api_key(ApiKey::new(workos.api_key()))
             .build()
             .map_err(Failure::defect)?;
         let (stop, stopped) = oneshot::channel::<()>();

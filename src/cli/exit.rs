@@ -6,6 +6,8 @@ use crate::authkit::RunError;
 use crate::config::Problems;
 use crate::store::StoreError;
 use crate::store::migrations::MigrationsError;
+use crate::sync::driver::Trouble;
+use crate::workos::api::ApiError;
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,18 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = if matches!(error, StoreError::Unfit(_)) { Exit::Config } else { Exit::Unavailable };
         Self::new(exit, error)
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let exit = match trouble {
+            Trouble::Store(error) => return error.into(),
+            Trouble::Api(ApiError::KeyRefused(_)) => Exit::Config,
+            Trouble::WrongKey { .. } | Trouble::TooMany { .. } | Trouble::NobodyListed { .. } => Exit::No,
+            Trouble::Api(_) | Trouble::Endless | Trouble::Backwards => Exit::Unavailable,
+        };
+        Self::new(exit, trouble)
     }
 }
 

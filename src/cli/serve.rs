@@ -7,12 +7,13 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
 
 use super::{Exit, Failure, with_settings};
-use crate::authkit::{AuthKit, CONNECTIONS};
+use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 27] = [
     "DATABASE_URL",
     "WORKOS_CLIENT_ID",
+    "WORKOS_API_KEY",
     "WORKOS_WEBHOOK_SECRET",
     "WORKOS_API_HOSTNAME",
     "WORKOS_API_PORT",
@@ -26,6 +27,12 @@ const SETTINGS: [&str; 20] = [
     "AUTHKIT_SYNC_BODY_LIMIT",
     "AUTHKIT_SYNC_AUDIENCES",
     "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+    "AUTHKIT_SYNC_CATCH_UP",
+    "AUTHKIT_SYNC_CATCH_UP_INTERVAL",
+    "AUTHKIT_SYNC_EVENT_TYPES",
+    "AUTHKIT_SYNC_BACKFILL",
+    "AUTHKIT_SYNC_RECONCILE_INTERVAL",
+    "AUTHKIT_SYNC_RETENTION",
     "AUTHKIT_SYNC_DB_POOL",
     "AUTHKIT_SYNC_DB_TIMEOUT",
     "AUTHKIT_SYNC_LOG_FORMAT",
@@ -40,33 +47,57 @@ pub(super) fn command() -> Command {
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let settings = config::serve(source)?;
+    let (listen, ops_listen) = (settings.listen, settings.ops_listen);
     let listener = bind(settings.listen, "AUTHKIT_SYNC_LISTEN").await?;
     let ops = bind(settings.ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
-    let mut builder = AuthKit::builder(pool(&settings.database), settings.client_id)
-        .migrate(matches.get_flag("migrate"))
-        .lookup_pool(pool(&settings.database))
-        .database_timeout(settings.database.timeout)
-        .api_base(settings.api_base)
+    let polling_only = settings.webhook_secrets.is_empty();
+    let authkit = builder(settings, matches.get_flag("migrate"))
+        .connections(affordable_connections())
+        .build()
+        .map_err(|error| Failure::new(Exit::Config, error))?;
+    tracing::info!(
+        listen = %listen,
+        ops_listen = %ops_listen,
+        version = env!("CARGO_PKG_VERSION"),
+        "authkit-sync is listening"
+    );
+    if polling_only {
+        tracing::info!(
+            "polling only: there is no WORKOS_WEBHOOK_SECRET, so users follow WorkOS by catch-up, seconds behind"
+        );
+    }
+    authkit.run(listener, Some(ops), terminated()).await?;
+    Ok(Exit::Yes)
+}
+
+fn builder(settings: config::Serve, migrate: bool) -> Builder {
+    let config::Serve { database, environment, background, .. } = settings;
+    let mut builder = AuthKit::builder(pool(&database), environment.client_id)
+        .migrate(migrate)
+        .lookup_pool(pool(&database))
+        .background_pool(pool(&database))
+        .database_timeout(database.timeout)
+        .api_base(environment.api_base)
+        .catch_up(background.catch_up)
+        .catch_up_interval(background.catch_up_interval)
+        .event_types(background.event_types)
+        .backfill(background.backfill)
+        .reconcile_interval(background.reconcile_interval)
+        .retention(background.retention)
         .issuers(settings.issuers)
         .audiences(settings.audiences)
         .allow_shared_issuer(settings.allow_shared_issuer)
         .webhook_secrets(settings.webhook_secrets)
         .webhook_path(settings.webhook_path)
         .signature_tolerance(settings.signature_tolerance)
-        .body_limit(settings.body_limit)
-        .connections(affordable_connections());
+        .body_limit(settings.body_limit);
+    if let Some(key) = environment.api_key {
+        builder = builder.api_key(key);
+    }
     if let Some(url) = settings.jwks_url {
         builder = builder.jwks_url(url);
     }
-    let authkit = builder.build().map_err(|error| Failure::new(Exit::Config, error))?;
-    tracing::info!(
-        listen = %settings.listen,
-        ops_listen = %settings.ops_listen,
-        version = env!("CARGO_PKG_VERSION"),
-        "authkit-sync is listening"
-    );
-    authkit.run(listener, Some(ops), terminated()).await?;
-    Ok(Exit::Yes)
+    builder
 }
 
 /// File descriptors kept free for the database, WorkOS and the rest.

@@ -43,8 +43,12 @@ pub const SETTINGS: &[Setting] = &[
         "the environment's client id (dashboard, API Keys page); one database serves one environment",
     ),
     secret(
+        "WORKOS_API_KEY",
+        "the environment's API key (dashboard, API Keys page), for catch-up, backfill and reconcile",
+    ),
+    secret(
         "WORKOS_WEBHOOK_SECRET",
-        "the webhook endpoint's signing secret; several, separated by commas, while rotating",
+        "the webhook endpoint's signing secret; several, separated by commas, while rotating; without it, polling only",
     ),
     optional("WORKOS_API_HOSTNAME", "api.workos.com", "a custom auth domain, or an emulator's host"),
     required("WORKOS_API_PORT", "its port, when it is not the scheme's own"),
@@ -73,7 +77,25 @@ pub const SETTINGS: &[Setting] = &[
         "false",
         "accept tokens of the shared issuer that name no client at all",
     ),
-    optional("AUTHKIT_SYNC_DB_POOL", "10", "connections per pool; webhooks and lookups have one each"),
+    optional(
+        "AUTHKIT_SYNC_CATCH_UP",
+        "on",
+        "read the Events API behind the webhooks, so that nothing is lost; off: webhooks alone",
+    ),
+    optional("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "5s", "how long catch-up rests when it has read to the end"),
+    required("AUTHKIT_SYNC_EVENT_TYPES", "event types catch-up reads beside user.*, separated by commas"),
+    optional("AUTHKIT_SYNC_BACKFILL", "auto", "auto: fill the table with every existing user, once; off: never"),
+    optional(
+        "AUTHKIT_SYNC_RECONCILE_INTERVAL",
+        "24h",
+        "from one full comparison with WorkOS to the next; off: only when events may be lost",
+    ),
+    optional(
+        "AUTHKIT_SYNC_RETENTION",
+        "90d",
+        "how long the inbox keeps events; under 35d only payloads go, the rest stays 35 days",
+    ),
+    optional("AUTHKIT_SYNC_DB_POOL", "10", "connections per pool; webhooks, lookups and background work have one each"),
     optional(
         "AUTHKIT_SYNC_DB_TIMEOUT",
         "5s",

@@ -78,6 +78,51 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         .ok_or("a duration with its unit, like 180s or 5m, of at most a day")
 }
 
+/// From a minute to ten years.
+pub(super) fn long_duration(text: &str) -> Parsed<Duration> {
+    let range = Duration::from_secs(60)..=Duration::from_secs(10 * 365 * 86_400);
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| range.contains(duration))
+        .ok_or("a duration with its unit, like 24h or 90d, of at least a minute")
+}
+
+/// A duration, or `None` for `off`.
+pub(super) fn interval(text: &str) -> Parsed<Option<Duration>> {
+    if text == "off" { Ok(None) } else { long_duration(text).map(Some) }
+}
+
+pub(super) fn on_off(text: &str) -> Parsed<bool> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off"),
+    }
+}
+
+pub(super) fn auto_off(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("auto or off"),
+    }
+}
+
+pub(super) fn event_types(text: &str) -> Parsed<Vec<String>> {
+    let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_lowercase() || b"._".contains(&byte));
+    let types = list(text)?;
+    if types.iter().all(plain) { Ok(types) } else { Err("event names like session.created, separated by commas") }
+}
+
+pub(super) fn api_key(text: &str) -> Parsed<String> {
+    let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
+    match text {
+        _ if text.starts_with("client_") => Err("the API key (sk_…), and this is the client id"),
+        _ if !graphic => Err("the API key as the dashboard shows it (sk_…)"),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 pub(super) fn pool_size(text: &str) -> Parsed<u32> {
     text.parse().ok().filter(|size| (1..=1_000).contains(size)).ok_or("a number from 1 to 1000")
 }

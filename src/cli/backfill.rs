@@ -1,0 +1,39 @@
+//! `backfill`: every existing user into the table.
+
+use clap::{ArgMatches, Command};
+use serde_json::json;
+
+use super::walk::{Reached, context, flag, follow, with_walk_settings};
+use super::{Exit, Failure};
+use crate::config::Source;
+use crate::sync::backfill::{Backfill, Step};
+
+pub(super) fn command() -> Command {
+    let command = Command::new("backfill")
+        .about("Read every user WorkOS has into the table; an interrupted one goes on where it was")
+        .arg(flag("dry-run", "count what it would do, and change nothing"))
+        .arg(flag("json", "print the summary for machines"));
+    with_walk_settings(command)
+}
+
+pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let context = context(source)?;
+    let dry_run = matches.get_flag("dry-run");
+    let backfill = Backfill::new(context.clone(), dry_run);
+    let counts = follow(&context, "backfill", async || {
+        Ok(match backfill.step().await? {
+            Step::Standby => Reached::Elsewhere,
+            Step::Page { counts, position } => {
+                Reached::Going(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
+            }
+            Step::Done(counts) => Reached::End(counts),
+        })
+    })
+    .await?;
+    if matches.get_flag("json") {
+        println!("{}", json!({ "dry_run": dry_run, "users": counts }));
+    } else {
+        println!("{}{}", if dry_run { "would be: " } else { "" }, super::reconcile::summary(counts));
+    }
+    Ok(Exit::Yes)
+}

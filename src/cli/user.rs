@@ -1,0 +1,82 @@
+//! `user`: is this user right? Everything received about one user, and the row it came to.
+
+use clap::{Arg, ArgMatches, Command};
+use serde_json::{Value, json};
+
+use super::walk::flag;
+use super::{Exit, Failure, events, with_settings};
+use crate::config::Source;
+use crate::domain::decide::Stored;
+use crate::store::inbox::Filter;
+use crate::sync::inbox;
+
+pub(super) fn command() -> Command {
+    let command = Command::new("user")
+        .about("Everything received about one user, what was done with each, and the row as it stands")
+        .arg(Arg::new("id").value_name("USER").required(true))
+        .arg(flag("erase", "sweep once more behind a deleted user, and say how many payloads there were"))
+        .arg(flag("json", "print for machines"));
+    with_settings(command, &events::SETTINGS)
+}
+
+pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let store = events::store(source)?;
+    let json = matches.get_flag("json");
+    let id = matches.get_one::<String>("id").map(String::as_str).unwrap_or_default();
+    if matches.get_flag("erase") {
+        let erased = inbox::sweep(&store, id).await?;
+        let erased = erased.ok_or_else(|| {
+            let message = format!("{} is not deleted here; delete the user at WorkOS first", id.escape_debug());
+            Failure::new(Exit::No, message)
+        })?;
+        if json {
+            println!("{}", json!({ "payloads_erased": erased }));
+        } else {
+            println!("{erased} payloads erased");
+        }
+        return Ok(Exit::Yes);
+    }
+    let stored = store.user(id).await?;
+    let mut received = store.entries(&Filter { user: Some(id.to_owned()), ..Filter::default() }, i64::MAX).await?;
+    received.reverse();
+    if matches!(stored, Stored::Absent) && received.is_empty() {
+        return Err(Failure::new(Exit::No, format!("nothing was ever received about {}", id.escape_debug())));
+    }
+    if json {
+        println!("{}", json!({ "id": id, "stands": standing(&stored), "received": received }));
+        return Ok(Exit::Yes);
+    }
+    match &stored {
+        Stored::Live { user, version } => {
+            println!(
+                "alive, as of {} (updated {}, observed {})",
+                version.id.escape_debug(),
+                version.updated_at,
+                version.observed_at
+            );
+            println!("{:#}", json!(user));
+        }
+        Stored::Tombstone { deleted_at } => {
+            let when = deleted_at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("at {at}"));
+            println!("deleted {when}");
+        }
+        Stored::Absent => println!("there is no such user; these events named one"),
+    }
+    println!();
+    events::print(&received);
+    Ok(Exit::Yes)
+}
+
+fn standing(stored: &Stored) -> Value {
+    match stored {
+        Stored::Live { user, version } => json!({
+            "state": "alive",
+            "user": user,
+            "observation": version.id,
+            "updated_at": version.updated_at,
+            "observed_at": version.observed_at,
+        }),
+        Stored::Tombstone { deleted_at } => json!({ "state": "deleted", "deleted_at": deleted_at }),
+        Stored::Absent => json!({ "state": "absent" }),
+    }
+}

@@ -1,0 +1,149 @@
+//! What `backfill` and `reconcile` share: their settings, patience with passing trouble, and progress on stderr.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{Arg, ArgAction, Command};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Exit, Failure, serve, with_settings};
+use crate::config::{self, Source};
+use crate::domain::clock::Clock;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::store::walks::Counts;
+use crate::sync::driver::{BREATH, Context, STANDBY, Trouble};
+use crate::workos::api::{Api, ApiKey};
+
+const SETTINGS: [&str; 10] = [
+    "DATABASE_URL",
+    "WORKOS_CLIENT_ID",
+    "WORKOS_API_KEY",
+    "WORKOS_API_HOSTNAME",
+    "WORKOS_API_PORT",
+    "WORKOS_API_HTTPS",
+    "AUTHKIT_SYNC_DB_POOL",
+    "AUTHKIT_SYNC_DB_TIMEOUT",
+    "AUTHKIT_SYNC_LOG_FORMAT",
+    "RUST_LOG",
+];
+
+/// So many failures in a row are no passing trouble: some minutes.
+const PATIENCE: u32 = 8;
+
+/// Another process's lease has run out by then, if that process is dead.
+const TURNS: u32 = 8;
+
+/// Between two lines where there is no terminal.
+const LINES: Duration = Duration::from_secs(5);
+
+pub(super) fn with_walk_settings(command: Command) -> Command {
+    with_settings(command, &SETTINGS)
+}
+
+pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// What the settings give to work with.
+pub(super) fn context(source: &Source) -> Result<Context, Failure> {
+    let (database, environment) = config::walk(source)?;
+    let pool = serve::pool(&database);
+    let store = Store::new(pool.clone(), pool, &environment.client_id, database.timeout);
+    let key = environment.api_key.unwrap_or_else(|| ApiKey::new(""));
+    let api = Api::new(&environment.api_base, key, Clock::system());
+    let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
+    Ok(Context::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
+}
+
+/// Where a step leaves a walk.
+pub(super) enum Reached<T> {
+    /// Another process has it.
+    Elsewhere,
+    /// So many users so far, and where that is.
+    Going(Counts, String),
+    /// The end.
+    End(T),
+}
+
+/// Steps until the end, through passing trouble; gives way to Ctrl-C.
+pub(super) async fn follow<T>(
+    context: &Context,
+    name: &str,
+    mut step: impl AsyncFnMut() -> Result<Reached<T>, Trouble>,
+) -> Result<T, Failure> {
+    let progress = Progress::start();
+    let steps = async {
+        let (mut failures, mut turns) = (0, 0);
+        loop {
+            let rest = match step().await {
+                Ok(Reached::End(end)) => return Ok(end),
+                Ok(Reached::Going(counts, place)) => {
+                    failures = 0;
+                    progress.show(counts, &place);
+                    BREATH
+                }
+                Ok(Reached::Elsewhere) if turns < TURNS => {
+                    turns += 1;
+                    progress.say(&format!("another process does a {name}; waiting for it to stop"));
+                    STANDBY
+                }
+                Ok(Reached::Elsewhere) => {
+                    let message = format!("another process does a {name} already, and goes on with it by itself");
+                    return Err(Failure::unavailable(message));
+                }
+                Err(trouble) if trouble.may_pass() && failures < PATIENCE => {
+                    let rest = context.rest_after(&trouble, failures);
+                    failures += 1;
+                    progress.say(&format!("{trouble}; trying again in {} s", rest.as_secs().max(1)));
+                    rest
+                }
+                Err(trouble) => return Err(trouble.into()),
+            };
+            tokio::time::sleep(rest).await;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = steps => outcome,
+        () = serve::terminated() => Err(Failure::unavailable("interrupted")),
+    };
+    progress.bar.finish_and_clear();
+    let _ = context.release().await;
+    outcome
+}
+
+/// A bar on a terminal, plain lines elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    plain: bool,
+    last: std::sync::Mutex<(Instant, i64)>,
+}
+
+impl Progress {
+    fn start() -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} users  {per_sec}  {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
+    }
+
+    fn show(&self, counts: Counts, place: &str) {
+        let total = counts.total();
+        self.bar.set_position(total.unsigned_abs());
+        self.bar.set_message(place.to_owned());
+        let Ok(mut last) = self.last.lock() else { return };
+        let (since, before) = *last;
+        if self.plain && since.elapsed() >= LINES {
+            let seconds = i64::try_from(since.elapsed().as_secs()).unwrap_or(1).max(1);
+            eprintln!("{total} users  {}/s  {place}", (total - before) / seconds);
+            *last = (Instant::now(), total);
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
