@@ -76,7 +76,7 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
     }
     let bare = run(&["serve"], &[]);
     assert_eq!(bare.status.code(), Some(78));
-    for name in ["DATABASE_URL", "WORKOS_CLIENT_ID", "WORKOS_WEBHOOK_SECRET"] {
+    for name in ["DATABASE_URL", "WORKOS_CLIENT_ID", "WORKOS_API_KEY"] {
         assert!(said(&bare).contains(&format!("{name} is not set")), "{}", said(&bare));
     }
     let malformed = run(
@@ -84,7 +84,13 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
         &[
             ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
             ("WORKOS_CLIENT_ID", "sk_test_not_a_client"),
+            ("WORKOS_API_KEY", "client_not_a_key"),
             ("WORKOS_WEBHOOK_SECRET", "sk_live_hunter2"),
+            ("AUTHKIT_SYNC_CATCH_UP", "perhaps"),
+            ("AUTHKIT_SYNC_BACKFILL", "on"),
+            ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "1s"),
+            ("AUTHKIT_SYNC_RETENTION", "for ever"),
+            ("AUTHKIT_SYNC_EVENT_TYPES", "Session Created"),
             ("AUTHKIT_SYNC_BODY_LIMIT", "lots"),
             ("AUTHKIT_SYNC_DB_POOL", "0"),
             ("AUTHKIT_SYNC_LOG_FORMAT", "xml"),
@@ -95,7 +101,13 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
     for name in [
         "DATABASE_URL",
         "WORKOS_CLIENT_ID",
+        "WORKOS_API_KEY",
         "WORKOS_WEBHOOK_SECRET",
+        "_CATCH_UP",
+        "_BACKFILL",
+        "_RECONCILE_INTERVAL",
+        "_RETENTION",
+        "_EVENT_TYPES",
         "AUTHKIT_SYNC_LISTEN",
         "_SIGNATURE_TOLERANCE",
         "_BODY_LIMIT",
@@ -135,6 +147,7 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
         &[
             ("DATABASE_URL", &url),
             ("WORKOS_CLIENT_ID", CLIENT_ID),
+            ("WORKOS_API_KEY", "sk_test_key"),
             ("WORKOS_WEBHOOK_SECRET", SECRET),
             ("AUTHKIT_SYNC_LISTEN", &free_address().to_string()),
             ("AUTHKIT_SYNC_OPS_LISTEN", &free_address().to_string()),
@@ -152,7 +165,7 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
     assert_eq!(status().status.code(), Some(0));
     let json: serde_json::Value =
         serde_json::from_slice(&run(&["migrate", "status", "--json"], &environment).stdout).unwrap();
-    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 3));
+    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 6));
 }
 
 #[tokio::test]
@@ -171,6 +184,7 @@ async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
         &[
             ("DATABASE_URL", &database.url()),
             ("WORKOS_CLIENT_ID", CLIENT_ID),
+            ("WORKOS_API_KEY", "sk_test_key"),
             ("WORKOS_WEBHOOK_SECRET", SECRET),
             ("AUTHKIT_SYNC_LISTEN", &listen),
         ],

@@ -1,11 +1,14 @@
 //! The promises, tested against a real PostgreSQL and over real HTTP. One binary, so that it links once.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
+mod backfill;
+mod catch_up;
 mod command_line;
 mod convergence;
 mod crash;
 mod dev;
 mod erasure;
+mod inbox;
 mod layers;
 mod logs;
 mod lookups;
@@ -14,6 +17,8 @@ mod outage;
 mod plans;
 mod private_postgres;
 mod receiver;
+mod reconcile;
 mod signature;
 mod simulated_workos;
+mod simulation;
 mod support;

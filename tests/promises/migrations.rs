@@ -40,10 +40,19 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
     assert_eq!(worked, 1, "one does the work, the others find it done");
     assert_eq!(
         tables(&pool).await,
-        ["workos.contract", "workos.environment", "workos.events", "workos.migrations", "workos.user_records"]
+        [
+            "workos.catch_up",
+            "workos.contract",
+            "workos.environment",
+            "workos.events",
+            "workos.leases",
+            "workos.migrations",
+            "workos.user_records",
+            "workos.walks",
+        ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
-    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 3);
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 6);
 }
 
 #[tokio::test]

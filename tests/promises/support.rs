@@ -3,6 +3,7 @@
 pub(crate) mod binary;
 pub(crate) mod database;
 pub(crate) mod events;
+pub(crate) mod lab;
 pub(crate) mod service;
 
 use serde_json::Value;

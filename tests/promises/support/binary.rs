@@ -36,7 +36,7 @@ pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// A `serve` of the real binary. Killed when dropped.
+/// A `serve` of the real binary, on webhooks alone unless told otherwise. Killed when dropped.
 pub(crate) struct Served {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
@@ -75,6 +75,9 @@ impl Served {
             .env("DATABASE_URL", database_url)
             .env("WORKOS_CLIENT_ID", CLIENT_ID)
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("AUTHKIT_SYNC_CATCH_UP", "off")
+            .env("AUTHKIT_SYNC_BACKFILL", "off")
+            .env("AUTHKIT_SYNC_RECONCILE_INTERVAL", "off")
             .env("WORKOS_API_HOSTNAME", "127.0.0.1")
             .env("WORKOS_API_PORT", "9")
             .env("WORKOS_API_HTTPS", "false")

@@ -182,3 +182,10 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }
+
+/// The text of an answer that must be 200.
+pub(crate) async fn http_ok(url: &str) -> String {
+    let answer = http_client().unwrap().get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{url}");
+    answer.text().await.unwrap()
+}

@@ -1,0 +1,261 @@
+//! Every existing user, into the table: resumable, idempotent, safe beside everything else.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use authkit_sync::dev::workos::ApiFaults;
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::decide::Stored;
+use authkit_sync::domain::event::Origin;
+use authkit_sync::metrics::Metrics;
+use authkit_sync::store::Store;
+use authkit_sync::store::walks::Counts;
+use authkit_sync::sync::apply;
+use authkit_sync::sync::backfill::{Backfill, Step};
+use authkit_sync::sync::driver::{Context, Driver, Trouble};
+use authkit_sync::workos::api::{Api, ApiKey};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::binary::{Served, binary, free_address};
+use crate::support::database::TestDatabase;
+use crate::support::events::{at, observed, unique, user};
+use crate::support::lab::{Lab, another_workos, object};
+use crate::support::service::{Answer, CLIENT_ID, until};
+
+/// A state file of a WorkOS with so many users, made a second apart.
+fn many_users(state: &Path, count: i64) {
+    let mut users = serde_json::Map::new();
+    for number in 0..count {
+        let id = format!("user_{number:06}");
+        let at = at(number * 1_000);
+        let user = json!({
+            "object": "user", "id": id, "email": format!("{number}@example.test"), "email_verified": true,
+            "first_name": format!("n{number}"), "last_name": null, "name": null, "profile_picture_url": null,
+            "external_id": null, "metadata": {}, "last_sign_in_at": null, "locale": null,
+            "created_at": at, "updated_at": at,
+        });
+        users.insert(id, user);
+    }
+    // As text, because the state holds numbers that a JSON value cannot.
+    let kept = std::fs::read_to_string(state).unwrap();
+    assert!(kept.contains(r#""users":{}"#));
+    let kept = kept.replace(r#""users":{}"#, &format!(r#""users":{}"#, Value::Object(users)));
+    std::fs::write(state, kept).unwrap();
+}
+
+async fn lab_with(count: i64) -> (Lab, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("workos.json");
+    let clock = Clock::system();
+    another_workos(&clock, Some(state.clone())).await.stop().await;
+    many_users(&state, count);
+    (Lab::with(Some(state)).await, folder)
+}
+
+async fn same_as_workos(lab: &Lab) {
+    let store = lab.context().store;
+    let users = lab.workos.users();
+    for chunk in users.chunks(1_000) {
+        let ids: Vec<String> = chunk.iter().map(|user| user["id"].as_str().unwrap().to_owned()).collect();
+        let stored = store.users(&ids).await.unwrap();
+        for user in chunk {
+            let Some(Stored::Live { user: here, .. }) = stored.get(user["id"].as_str().unwrap()) else {
+                panic!("{} is missing", user["id"])
+            };
+            assert_eq!(&serde_json::to_value(here).unwrap(), user);
+        }
+    }
+    assert_eq!(lab.count("select count(*) from workos.users").await, i64::try_from(users.len()).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
+    let (lab, _folder) = lab_with(10_000).await;
+    let position = async || -> Option<String> {
+        let position = "select position from workos.walks where kind = 'backfill'";
+        sqlx::query_scalar(position).fetch_optional(&lab.pool).await.unwrap().flatten()
+    };
+    let mut command = binary();
+    let mut child = command.arg("backfill").envs(lab.environment()).stderr(Stdio::null()).spawn().unwrap();
+    until("it is some pages on", async || position().await.is_some_and(|at| at.as_str() > "user_000600")).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = position().await.unwrap();
+    // Whoever died holds its lease for a while; this test does not wait for that.
+    lab.free_leases().await;
+    let asked = lab.workos.requests("/user_management/users");
+    let (code, out, err) = lab.run(&["backfill", "--json"]).await;
+    assert_eq!(code, 0, "{err}");
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&summary["users"]["new"], &summary["dry_run"]), (&json!(10_000), &json!(false)));
+    let pages = lab.workos.requests("/user_management/users") - asked;
+    let done: usize = left.trim_start_matches("user_").parse().unwrap();
+    assert_eq!(pages, (10_000 - done - 1).div_ceil(100), "it read what was left, and no page twice");
+    same_as_workos(&lab).await;
+    // Again it would change nothing.
+    let dry_run = Backfill::new(lab.context(), true);
+    let counts = loop {
+        if let Step::Done(counts) = dry_run.step().await.unwrap() {
+            break counts;
+        }
+    };
+    assert_eq!(counts, Counts { unchanged: 10_000, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn what_happens_during_the_walk_is_not_undone_by_it() {
+    for lists_start_over in [false, true] {
+        let lab = Lab::new().await;
+        let mut ids = Vec::new();
+        for _ in 0..10 {
+            ids.push(lab.create_user("Ada"));
+            lab.clock.set(lab.clock.now().plus_seconds(1));
+        }
+        lab.workos.set_api_faults(ApiFaults { page_limit: Some(2), lists_start_over, ..ApiFaults::default() });
+        let backfill = Backfill::new(lab.context(), false);
+        backfill.step().await.unwrap();
+        backfill.step().await.unwrap();
+        // The user at the walk's position goes; one it has passed is renamed; one it will pass dies here first.
+        lab.workos.delete_user(&ids[3]).unwrap();
+        lab.rename(&ids[0], "Renamed");
+        lab.rename(&ids[8], "Late");
+        let late = lab.create_user("Born late");
+        let dead = observed("user.deleted", 0, &json!({"id": ids[9]}));
+        apply(&lab.context().store, Origin::Webhook, &[dead]).await.unwrap();
+        let counts = loop {
+            match backfill.step().await.unwrap() {
+                Step::Done(counts) => break counts,
+                Step::Standby => panic!("nobody else does it"),
+                Step::Page { .. } => {}
+            }
+        };
+        assert_eq!((counts.new, counts.tombstoned), (10, 1), "starts over: {lists_start_over}, {counts:?}");
+        let store = lab.context().store;
+        let name = async |id: &str| match store.user(id).await.unwrap() {
+            Stored::Live { user, .. } => user.first_name.unwrap(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!((name(&ids[8]).await.as_str(), name(&late).await.as_str()), ("Late", "Born late"));
+        assert!(matches!(store.user(&ids[9]).await.unwrap(), Stored::Tombstone { .. }), "the dead stay dead");
+    }
+}
+
+/// A list that knows no cursor and begins anew whatever it is asked.
+#[tokio::test]
+async fn a_list_that_starts_over_for_ever_ends_the_walk_not_the_process() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    let ids = [unique("user"), unique("user")];
+    let users = [user(&ids[0], "Ada", 0), user(&ids[1], "Grace", 5)];
+    let list = json!({"object": "list", "data": users, "list_metadata": {"after": ids[1]}});
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().route("/user_management/users", get(move || async move { Json(list) }));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let clock = Clock::manual(at(60_000));
+    let store = Store::new(pool.clone(), pool, CLIENT_ID, Duration::from_secs(20));
+    let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
+    let backfill = Backfill::new(Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1), false);
+    let mut steps = 0;
+    let trouble = loop {
+        match backfill.step().await {
+            Err(trouble) => break trouble,
+            Ok(step) => assert!(!matches!(step, Step::Done(_)), "it never came to an end"),
+        }
+        steps += 1;
+        assert!(steps < 1_000, "it goes round and round");
+    };
+    assert!(matches!(trouble, Trouble::Endless), "{trouble}");
+    assert!(matches!(store.user(&ids[1]).await.unwrap(), Stored::Live { .. }), "what it met is here");
+    server.abort();
+}
+
+#[tokio::test]
+async fn the_wrong_key_changes_nothing_and_says_why() {
+    let lab = Lab::new().await;
+    lab.create_users(12);
+    lab.backfill().await;
+    let rows = "select sum(hashtext(u::text)) from workos.user_records as u";
+    let before = lab.count(rows).await;
+    let other = another_workos(&lab.clock, None).await;
+    let port = other.base_url().rsplit(':').next().unwrap().to_owned();
+    let key = other.api_key();
+    let elsewhere = [("WORKOS_API_PORT", port.as_str()), ("WORKOS_API_KEY", key.as_str())];
+    // First an empty environment, then one with users of its own.
+    for _ in 0..2 {
+        for command in [&["backfill"][..], &["backfill", "--dry-run"], &["reconcile"], &["reconcile", "--check"]] {
+            let (code, _, err) = lab.run_with(command, &elsewhere).await;
+            assert_eq!(code, 1, "{command:?}: {err}");
+            assert!(err.contains("WORKOS_API_KEY is the suspect") && err.contains("rebind"), "{command:?}: {err}");
+        }
+        let stranger = json!({"email": "stranger@example.test"});
+        let _ = other.create_user(&object(stranger));
+    }
+    assert_eq!(lab.count(rows).await, before);
+    let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_API_KEY", "sk_test_mistyped")]).await;
+    assert_eq!(code, 78, "{err}");
+    assert!(err.contains("refuses the API key (401)"), "{err}");
+    let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_API_KEY", "")]).await;
+    assert_eq!((code, err.contains("WORKOS_API_KEY is not set")), (78, true), "{err}");
+    let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_CLIENT_ID", "client_other")]).await;
+    assert_eq!((code, err.contains("belongs to WorkOS client")), (78, true), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn until_the_first_backfill_is_complete_a_missing_user_is_not_synced_yet() {
+    let lab = Lab::new().await;
+    let id = lab.create_user("Ada");
+    let token = lab.workos.sign_in(&id).unwrap();
+    // Nobody can backfill just now.
+    lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
+    let mut environment = lab.environment();
+    environment.push(("AUTHKIT_SYNC_BACKFILL", "auto".to_owned()));
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let address = free_address();
+    let served = Served::start(&lab.database.url(), address, &environment);
+    let client = authkit_sync::workos::http::http_client().unwrap();
+    let ask = async || Answer::of(client.get(served.url("/auth/user")).bearer_auth(&token).send().await.unwrap()).await;
+    let answer = ask().await;
+    assert_eq!(answer.code(), (503, "user_not_synced".to_owned()));
+    assert!(!answer.header("retry-after").is_empty());
+    lab.workos.set_api_faults(ApiFaults::default());
+    until("the backfill brings the user", async || ask().await.status == 200).await;
+    lab.workos.delete_user(&id).unwrap();
+    let stranger = lab.workos.token("user_nobody", "session_1", 300).unwrap();
+    until("and then what is missing is not there", async || {
+        let asked = client.get(served.url("/auth/user")).bearer_auth(&stranger).send().await.unwrap();
+        Answer::of(asked).await.code() == (404, "user_not_found".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_processes_share_one_backfill() {
+    let lab = Lab::new().await;
+    lab.create_users(6);
+    lab.workos.set_api_faults(ApiFaults { page_limit: Some(1), ..ApiFaults::default() });
+    let (one, other) = (Backfill::new(lab.context(), false), Backfill::new(lab.context(), false));
+    let mut pages = 0;
+    // The lease changes hands after every step; the walk goes on all the same.
+    let counts = 'done: loop {
+        for backfill in [&one, &other] {
+            match backfill.step().await {
+                Ok(Step::Done(counts)) => break 'done counts,
+                Ok(Step::Page { .. }) => pages += 1,
+                Ok(Step::Standby) | Err(Trouble::Store(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+            lab.free_leases().await;
+        }
+        assert!(pages < 100);
+    };
+    assert_eq!(counts, Counts { new: 6, ..Counts::default() });
+    lab.free_leases().await;
+    let rest = one.tick().await;
+    assert!(rest.as_secs() >= 30, "once completed it is not done again: {rest:?}");
+}

@@ -1,0 +1,350 @@
+//! Promise 5: an outage is caught up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use authkit_sync::dev::workos::{ApiFaults, Faults};
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::decide::Stored;
+use authkit_sync::domain::event::Origin;
+use authkit_sync::domain::timestamp::Timestamp;
+use authkit_sync::metrics::Metrics;
+use authkit_sync::store::Store;
+use authkit_sync::sync::apply;
+use authkit_sync::sync::catch_up::CatchUp;
+use authkit_sync::sync::driver::{Context, Driver};
+use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::workos::api::{Api, ApiKey};
+use axum::extract::RawQuery;
+use axum::http::header::DATE;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::binary::{Served, free_address};
+use crate::support::database::TestDatabase;
+use crate::support::events::{at, observed, unique, user};
+use crate::support::lab::{Lab, another_workos};
+use crate::support::service::{CLIENT_ID, http_ok, until};
+
+/// Ticks until everything that has happened by now has been read.
+async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
+    let (store, now) = (lab.context().store, lab.clock.now());
+    for _ in 0..200 {
+        lab.clock.set(lab.clock.now().plus_seconds(1));
+        catch_up.tick().await;
+        let through = store.place().await.unwrap().and_then(|place| place.synced_through);
+        if let Some(through) = through.filter(|through| *through >= now) {
+            return through;
+        }
+    }
+    panic!("the end is never reached");
+}
+
+async fn trouble(context: &Context) -> String {
+    context.jobs.standing()["catch_up"].trouble.clone().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_webhooks_a_service_follows_by_polling_and_says_so() {
+    let lab = Lab::new().await;
+    lab.create_users(3);
+    let mut environment = lab.environment();
+    environment.push(("WORKOS_WEBHOOK_SECRET", String::new()));
+    for (name, value) in
+        [("CATCH_UP", "on"), ("CATCH_UP_INTERVAL", "50ms"), ("BACKFILL", "auto"), ("RECONCILE_INTERVAL", "24h")]
+    {
+        environment.push((Box::leak(format!("AUTHKIT_SYNC_{name}").into_boxed_str()), value.to_owned()));
+    }
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut served = Served::start(&lab.database.url(), free_address(), &environment);
+    until("the users of before are here", async || lab.count("select count(*) from workos.users").await == 3).await;
+    let later = lab.create_user("Grace");
+    until("and one of later", async || lab.count("select count(*) from workos.users").await == 4).await;
+    assert!(served.log().contains("polling only"), "{}", served.log());
+    let detail: Value = serde_json::from_str(&http_ok(&format!("http://{}/readyz", served.ops)).await).unwrap();
+    assert_eq!((&detail["feeds"], &detail["jobs"]["catch_up"]["state"]), (&json!("polling only"), &json!("working")));
+    let token = lab.workos.sign_in(&later).unwrap();
+    let client = authkit_sync::workos::http::http_client().unwrap();
+    let ask = async || client.get(served.url("/auth/user")).bearer_auth(&token).send().await.unwrap();
+    assert_eq!(ask().await.status(), 200);
+    until("answers say how far the table is complete", async || {
+        ask().await.headers().contains_key("authkit-sync-synced-through")
+    })
+    .await;
+    assert_eq!(client.post(served.url("/workos/webhook")).send().await.unwrap().status(), 404, "there is no receiver");
+    // WorkOS goes away: neither lookups nor readiness notice.
+    lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
+    until("catch-up is in trouble", async || {
+        http_ok(&format!("http://{}/readyz", served.ops)).await.contains("WorkOS cannot be asked")
+    })
+    .await;
+    assert_eq!(ask().await.status(), 200);
+    http_ok(&served.url("/readyz")).await;
+    let metrics = http_ok(&format!("http://{}/metrics", served.ops)).await;
+    assert!(metrics.contains("authkit_sync_job_in_trouble{loop=\"catch_up\"} 1"), "{metrics}");
+    assert_eq!(served.terminate().code(), Some(0));
+    assert_eq!(lab.count("select count(*) from workos.leases").await, 0, "leases are given back");
+}
+
+#[tokio::test]
+async fn exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor() {
+    let lab = Lab::new().await;
+    let (one, other) = (lab.context(), lab.context());
+    let (first, second) = (lab.catch_up_of(one.clone()), lab.catch_up_of(other.clone()));
+    lab.create_users(2);
+    to_the_end(&lab, &first).await;
+    second.tick().await;
+    assert_eq!(other.jobs.standing()["catch_up"].state, "standby");
+    // The first one stalls behind its page, and the other takes over.
+    lab.create_users(2);
+    lab.workos.set_api_faults(ApiFaults { page_limit: Some(1), ..ApiFaults::default() });
+    let stalled = lab.context().store.place().await.unwrap().unwrap();
+    lab.free_leases().await;
+    to_the_end(&lab, &second).await;
+    let place = lab.context().store.place().await.unwrap().unwrap();
+    assert!(place.revision > stalled.revision);
+    first.tick().await;
+    assert_eq!(one.jobs.standing()["catch_up"].state, "standby");
+    assert_eq!(lab.context().store.place().await.unwrap().unwrap().cursor, place.cursor);
+    // A graceful end leaves the lease to others at once.
+    other.release().await.unwrap();
+    first.tick().await;
+    assert_eq!(one.jobs.standing()["catch_up"].state, "working");
+}
+
+#[tokio::test]
+async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
+    for starts_over in [false, true] {
+        let lab = Lab::new().await;
+        let catch_up = lab.catch_up();
+        lab.create_users(3);
+        lab.clock.set(lab.clock.now().plus_seconds(600));
+        to_the_end(&lab, &catch_up).await;
+        lab.create_users(1);
+        let before = to_the_end(&lab, &catch_up).await;
+        lab.create_users(2);
+        lab.workos.lose_cursors();
+        lab.workos.set_api_faults(ApiFaults { lost_cursors_start_over: starts_over, ..ApiFaults::default() });
+        assert!(to_the_end(&lab, &catch_up).await >= before, "synced_through never goes back");
+        assert_eq!(lab.count("select count(*) from workos.users").await, 6, "starts over: {starts_over}");
+        let place = lab.context().store.place().await.unwrap().unwrap();
+        assert!(!place.reconcile_wanted, "nothing can have been lost");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconcile() {
+    let lab = Lab::new().await;
+    let catch_up = lab.catch_up();
+    let old = lab.create_users(2);
+    to_the_end(&lab, &catch_up).await;
+    lab.rename(&old[0], "Forgotten");
+    lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
+    lab.create_users(1);
+    lab.workos.set_api_faults(ApiFaults { retention_s: Some(20 * 86_400), ..ApiFaults::default() });
+    lab.free_leases().await;
+    to_the_end(&lab, &lab.catch_up()).await;
+    let place = lab.context().store.place().await.unwrap().unwrap();
+    assert!(place.reconcile_wanted, "30 days back is refused, half of it is not, and events are lost");
+    assert_eq!(lab.count("select count(*) from workos.users").await, 3);
+    lab.free_leases().await;
+    let report = lab.reconcile(authkit_sync::sync::reconcile::Mode::Repair).await.unwrap();
+    assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
+    assert!(!lab.context().store.place().await.unwrap().unwrap().reconcile_wanted, "a complete one makes up for it");
+}
+
+#[tokio::test]
+async fn an_unknown_event_name_is_found_named_and_left_out() {
+    let lab = Lab::new().await;
+    let types = ["user.created", "user.updated", "user.deleted", "no.such_event"].map(str::to_owned).to_vec();
+    lab.workos.set_api_faults(ApiFaults { unknown_types: vec!["no.such_event".to_owned()], ..ApiFaults::default() });
+    lab.create_users(2);
+    let context = lab.context();
+    let catch_up = CatchUp::new(context.clone(), types, Duration::ZERO);
+    to_the_end(&lab, &catch_up).await;
+    assert_eq!(lab.count("select count(*) from workos.users").await, 2);
+}
+
+#[tokio::test]
+async fn a_refused_key_suspends_and_every_other_failure_backs_off() {
+    let lab = Lab::new().await;
+    lab.create_users(1);
+    let context = lab.context();
+    let catch_up = lab.catch_up_of(context.clone());
+    for (faults, says) in [
+        (ApiFaults { refuse_key: true, ..ApiFaults::default() }, "check WORKOS_API_KEY"),
+        (ApiFaults { error: 100, ..ApiFaults::default() }, "it answers 50"),
+        (ApiFaults { rate_limit: 100, ..ApiFaults::default() }, "it answers 429"),
+        (ApiFaults { cut: 100, ..ApiFaults::default() }, "broke off"),
+        (ApiFaults { garbage: 100, ..ApiFaults::default() }, "not the JSON"),
+    ] {
+        let key_refused = faults.refuse_key;
+        lab.workos.set_api_faults(faults);
+        let rest = catch_up.tick().await;
+        assert!(trouble(&context).await.contains(says), "{}", trouble(&context).await);
+        assert_eq!(rest >= Duration::from_secs(120), key_refused, "{says}: {rest:?}");
+    }
+    lab.workos.set_api_faults(ApiFaults::default());
+    to_the_end(&lab, &catch_up).await;
+    assert_eq!(trouble(&context).await, "");
+}
+
+#[tokio::test]
+async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
+    let lab = Lab::new().await;
+    let context = lab.context();
+    let catch_up = lab.catch_up_of(context.clone());
+    lab.create_users(1);
+    to_the_end(&lab, &catch_up).await;
+    let before = context.store.place().await.unwrap().unwrap();
+    for _ in 0..3 {
+        lab.create_users(1);
+        lab.clock.set(lab.clock.now().plus_seconds(300));
+    }
+    lab.workos.set_api_faults(ApiFaults { backwards: true, ..ApiFaults::default() });
+    catch_up.tick().await;
+    assert!(trouble(&context).await.contains("newest first"));
+    assert_eq!(lab.count("select count(*) from workos.users").await, 4, "applied all the same");
+    assert_eq!(context.store.place().await.unwrap().unwrap(), before);
+    lab.workos.set_api_faults(ApiFaults::default());
+    to_the_end(&lab, &catch_up).await;
+}
+
+/// An Events API that answers the same page for ever, and says that more follow.
+#[tokio::test]
+async fn a_page_that_repeats_for_ever_is_taken_for_the_end() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (counted, id) = (asked.clone(), unique("user"));
+    let event = json!({
+        "object": "event", "id": "event_1", "event": "user.created", "created_at": at(0), "data": user(&id, "Ada", 0),
+    });
+    let unreadable = json!({"object": "event", "event": "user.created"});
+    let events = move |_: RawQuery| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let page = json!({"object": "list", "data": [unreadable, event], "list_metadata": {"after": "event_1"}});
+        async move { ([(DATE, "Tue, 01 Sep 2026 09:00:00 GMT")], Json(page)) }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().route("/events", get(events));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let clock = Clock::manual(at(0));
+    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
+    let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
+    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let catch_up = CatchUp::new(context, vec!["user.created".to_owned()], Duration::from_secs(7));
+    let mut rest = Duration::ZERO;
+    for _ in 0..4 {
+        rest = catch_up.tick().await;
+    }
+    assert!(rest > Duration::from_secs(5), "it rests as at the end: {rest:?}");
+    assert!(store.place().await.unwrap().unwrap().synced_through.is_some());
+    assert!(matches!(store.user(&id).await.unwrap(), Stored::Live { .. }));
+    let kept: i64 = sqlx::query_scalar("select count(*) from workos.events where outcome = 'quarantined'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!((kept, asked.load(Ordering::SeqCst)), (1, 4), "what is no event is kept; and it was asked once a step");
+    server.abort();
+}
+
+#[tokio::test]
+async fn another_environments_key_is_noticed_before_anything_is_read() {
+    let lab = Lab::new().await;
+    lab.create_users(12);
+    to_the_end(&lab, &lab.catch_up()).await;
+    lab.free_leases().await;
+    let other = another_workos(&lab.clock, None).await;
+    let stranger = other.create_user(&crate::support::lab::object(json!({"email": "stranger@example.test"}))).unwrap();
+    let context = lab.context_of(&other, &other.api_key());
+    let before = context.store.place().await.unwrap();
+    let rest = lab.catch_up_of(context.clone()).tick().await;
+    assert!(trouble(&context).await.contains("WORKOS_API_KEY is the suspect"), "{}", trouble(&context).await);
+    assert!(rest >= Duration::from_secs(60), "{rest:?}");
+    assert_eq!(context.store.place().await.unwrap(), before);
+    let stored = context.store.user(stranger["id"].as_str().unwrap()).await.unwrap();
+    assert!(matches!(stored, Stored::Absent));
+}
+
+/// Many users deleted in one outage look like a wrong key, but for their events.
+#[tokio::test]
+async fn mass_deletion_with_events_is_no_wrong_key() {
+    let lab = Lab::new().await;
+    let ids = lab.create_users(10);
+    to_the_end(&lab, &lab.catch_up()).await;
+    for id in ids.iter().skip(1) {
+        lab.workos.delete_user(id).unwrap();
+    }
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    lab.free_leases().await;
+    to_the_end(&lab, &lab.catch_up()).await;
+    assert_eq!(lab.count("select count(*) from workos.users").await, 1);
+}
+
+#[tokio::test]
+async fn two_feeds_that_should_agree_are_an_audit() {
+    let lab = Lab::new().await;
+    let context = lab.context();
+    let types = ["user.created", "user.updated", "user.deleted"].map(str::to_owned).to_vec();
+    let housekeeping = Housekeeping::new(context.clone(), Duration::from_secs(90 * 86_400), Some(types));
+    let gauge = |feed: &str| {
+        let page = context.metrics.encode().unwrap();
+        let line = format!("authkit_sync_events_missed{{feed=\"{feed}\"}} ");
+        page.lines().find_map(|it| it.strip_prefix(&line)?.parse::<i64>().ok()).unwrap()
+    };
+    let here = user(&unique("user"), "Ada", 0);
+    // The endpoint gets creations; catch-up brings one of them, and an update, which it never got.
+    apply(&context.store, Origin::Webhook, &[observed("user.created", 0, &here)]).await.unwrap();
+    apply(&context.store, Origin::CatchUp, &[observed("user.created", 0, &here)]).await.unwrap();
+    apply(&context.store, Origin::CatchUp, &[observed("user.updated", 1, &here)]).await.unwrap();
+    housekeeping.tick().await;
+    assert_eq!(gauge("webhook"), 0, "a webhook may be some minutes late");
+    lab.clock.set(lab.clock.now().plus_seconds(1_200));
+    housekeeping.tick().await;
+    assert_eq!(gauge("webhook"), 1);
+    // What webhooks brought and catch-up has read past.
+    sqlx::query("insert into workos.catch_up (range_start, began_at, synced_through) values ($1, $1, $2)")
+        .bind(time::OffsetDateTime::from(at(-1_000)))
+        .bind(time::OffsetDateTime::from(at(1_000)))
+        .execute(&lab.pool)
+        .await
+        .unwrap();
+    housekeeping.tick().await;
+    assert_eq!(gauge("catch_up"), 1);
+    lab.clock.set(lab.clock.now().plus_seconds(3 * 86_400));
+    housekeeping.tick().await;
+    assert_eq!((gauge("webhook"), gauge("catch_up")), (0, 0), "what is days ago is no alarm any more");
+}
+
+/// Webhooks are applied at once; catch-up reads the same events behind them, and neither disturbs the other.
+#[tokio::test]
+async fn a_webhook_never_moves_the_cursor_and_catch_up_confirms_it() {
+    let lab = Lab::new().await;
+    lab.workos.set_faults(Faults { hold: true, ..Faults::default() });
+    lab.workos.add_endpoint("http://held.invalid/");
+    let catch_up = lab.catch_up();
+    to_the_end(&lab, &catch_up).await;
+    lab.workos.set_api_faults(ApiFaults { hold_back_ms: 10_000, ..ApiFaults::default() });
+    let id = lab.create_user("Ada");
+    let held = lab.workos.take_held().pop().unwrap();
+    let before = lab.context().store.place().await.unwrap().unwrap().cursor;
+    let event = crate::support::events::event(&held.body);
+    apply(&lab.context().store, Origin::Webhook, &[authkit_sync::domain::event::Observation::Event(event)])
+        .await
+        .unwrap();
+    catch_up.tick().await;
+    assert_eq!(lab.context().store.place().await.unwrap().unwrap().cursor, before, "it is held back still");
+    to_the_end(&lab, &catch_up).await;
+    for _ in 0..12 {
+        lab.clock.set(lab.clock.now().plus_seconds(1));
+        catch_up.tick().await;
+    }
+    let both = "select count(*) from workos.events where webhook_at is not null and catch_up_at is not null";
+    assert_eq!(lab.count(both).await, 1);
+    assert!(matches!(lab.context().store.user(&id).await.unwrap(), Stored::Live { .. }));
+}

@@ -1,0 +1,212 @@
+//! Promise 6: a deletion is confirmed before it is inferred. And the rest of the comparison.
+
+use authkit_sync::dev::workos::{ApiFaults, Faults};
+use authkit_sync::domain::decide::Stored;
+use authkit_sync::domain::event::{Observation, Origin};
+use authkit_sync::store::Store;
+use authkit_sync::sync::apply;
+use authkit_sync::sync::driver::{Driver, Trouble};
+use authkit_sync::sync::reconcile::{Mode, Reconcile, Step};
+use serde_json::{Value, json};
+
+use crate::support::events::observed;
+use crate::support::lab::{Lab, another_workos};
+
+/// A lab in which so many users are in the table, and of which WorkOS then says no word any more.
+async fn silent(users: usize) -> (Lab, Vec<String>) {
+    let lab = Lab::new().await;
+    lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
+    let ids = lab.create_users(users);
+    lab.clock.set(lab.clock.now().plus_seconds(1));
+    lab.backfill().await;
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    lab.free_leases().await;
+    (lab, ids)
+}
+
+async fn dead(lab: &Lab) -> i64 {
+    lab.count("select count(*) from workos.user_records where synced_deleted").await
+}
+
+#[tokio::test]
+async fn drift_is_shown_by_id_and_field_and_then_repaired() {
+    let (lab, ids) = silent(8).await;
+    lab.rename(&ids[0], "Renamed");
+    lab.workos.sign_in(&ids[1]).unwrap();
+    lab.workos.delete_user(&ids[2]).unwrap();
+    let missing = lab.create_user("Grace");
+    lab.clock.set(lab.clock.now().plus_seconds(1));
+    let (code, out, err) = lab.run(&["reconcile", "--check"]).await;
+    assert_eq!(code, 1, "{err}");
+    for line in [
+        format!("{}  outdated: first_name, name, updated_at", ids[0]),
+        format!("{}  outdated: last_sign_in_at", ids[1]),
+        format!("{}  alive here, gone at WorkOS", ids[2]),
+        format!("{missing}  missing here"),
+        "would be: 1 new, 2 updated, 5 unchanged, 1 tombstoned, 0 quarantined".to_owned(),
+    ] {
+        assert!(out.contains(&line), "{line} in {out}");
+    }
+    assert!(!out.contains("Renamed") && !out.contains("@example.test"), "values are shown: {out}");
+    assert_eq!(dead(&lab).await, 0, "a check changes nothing");
+    let (code, out, _) = lab.run(&["reconcile", "--json"]).await;
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    let expected = json!({"new": 1, "updated": 2, "unchanged": 5, "tombstoned": 1, "quarantined": 0});
+    assert_eq!((code, &summary["users"]), (0, &expected));
+    let (code, out, _) = lab.run(&["reconcile", "--check", "--json"]).await;
+    assert_eq!(code, 0, "{out}");
+    assert!(matches!(lab.context().store.user(&ids[2]).await.unwrap(), Stored::Tombstone { deleted_at: Some(_) }));
+    let erased = "select count(*) from workos.events where user_id is not null and payload is not null and user_id in (select id from workos.user_records where synced_deleted)";
+    assert_eq!(lab.count(erased).await, 0);
+}
+
+#[tokio::test]
+async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
+    let (lab, ids) = silent(30).await;
+    for id in ids.iter().take(6) {
+        lab.workos.delete_user(id).unwrap();
+    }
+    // Their events are lost, too.
+    lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
+    let (code, _, err) = lab.run(&["reconcile"]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("more than 5 users are gone") && err.contains("--accept-deletions"), "{err}");
+    assert_eq!(dead(&lab).await, 0);
+    let (code, out, err) = lab.run(&["reconcile", "--accept-deletions"]).await;
+    assert_eq!((code, dead(&lab).await), (0, 6), "{out}{err}");
+    // The word is used up.
+    for id in ids.iter().skip(6).take(6) {
+        lab.workos.delete_user(id).unwrap();
+    }
+    assert!(matches!(lab.reconcile(Mode::Repair).await, Err(Trouble::TooMany { bound: 5 })));
+    assert_eq!(dead(&lab).await, 6);
+}
+
+#[tokio::test]
+async fn a_few_go_without_saying() {
+    let (lab, ids) = silent(12).await;
+    for id in ids.iter().take(5) {
+        lab.workos.delete_user(id).unwrap();
+    }
+    let report = lab.reconcile(Mode::Repair).await.unwrap();
+    assert_eq!((report.counts.tombstoned, dead(&lab).await), (5, 5));
+}
+
+#[tokio::test]
+async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
+    let (lab, _) = silent(3).await;
+    let empty = another_workos(&lab.clock, None).await;
+    let context = lab.context_of(&empty, &empty.api_key());
+    context.store.accept_deletions().await.unwrap();
+    let outcome = crate::support::lab::reconcile(context, Mode::Repair).await;
+    assert!(matches!(outcome, Err(Trouble::NobodyListed { live: 3 })), "{outcome:?}");
+    assert_eq!(dead(&lab).await, 0);
+}
+
+#[tokio::test]
+async fn a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried() {
+    let (lab, ids) = silent(6).await;
+    lab.workos.set_api_faults(ApiFaults { page_limit: Some(2), ..ApiFaults::default() });
+    let reconcile = Reconcile::new(lab.context(), Mode::Repair, None);
+    reconcile.step().await.unwrap();
+    lab.clock.set(lab.clock.now().plus_seconds(5));
+    let born = observed("user.created", 0, &{
+        let id = lab.create_user("Born");
+        lab.workos.users().into_iter().find(|user| user["id"] == id).unwrap()
+    });
+    apply(&lab.context().store, Origin::Webhook, std::slice::from_ref(&born)).await.unwrap();
+    lab.workos.delete_user(&ids[5]).unwrap();
+    lab.workos.unlist(&ids[3]);
+    loop {
+        if let Step::Done(_) = reconcile.step().await.unwrap() {
+            break;
+        }
+    }
+    assert_eq!(dead(&lab).await, 1, "only the one WorkOS, asked by id, does not know");
+    assert!(matches!(lab.context().store.user(born.user_id().unwrap()).await.unwrap(), Stored::Live { .. }));
+}
+
+#[tokio::test]
+async fn a_tombstone_workos_contradicts_is_reported_and_stays() {
+    let (lab, ids) = silent(4).await;
+    let word = observed("user.deleted", 0, &json!({"id": ids[1]}));
+    apply(&lab.context().store, Origin::Webhook, &[word]).await.unwrap();
+    let (code, out, _) = lab.run(&["reconcile", "--check"]).await;
+    assert_eq!((code, out.contains(&format!("{}  deleted here, alive at WorkOS", ids[1]))), (1, true), "{out}");
+    let (code, out, _) = lab.run(&["reconcile"]).await;
+    assert_eq!((code, out.contains("a tombstone is never undone")), (0, true), "{out}");
+    assert_eq!(dead(&lab).await, 1);
+}
+
+#[tokio::test]
+async fn a_copied_database_is_given_to_its_new_environment_and_the_old_users_go() {
+    let (lab, ids) = silent(9).await;
+    let staging = another_workos(&lab.clock, None).await;
+    staging.create_user(&crate::support::lab::object(json!({"email": "s@example.test"}))).unwrap();
+    lab.clock.set(lab.clock.now().plus_seconds(5));
+    let port = staging.base_url().rsplit(':').next().unwrap().to_owned();
+    let (client_id, key) = (staging.client_id(), staging.api_key());
+    let to = [
+        ("WORKOS_API_PORT", port.as_str()),
+        ("WORKOS_API_KEY", key.as_str()),
+        ("WORKOS_CLIENT_ID", client_id.as_str()),
+    ];
+    let (code, _, err) = lab.run_with(&["backfill"], &to).await;
+    assert_eq!((code, err.contains("authkit-sync rebind")), (78, true), "{err}");
+    let (code, out, err) = lab.run_with(&["rebind"], &to).await;
+    assert_eq!((code, out.contains(&client_id)), (0, true), "{out}{err}");
+    let (code, _, err) = lab.run_with(&["backfill"], &to).await;
+    assert_eq!(code, 0, "{err}");
+    let (code, _, err) = lab.run_with(&["reconcile"], &to).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!((dead(&lab).await, lab.count("select count(*) from workos.users").await), (9, 1));
+    let context = lab.context_of(&staging, &key);
+    let store = Store::of_any_client(lab.pool.clone(), std::time::Duration::from_secs(5));
+    assert!(!store.deletions_accepted().await.unwrap(), "the word was good for one");
+    drop((context, ids));
+}
+
+#[tokio::test]
+async fn it_is_due_by_its_interval_or_when_events_may_be_lost() {
+    let (lab, ids) = silent(3).await;
+    let day = std::time::Duration::from_secs(86_400);
+    let reconcile = Reconcile::new(lab.context(), Mode::Repair, Some(day));
+    let completed = async || {
+        lab.count("select coalesce(extract(epoch from max(completed_at)), 0)::bigint from workos.walks where kind = 'reconcile'").await
+    };
+    reconcile.tick().await;
+    assert_eq!(completed().await, 0, "the backfill of a minute ago is as good");
+    lab.clock.set(lab.clock.now().plus_seconds(2 * 86_400));
+    lab.workos.delete_user(&ids[0]).unwrap();
+    for _ in 0..10 {
+        reconcile.tick().await;
+    }
+    let first = completed().await;
+    assert!(first > 0);
+    assert_eq!(dead(&lab).await, 1);
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    sqlx::query("update workos.catch_up set reconcile_wanted = true").execute(&lab.pool).await.unwrap();
+    for _ in 0..10 {
+        reconcile.tick().await;
+    }
+    assert!(completed().await > first);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown() {
+    let (lab, ids) = silent(3).await;
+    lab.workos.spoil(&ids[0], "email", Value::Null);
+    for _ in 0..2 {
+        let report = lab.reconcile(Mode::Repair).await.unwrap();
+        assert_eq!((report.counts.quarantined, report.counts.unchanged), (1, 2));
+        lab.free_leases().await;
+    }
+    let kept = "select count(*) from workos.events where type = 'snapshot' and outcome = 'quarantined'";
+    assert_eq!(lab.count(kept).await, 1, "the same one is one row");
+    let (code, out, _) = lab.run(&["reconcile", "--check"]).await;
+    assert_eq!((code, out.contains("cannot be applied")), (1, true), "{out}");
+    let observed: Observation = observed("user.deleted", 0, &json!({"id": ids[0]}));
+    apply(&lab.context().store, Origin::Webhook, &[observed]).await.unwrap();
+    let left = "select count(*) from workos.events where type = 'snapshot' and payload is not null";
+    assert_eq!(lab.count(left).await, 0, "and it is erased with its user");
+}

@@ -1,0 +1,153 @@
+//! A simulated WorkOS, a database, and what a background driver works with.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use authkit_sync::dev::workos::{Options, SimulatedWorkos};
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::metrics::Metrics;
+use authkit_sync::store::Store;
+use authkit_sync::sync::driver::{Context, Trouble};
+use authkit_sync::sync::reconcile::{Mode, Reconcile, Report, Step};
+use authkit_sync::sync::{backfill, catch_up};
+use authkit_sync::workos::api::{Api, ApiKey};
+use serde_json::{Map, Value, json};
+use sqlx::PgPool;
+
+use super::binary;
+use super::database::TestDatabase;
+
+pub(crate) struct Lab {
+    pub(crate) database: TestDatabase,
+    pub(crate) pool: PgPool,
+    pub(crate) workos: SimulatedWorkos,
+    /// Ours and WorkOS's.
+    pub(crate) clock: Clock,
+}
+
+impl Lab {
+    /// On the machine's clock, because the real binary has no other.
+    pub(crate) async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    pub(crate) async fn with(state: Option<std::path::PathBuf>) -> Self {
+        let database = TestDatabase::new().await;
+        let pool = database.pool(6).await;
+        let clock = Clock::manual(Clock::system().now());
+        let workos = another_workos(&clock, state).await;
+        Self { database, pool, workos, clock }
+    }
+
+    /// What a process of ours works with.
+    pub(crate) fn context(&self) -> Context {
+        self.context_of(&self.workos, &self.workos.api_key())
+    }
+
+    /// One whose key, or whose WorkOS, is another.
+    pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> Context {
+        let timeout = Duration::from_secs(20);
+        let store = Store::new(self.pool.clone(), self.pool.clone(), &self.workos.client_id(), timeout);
+        let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
+        Context::new(store, api, self.clock.clone(), Arc::new(Metrics::default()), fastrand::u64(..))
+    }
+
+    pub(crate) fn catch_up(&self) -> catch_up::CatchUp {
+        self.catch_up_of(self.context())
+    }
+
+    pub(crate) fn catch_up_of(&self, context: Context) -> catch_up::CatchUp {
+        catch_up::CatchUp::new(context, catch_up::EVENT_TYPES.map(str::to_owned).to_vec(), Duration::ZERO)
+    }
+
+    /// Creates users at WorkOS, and returns their ids.
+    pub(crate) fn create_users(&self, count: usize) -> Vec<String> {
+        (0..count).map(|_| self.create_user("Ada")).collect()
+    }
+
+    pub(crate) fn create_user(&self, name: &str) -> String {
+        let email = format!("{}@example.test", super::events::unique("user"));
+        let user = self.workos.create_user(&object(json!({"email": email, "first_name": name}))).unwrap();
+        user["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn rename(&self, id: &str, name: &str) {
+        self.workos.update_user(id, &object(json!({"first_name": name}))).unwrap();
+    }
+
+    /// Backfills to the end.
+    pub(crate) async fn backfill(&self) -> authkit_sync::store::walks::Counts {
+        let backfill = backfill::Backfill::new(self.context(), false);
+        loop {
+            match backfill.step().await.unwrap() {
+                backfill::Step::Done(counts) => return counts,
+                backfill::Step::Standby => self.free_leases().await,
+                backfill::Step::Page { .. } => {}
+            }
+        }
+    }
+
+    /// Reconciles, or checks, to the end.
+    pub(crate) async fn reconcile(&self, mode: Mode) -> Result<Report, Trouble> {
+        reconcile(self.context(), mode).await
+    }
+
+    /// As if every process that holds one had died a while ago.
+    pub(crate) async fn free_leases(&self) {
+        sqlx::query("delete from workos.leases").execute(&self.pool).await.unwrap();
+    }
+
+    /// One number out of the database.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// What the real binary has to be told.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let port = self.workos.base_url().rsplit(':').next().unwrap().to_owned();
+        vec![
+            ("DATABASE_URL", self.database.url()),
+            ("WORKOS_CLIENT_ID", self.workos.client_id()),
+            ("WORKOS_API_KEY", self.workos.api_key()),
+            ("WORKOS_API_HOSTNAME", "127.0.0.1".to_owned()),
+            ("WORKOS_API_PORT", port),
+            ("WORKOS_API_HTTPS", "false".to_owned()),
+        ]
+    }
+
+    /// Runs a command to its end without standing in the way of the simulated WorkOS; its exit code and what it printed.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        self.run_with(arguments, &[]).await
+    }
+
+    pub(crate) async fn run_with(&self, arguments: &[&str], more: &[(&'static str, &str)]) -> (i32, String, String) {
+        let mut command = binary::binary();
+        command.args(arguments).envs(self.environment()).envs(more.iter().copied());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+pub(crate) async fn reconcile(context: Context, mode: Mode) -> Result<Report, Trouble> {
+    let reconcile = Reconcile::new(context, mode, None);
+    loop {
+        match reconcile.step().await? {
+            Step::Done(report) => return Ok(report),
+            Step::Standby => panic!("another process reconciles"),
+            Step::Going { .. } => {}
+        }
+    }
+}
+
+/// Another environment, or the one of a state file.
+pub(crate) async fn another_workos(clock: &Clock, state: Option<std::path::PathBuf>) -> SimulatedWorkos {
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let options = Options { listen, clock: clock.clone(), seed: fastrand::u64(..), state };
+    SimulatedWorkos::start(options).await.unwrap()
+}
+
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
