@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
@@ -24,6 +25,9 @@ use crate::workos::signature::Secret;
 const SERVICE_PORT: u16 = 8080;
 const OPS_PORT: u16 = 9464;
 const WORKOS_PORT: u16 = 4100;
+
+/// People watch: what webhooks lose should not take long.
+const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
 Everything on this machine: a private PostgreSQL, a simulated WorkOS, and the service wired to both. It plays a short tour
@@ -102,6 +106,7 @@ impl Machine {
             .api_base(workos.base_url())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
             .api_key(ApiKey::new(workos.api_key()))
+            .catch_up_interval(CATCH_UP_INTERVAL)
             .build()
             .map_err(Failure::defect)?;
         let (stop, stopped) = oneshot::channel::<()>();
@@ -172,6 +177,8 @@ impl Machine {
              curl -X POST {workos}/_simulate/users/{id}/token\n\n\
              # every delivery twice, some out of order, some never\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
+             # catch-up makes good what is lost, whatever the API does meanwhile\n\
+             curl -X POST -H 'Content-Type: application/json' -d '{{\"error\":30,\"rate_limit\":30}}' {workos}/_simulate/api\n\n\
              # what an operator sees\n\
              curl http://{ops}/readyz; curl http://{ops}/metrics\n\n\
              Ctrl-C ends it; the data stays for the next time.",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::workos::SimulatedWorkos;
+use super::workos::{Faults, SimulatedWorkos};
 
 /// How long a step may take: far more than it does.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,19 +34,30 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     let answer = guide.until("the new user to answer", &token, |status, _| status == 200).await?;
     say(&format!("2. get_auth_user with Ada's access token   → 200 {}", brief(&answer)));
 
-    let renamed = object(json!({"first_name": "Adaline", "metadata": {"plan": "team"}}));
-    workos.update_user(&id, &renamed).map_err(|fault| TourError(format!("WorkOS refused a change: {fault:?}")))?;
+    let rename = |name: &str| {
+        let given = object(json!({"first_name": name, "metadata": {"plan": "team"}}));
+        workos.update_user(&id, &given).map_err(|fault| TourError(format!("WorkOS refused a change: {fault:?}")))
+    };
+    let named =
+        |name: &'static str| move |_, body: &Value| body.get("first_name").and_then(Value::as_str) == Some(name);
+    rename("Adaline")?;
     say("3. WorkOS      user.updated   Ada is renamed Adaline");
-    let answer = guide
-        .until("the new name", &token, |_, body| body.get("first_name").and_then(Value::as_str) == Some("Adaline"))
-        .await?;
+    let answer = guide.until("the new name", &token, named("Adaline")).await?;
     say(&format!("4. get_auth_user   → 200 {}", brief(&answer)));
 
+    workos.set_faults(Faults { drop: 100, ..Faults::default() });
+    let lost = rename("Augusta");
+    workos.set_faults(Faults::default());
+    lost?;
+    say("5. WorkOS      user.updated   Adaline is renamed Augusta, and this webhook is lost for good");
+    let answer = guide.until("the name whose webhook was lost", &token, named("Augusta")).await?;
+    say(&format!("6. get_auth_user   → 200 {}, read by catch-up", brief(&answer)));
+
     workos.delete_user(&id).map_err(|fault| TourError(format!("WorkOS refused a deletion: {fault:?}")))?;
-    say("5. WorkOS      user.deleted");
+    say("7. WorkOS      user.deleted");
     let gone = |status, body: &Value| status == 404 && body.get("code").and_then(Value::as_str) == Some("user_deleted");
     guide.until("the deletion", &token, gone).await?;
-    say("6. get_auth_user   → 404 user_deleted");
+    say("8. get_auth_user   → 404 user_deleted");
 
     let before = workos.attempts().len();
     let _ = workos.emit("user.updated", answer);
@@ -54,12 +65,12 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     if workos.attempts().len() == before {
         return Err(TourError("the late update was not delivered".to_owned()));
     }
-    say("7. WorkOS      user.updated   a late one, after the deletion: taken, and changes nothing");
+    say("9. WorkOS      user.updated   a late one, after the deletion: taken, and changes nothing");
     let (status, body) = guide.ask(&token).await?;
     if !gone(status, &body) {
         return Err(TourError(format!("a late update revived the user: {status}")));
     }
-    say("8. get_auth_user   → 404 user_deleted: deleted stays deleted");
+    say("10. get_auth_user  → 404 user_deleted: deleted stays deleted");
     Ok(())
 }
 

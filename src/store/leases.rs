@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Store, StoreError};
 
 /// How long a job stays its holder's without another word. A killed holder is replaced after that long.
-pub const LEASE: Duration = Duration::from_secs(15);
+pub const LEASE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Takes the job, or keeps it, for [`LEASE`] from now. `false` when another holder has it.

@@ -146,7 +146,9 @@ impl Reconcile {
 
     async fn due(&self) -> Result<bool, Trouble> {
         let store = &self.context.store;
-        if store.place().await?.is_some_and(|place| place.reconcile_wanted) {
+        let wanted = store.place().await?.is_some_and(|place| place.reconcile_wanted);
+        // The operator's word is given for a reconcile: after `rebind` the old environment's users should not linger.
+        if wanted || store.deletions_accepted().await? {
             return Ok(true);
         }
         let Some(interval) = self.interval else { return Ok(false) };

@@ -295,6 +295,29 @@ mod tests {
     use crate::domain::event::Content;
 
     #[test]
+    fn retry_after_is_seconds_or_a_date_and_is_bounded() {
+        let answered_at = http_date("Tue, 01 Sep 2026 09:00:00 GMT").unwrap();
+        for (wish, expected) in [
+            ("7", Some(7)),
+            ("Tue, 01 Sep 2026 09:00:30 GMT", Some(30)),
+            ("Tue, 01 Sep 2026 08:00:00 GMT", None),
+            ("86400", Some(LONGEST_REST.as_secs())),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, wish.parse().unwrap());
+            let answer = Answer { body: Bytes::new(), observed_at: answered_at, answered_at };
+            let Err(ApiError::Unavailable { retry_after, .. }) =
+                settle(StatusCode::TOO_MANY_REQUESTS, &headers, answer)
+            else {
+                panic!("429 is no answer")
+            };
+            assert_eq!(retry_after, expected.map(Duration::from_secs), "{wish}");
+        }
+    }
+
+    #[test]
     fn an_item_that_makes_us_panic_is_kept_for_the_quarantine() {
         let item = RawValue::from_string(r#"{"id":"event_1"}"#.to_owned()).unwrap();
         assert!(reading(&item, |item| item.get().len()).is_ok());

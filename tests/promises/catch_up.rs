@@ -15,6 +15,7 @@ use authkit_sync::sync::apply;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::driver::{Context, Driver};
 use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::sync::reconcile::Mode;
 use authkit_sync::workos::api::{Api, ApiKey};
 use axum::extract::RawQuery;
 use axum::http::header::DATE;
@@ -26,7 +27,7 @@ use tokio::net::TcpListener;
 use crate::support::binary::{Served, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::events::{at, observed, unique, user};
-use crate::support::lab::{Lab, another_workos};
+use crate::support::lab::{Lab, another_workos, object};
 use crate::support::service::{CLIENT_ID, http_ok, until};
 
 /// Ticks until everything that has happened by now has been read.
@@ -51,15 +52,7 @@ async fn trouble(context: &Context) -> String {
 async fn without_webhooks_a_service_follows_by_polling_and_says_so() {
     let lab = Lab::new().await;
     lab.create_users(3);
-    let mut environment = lab.environment();
-    environment.push(("WORKOS_WEBHOOK_SECRET", String::new()));
-    for (name, value) in
-        [("CATCH_UP", "on"), ("CATCH_UP_INTERVAL", "50ms"), ("BACKFILL", "auto"), ("RECONCILE_INTERVAL", "24h")]
-    {
-        environment.push((Box::leak(format!("AUTHKIT_SYNC_{name}").into_boxed_str()), value.to_owned()));
-    }
-    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let mut served = Served::start(&lab.database.url(), free_address(), &environment);
+    let mut served = serve(&lab, &[]);
     until("the users of before are here", async || lab.count("select count(*) from workos.users").await == 3).await;
     let later = lab.create_user("Grace");
     until("and one of later", async || lab.count("select count(*) from workos.users").await == 4).await;
@@ -115,6 +108,74 @@ async fn exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor() {
     assert_eq!(one.jobs.standing()["catch_up"].state, "working");
 }
 
+/// The simulated WorkOS of a lab as a `serve` is told of it, polling.
+fn polling(lab: &Lab) -> Vec<(&'static str, String)> {
+    let mut environment = lab.environment();
+    for (name, value) in [
+        ("WORKOS_WEBHOOK_SECRET", ""),
+        ("AUTHKIT_SYNC_CATCH_UP", "on"),
+        ("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "50ms"),
+        ("AUTHKIT_SYNC_BACKFILL", "auto"),
+        ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "24h"),
+    ] {
+        environment.push((name, value.to_owned()));
+    }
+    environment
+}
+
+fn serve(lab: &Lab, more: &[(&str, &str)]) -> Served {
+    let environment = polling(lab);
+    let mut environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.extend_from_slice(more);
+    Served::start(&lab.database.url(), free_address(), &environment)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_polling_process_is_killed_another_takes_over() {
+    let lab = Lab::new().await;
+    let mut first = serve(&lab, &[]);
+    lab.create_users(1);
+    until("the first one polls", async || lab.count("select count(*) from workos.users").await == 1).await;
+    let _second = serve(&lab, &[]);
+    first.kill();
+    lab.create_users(1);
+    until("the second one does", async || lab.count("select count(*) from workos.users").await == 2).await;
+}
+
+/// Promise 9, for what is read rather than received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_everything_that_is_read_names_nobody() {
+    let lab = Lab::new().await;
+    let personal = json!({"email": "Ada.Personal@example.test", "first_name": "Adalovelace", "last_name": "Quill"});
+    let id = lab.workos.create_user(&object(personal)).unwrap()["id"].as_str().unwrap().to_owned();
+    let mut served = serve(&lab, &[("RUST_LOG", "trace")]);
+    until("it is here", async || lab.count("select count(*) from workos.users").await == 1).await;
+    lab.rename(&id, "Adalovelace II");
+    until("renamed", async || lab.count("select count(*) from workos.users where first_name like '%II'").await == 1)
+        .await;
+    lab.workos.set_api_faults(ApiFaults { cut: 40, error: 40, ..ApiFaults::default() });
+    until("it meets failures", async || served.log().contains("WorkOS cannot be asked")).await;
+    lab.workos.set_api_faults(ApiFaults::default());
+    served.terminate();
+    let mut log = served.log();
+    lab.free_leases().await;
+    lab.rename(&id, "Adalovelace III");
+    lab.workos.spoil(&lab.create_user("Adalovelace"), "email", Value::Null);
+    for command in
+        [&["reconcile", "--check"][..], &["backfill"], &["reconcile"], &["events", "list"], &["events", "retry"]]
+    {
+        let (_, out, err) = lab.run_with(command, &[("RUST_LOG", "trace")]).await;
+        log.push_str(&out);
+        log.push_str(&err);
+    }
+    assert!(log.contains("TRACE") && log.contains("first_name") && log.contains("cannot be applied"));
+    let key = lab.workos.api_key();
+    for word in ["Adalovelace", "Ada.Personal", "Quill", "example.test", key.as_str()] {
+        let line = log.lines().find(|line| line.contains(word));
+        assert!(line.is_none(), "the log holds {word}: {line:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
     for starts_over in [false, true] {
@@ -137,23 +198,28 @@ async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
 
 #[tokio::test]
 async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconcile() {
-    let lab = Lab::new().await;
-    let catch_up = lab.catch_up();
-    let old = lab.create_users(2);
-    to_the_end(&lab, &catch_up).await;
-    lab.rename(&old[0], "Forgotten");
-    lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
-    lab.create_users(1);
-    lab.workos.set_api_faults(ApiFaults { retention_s: Some(20 * 86_400), ..ApiFaults::default() });
-    lab.free_leases().await;
-    to_the_end(&lab, &lab.catch_up()).await;
-    let place = lab.context().store.place().await.unwrap().unwrap();
-    assert!(place.reconcile_wanted, "30 days back is refused, half of it is not, and events are lost");
-    assert_eq!(lab.count("select count(*) from workos.users").await, 3);
-    lab.free_leases().await;
-    let report = lab.reconcile(authkit_sync::sync::reconcile::Mode::Repair).await.unwrap();
-    assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
-    assert!(!lab.context().store.place().await.unwrap().unwrap().reconcile_wanted, "a complete one makes up for it");
+    // WorkOS may refuse a cursor it has forgotten, or say nothing and begin anew.
+    for lost_cursors_start_over in [false, true] {
+        let lab = Lab::new().await;
+        let old = lab.create_users(2);
+        to_the_end(&lab, &lab.catch_up()).await;
+        lab.rename(&old[0], "Forgotten");
+        lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
+        lab.create_users(1);
+        let retention_s = Some(20 * 86_400);
+        lab.workos.set_api_faults(ApiFaults { retention_s, lost_cursors_start_over, ..ApiFaults::default() });
+        lab.free_leases().await;
+        to_the_end(&lab, &lab.catch_up()).await;
+        let place = lab.context().store.place().await.unwrap().unwrap();
+        assert!(place.reconcile_wanted, "30 days back is refused, half of it is not, and events are lost");
+        assert_eq!(lab.count("select count(*) from workos.users").await, 3);
+        let report = lab.reconcile(Mode::Repair).await.unwrap();
+        assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
+        assert!(
+            !lab.context().store.place().await.unwrap().unwrap().reconcile_wanted,
+            "a complete one makes up for it"
+        );
+    }
 }
 
 #[tokio::test]
@@ -260,7 +326,7 @@ async fn another_environments_key_is_noticed_before_anything_is_read() {
     to_the_end(&lab, &lab.catch_up()).await;
     lab.free_leases().await;
     let other = another_workos(&lab.clock, None).await;
-    let stranger = other.create_user(&crate::support::lab::object(json!({"email": "stranger@example.test"}))).unwrap();
+    let stranger = other.create_user(&object(json!({"email": "stranger@example.test"}))).unwrap();
     let context = lab.context_of(&other, &other.api_key());
     let before = context.store.place().await.unwrap();
     let rest = lab.catch_up_of(context.clone()).tick().await;
