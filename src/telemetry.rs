@@ -1,7 +1,5 @@
 //! Logs, for the binary alone: the library only emits them.
 
-use std::io::IsTerminal;
-
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
@@ -19,8 +17,7 @@ pub(crate) fn start(filter: Option<String>, json: bool) {
     let started = if json {
         registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
     } else {
-        let colours = std::io::stderr().is_terminal();
-        registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).try_init()
+        registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).try_init()
     };
     if started.is_ok() && malformed {
         tracing::warn!("RUST_LOG is malformed; logging {DEFAULT_FILTER}");

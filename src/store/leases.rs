@@ -41,15 +41,23 @@ impl Store {
         Ok(held.is_some())
     }
 
-    /// Gives up every job of a holder that stops, so that nobody has to wait for its leases to run out.
+    /// Gives up a job, or every job, of a holder that has done with it, so that nobody waits for a lease to run out.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn release_leases(&self, holder: &str) -> Result<(), StoreError> {
+    pub async fn release_leases(&self, holder: &str, job: Option<&str>) -> Result<(), StoreError> {
         self.lookup(async |connection| {
-            sqlx::query!("-- leases.release\ndelete from workos.leases where holder = $1", holder)
-                .execute(connection)
-                .await
+            sqlx::query!(
+                "-- leases.release
+                delete from workos.leases
+                where
+                    holder = $1
+                    and ($2::text is null or job = $2)",
+                holder,
+                job
+            )
+            .execute(connection)
+            .await
         })
         .await?;
         Ok(())

@@ -119,7 +119,10 @@ impl Backfill {
                 state.under_way = Some(under_way);
                 Ok(step)
             }
-            Ok(true) => Ok(Step::Done(under_way.counts)),
+            Ok(true) => {
+                self.context.yield_job(Self::JOB).await;
+                Ok(Step::Done(under_way.counts))
+            }
             // What another process did meanwhile has to be read anew.
             Err(trouble @ (Trouble::Store(StoreError::Overtaken) | Trouble::Endless)) => Err(trouble),
             Err(trouble) => {

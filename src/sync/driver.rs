@@ -228,12 +228,18 @@ impl Context {
         trouble.rest(failures, self.dice())
     }
 
+    /// Lets another process have a job that is done.
+    pub(super) async fn yield_job(&self, job: &'static str) {
+        // Nobody minds when it fails: the lease runs out by itself.
+        let _ = self.store.release_leases(&self.holder, Some(job)).await;
+    }
+
     /// Lets other processes take over at once. Called at the end.
     ///
     /// # Errors
     /// [`StoreError`]: then they do when the leases have run out.
     pub async fn release(&self) -> Result<(), StoreError> {
-        self.store.release_leases(&self.holder).await
+        self.store.release_leases(&self.holder, None).await
     }
 }
 

@@ -176,7 +176,10 @@ impl Reconcile {
                 state.under_way = Some(under_way);
                 Ok(step)
             }
-            Ok(true) => Ok(Step::Done(under_way.report)),
+            Ok(true) => {
+                self.context.yield_job(Self::JOB).await;
+                Ok(Step::Done(under_way.report))
+            }
             Err(trouble @ (Trouble::TooMany { .. } | Trouble::NobodyListed { .. } | Trouble::Endless)) => Err(trouble),
             Err(trouble) => {
                 state.under_way = Some(under_way);

@@ -7,10 +7,12 @@ use authkit_sync::config::SETTINGS;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::signature::{Secret, SignatureHeader, WEBHOOK_TOLERANCE};
 use bytes::Bytes;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::support::binary::{Served, binary, free_address, run, said};
 use crate::support::database::TestDatabase;
 use crate::support::fixture_bytes;
+use crate::support::lab::Lab;
 use crate::support::service::{CLIENT_ID, SECRET, until};
 
 fn project_file(name: &str) -> String {
@@ -242,4 +244,22 @@ fn a_dotenv_file_is_read_and_the_environment_beats_it() {
         .output()
         .unwrap();
     assert!(!said(&output).contains("DATABASE_URL"), "{}", said(&output));
+}
+
+/// A person sits at a terminal; a pipe is what every other test gives it.
+#[tokio::test]
+async fn on_a_terminal_it_works_as_well_and_shows_progress() {
+    let lab = Lab::new().await;
+    lab.create_users(3);
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let terminal = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = std::fs::OpenOptions::new().read(true).write(true).open(terminal).unwrap();
+    let mut command = binary();
+    command.arg("backfill").envs(lab.environment()).stderr(terminal.try_clone().unwrap()).stdout(Stdio::piped());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    drop(terminal);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("3 new"), "{output:?}");
 }
