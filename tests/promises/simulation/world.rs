@@ -41,7 +41,10 @@ pub(super) struct World<'a> {
     deliveries: Vec<(Held, u32)>,
     /// Everybody who ever lived: their last word, and when they were deleted.
     last_words: BTreeMap<String, (Value, Option<Timestamp>)>,
-    listening_since: Timestamp,
+    /// What ended earlier was never heard of.
+    heard_since: Timestamp,
+    /// Catch-up has begun.
+    reads: bool,
     /// Items on a page.
     page: usize,
     /// WorkOS has forgotten events that we never read.
@@ -70,7 +73,8 @@ impl<'a> World<'a> {
             replicas: Vec::new(),
             deliveries: Vec::new(),
             last_words: BTreeMap::new(),
-            listening_since: clock.now(),
+            heard_since: clock.now(),
+            reads: false,
             page: usize::try_from(seed % 4).unwrap() + 1,
             forgotten: false,
         };
@@ -82,7 +86,7 @@ impl<'a> World<'a> {
             }
             world.pass(7_200_000);
         }
-        world.listening_since = world.clock.now();
+        world.heard_since = world.clock.now();
         world.workos.add_endpoint("http://held.invalid/");
         for _ in 0..2 {
             let replica = world.replica();
@@ -298,6 +302,10 @@ impl<'a> World<'a> {
             }
         };
         let Some((cursor, synced_through, range_start)) = place else { return };
+        if self.feeds == Feeds::CatchUpOnly && !self.reads {
+            self.heard_since = range_start.into();
+        }
+        self.reads = true;
         let inbox: Vec<String> =
             sqlx::query_scalar("select id from workos.events").fetch_all(&self.pool).await.unwrap();
         for event in self.workos.events() {
@@ -344,6 +352,7 @@ impl<'a> World<'a> {
                 replica.catch_up.tick().await;
                 replica.backfill.tick().await;
             }
+            self.look().await;
             let trouble = self.replicas[0].context.jobs.standing();
             let suspect = trouble.values().any(|job| job.trouble.as_ref().is_some_and(|it| it.contains("suspect")));
             if suspect {
@@ -399,8 +408,8 @@ impl<'a> World<'a> {
                 (Stored::Tombstone { deleted_at: here }, Some(there)) => {
                     assert!(here == Some(*there) || self.forgotten, "{id}: deleted {there}, here {here:?}");
                 }
-                // Gone before anybody listened: nobody ever heard of them.
-                (Stored::Absent, Some(there)) if *there < self.listening_since || self.forgotten => {}
+                // Gone before anybody listened or read: nobody ever heard of them.
+                (Stored::Absent, Some(there)) if *there < self.heard_since || self.forgotten => {}
                 (_, Some(_)) if self.forgotten && self.workos.users().is_empty() => {}
                 (stored, deleted) => panic!("{id}: {stored:?} where WorkOS says {word} (deleted: {deleted:?})"),
             }
