@@ -214,7 +214,7 @@ impl Store {
     }
 
     /// Drops payloads that came before `payloads_before` and rows that came before `rows_before`, at most `limit` of each;
-    /// returns how many. What is in quarantine stays.
+    /// returns how many. What is in quarantine stays, but for snapshots: WorkOS can be asked for those again.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -311,7 +311,7 @@ impl Work for Expire {
                 from workos.events
                 where
                     received_at < $1
-                    and outcome <> 'quarantined'
+                    and (outcome <> 'quarantined' or type = 'snapshot')
                 order by received_at
                 limit $2
                 for update skip locked
@@ -331,7 +331,7 @@ impl Work for Expire {
                 where
                     received_at < $1
                     and payload is not null
-                    and outcome <> 'quarantined'
+                    and (outcome <> 'quarantined' or type = 'snapshot')
                 order by received_at
                 limit $2
                 for update skip locked

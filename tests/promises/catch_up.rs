@@ -380,6 +380,7 @@ async fn two_feeds_that_should_agree_are_an_audit() {
         .execute(&lab.pool)
         .await
         .unwrap();
+    lab.clock.set(lab.clock.now().plus_seconds(1_200));
     housekeeping.tick().await;
     assert_eq!(gauge("catch_up"), 1);
     lab.clock.set(lab.clock.now().plus_seconds(3 * 86_400));

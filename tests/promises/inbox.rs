@@ -148,8 +148,9 @@ async fn retention_drops_in_batches_and_spares_quarantine_cursor_and_tombstones(
         sqlx::query("delete from workos.events").execute(&lab.pool).await.unwrap();
         sqlx::query(
             "insert into workos.events (id, type, outcome, payload, received_at)
-            select 'event_' || n, 'user.updated', case when n = 0 then 'quarantined' else 'applied' end, 'x', now()
-            from generate_series(0, 2500) as n",
+            select 'event_' || n, 'user.updated', case when n = 0 then 'quarantined' else 'applied' end, 'x'::bytea, now()
+            from generate_series(0, 2499) as n
+            union all select 'snapshot:1', 'snapshot', 'quarantined', 'x'::bytea, now()",
         )
         .execute(&lab.pool)
         .await

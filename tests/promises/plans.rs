@@ -46,7 +46,7 @@ const STATEMENTS: &[(&str, &str)] = &[
         "user_records_pkey",
     ),
     (
-        "select id from workos.events where received_at < now() - interval '90 days' and outcome <> 'quarantined'
+        "select id from workos.events where received_at < now() - interval '90 days' and (outcome <> 'quarantined' or type = 'snapshot')
         order by received_at limit 1000 for update skip locked",
         "events_received_at",
     ),
