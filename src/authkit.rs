@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Identity, TokenError};
 use crate::domain::user::User;
-pub use crate::http::CONNECTIONS;
 use crate::http::{self, Edge, Limits, Served};
+pub use crate::http::{CONNECTIONS, KEY_LENGTH};
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::store::environment::Unfit;

@@ -138,6 +138,10 @@ pub struct Serve {
     pub environment: Environment,
     /// What runs behind the requests.
     pub background: Background,
+    /// `AUTHKIT_SYNC_API_KEYS`, label and key.
+    pub service_keys: Vec<(String, String)>,
+    /// `AUTHKIT_SYNC_READ_THROUGH`
+    pub read_through: bool,
     /// `WORKOS_WEBHOOK_SECRET`
     pub webhook_secrets: Vec<Secret>,
     /// `WORKOS_ISSUER`
@@ -277,7 +281,15 @@ impl Reader<'_> {
         let database = self.database();
         let environment = self.environment();
         let background = self.background();
-        if background.as_ref().is_some_and(|it| it.catch_up || it.backfill || it.reconcile_interval.is_some()) {
+        let read_through = self.parsed("AUTHKIT_SYNC_READ_THROUGH", value::on_off);
+        let service_keys = self.parsed("AUTHKIT_SYNC_API_KEYS", value::service_keys).unwrap_or_default();
+        if service_keys.iter().any(|(_, key)| self.text("WORKOS_API_KEY") == Some(key)) {
+            self.problems.push(
+                "AUTHKIT_SYNC_API_KEYS holds WORKOS_API_KEY: whoever reads users here could write at WorkOS".to_owned(),
+            );
+        }
+        let works = |it: &Background| it.catch_up || it.backfill || it.reconcile_interval.is_some();
+        if background.as_ref().is_some_and(works) || read_through == Some(true) {
             self.required("WORKOS_API_KEY");
         }
         let webhook_secrets = self.webhook_secrets();
@@ -301,6 +313,8 @@ impl Reader<'_> {
             database: database?,
             environment: environment?,
             background: background?,
+            service_keys,
+            read_through: read_through?,
             webhook_secrets,
             issuers,
             jwks_url,

@@ -5,6 +5,8 @@ mod body;
 mod error;
 mod ops;
 mod server;
+mod service_keys;
+mod users;
 mod webhook;
 mod wide_log;
 
@@ -27,6 +29,8 @@ use crate::workos::signature::Secret;
 
 pub use server::CONNECTIONS;
 pub(crate) use server::{Limits, Served, serve};
+pub use service_keys::KEY_LENGTH;
+pub(crate) use service_keys::ServiceKeys;
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct Edge {
     pub(crate) lookups: Lookups,
     /// What WorkOS may sign with; without one there is no receiver.
     pub(crate) webhook_secrets: Vec<Secret>,
+    /// The keys of backends that read users; without one they cannot.
+    pub(crate) service_keys: ServiceKeys,
     /// Where WorkOS posts.
     pub(crate) webhook_path: String,
     /// How far a signature's time may lie from ours.
@@ -71,10 +77,24 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
         .route("/auth/identity", get(auth::identity))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz));
+    if !edge.service_keys.is_empty() {
+        routes = routes.nest("/user_management", user_management(&edge));
+    }
     if !edge.webhook_secrets.is_empty() {
         routes = routes.route(&edge.webhook_path, post(webhook::receive));
     }
     routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request)).with_state(edge)
+}
+
+/// WorkOS's own read API.
+fn user_management(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
+    Router::new()
+        .route("/users", get(users::list).fallback(users::read_only))
+        .route("/users/{id}", get(users::by_id).fallback(users::read_only))
+        .route("/users/external_id/{external_id}", get(users::by_external_id).fallback(users::read_only))
+        .fallback(users::not_served)
+        .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through))
+        .layer(middleware::from_fn_with_state(edge.clone(), users::demand_key))
 }
 
 /// The operator's routes: probes with detail, and metrics.

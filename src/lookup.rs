@@ -7,6 +7,7 @@ use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::{Store, StoreError};
 use crate::sync::progress::Watch;
+use crate::sync::read_through::{NotAsked, ReadThrough};
 
 /// Why there is no user to return.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +18,9 @@ pub enum LookupError {
     /// The token is good, and its user has never been heard of.
     #[error("the token is valid, but its user is not here (yet)")]
     NotFound,
-    /// The token is good, and whether its user exists is not known before the first backfill has completed.
-    #[error("the token is valid, but its user is not here yet: the first backfill has not completed")]
+    /// The token is good, and whether its user exists cannot be known now: the first backfill has not completed, or WorkOS
+    /// cannot be asked.
+    #[error("the token is valid, but its user is not here yet; try again")]
     NotSynced,
     /// The token is good, and its user was deleted at WorkOS.
     #[error("the token is valid, but its user was deleted at WorkOS")]
@@ -35,19 +37,27 @@ pub struct Lookups {
     tokens: Arc<TokenVerifier>,
     /// Where a first backfill is to come: whether it has.
     awaited: Option<Watch>,
+    /// Asks WorkOS about users who are not here.
+    read_through: Option<ReadThrough>,
 }
 
 impl Lookups {
     /// Looks users up in `store` for the tokens that `tokens` accepts.
     #[must_use]
     pub fn new(store: Store, tokens: Arc<TokenVerifier>) -> Self {
-        Self { store, tokens, awaited: None }
+        Self { store, tokens, awaited: None, read_through: None }
     }
 
     /// Until the backfill that `watch` tells of has completed, a user who is not here may yet come.
     #[must_use]
     pub(crate) fn awaiting_backfill(self, watch: Option<Watch>) -> Self {
         Self { awaited: watch, ..self }
+    }
+
+    /// Users who are not here are asked about at WorkOS.
+    #[must_use]
+    pub(crate) fn reading_through(self, read_through: Option<ReadThrough>) -> Self {
+        Self { read_through, ..self }
     }
 
     /// The token's own claims, checked; no database is asked.
@@ -64,18 +74,46 @@ impl Lookups {
     /// [`LookupError`]
     pub async fn session(&self, token: &str) -> Result<(User, Identity), LookupError> {
         let identity = self.identity(token).await?;
-        match self.store.user(&identity.subject).await? {
-            Stored::Live { user, .. } => Ok((*user, identity)),
-            Stored::Tombstone { .. } => Err(LookupError::Deleted),
-            Stored::Absent if self.backfill_is_awaited().await? => Err(LookupError::NotSynced),
-            Stored::Absent => Err(LookupError::NotFound),
+        let user = self.user(&identity.subject).await?;
+        Ok((user, identity))
+    }
+
+    /// The live user with this id, read through from WorkOS where that is on and the user is not here.
+    ///
+    /// # Errors
+    /// [`LookupError`], but none about a token.
+    pub async fn user(&self, id: &str) -> Result<User, LookupError> {
+        // PostgreSQL's text holds no NUL, so nobody has such an id.
+        if id.contains('\0') {
+            return Err(LookupError::NotFound);
+        }
+        match (self.store.user(id).await?, &self.read_through) {
+            (Stored::Live { user, .. }, _) => Ok(*user),
+            (Stored::Tombstone { .. }, _) => Err(LookupError::Deleted),
+            (Stored::Absent, Some(read_through)) => match &*read_through.read(id).await? {
+                Stored::Live { user, .. } => Ok((**user).clone()),
+                Stored::Tombstone { .. } => Err(LookupError::Deleted),
+                Stored::Absent => Err(LookupError::NotFound),
+            },
+            (Stored::Absent, None) if self.is_incomplete().await? => Err(LookupError::NotSynced),
+            (Stored::Absent, None) => Err(LookupError::NotFound),
         }
     }
 
-    async fn backfill_is_awaited(&self) -> Result<bool, StoreError> {
+    /// A first backfill is to come and has not completed: what is not here may yet come.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn is_incomplete(&self) -> Result<bool, StoreError> {
         match &self.awaited {
             Some(watch) if !watch.progress().backfilled => Ok(!watch.refresh().await?.backfilled),
             _ => Ok(false),
         }
+    }
+}
+
+impl From<NotAsked> for LookupError {
+    fn from(_: NotAsked) -> Self {
+        Self::NotSynced
     }
 }

@@ -7,6 +7,7 @@ pub mod events;
 pub mod inbox;
 pub mod leases;
 pub mod migrations;
+pub mod pages;
 pub mod users;
 pub mod walks;
 

@@ -10,6 +10,7 @@ mod guard;
 pub mod housekeeping;
 pub mod inbox;
 pub mod progress;
+pub mod read_through;
 pub mod reconcile;
 mod verdict;
 mod walk;

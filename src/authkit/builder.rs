@@ -10,13 +10,14 @@ use super::AuthKit;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
-use crate::http::{CONNECTIONS, Edge};
+use crate::http::{CONNECTIONS, Edge, ServiceKeys};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::driver::Context;
 use crate::sync::progress::Watch;
+use crate::sync::read_through::ReadThrough;
 use crate::workos::api::{Api, ApiKey};
 use crate::workos::signature::{self, Secret};
 
@@ -65,6 +66,8 @@ pub struct Builder {
     clock: Clock,
     migrate: bool,
     api_key: Option<ApiKey>,
+    service_keys: ServiceKeys,
+    read_through: bool,
     jobs: Jobs,
 }
 
@@ -104,6 +107,8 @@ impl Builder {
             clock: Clock::system(),
             migrate: false,
             api_key: None,
+            service_keys: ServiceKeys::default(),
+            read_through: true,
             jobs: Jobs {
                 catch_up: true,
                 catch_up_interval: CATCH_UP_INTERVAL,
@@ -131,6 +136,19 @@ impl Builder {
     /// The environment's API key. Without one there is no catch-up, no backfill and no reconcile.
     pub fn api_key(mut self, key: ApiKey) -> Self {
         self.api_key = Some(key);
+        self
+    }
+
+    /// Lets backends read users at `/user_management/users` with this key; logs name it by its label. Only its hash is kept.
+    /// Without any key there are no such routes.
+    pub fn service_key(mut self, label: &str, key: &str) -> Self {
+        self.service_keys.add(label, key);
+        self
+    }
+
+    /// Whether a user who is not here is asked about at WorkOS before a caller hears 404. Default on; needs the API key.
+    pub fn read_through(mut self, on: bool) -> Self {
+        self.read_through = on;
         self
     }
 
@@ -302,12 +320,14 @@ impl Builder {
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
         let api = api.map_err(|error| BuildError(error.to_string()))?;
         let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
+        let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
             migrate,
             connections: self.connections,
             edge: Arc::new(Edge {
-                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited),
+                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
+                service_keys: self.service_keys,
                 watch,
                 jobs: context.jobs.clone(),
                 catches_up: jobs.catch_up,

@@ -10,7 +10,7 @@ use super::{Exit, Failure, with_settings};
 use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
-const SETTINGS: [&str; 27] = [
+const SETTINGS: [&str; 29] = [
     "DATABASE_URL",
     "WORKOS_CLIENT_ID",
     "WORKOS_API_KEY",
@@ -22,6 +22,8 @@ const SETTINGS: [&str; 27] = [
     "WORKOS_JWKS_URL",
     "AUTHKIT_SYNC_LISTEN",
     "AUTHKIT_SYNC_OPS_LISTEN",
+    "AUTHKIT_SYNC_API_KEYS",
+    "AUTHKIT_SYNC_READ_THROUGH",
     "AUTHKIT_SYNC_WEBHOOK_PATH",
     "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
     "AUTHKIT_SYNC_BODY_LIMIT",
@@ -84,6 +86,7 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .backfill(background.backfill)
         .reconcile_interval(background.reconcile_interval)
         .retention(background.retention)
+        .read_through(settings.read_through)
         .issuers(settings.issuers)
         .audiences(settings.audiences)
         .allow_shared_issuer(settings.allow_shared_issuer)
@@ -91,6 +94,9 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .webhook_path(settings.webhook_path)
         .signature_tolerance(settings.signature_tolerance)
         .body_limit(settings.body_limit);
+    for (label, key) in &settings.service_keys {
+        builder = builder.service_key(label, key);
+    }
     if let Some(key) = environment.api_key {
         builder = builder.api_key(key);
     }

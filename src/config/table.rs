@@ -64,6 +64,10 @@ pub const SETTINGS: &[Setting] = &[
         "where WorkOS and backends connect; PORT=n is honoured as 0.0.0.0:n",
     ),
     optional("AUTHKIT_SYNC_OPS_LISTEN", "127.0.0.1:9464", "where operators connect: probes with detail, and /metrics"),
+    secret(
+        "AUTHKIT_SYNC_API_KEYS",
+        "keys of backends that read /user_management/users, as label:key, separated by commas; at least 32 characters each",
+    ),
     optional("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/webhook", "where WorkOS posts"),
     optional(
         "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
@@ -85,6 +89,7 @@ pub const SETTINGS: &[Setting] = &[
     optional("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "5s", "how long catch-up rests when it has read to the end"),
     required("AUTHKIT_SYNC_EVENT_TYPES", "event types catch-up reads beside user.*, separated by commas"),
     optional("AUTHKIT_SYNC_BACKFILL", "auto", "auto: fill the table with every existing user, once; off: never"),
+    optional("AUTHKIT_SYNC_READ_THROUGH", "on", "ask WorkOS about a user who is not here before a caller hears 404"),
     optional(
         "AUTHKIT_SYNC_RECONCILE_INTERVAL",
         "24h",

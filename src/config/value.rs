@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::authkit::KEY_LENGTH;
+
 type Parsed<T> = Result<T, &'static str>;
 
 pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
@@ -121,6 +123,18 @@ pub(super) fn api_key(text: &str) -> Parsed<String> {
         _ if !graphic => Err("the API key as the dashboard shows it (sk_…)"),
         _ => Ok(text.to_owned()),
     }
+}
+
+/// `label:key` pairs.
+pub(super) fn service_keys(text: &str) -> Parsed<Vec<(String, String)>> {
+    let wanted = "label:key pairs separated by commas, each label plain and each key at least 32 characters";
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let pair = |item: &String| {
+        let (label, key) = item.split_once(':')?;
+        let fit = !label.is_empty() && label.bytes().all(plain) && key.len() >= KEY_LENGTH;
+        (fit && key.bytes().all(|byte| byte.is_ascii_graphic())).then(|| (label.to_owned(), key.to_owned()))
+    };
+    list(text)?.iter().map(pair).collect::<Option<_>>().ok_or(wanted)
 }
 
 pub(super) fn pool_size(text: &str) -> Parsed<u32> {

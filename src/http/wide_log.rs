@@ -17,6 +17,8 @@ pub(super) struct Facts {
     pub(super) event_type: Option<String>,
     pub(super) outcome: Option<&'static str>,
     pub(super) reason: Option<String>,
+    /// The label of the service key it came with.
+    pub(super) caller: Option<String>,
 }
 
 impl Facts {
@@ -54,6 +56,7 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
         event.type = facts.event_type.as_deref().map(printable),
         event.outcome = facts.outcome,
         event.reason = facts.reason,
+        caller = facts.caller,
         "request"
     );
     response

@@ -13,29 +13,29 @@ use crate::domain::user::{Extra, User};
 use crate::domain::version::Version;
 
 /// A row, before it is known to be live, a tombstone, or a place held for locking.
-struct Row {
-    id: String,
-    email: Option<String>,
-    email_verified: Option<bool>,
-    first_name: Option<String>,
-    last_name: Option<String>,
-    name: Option<String>,
-    profile_picture_url: Option<String>,
-    external_id: Option<String>,
-    metadata: Option<Json<BTreeMap<String, Option<String>>>>,
-    last_sign_in_at: Option<OffsetDateTime>,
-    locale: Option<String>,
-    created_at: Option<OffsetDateTime>,
-    updated_at: Option<OffsetDateTime>,
-    synced_extra: Option<Json<Extra>>,
-    synced_observed_at: Option<OffsetDateTime>,
-    synced_observation: Option<String>,
-    synced_deleted: bool,
-    synced_deleted_at: Option<OffsetDateTime>,
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) email: Option<String>,
+    pub(super) email_verified: Option<bool>,
+    pub(super) first_name: Option<String>,
+    pub(super) last_name: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) profile_picture_url: Option<String>,
+    pub(super) external_id: Option<String>,
+    pub(super) metadata: Option<Json<BTreeMap<String, Option<String>>>>,
+    pub(super) last_sign_in_at: Option<OffsetDateTime>,
+    pub(super) locale: Option<String>,
+    pub(super) created_at: Option<OffsetDateTime>,
+    pub(super) updated_at: Option<OffsetDateTime>,
+    pub(super) synced_extra: Option<Json<Extra>>,
+    pub(super) synced_observed_at: Option<OffsetDateTime>,
+    pub(super) synced_observation: Option<String>,
+    pub(super) synced_deleted: bool,
+    pub(super) synced_deleted_at: Option<OffsetDateTime>,
 }
 
 impl Row {
-    fn into_stored(self) -> Stored {
+    pub(super) fn into_stored(self) -> Stored {
         if self.synced_deleted {
             return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from) };
         }

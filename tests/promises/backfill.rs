@@ -215,6 +215,7 @@ async fn until_the_first_backfill_is_complete_a_missing_user_is_not_synced_yet()
     lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
     let mut environment = lab.environment();
     environment.push(("AUTHKIT_SYNC_BACKFILL", "auto".to_owned()));
+    environment.push(("AUTHKIT_SYNC_READ_THROUGH", "off".to_owned()));
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let address = free_address();
     let served = Served::start(&lab.database.url(), address, &environment);

@@ -92,6 +92,8 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
             ("AUTHKIT_SYNC_BACKFILL", "on"),
             ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "1s"),
             ("AUTHKIT_SYNC_RETENTION", "for ever"),
+            ("AUTHKIT_SYNC_READ_THROUGH", "sometimes"),
+            ("AUTHKIT_SYNC_API_KEYS", "crm:hunter2"),
             ("AUTHKIT_SYNC_EVENT_TYPES", "Session Created"),
             ("AUTHKIT_SYNC_BODY_LIMIT", "lots"),
             ("AUTHKIT_SYNC_DB_POOL", "0"),
@@ -109,6 +111,8 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
         "_BACKFILL",
         "_RECONCILE_INTERVAL",
         "_RETENTION",
+        "_READ_THROUGH",
+        "_API_KEYS",
         "_EVENT_TYPES",
         "AUTHKIT_SYNC_LISTEN",
         "_SIGNATURE_TOLERANCE",
@@ -119,6 +123,9 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
         assert!(text.contains(name), "{name} is not reported: {text}");
     }
     assert!(!text.contains("hunter2"), "a secret is shown: {text}");
+    let same = "a-key-of-at-least-32-characters-1";
+    let both = [("WORKOS_API_KEY", same), ("AUTHKIT_SYNC_API_KEYS", "crm:a-key-of-at-least-32-characters-1")];
+    assert!(said(&run(&["serve"], &both)).contains("holds WORKOS_API_KEY"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod migrations;
 mod outage;
 mod plans;
 mod private_postgres;
+mod reads;
 mod receiver;
 mod reconcile;
 mod signature;

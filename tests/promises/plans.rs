@@ -22,6 +22,30 @@ const STATEMENTS: &[(&str, &str)] = &[
         "user_records_email",
     ),
     (
+        "select id from workos.user_records where id > 'user_4' and email is not null and not synced_deleted
+            order by id limit 11",
+        "user_records_pkey",
+    ),
+    (
+        "select id from workos.user_records where id < 'user_4' and email is not null and not synced_deleted
+            order by id desc limit 11",
+        "user_records_pkey",
+    ),
+    (
+        "with matching as materialized (
+            select * from workos.user_records
+            where lower(email collate \"C\") = lower('U7@example.test' collate \"C\") and email is not null
+        )
+        select id from matching where case when true then id > '' else id < '' end
+        order by case when true then id end, id desc limit 11",
+        "user_records_email",
+    ),
+    (
+        "select id from workos.user_records where external_id = 'crm-7'
+            order by updated_at desc, synced_observed_at desc, synced_observation desc limit 1",
+        "user_records_external_id",
+    ),
+    (
         "select * from workos.user_records where id = any(array['user_1', 'user_2']) order by id for no key update",
         "user_records_pkey",
     ),
@@ -143,12 +167,16 @@ fn the_store_holds_no_hot_statement_that_is_not_explained_here() {
             "migrations.lock",
             "migrations.present",
             "migrations.schema",
+            "users.by_external_id",
             "users.by_id",
             "users.by_ids",
             "users.hold_places",
             "users.live_count",
             "users.live_ids",
             "users.lock",
+            "users.page_by_email",
+            "users.page_down",
+            "users.page_up",
             "users.release_places",
             "users.sample_live",
             "users.write_live",

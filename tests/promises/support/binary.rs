@@ -77,6 +77,7 @@ impl Served {
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
             .env("AUTHKIT_SYNC_CATCH_UP", "off")
             .env("AUTHKIT_SYNC_BACKFILL", "off")
+            .env("AUTHKIT_SYNC_READ_THROUGH", "off")
             .env("AUTHKIT_SYNC_RECONCILE_INTERVAL", "off")
             .env("WORKOS_API_HOSTNAME", "127.0.0.1")
             .env("WORKOS_API_PORT", "9")

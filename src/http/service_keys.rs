@@ -1,0 +1,64 @@
+//! The keys of backends that read users: hashes, compared in constant time, and known in logs by label.
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::http::{HeaderMap, header};
+use sha2::{Digest, Sha256};
+
+/// Keys shorter than this are refused: they could be guessed.
+pub const KEY_LENGTH: usize = 32;
+
+/// The keys that are accepted. The texts are not kept.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ServiceKeys(Vec<(String, [u8; 32])>);
+
+impl ServiceKeys {
+    pub(crate) fn add(&mut self, label: &str, key: &str) {
+        self.0.push((label.to_owned(), Sha256::digest(key).into()));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The label of the key that a request carries. Every key is compared, so that time tells nothing about which.
+    pub(crate) fn label(&self, headers: &HeaderMap) -> Option<&str> {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let (value, None) = (values.next()?, values.next()) else { return None };
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        let given: [u8; 32] = Sha256::digest(key.trim()).into();
+        let same = |hash: &[u8; 32]| verify_slices_are_equal(hash, &given).is_ok();
+        let matching = self.0.iter().filter(|(_, hash)| same(hash)).map(|(label, _)| label.as_str()).last();
+        matching.filter(|_| scheme.eq_ignore_ascii_case("bearer"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_bearer_key_has_a_label() {
+        let mut keys = ServiceKeys::default();
+        keys.add("billing", "a-key-of-at-least-32-characters-1");
+        keys.add("crm", "a-key-of-at-least-32-characters-2");
+        let label = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            keys.label(&headers).map(str::to_owned)
+        };
+        assert_eq!(label(&["Bearer a-key-of-at-least-32-characters-2"]).as_deref(), Some("crm"));
+        assert_eq!(label(&["bearer a-key-of-at-least-32-characters-1"]).as_deref(), Some("billing"));
+        for wrong in [
+            &["Basic a-key-of-at-least-32-characters-1"][..],
+            &["Bearer a-key-of-at-least-32-characters-"],
+            &["Bearer "],
+            &["a-key-of-at-least-32-characters-1"],
+            &["Bearer a-key-of-at-least-32-characters-1", "Bearer a-key-of-at-least-32-characters-1"],
+            &[],
+        ] {
+            assert_eq!(label(wrong), None, "{wrong:?}");
+        }
+    }
+}

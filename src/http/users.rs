@@ -1,0 +1,209 @@
+//! WorkOS's own read API over users, answered from the table: the same paths, parameters, bodies and errors, so that any
+//! WorkOS SDK pointed here reads without a code change. What cannot be answered is refused, never silently ignored.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::Edge;
+use super::wide_log::Facts;
+use crate::domain::user::User;
+use crate::lookup::LookupError;
+use crate::store::StoreError;
+use crate::store::pages::{Order, PageOf};
+
+/// A refusal in WorkOS's words.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    body: Value,
+    reason: &'static str,
+    retry_after: Option<u32>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, reason: &'static str, body: Value) -> Self {
+        Self { status, body, reason, retry_after: None }
+    }
+
+    fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", json!({"message": "Unauthorized", "code": "unauthorized"}))
+    }
+
+    fn not_found(id: &str) -> Self {
+        let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
+        Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
+    }
+
+    /// 422, naming the parameter.
+    fn parameter(code: &'static str, field: &str) -> Self {
+        let field: String = field.chars().filter(char::is_ascii_graphic).take(64).collect();
+        let errors = json!([{"code": code, "field": field}]);
+        let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, body)
+    }
+
+    fn unsupported(field: &str) -> Self {
+        let mut refusal = Self::parameter("unsupported_parameter", field);
+        refusal.body["code"] = json!("unsupported_parameter");
+        refusal.body["message"] = json!("This parameter is not served here; ask WorkOS itself.");
+        refusal
+    }
+
+    fn unavailable(code: &'static str, message: &str) -> Self {
+        let body = json!({"message": message, "code": code});
+        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, body) }
+    }
+
+    fn not_synced() -> Self {
+        Self::unavailable("user_not_synced", "The table is not complete yet; try again.")
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %error, "the database could not be asked");
+        Self::unavailable("database_unavailable", "The database cannot be reached or used now; try again.")
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response.extensions_mut().insert(Facts::refused(self.reason));
+        response
+    }
+}
+
+/// Lets in who carries a service key, and notes its label.
+pub(super) async fn demand_key(
+    State(edge): State<Arc<Edge>>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let label = edge.service_keys.label(&headers).ok_or_else(Refusal::unauthorized)?.to_owned();
+    let mut response = next.run(request).await;
+    let facts = response.extensions_mut().remove::<Facts>().unwrap_or_default();
+    response.extensions_mut().insert(Facts { caller: Some(label), ..facts });
+    Ok(response)
+}
+
+/// `GET /user_management/users/{id}`
+pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>) -> Result<Json<User>, Refusal> {
+    match edge.lookups.user(&id).await {
+        Ok(user) => Ok(Json(user)),
+        Err(LookupError::NotFound | LookupError::Deleted) => Err(Refusal::not_found(&id)),
+        Err(LookupError::Store(error)) => Err(error.into()),
+        Err(LookupError::NotSynced | LookupError::Token(_)) => Err(Refusal::not_synced()),
+    }
+}
+
+/// `GET /user_management/users/external_id/{external_id}`
+pub(super) async fn by_external_id(
+    State(edge): State<Arc<Edge>>,
+    Path(external_id): Path<String>,
+) -> Result<Json<User>, Refusal> {
+    match edge.store.user_by_external_id(&external_id).await? {
+        Some(user) => Ok(Json(user)),
+        None if edge.lookups.is_incomplete().await? => Err(Refusal::not_synced()),
+        None => Err(Refusal::not_found(&external_id)),
+    }
+}
+
+/// `GET /user_management/users`
+pub(super) async fn list(
+    State(edge): State<Arc<Edge>>,
+    Query(parameters): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, Refusal> {
+    let asked = Asked::read(parameters)?;
+    // Half a list looks like a whole one.
+    if edge.lookups.is_incomplete().await? {
+        return Err(Refusal::not_synced());
+    }
+    let page = edge.store.users_page(&asked.page()).await?;
+    let id = |user: &User| user.id.clone();
+    let mut before = page.users.first().filter(|_| page.before).map(id);
+    let mut after = page.users.last().filter(|_| page.after).map(id);
+    if asked.swapped {
+        std::mem::swap(&mut before, &mut after);
+    }
+    Ok(Json(json!({"object": "list", "data": page.users, "list_metadata": {"before": before, "after": after}})))
+}
+
+/// Writes have to go to WorkOS.
+pub(super) async fn read_only() -> Refusal {
+    let body = json!({"message": "This is a copy for reading; write to WorkOS itself.", "code": "read_only"});
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", body)
+}
+
+/// What else WorkOS has below this path.
+pub(super) async fn not_served() -> Refusal {
+    let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
+    Refusal::new(StatusCode::NOT_FOUND, "not_served", body)
+}
+
+struct Asked {
+    limit: usize,
+    order: Order,
+    email: Option<String>,
+    before: Option<String>,
+    after: Option<String>,
+    /// `normal` is newest first with the cursors' sense reversed: `before` are older users, `after` newer ones.
+    swapped: bool,
+}
+
+impl Asked {
+    fn read(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
+        let mut asked =
+            Self { limit: 10, order: Order::Descending, email: None, before: None, after: None, swapped: false };
+        for (name, value) in parameters {
+            if value.contains('\0') {
+                return Err(Refusal::parameter("invalid", &name));
+            }
+            match name.as_str() {
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=100).contains(limit));
+                    asked.limit = limit.ok_or_else(|| Refusal::parameter("limit_out_of_range", "limit"))?;
+                }
+                "order" => {
+                    (asked.order, asked.swapped) = match value.as_str() {
+                        "asc" => (Order::Ascending, false),
+                        "desc" => (Order::Descending, false),
+                        "normal" => (Order::Descending, true),
+                        _ => return Err(Refusal::parameter("invalid_order", "order")),
+                    }
+                }
+                "email" => asked.email = Some(value),
+                "before" => asked.before = Some(value),
+                "after" => asked.after = Some(value),
+                other => return Err(Refusal::unsupported(other)),
+            }
+        }
+        if asked.before.is_some() && asked.after.is_some() {
+            return Err(Refusal::parameter("exclusive", "before"));
+        }
+        if asked.swapped {
+            std::mem::swap(&mut asked.before, &mut asked.after);
+        }
+        Ok(asked)
+    }
+
+    fn page(&self) -> PageOf<'_> {
+        PageOf {
+            email: self.email.as_deref(),
+            order: self.order,
+            before: self.before.as_deref(),
+            after: self.after.as_deref(),
+            limit: self.limit,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Read-through: a caller asks about a user no event has told of yet, and WorkOS is asked at once.
+//!
+//! At sign-up a user's first request often beats the webhook. One question per user and process is under way at a time,
+//! whoever waits for it; a "no" is remembered for some seconds; and a "no" never makes a tombstone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
+
+use super::driver::{Context, Trouble};
+use super::{apply, guard};
+use crate::domain::decide::Stored;
+use crate::domain::event::{Observation, Origin};
+use crate::workos::api::Found;
+
+/// Questions to WorkOS at once.
+const AT_ONCE: usize = 8;
+
+/// How long a caller waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a user WorkOS does not know is not asked about again, and how many of them are remembered.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
+const UNKNOWN_MOST: usize = 10_000;
+
+/// WorkOS could not be asked, or could not be believed, in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the user is not here yet, and WorkOS cannot be asked just now")]
+pub struct NotAsked;
+
+type Flight = Shared<BoxFuture<'static, Result<Arc<Stored>, NotAsked>>>;
+
+/// Asks WorkOS about single users. Cloning is cheap; clones share what they know.
+#[derive(Clone)]
+pub struct ReadThrough(Arc<Inner>);
+
+struct Inner {
+    context: Context,
+    /// The key was found to be this environment's.
+    trusted: OnceCell<()>,
+    places: Semaphore,
+    shared: Mutex<Shelf>,
+}
+
+#[derive(Default)]
+struct Shelf {
+    flights: HashMap<String, Flight>,
+    unknown: HashMap<String, Instant>,
+}
+
+impl std::fmt::Debug for ReadThrough {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReadThrough")
+    }
+}
+
+impl ReadThrough {
+    /// Asks with the key and the store of `context`.
+    #[must_use]
+    pub fn new(context: Context) -> Self {
+        let places = Semaphore::new(AT_ONCE);
+        Self(Arc::new(Inner { context, trusted: OnceCell::new(), places, shared: Mutex::default() }))
+    }
+
+    /// What WorkOS says of a user that the table does not know, applied before it is answered: alive, a tombstone that came
+    /// in meanwhile, or [`Stored::Absent`] when WorkOS does not know it either.
+    ///
+    /// # Errors
+    /// [`NotAsked`], within [`PATIENCE`].
+    pub async fn read(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
+        let flight = {
+            let mut shelf = self.shelf();
+            shelf.unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
+            if shelf.unknown.contains_key(id) {
+                return Ok(Arc::new(Stored::Absent));
+            }
+            shelf.flights.entry(id.to_owned()).or_insert_with(|| self.take_off(id.to_owned())).clone()
+        };
+        tokio::time::timeout(PATIENCE, flight).await.unwrap_or(Err(NotAsked))
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to ask, in a task of its own: no caller who leaves takes the answer away from the others.
+    fn take_off(&self, id: String) -> Flight {
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            let outcome = tokio::time::timeout(PATIENCE, this.ask(&id)).await.unwrap_or(Err(NotAsked));
+            let mut shelf = this.shelf();
+            shelf.flights.remove(&id);
+            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && shelf.unknown.len() < UNKNOWN_MOST {
+                shelf.unknown.insert(id, Instant::now());
+            }
+            outcome
+        });
+        task.map(|done| done.unwrap_or(Err(NotAsked))).boxed().shared()
+    }
+
+    async fn ask(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
+        let _place = self.0.places.acquire().await.map_err(|_| NotAsked)?;
+        let asked = async {
+            let context = &self.0.context;
+            self.0.trusted.get_or_try_init(|| guard::check(context)).await?;
+            let listed: Observation = match context.api.user(id).await? {
+                Found::Unknown(_) => return Ok(Stored::Absent),
+                Found::Live(listed) => *listed,
+            };
+            apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;
+            Ok::<Stored, Trouble>(context.store.user(id).await?)
+        };
+        match asked.await {
+            Ok(stored) => Ok(Arc::new(stored)),
+            Err(trouble) => {
+                tracing::warn!("a user could not be read through: {trouble}");
+                Err(NotAsked)
+            }
+        }
+    }
+}
