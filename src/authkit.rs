@@ -20,6 +20,7 @@ use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::store::environment::Unfit;
 use crate::store::migrations::{self, MigrationsError};
+use crate::store::roles;
 use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
 pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
@@ -155,6 +156,12 @@ impl AuthKit {
         if let Some(pool) = &self.migrate {
             for migration in migrations::run(pool).await? {
                 tracing::info!(migration, "migration applied");
+            }
+            for statement in roles::assert(pool).await.map_err(MigrationsError::Database)? {
+                tracing::warn!(
+                    statement,
+                    "not allowed; somebody who is may want to run it, for the roles of applications"
+                );
             }
         }
         match self.edge.store.check().await {

@@ -8,6 +8,7 @@ pub mod inbox;
 pub mod leases;
 pub mod migrations;
 pub mod pages;
+pub mod roles;
 pub mod users;
 pub mod walks;
 

@@ -7,6 +7,7 @@ use super::{Exit, Failure, serve, with_settings};
 use crate::config::{self, Source};
 use crate::store::StoreError;
 use crate::store::migrations::{self, Status};
+use crate::store::roles;
 
 const SETTINGS: [&str; 5] =
     ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
@@ -37,13 +38,20 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         return Ok(if only_look && !status.pending.is_empty() { Exit::No } else { Exit::Yes });
     }
     let applied = migrations::run(&pool).await?;
+    let refused = roles::assert(&pool).await?;
     if json {
-        println!("{}", json!({ "applied": applied }));
+        println!("{}", json!({ "applied": applied, "not_allowed": refused }));
     } else if applied.is_empty() {
         println!("nothing to apply: the schema is current");
     } else {
         for migration in applied {
             println!("applied {migration}");
+        }
+    }
+    if !json && !refused.is_empty() {
+        println!("not allowed to do this; somebody who is may want to, for the roles of applications:");
+        for statement in refused {
+            println!("    {statement};");
         }
     }
     Ok(Exit::Yes)

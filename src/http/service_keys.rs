@@ -26,8 +26,12 @@ impl ServiceKeys {
         let (value, None) = (values.next()?, values.next()) else { return None };
         let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
         let given: [u8; 32] = Sha256::digest(key.trim()).into();
-        let same = |hash: &[u8; 32]| verify_slices_are_equal(hash, &given).is_ok();
-        let matching = self.0.iter().filter(|(_, hash)| same(hash)).map(|(label, _)| label.as_str()).last();
+        let mut matching = None;
+        for (label, hash) in &self.0 {
+            if verify_slices_are_equal(hash, &given).is_ok() {
+                matching = Some(label.as_str());
+            }
+        }
         matching.filter(|_| scheme.eq_ignore_ascii_case("bearer"))
     }
 }

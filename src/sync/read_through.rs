@@ -71,7 +71,7 @@ impl ReadThrough {
     /// in meanwhile, or [`Stored::Absent`] when WorkOS does not know it either.
     ///
     /// # Errors
-    /// [`NotAsked`], within [`PATIENCE`].
+    /// [`NotAsked`], within five seconds.
     pub async fn read(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
         let flight = {
             let mut shelf = self.shelf();

@@ -22,4 +22,5 @@ mod reconcile;
 mod signature;
 mod simulated_workos;
 mod simulation;
+mod sql;
 mod support;

@@ -167,6 +167,7 @@ fn the_store_holds_no_hot_statement_that_is_not_explained_here() {
             "migrations.lock",
             "migrations.present",
             "migrations.schema",
+            "roles.present",
             "users.by_external_id",
             "users.by_id",
             "users.by_ids",

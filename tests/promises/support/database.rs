@@ -20,7 +20,12 @@ struct Server {
     options: PgConnectOptions,
     /// Names this run's databases; the session that holds the advisory lock of this number shows that it is alive.
     run: u32,
+    /// The roles of applications were there before this run: on somebody's server they stay.
+    roles: OnceLock<bool>,
 }
+
+/// Roles belong to a server, not to a database.
+const ROLES: &str = "select to_regrole('workos_reader') is not null or to_regrole('workos_end_user') is not null";
 
 fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
@@ -29,13 +34,13 @@ fn server() -> &'static Server {
         let server = if let Some(url) = std::env::var_os("DATABASE_URL").filter(|url| !url.is_empty()) {
             let options =
                 PgConnectOptions::from_str(url.to_str().expect("DATABASE_URL is text")).expect("DATABASE_URL is a URL");
-            Server { private: None, options, run }
+            Server { private: None, options, run, roles: OnceLock::new() }
         } else {
             let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
             let private =
                 PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap_or_else(|error| panic!("{error}"));
             let options = PgConnectOptions::from_str(&private.url("postgres")).unwrap();
-            Server { private: Some(private), options, run }
+            Server { private: Some(private), options, run, roles: OnceLock::new() }
         };
         if server.private.is_none() {
             stay_alive(server.options.clone(), run);
@@ -118,6 +123,8 @@ fn template(server: &Server) -> String {
 async fn prepare_template(server: &Server) {
     let template = template(server);
     let mut connection = admin(server).await;
+    let roles = sqlx::query_scalar(ROLES).fetch_one(&mut connection).await.unwrap();
+    server.roles.get_or_init(|| roles);
     run(&mut connection, format!("create database {template}")).await;
     let pool =
         PgPoolOptions::new().max_connections(1).connect_with(server.options.clone().database(&template)).await.unwrap();
@@ -206,6 +213,10 @@ impl Drop for TestDatabase {
             run(&mut connection, sql).await;
             if let Some(last) = last {
                 run(&mut connection, last).await;
+                if server().roles.get() == Some(&false) {
+                    // Another run on this server may be using them.
+                    let _ = connection.execute("drop role if exists workos_reader, workos_end_user").await;
+                }
             }
         });
     }
