@@ -2,6 +2,7 @@
 
 mod background;
 mod builder;
+mod extract;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Identity, TokenError};
 use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, Served};
-pub use crate::http::{CONNECTIONS, KEY_LENGTH};
+pub use crate::http::{CONNECTIONS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::store::environment::Unfit;
@@ -24,6 +25,7 @@ use crate::store::roles;
 use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
 pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
+pub use extract::AuthUser;
 
 /// How long the database is left alone between two tries at start.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
@@ -69,6 +71,22 @@ impl AuthKit {
     /// is a reason to sign anybody out.
     pub async fn get_auth_user(&self, token: &str) -> Result<User, LookupError> {
         self.edge.lookups.session(token).await.map(|(user, _)| user)
+    }
+
+    /// The live user with this id; where read-through is on, WorkOS is asked about one who is not here.
+    ///
+    /// # Errors
+    /// [`LookupError`], but none about a token.
+    pub async fn get_user(&self, id: &str) -> Result<User, LookupError> {
+        self.edge.lookups.user(id).await
+    }
+
+    /// The live user with this external id, if there is one; of several the one WorkOS changed last.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn get_user_by_external_id(&self, external_id: &str) -> Result<Option<User>, StoreError> {
+        self.edge.store.user_by_external_id(external_id).await
     }
 
     /// The token's own claims, checked, without asking the database.

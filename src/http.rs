@@ -27,6 +27,8 @@ use crate::sync::driver::Jobs;
 use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
+pub(crate) use auth::bearer;
+pub use error::Refusal as Rejection;
 pub use server::CONNECTIONS;
 pub(crate) use server::{Limits, Served, serve};
 pub use service_keys::KEY_LENGTH;

@@ -30,4 +30,9 @@ pub mod sync;
 mod telemetry;
 pub mod workos;
 
-pub use authkit::AuthKit;
+pub use authkit::{AuthKit, AuthUser};
+
+/// The README's examples are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -52,7 +52,7 @@ struct Session {
 }
 
 /// The token of `Authorization: Bearer <token>` (RFC 6750); the scheme's case does not matter.
-fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or_else(|| Refusal::token_missing("send `Authorization: Bearer <access token>`"))?;
     if values.next().is_some() {

@@ -10,9 +10,14 @@ use crate::auth::TokenError;
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 
-/// A refusal. Its texts hold nothing of a user, a token or a payload.
+/// A refusal, as an HTTP answer. Its texts hold nothing of a user, a token or a payload.
+///
+/// An application that wants to word it differently takes `Result<AuthUser, Rejection>` as its argument and answers by
+/// [`Rejection::status`] and [`Rejection::code`](Refusal::code).
+///
+/// [`Rejection::status`]: Refusal::status
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     status: StatusCode,
     /// What programs look at.
     code: &'static str,
@@ -25,6 +30,24 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// Who must act: 4xx the caller, 503 we.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What programs look at: `token_expired`, `user_deleted`, `database_unavailable` and the others of the README's table.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// What people read.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), reason: code, challenge: None, retry_after: None }
     }

@@ -7,6 +7,7 @@ mod command_line;
 mod convergence;
 mod crash;
 mod dev;
+mod embedding;
 mod erasure;
 mod inbox;
 mod layers;

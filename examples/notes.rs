@@ -1,0 +1,70 @@
+//! A small application: signed-in users keep notes. Its table points at the synced users, and its routes ask who calls.
+//!
+//! ```sh
+//! DATABASE_URL=… WORKOS_CLIENT_ID=… cargo run --example notes
+//! ```
+
+use authkit_sync::{AuthKit, AuthUser};
+use axum::extract::{FromRef, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use sqlx::PgPool;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    /// Knows who calls.
+    pub(crate) authkit: AuthKit,
+    /// The application's own tables, and the synced users beside them.
+    pub(crate) pool: PgPool,
+}
+
+impl FromRef<App> for AuthKit {
+    fn from_ref(app: &App) -> Self {
+        app.authkit.clone()
+    }
+}
+
+/// The application's own table. A user's deletion at WorkOS leaves a tombstone, so the foreign key never breaks.
+pub(crate) const TABLE: &str = "
+    create table if not exists notes (
+        id      bigint generated always as identity primary key,
+        user_id text collate \"C\" not null references workos.user_records (id),
+        body    text not null
+    )";
+
+/// The application: its own routes, and the service's below `/sync`.
+pub(crate) fn app(app: App) -> Router {
+    let sync = app.authkit.router();
+    Router::new().route("/", get(welcome)).route("/notes", get(list).post(add)).with_state(app).nest("/sync", sync)
+}
+
+async fn welcome(caller: Option<AuthUser>) -> String {
+    caller.map_or_else(|| "hello stranger".to_owned(), |caller| format!("hello {}", caller.user.email))
+}
+
+async fn list(AuthUser { user, .. }: AuthUser, State(app): State<App>) -> Result<Json<Vec<String>>, StatusCode> {
+    let notes = sqlx::query_scalar("select body from notes where user_id = $1 order by id").bind(&user.id);
+    notes.fetch_all(&app.pool).await.map(Json).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn add(AuthUser { user, .. }: AuthUser, State(app): State<App>, body: String) -> Result<StatusCode, StatusCode> {
+    let insert = sqlx::query("insert into notes (user_id, body) values ($1, $2)").bind(&user.id).bind(body);
+    insert.execute(&app.pool).await.map(|_| StatusCode::CREATED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let variable = |name: &str| {
+        std::env::var_os(name).and_then(|value| value.into_string().ok()).ok_or(format!("{name} is not set"))
+    };
+    let pool = PgPool::connect(&variable("DATABASE_URL")?).await?;
+    authkit_sync::store::migrations::run(&pool).await?;
+    sqlx::query(TABLE).execute(&pool).await?;
+    let authkit = AuthKit::builder(pool.clone(), variable("WORKOS_CLIENT_ID")?).build()?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    println!("http://{}", listener.local_addr()?);
+    axum::serve(listener, app(App { authkit, pool })).await?;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The library in somebody's application: the example, with a real token over real HTTP.
+
+#[path = "../../examples/notes.rs"]
+#[expect(dead_code, reason = "its main is for `cargo run --example notes`")]
+mod notes;
+
+use authkit_sync::AuthKit;
+use authkit_sync::auth::Identity;
+use authkit_sync::authkit::Rejection;
+use authkit_sync::{AuthUser, lookup::LookupError};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use notes::App;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::support::lab::Lab;
+use crate::support::service::Answer;
+
+async fn serve(routes: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    url
+}
+
+fn authkit(lab: &Lab) -> AuthKit {
+    let builder = AuthKit::builder(lab.pool.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
+    builder.clock(lab.clock.clone()).build().unwrap()
+}
+
+async fn ask(method: &str, url: String, token: Option<&str>, body: &'static str) -> Answer {
+    let client = authkit_sync::workos::http::http_client().unwrap();
+    let mut request = client.request(method.parse().unwrap(), url).body(body);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    Answer::of(request.send().await.unwrap()).await
+}
+
+#[tokio::test]
+async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
+    let lab = Lab::new().await;
+    let (ada, grace) = (lab.create_user("Ada"), lab.create_user("Grace"));
+    lab.backfill().await;
+    sqlx::query(notes::TABLE).execute(&lab.pool).await.unwrap();
+    let url = serve(notes::app(App { authkit: authkit(&lab), pool: lab.pool.clone() })).await;
+    let (a, g) = (lab.workos.sign_in(&ada).unwrap(), lab.workos.sign_in(&grace).unwrap());
+    assert_eq!(ask("POST", format!("{url}/notes"), Some(&a), "a note").await.status, 201);
+    assert_eq!(ask("GET", format!("{url}/notes"), Some(&a), "").await.json(), json!(["a note"]));
+    assert_eq!(ask("GET", format!("{url}/notes"), Some(&g), "").await.json(), json!([]));
+    assert_eq!(ask("GET", format!("{url}/notes"), None, "").await.code(), (401, "token_missing".to_owned()));
+    // A guest is whoever sends no header; not whoever sends a bad one.
+    assert_eq!(ask("GET", format!("{url}/"), None, "").await.text, "hello stranger");
+    assert!(ask("GET", format!("{url}/"), Some(&a), "").await.text.contains("@example.test"));
+    let bad = ask("GET", format!("{url}/"), Some("not.a.token"), "").await;
+    assert_eq!(bad.code(), (401, "token_invalid".to_owned()));
+    assert!(bad.header("www-authenticate").contains("error_description"));
+    // The service's own routes, below a prefix.
+    assert_eq!(ask("GET", format!("{url}/sync/auth/user"), Some(&a), "").await.json()["id"], json!(ada));
+    lab.pool.close().await;
+    assert_eq!(ask("GET", format!("{url}/"), Some(&a), "").await.code(), (503, "database_unavailable".to_owned()));
+}
+
+async fn who(identity: Identity) -> String {
+    identity.subject
+}
+
+/// An application's own words for a refusal.
+async fn worded(caller: Result<AuthUser, Rejection>) -> Response {
+    match caller {
+        Ok(caller) => caller.user.id.into_response(),
+        Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED => {
+            (StatusCode::UNAUTHORIZED, format!("please sign in ({}): {}", refusal.code(), refusal.message()))
+                .into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+#[tokio::test]
+async fn extractors_and_lookups_of_the_library() {
+    let lab = Lab::new().await;
+    let id = lab.create_user("Ada");
+    lab.backfill().await;
+    let authkit = authkit(&lab);
+    let url =
+        serve(Router::new().route("/who", get(who)).route("/worded", get(worded)).with_state(authkit.clone())).await;
+    let token = lab.workos.sign_in(&id).unwrap();
+    let stranger = lab.workos.token("user_nobody", "session_1", 300).unwrap();
+    assert_eq!(ask("GET", format!("{url}/who"), Some(&stranger), "").await.text, "user_nobody");
+    assert_eq!(ask("GET", format!("{url}/worded"), Some(&token), "").await.text, id);
+    assert!(ask("GET", format!("{url}/worded"), None, "").await.text.starts_with("please sign in (token_missing)"));
+    assert_eq!(ask("GET", format!("{url}/worded"), Some(&stranger), "").await.code().1, "user_not_found");
+    assert_eq!(authkit.get_auth_user(&token).await.unwrap().id, id);
+    assert_eq!(authkit.get_user(&id).await.unwrap().id, id);
+    assert!(matches!(authkit.get_user("user_nobody").await, Err(LookupError::NotFound)));
+    assert!(authkit.get_user_by_external_id("crm-none").await.unwrap().is_none());
+    assert_eq!(authkit.identity(&token).await.unwrap().subject, id);
+}
