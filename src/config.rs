@@ -140,6 +140,8 @@ pub struct Serve {
     pub background: Background,
     /// `AUTHKIT_SYNC_API_KEYS`, label and key.
     pub service_keys: Vec<(String, String)>,
+    /// `AUTHKIT_SYNC_CORS_ORIGINS`
+    pub cors_origins: Vec<String>,
     /// `AUTHKIT_SYNC_READ_THROUGH`
     pub read_through: bool,
     /// `WORKOS_WEBHOOK_SECRET`
@@ -282,6 +284,7 @@ impl Reader<'_> {
         let environment = self.environment();
         let background = self.background();
         let read_through = self.parsed("AUTHKIT_SYNC_READ_THROUGH", value::on_off);
+        let cors_origins = self.parsed("AUTHKIT_SYNC_CORS_ORIGINS", value::origins).unwrap_or_default();
         let service_keys = self.parsed("AUTHKIT_SYNC_API_KEYS", value::service_keys).unwrap_or_default();
         if service_keys.iter().any(|(_, key)| self.text("WORKOS_API_KEY") == Some(key)) {
             self.problems.push(
@@ -314,6 +317,7 @@ impl Reader<'_> {
             environment: environment?,
             background: background?,
             service_keys,
+            cors_origins,
             read_through: read_through?,
             webhook_secrets,
             issuers,

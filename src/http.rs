@@ -2,6 +2,7 @@
 
 mod auth;
 mod body;
+mod conditional;
 mod error;
 mod ops;
 mod server;
@@ -14,9 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
+use tower_http::cors::CorsLayer;
 
 use crate::auth::KeyCache;
 use crate::domain::clock::Clock;
@@ -45,6 +48,8 @@ pub(crate) struct Edge {
     pub(crate) webhook_secrets: Vec<Secret>,
     /// The keys of backends that read users; without one they cannot.
     pub(crate) service_keys: ServiceKeys,
+    /// Whose pages may ask.
+    pub(crate) cors_origins: Vec<HeaderValue>,
     /// Where WorkOS posts.
     pub(crate) webhook_path: String,
     /// How far a signature's time may lie from ours.
@@ -75,17 +80,35 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
         .route("/auth/user", get(auth::user))
         .route("/auth/session", get(auth::session))
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through));
-    let mut routes = lookups
-        .route("/auth/identity", get(auth::identity))
+    let mut asked = lookups.route("/auth/identity", get(auth::identity));
+    if !edge.service_keys.is_empty() {
+        asked = asked.nest("/user_management", user_management(&edge));
+    }
+    let mut routes = asked
+        .layer(middleware::from_fn(conditional::answer))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz));
-    if !edge.service_keys.is_empty() {
-        routes = routes.nest("/user_management", user_management(&edge));
-    }
     if !edge.webhook_secrets.is_empty() {
         routes = routes.route(&edge.webhook_path, post(webhook::receive));
     }
-    routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request)).with_state(edge)
+    let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
+    match cors(&edge.cors_origins) {
+        Some(cors) => routes.layer(cors).with_state(edge),
+        None => routes.with_state(edge),
+    }
+}
+
+/// Lets pages of these origins, and no others, ask with a token of their user. No cookies: there are none.
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let exposed =
+        [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER, HeaderName::from_static("x-request-id")];
+    let layer = CorsLayer::new()
+        .allow_origin(origins.to_vec())
+        .allow_methods([Method::GET, Method::HEAD])
+        .allow_headers([header::AUTHORIZATION, header::IF_NONE_MATCH, HeaderName::from_static("x-request-id")])
+        .expose_headers(exposed)
+        .max_age(Duration::from_secs(600));
+    (!origins.is_empty()).then_some(layer)
 }
 
 /// WorkOS's own read API.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use sqlx::postgres::PgPool;
 use tokio::sync::Semaphore;
 
@@ -67,6 +68,7 @@ pub struct Builder {
     migrate: bool,
     api_key: Option<ApiKey>,
     service_keys: ServiceKeys,
+    cors_origins: Vec<HeaderValue>,
     read_through: bool,
     jobs: Jobs,
 }
@@ -108,6 +110,7 @@ impl Builder {
             migrate: false,
             api_key: None,
             service_keys: ServiceKeys::default(),
+            cors_origins: Vec::new(),
             read_through: true,
             jobs: Jobs {
                 catch_up: true,
@@ -143,6 +146,12 @@ impl Builder {
     /// Without any key there are no such routes.
     pub fn service_key(mut self, label: &str, key: &str) -> Self {
         self.service_keys.add(label, key);
+        self
+    }
+
+    /// Lets pages of these origins (`https://app.example.com`) ask from a browser. Default none; what is no origin is left out.
+    pub fn cors_origins(mut self, origins: &[String]) -> Self {
+        self.cors_origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         self
     }
 
@@ -328,6 +337,7 @@ impl Builder {
             edge: Arc::new(Edge {
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
                 service_keys: self.service_keys,
+                cors_origins: self.cors_origins,
                 watch,
                 jobs: context.jobs.clone(),
                 catches_up: jobs.catch_up,

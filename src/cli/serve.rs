@@ -10,7 +10,7 @@ use super::{Exit, Failure, with_settings};
 use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
-const SETTINGS: [&str; 29] = [
+const SETTINGS: [&str; 30] = [
     "DATABASE_URL",
     "WORKOS_CLIENT_ID",
     "WORKOS_API_KEY",
@@ -23,6 +23,7 @@ const SETTINGS: [&str; 29] = [
     "AUTHKIT_SYNC_LISTEN",
     "AUTHKIT_SYNC_OPS_LISTEN",
     "AUTHKIT_SYNC_API_KEYS",
+    "AUTHKIT_SYNC_CORS_ORIGINS",
     "AUTHKIT_SYNC_READ_THROUGH",
     "AUTHKIT_SYNC_WEBHOOK_PATH",
     "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
@@ -86,6 +87,7 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .backfill(background.backfill)
         .reconcile_interval(background.reconcile_interval)
         .retention(background.retention)
+        .cors_origins(&settings.cors_origins)
         .read_through(settings.read_through)
         .issuers(settings.issuers)
         .audiences(settings.audiences)

@@ -68,6 +68,7 @@ pub const SETTINGS: &[Setting] = &[
         "AUTHKIT_SYNC_API_KEYS",
         "keys of backends that read /user_management/users, as label:key, separated by commas; at least 32 characters each",
     ),
+    required("AUTHKIT_SYNC_CORS_ORIGINS", "origins whose pages may ask from a browser, separated by commas; never *"),
     optional("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/webhook", "where WorkOS posts"),
     optional(
         "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",

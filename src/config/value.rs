@@ -45,6 +45,17 @@ pub(super) fn urls(text: &str) -> Parsed<Vec<String>> {
     list(text)?.iter().map(|item| url(item)).collect()
 }
 
+/// Scheme, host and port, and nothing behind them.
+pub(super) fn origins(text: &str) -> Parsed<Vec<String>> {
+    let wanted = "origins like https://app.example.com, without a path and never *, separated by commas";
+    let origin = |item: &String| {
+        let host = item.strip_prefix("https://").or_else(|| item.strip_prefix("http://"))?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
+        (!host.is_empty() && host.bytes().all(plain)).then(|| item.to_ascii_lowercase())
+    };
+    list(text)?.iter().map(origin).collect::<Option<_>>().ok_or(wanted)
+}
+
 pub(super) fn hostname(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
     if plain { Ok(text.to_owned()) } else { Err("a host name alone, without scheme, port or path") }

@@ -14,24 +14,20 @@ use crate::auth::Identity;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 
-/// Answers are about one caller, and true only now.
-const PRIVATE: [(header::HeaderName, &str); 2] =
-    [(header::CACHE_CONTROL, "private, no-cache"), (header::VARY, "authorization")];
-
 pub(super) async fn user(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let (user, _) = edge.lookups.session(bearer(&headers)?).await?;
-    Ok((PRIVATE, Json(user)))
+    Ok(Json(user))
 }
 
 pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let identity = edge.lookups.identity(bearer(&headers)?).await?;
-    Ok((PRIVATE, Json(identity)))
+    Ok(Json(identity))
 }
 
 pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let (user, identity) = edge.lookups.session(bearer(&headers)?).await?;
     let synced_through = edge.watch.progress().synced_through;
-    Ok((PRIVATE, Json(Session { user, identity, synced_through })))
+    Ok(Json(Session { user, identity, synced_through }))
 }
 
 /// Every answer out of the table says how far the table is complete.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -33,7 +34,11 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
     let method = request.method().clone();
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let id = request_id(request.headers());
     let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
     let took = started.elapsed();
     let status = response.status().as_u16();
     edge.metrics.request(&route, status, took);
@@ -47,6 +52,7 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
         return response;
     }
     tracing::info!(
+        request.id = id,
         http.method = %method,
         http.route = route,
         http.status = status,
@@ -60,6 +66,16 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
         "request"
     );
     response
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The caller's own id of the request, when it is short and plain; else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let given = given.filter(|id| (1..=64).contains(&id.len()) && id.bytes().all(plain));
+    given.map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
 }
 
 /// At most 64 characters of printable ASCII: an id is opaque, and a log line is no place for what else it may hold.

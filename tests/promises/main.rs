@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
 mod backfill;
+mod caches;
 mod catch_up;
 mod command_line;
 mod convergence;
