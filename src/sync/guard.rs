@@ -5,14 +5,19 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use super::driver::{Context, Trouble};
 use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
-use crate::workos::api::{ApiError, Found, Page, Start};
+use crate::workos::api::{Api, ApiError, Found, PAGE, Page, Start};
 
 /// Live users asked about.
 const SAMPLE: i64 = 20;
+
+/// Questions under way at once.
+const AT_ONCE: usize = 5;
 
 /// Pages of deletions read to explain unknown users. A thousand deletions explain more than a sample can hold.
 const PAGES: usize = 20;
@@ -26,12 +31,10 @@ pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
         return Ok(());
     }
     let mut sample: BTreeSet<String> = context.store.sample_live(SAMPLE).await?.into_iter().collect();
-    let mut unknown = BTreeSet::new();
-    for id in sample.clone() {
-        if let Found::Unknown(_) = context.api.user(&id).await? {
-            unknown.insert(id);
-        }
-    }
+    // Some at once: whoever reads through waits for this.
+    let questions = sample.clone().into_iter().map(|id| ask(context.api.clone(), id));
+    let answers: Vec<Option<String>> = stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
+    let mut unknown: BTreeSet<String> = answers.into_iter().flatten().collect();
     if !suspicious(&unknown, &sample) {
         return Ok(());
     }
@@ -46,6 +49,12 @@ pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
         return Err(Trouble::WrongKey { sampled: sample.len(), unknown: unknown.len() });
     }
     Ok(())
+}
+
+/// The id, when WorkOS does not know it.
+async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
+    let found = api.user(&id).await?;
+    Ok(matches!(found, Found::Unknown(_)).then_some(id))
 }
 
 fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
@@ -81,11 +90,9 @@ async fn deletions(context: &Context, since: Option<Timestamp>, last: Option<&st
         (None, Some(since)) => Start::Since(since),
         (None, None) => Start::Anywhere,
     };
-    match context.api.events(&types, start, crate::workos::api::PAGE).await {
+    match context.api.events(&types, start, PAGE).await {
         // Too far back for WorkOS: whatever it still has.
-        Err(ApiError::Refused { .. }) if last.is_none() => {
-            context.api.events(&types, Start::Anywhere, crate::workos::api::PAGE).await
-        }
+        Err(ApiError::Refused { .. }) if last.is_none() => context.api.events(&types, Start::Anywhere, PAGE).await,
         other => other,
     }
 }
