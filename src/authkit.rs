@@ -2,6 +2,7 @@
 
 mod background;
 mod builder;
+mod dispatcher;
 mod extract;
 
 use std::future::Future;
@@ -9,21 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::stream::Stream;
 use sqlx::postgres::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Identity, TokenError};
+use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, Served};
 pub use crate::http::{CONNECTIONS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::store::environment::Unfit;
 use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
 use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
+use crate::sync::feed::FeedError;
 pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
 pub use extract::AuthUser;
 
@@ -42,6 +46,8 @@ pub struct AuthKit {
     connections: usize,
     /// What background work goes with.
     context: Context,
+    /// Where handlers run.
+    handlers: Store,
     jobs: background::Jobs,
 }
 
@@ -97,6 +103,20 @@ impl AuthKit {
         self.edge.lookups.identity(token).await
     }
 
+    /// The present position of the change feed: every change up to it is committed. Read the users after asking for it, and
+    /// follow from it.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn position(&self) -> Result<Position, StoreError> {
+        self.edge.feed.now().await
+    }
+
+    /// Every change behind a position, in order, for ever; see [`Feed::stream`](crate::sync::feed::Feed::stream).
+    pub fn changes(&self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send + use<> {
+        self.edge.feed.clone().stream(after)
+    }
+
     /// The application's routes, to be mounted in any axum 0.8 application. An embedder bounds its own connections.
     pub fn router(&self) -> Router {
         http::router(self.edge.clone())
@@ -123,7 +143,7 @@ impl AuthKit {
         let mut loops = Supervisor::new(metrics.clone(), stop.clone());
         loops.start(self.edge.keys.clone());
         loops.start(self.edge.watch.clone());
-        self.jobs.start(&mut loops, &self.context);
+        self.jobs.start(&mut loops, &self.context, &self.handlers);
         let limits = Limits { connections: self.connections, ..Limits::default() };
         let service = http::service(self.edge.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
@@ -133,6 +153,7 @@ impl AuthKit {
             error = self.unfit() => Err(error),
         };
         tracing::info!("shutting down: no new connections, open requests are answered");
+        self.edge.closing.cancel();
         stop.cancel();
         let served = public.await;
         if let Some(ops) = ops {

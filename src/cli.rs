@@ -5,6 +5,7 @@ mod backfill;
 mod dev;
 mod events;
 mod exit;
+mod handlers;
 mod healthcheck;
 mod migrate;
 mod rebind;
@@ -61,6 +62,7 @@ pub fn command() -> Command {
         .subcommand(reconcile::command())
         .subcommand(events::command())
         .subcommand(user::command())
+        .subcommand(handlers::command())
         .subcommand(rebind::command())
         .subcommand(webhook::command())
         .subcommand(healthcheck::command());
@@ -82,6 +84,7 @@ fn run(matches: &ArgMatches) -> Exit {
                 "backfill" => backfill::run(matches, &source).await,
                 "reconcile" => reconcile::run(matches, &source).await,
                 "events" => events::run(matches, &source).await,
+                "handlers" => handlers::run(matches, &source).await,
                 "user" => user::run(matches, &source).await,
                 "rebind" => rebind::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,

@@ -2,6 +2,7 @@
 
 mod auth;
 mod body;
+mod changes;
 mod conditional;
 mod error;
 mod ops;
@@ -19,6 +20,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
 
 use crate::auth::KeyCache;
@@ -27,6 +29,7 @@ use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::sync::driver::Jobs;
+use crate::sync::feed::Feed;
 use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
@@ -70,6 +73,10 @@ pub(crate) struct Edge {
     pub(crate) jobs: Arc<Jobs>,
     /// This process takes part in catch-up.
     pub(crate) catches_up: bool,
+    /// What has changed.
+    pub(crate) feed: Feed,
+    /// Cancelled when the service is about to end: nobody should wait for news any longer.
+    pub(crate) closing: CancellationToken,
     /// WorkOS's signing keys, whose state the ops page shows.
     pub(crate) keys: KeyCache,
 }
@@ -84,8 +91,13 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
     if !edge.service_keys.is_empty() {
         asked = asked.nest("/user_management", user_management(&edge));
     }
-    let mut routes = asked
-        .layer(middleware::from_fn(conditional::answer))
+    let mut answered = asked
+        .layer(middleware::from_fn(conditional::answer));
+    if !edge.service_keys.is_empty() {
+        let keyed = middleware::from_fn_with_state(edge.clone(), users::demand_key);
+        answered = answered.route("/changes", get(changes::read).layer(keyed));
+    }
+    let mut routes = answered
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz));
     if !edge.webhook_secrets.is_empty() {

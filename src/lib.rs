@@ -31,6 +31,8 @@ mod telemetry;
 pub mod workos;
 
 pub use authkit::{AuthKit, AuthUser};
+pub use domain::change::Change;
+pub use store::lent::Tx;
 
 /// The README's examples are compiled with the tests.
 #[cfg(doctest)]

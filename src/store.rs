@@ -1,11 +1,16 @@
 //! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
 
 pub mod catch_up;
+pub mod changes;
 pub mod environment;
 pub mod error;
 pub mod events;
+pub mod handler_admin;
+pub mod handler_standing;
+pub mod handlers;
 pub mod inbox;
 pub mod leases;
+pub mod lent;
 pub mod migrations;
 pub mod pages;
 pub mod roles;
@@ -42,6 +47,20 @@ pub struct Store {
     fit: Arc<OnceCell<()>>,
 }
 
+/// How a transaction begins: durable, and bounded on the server's side too. One whose client is gone must not keep its locks,
+/// nor hold up the change feed.
+fn begin(timeout: Duration) -> String {
+    let bound = timeout.as_millis().max(1);
+    format!(
+        "begin isolation level read committed; \
+         set local synchronous_commit = on; \
+         set local statement_timeout = {bound}; \
+         set local lock_timeout = {bound}; \
+         set local idle_in_transaction_session_timeout = {}",
+        bound * 2
+    )
+}
+
 /// What runs inside a transaction. It may run more than once, so it takes itself by reference, and it makes no network
 /// call other than to the database.
 pub trait Work: Sync {
@@ -56,19 +75,12 @@ impl Store {
     /// Serves the environment of `client_id`; `timeout` bounds each transaction and each lookup.
     #[must_use]
     pub fn new(receipts: PgPool, lookups: PgPool, client_id: &str, timeout: Duration) -> Self {
-        let server_side = timeout.as_millis().max(1);
-        let begin = format!(
-            "begin isolation level read committed; \
-             set local synchronous_commit = on; \
-             set local statement_timeout = {server_side}; \
-             set local lock_timeout = {server_side}"
-        );
         Self {
             receipts,
             lookups,
             client_id: client_id.into(),
             timeout,
-            begin: begin.into(),
+            begin: begin(timeout).into(),
             fit: Arc::new(OnceCell::new()),
         }
     }

@@ -6,7 +6,9 @@ pub mod backfill;
 pub mod catch_up;
 pub mod drift;
 pub mod driver;
+pub mod feed;
 mod guard;
+pub mod handlers;
 pub mod housekeeping;
 pub mod inbox;
 pub mod progress;
@@ -21,10 +23,11 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use crate::domain::decide::Stored;
-use crate::domain::event::{Change, Observation, Origin, Outcome};
+use crate::domain::change::Difference;
+use crate::domain::event::{Observation, Origin, Outcome};
 use crate::store::events::Receipt;
-use crate::store::{Store, StoreError, Work, events, users};
-use verdict::{Life, Verdict, inbox_event, judge};
+use crate::store::{Store, StoreError, Work, changes, events, handlers as backlog, users};
+use verdict::{Life, Verdict, inbox_event, judge, news};
 
 /// What became of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,10 +36,12 @@ pub struct Applied {
     pub outcome: Outcome,
     /// Why it did nothing, or could not; holds nothing of the payload.
     pub reason: Option<String>,
-    /// The inbox held this event already (always false for what is no event).
+    /// The inbox held this event already, and as well (always false for what is no event).
     pub duplicate: bool,
     /// What it did to its user; `None` when it did nothing.
-    pub change: Option<Change>,
+    pub difference: Option<Difference>,
+    /// The names of the fields that an update changed.
+    pub changed: Vec<String>,
     /// Its user is deleted, by this observation or an earlier one.
     pub deleted: bool,
 }
@@ -257,7 +262,7 @@ impl<T: Then> Slice<'_, T> {
         stored: &mut Users,
         refused: Option<&str>,
     ) -> Result<Vec<Applied>, StoreError> {
-        let mut changed = BTreeSet::new();
+        let mut written = BTreeSet::new();
         let mut erase = Vec::new();
         let mut applied = Vec::with_capacity(observations.len());
         for observation in observations {
@@ -268,20 +273,28 @@ impl<T: Then> Slice<'_, T> {
                 None => judge(observation, id.and_then(|id| stored.get_mut(id))),
             };
             let after = id.and_then(|id| stored.get(id)).map(Life::of);
-            let change = if news { Life::change(before, after) } else { None };
+            let difference = news.as_ref().and_then(|_| Life::difference(before, after));
             if let Some(id) = id.filter(|_| outcome == Outcome::Applied) {
-                changed.insert(id);
-                if change == Some(Change::Deleted) {
+                written.insert(id);
+                if difference == Some(Difference::Deleted) {
                     erase.push(id.to_owned());
                 }
             }
-            let reason = reason.map(str::to_owned);
-            applied.push(Applied { outcome, reason, duplicate: false, change, deleted: after == Some(Life::Deleted) });
+            applied.push(Applied {
+                outcome,
+                reason: reason.map(str::to_owned),
+                duplicate: false,
+                difference,
+                changed: news.unwrap_or_default(),
+                deleted: after == Some(Life::Deleted),
+            });
         }
-        write(connection, stored, &changed).await?;
+        write(connection, stored, &written).await?;
         self.record(connection, observations, stored, &mut applied).await?;
+        changes::record(connection, &news(self.inbox, observations, &applied)).await?;
         if !erase.is_empty() {
             events::erase(connection, &erase).await?;
+            backlog::erase(connection, &erase).await?;
         }
         Ok(applied)
     }
@@ -309,11 +322,10 @@ impl<T: Then> Slice<'_, T> {
         }
         let firsts: BTreeSet<usize> = receipts.values().map(|(at, _)| *at).collect();
         let receipts: Vec<Receipt<'_>> = receipts.into_values().map(|(_, receipt)| receipt).collect();
-        let origin = match self.inbox {
-            Inbox::Record(origin) => origin,
-            Inbox::Settle => return events::settle(connection, &receipts).await,
+        let new = match self.inbox {
+            Inbox::Record(origin) => events::record(connection, origin, &receipts).await?,
+            Inbox::Settle => events::settle(connection, &receipts).await?,
         };
-        let new = events::record(connection, origin, &receipts).await?;
         for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
             if let Observation::Event(event) = observation {
                 applied.duplicate = !(firsts.contains(&at) && new.contains(&event.id));

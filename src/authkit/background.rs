@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use super::dispatcher::Dispatcher;
+use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::sync::backfill::Backfill;
 use crate::sync::catch_up::CatchUp;
 use crate::sync::driver::Context;
+use crate::sync::handlers::RustHandler;
 use crate::sync::housekeeping::Housekeeping;
 use crate::sync::reconcile::{Mode, Reconcile};
 
@@ -26,11 +29,22 @@ pub(super) struct Jobs {
     pub(super) event_types: Vec<String>,
     /// Webhooks are received, so that the two feeds can be held against each other.
     pub(super) webhooks: bool,
+    /// What the application does when something changes.
+    pub(super) handlers: Vec<RustHandler>,
 }
 
 impl Jobs {
-    /// Starts every loop that works with WorkOS's API, and housekeeping.
-    pub(super) fn start(&self, loops: &mut Supervisor, context: &Context) {
+    /// What a handler names whole is worth reading, whether or not webhooks bring it.
+    pub(super) fn read_what_handlers_take(&mut self) {
+        for name in self.handlers.iter().flat_map(|handler| handler.types.whole()) {
+            if !self.event_types.iter().any(|read| read == name) {
+                self.event_types.push(name.to_owned());
+            }
+        }
+    }
+
+    /// Starts every loop that works with WorkOS's API, housekeeping, and on a pool of their own the handlers.
+    pub(super) fn start(&self, loops: &mut Supervisor, context: &Context, handlers: &Store) {
         if self.catch_up {
             loops.start(CatchUp::new(context.clone(), self.event_types.clone(), self.catch_up_interval));
         }
@@ -43,5 +57,6 @@ impl Jobs {
         }
         let audited = (self.webhooks && self.catch_up).then(|| self.event_types.clone());
         loops.start(Housekeeping::new(context.clone(), self.retention, audited));
+        loops.start(Dispatcher::new(context.on_store(handlers.clone()), self.handlers.clone()));
     }
 }

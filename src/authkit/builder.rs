@@ -6,17 +6,21 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use sqlx::postgres::PgPool;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::AuthKit;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
+use crate::domain::handler::{self, Types};
 use crate::http::{CONNECTIONS, Edge, ServiceKeys};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::driver::Context;
+use crate::sync::feed::Feed;
+use crate::sync::handlers::{Handle, RustHandler, TIMEOUT};
 use crate::sync::progress::Watch;
 use crate::sync::read_through::ReadThrough;
 use crate::workos::api::{Api, ApiKey};
@@ -50,6 +54,8 @@ pub struct Builder {
     receipts: PgPool,
     lookups: PgPool,
     background: PgPool,
+    handlers: PgPool,
+    handler_timeout: Duration,
     client_id: String,
     database_timeout: Duration,
     api_base: String,
@@ -71,6 +77,8 @@ pub struct Builder {
     cors_origins: Vec<HeaderValue>,
     read_through: bool,
     jobs: Jobs,
+    /// What [`Builder::build`] will refuse.
+    mistakes: Vec<String>,
 }
 
 struct KeySourceArgument(Arc<dyn KeySource>);
@@ -91,7 +99,9 @@ impl Builder {
         Self {
             receipts: pool.clone(),
             lookups: pool.clone(),
-            background: pool,
+            background: pool.clone(),
+            handlers: pool,
+            handler_timeout: TIMEOUT,
             client_id,
             database_timeout: store::TIMEOUT,
             api_base: WORKOS_API.to_owned(),
@@ -120,7 +130,9 @@ impl Builder {
                 retention: RETENTION,
                 event_types: EVENT_TYPES.map(str::to_owned).to_vec(),
                 webhooks: false,
+                handlers: Vec::new(),
             },
+            mistakes: Vec::new(),
         }
     }
 
@@ -133,6 +145,74 @@ impl Builder {
     /// Background work draws on a pool of its own, so that a backfill starves neither webhooks nor lookups.
     pub fn background_pool(mut self, pool: PgPool) -> Self {
         self.background = pool;
+        self
+    }
+
+    /// Handlers draw on a pool of their own, so that a slow one starves nothing else.
+    pub fn handler_pool(mut self, pool: PgPool) -> Self {
+        self.handlers = pool;
+        self
+    }
+
+    /// Does something when something changes: `types` are event types, whole (`user.created`), by their first words
+    /// (`user.*`) or any (`*`), separated by commas.
+    ///
+    /// Of `user.*` the handler gets every change of that kind, whichever way it came to light; of any other type every event.
+    /// Its writes through [`Tx`](crate::store::lent::Tx) commit together with the fact that it has run: exactly once in effect, one user's changes in
+    /// order. An error rolls back and is tried again, with growing rests, for about an hour; then the change is set aside
+    /// (`authkit-sync handlers list`), and its user's later ones go on. Progress is kept under `name`: keep it. A new name
+    /// starts at the end of the feed.
+    ///
+    /// ```
+    /// use authkit_sync::{AuthKit, Change, Tx};
+    ///
+    /// async fn welcome(change: Change, mut tx: Tx) -> Result<(), sqlx::Error> {
+    ///     if let Some(user) = change.user.filter(|_| change.origin.is_live()) {
+    ///         sqlx::query("insert into mails (recipient, template) values ($1, 'welcome')")
+    ///             .bind(user.email)
+    ///             .execute(&mut *tx)
+    ///             .await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+    /// let authkit = AuthKit::builder(pool, "client_…").on("welcome", "user.created", welcome).build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn on(self, name: &str, types: &str, handler: impl Handle) -> Self {
+        self.handle(name, types, false, handler)
+    }
+
+    /// As [`Builder::on`], but while it is new the handler is first told of every live user: one `created` of origin
+    /// `backfill` each.
+    pub fn on_from_start(self, name: &str, types: &str, handler: impl Handle) -> Self {
+        self.handle(name, types, true, handler)
+    }
+
+    fn handle(mut self, name: &str, types: &str, from_start: bool, handler: impl Handle) -> Self {
+        let types = match Types::parse(types) {
+            Ok(types) => types,
+            Err(error) => {
+                self.mistakes.push(format!("handler {name}: {error}"));
+                return self;
+            }
+        };
+        if !handler::is_name(name) {
+            self.mistakes.push(format!("handler {name:?}: {}", handler::NAME));
+        }
+        if self.jobs.handlers.iter().any(|other| *other.name == *name) {
+            self.mistakes.push(format!("there are two handlers of the name {name}: progress is kept under it"));
+        }
+        let handle = Arc::new(handler);
+        self.jobs.handlers.push(RustHandler { name: name.into(), types, from_start, timeout: self.handler_timeout, handle });
+        self
+    }
+
+    /// How long a handler in Rust may take with one change; those added before keep theirs. Default
+    /// [`TIMEOUT`](crate::sync::handlers::TIMEOUT).
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.handler_timeout = timeout;
         self
     }
 
@@ -300,6 +380,9 @@ impl Builder {
         if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
             return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
         }
+        if let Some(mistake) = self.mistakes.into_iter().next() {
+            return Err(BuildError(mistake));
+        }
         let migrate = self.migrate.then(|| self.receipts.clone());
         let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);
         let source = match self.key_source {
@@ -320,9 +403,11 @@ impl Builder {
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);
+        let handlers = store.on_pool(self.handlers);
         let watch = Watch::new(background.clone(), metrics.clone());
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
+        jobs.read_what_handlers_take();
         if !has_key {
             (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
         }
@@ -341,6 +426,8 @@ impl Builder {
                 watch,
                 jobs: context.jobs.clone(),
                 catches_up: jobs.catch_up,
+                feed: Feed::new(store.clone()),
+                closing: CancellationToken::new(),
                 store,
                 webhook_secrets: self.webhook_secrets,
                 webhook_path: self.webhook_path,
@@ -353,6 +440,7 @@ impl Builder {
                 keys,
             }),
             context,
+            handlers,
             jobs,
         })
     }

@@ -67,7 +67,7 @@ impl From<Trouble> for Failure {
     fn from(trouble: Trouble) -> Self {
         let exit = match trouble {
             Trouble::Store(error) => return error.into(),
-            Trouble::Api(ApiError::KeyRefused(_)) => Exit::Config,
+            Trouble::Api(ApiError::KeyRefused(_)) | Trouble::NameTaken(_) => Exit::Config,
             Trouble::WrongKey { .. } | Trouble::TooMany { .. } | Trouble::NobodyListed { .. } => Exit::No,
             Trouble::Api(_) | Trouble::Endless | Trouble::Backwards => Exit::Unavailable,
         };

@@ -11,7 +11,10 @@ use crate::store::Store;
 const ABOUT: &str = "\
 Gives this database to the environment of WORKOS_CLIENT_ID, for a dump restored into another environment: forgets how far
 catch-up and backfill had come, and lets the first complete reconcile make tombstones of the old environment's users.
-Services that run on this database have to be restarted.";
+Services that run on this database have to be restarted.
+
+Positions of the change feed become void, so that followers begin anew. To the client id it has already, that is all it does:
+run it so after a snapshot of the disk was put back, which the database cannot notice by itself.";
 
 pub(super) fn command() -> Command {
     let command = Command::new("rebind")
@@ -29,7 +32,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if matches.get_flag("json") {
         println!("{}", json!({ "from": old, "to": client_id }));
     } else if old.as_ref() == Some(&client_id) {
-        println!("{client_id} already; its positions are forgotten, and the next reconcile may delete without bound");
+        println!("{client_id} already; only the positions of the change feed are void now, and followers begin anew");
     } else {
         println!("from {} to {client_id}; now restart the service", old.as_deref().unwrap_or("nobody"));
     }

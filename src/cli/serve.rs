@@ -79,6 +79,7 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .migrate(migrate)
         .lookup_pool(pool(&database))
         .background_pool(pool(&database))
+        .handler_pool(pool(&database))
         .database_timeout(database.timeout)
         .api_base(environment.api_base)
         .catch_up(background.catch_up)

@@ -5,7 +5,7 @@
 //! same observations ends in the same state (promise 3), and a deleted user stays deleted (promise 4).
 
 use super::timestamp::Timestamp;
-use super::user::User;
+use super::user::{LAST_SIGN_IN_AT, User};
 use super::version::Version;
 
 /// A user as the table holds it.
@@ -37,16 +37,26 @@ pub enum Seen<'a> {
 }
 
 /// Whether the observation changed the stored state, and if not, why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The state changed.
-    Applied,
+    Applied {
+        /// The names of the fields in which a live user differs; empty when it was not one before, or is none now.
+        changed: Vec<String>,
+    },
     /// The row says what it said, as of a later observation.
     Confirmed,
     /// The row stands on this observation already or on a later one.
     Older,
     /// The user is deleted.
     Deleted,
+}
+
+impl Decision {
+    /// What cannot be said field by field.
+    fn applied() -> Self {
+        Self::Applied { changed: Vec::new() }
+    }
 }
 
 /// Joins an observation into the stored state.
@@ -56,27 +66,28 @@ pub fn decide(stored: &mut Stored, seen: Seen<'_>) -> Decision {
         (Stored::Tombstone { deleted_at }, Seen::Deleted(at)) => {
             if earlier(at, *deleted_at) {
                 *deleted_at = at;
-                Decision::Applied
+                Decision::applied()
             } else {
                 Decision::Deleted
             }
         }
         (_, Seen::Deleted(deleted_at)) => {
             *stored = Stored::Tombstone { deleted_at };
-            Decision::Applied
+            Decision::applied()
         }
         (Stored::Absent, Seen::Live(user, version)) => {
             *stored = Stored::Live { user: Box::new(user.clone()), version: version.clone() };
-            Decision::Applied
+            Decision::applied()
         }
         (Stored::Live { user: row, version: standing }, Seen::Live(user, version)) => {
             let signed_in = row.last_sign_in_at.max(user.last_sign_in_at);
             let decision = if *version > *standing {
                 let before = std::mem::replace(&mut **row, User { last_sign_in_at: signed_in, ..user.clone() });
                 *standing = version.clone();
-                if before.differences(row).is_empty() { Decision::Confirmed } else { Decision::Applied }
+                let changed = before.differences(row);
+                if changed.is_empty() { Decision::Confirmed } else { Decision::Applied { changed } }
             } else if signed_in > row.last_sign_in_at {
-                Decision::Applied
+                Decision::Applied { changed: vec![LAST_SIGN_IN_AT.to_owned()] }
             } else {
                 Decision::Older
             };
@@ -130,6 +141,10 @@ mod tests {
         Stored::Live { user: Box::new(user(name, Some(5))), version: version.clone() }
     }
 
+    fn changed(field: &str) -> Decision {
+        Decision::Applied { changed: vec![field.to_owned()] }
+    }
+
     fn name_of(stored: &Stored) -> Option<&str> {
         match stored {
             Stored::Live { user, .. } => user.first_name.as_deref(),
@@ -141,9 +156,9 @@ mod tests {
     fn a_higher_version_replaces_and_a_lower_or_equal_one_does_not() {
         let standing = version(10, 10, "event_5");
         for (seen, decision, name) in [
-            (version(11, 1, "event_1"), Decision::Applied, "new"),
-            (version(10, 11, "event_1"), Decision::Applied, "new"),
-            (version(10, 10, "event_6"), Decision::Applied, "new"),
+            (version(11, 1, "event_1"), changed("first_name"), "new"),
+            (version(10, 11, "event_1"), changed("first_name"), "new"),
+            (version(10, 10, "event_6"), changed("first_name"), "new"),
             (version(10, 10, "event_5"), Decision::Older, "old"),
             (version(10, 10, "event_4"), Decision::Older, "old"),
             (version(10, 9, "event_9"), Decision::Older, "old"),
@@ -166,9 +181,9 @@ mod tests {
     #[test]
     fn last_sign_in_is_the_maximum_whatever_the_version() {
         for (updated, signed_in, expected, decision) in [
-            (11, None, 5, Decision::Applied),
-            (11, Some(3), 5, Decision::Applied),
-            (9, Some(7), 7, Decision::Applied),
+            (11, None, 5, changed("first_name")),
+            (11, Some(3), 5, changed("first_name")),
+            (9, Some(7), 7, changed("last_sign_in_at")),
             (9, Some(4), 5, Decision::Older),
         ] {
             let mut stored = live("old", &version(10, 10, "e"));
@@ -182,11 +197,11 @@ mod tests {
     #[test]
     fn nothing_revives_the_deleted_and_the_earliest_instant_stays() {
         let mut stored = live("old", &version(10, 10, "e"));
-        assert_eq!(decide(&mut stored, Seen::Deleted(None)), Decision::Applied);
+        assert_eq!(decide(&mut stored, Seen::Deleted(None)), Decision::applied());
         assert_eq!(decide(&mut stored, Seen::Live(&user("new", Some(99)), &version(99, 99, "z"))), Decision::Deleted);
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(8)))), Decision::Applied);
+        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(8)))), Decision::applied());
         assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(9)))), Decision::Deleted);
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(7)))), Decision::Applied);
+        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(7)))), Decision::applied());
         assert_eq!(decide(&mut stored, Seen::Deleted(None)), Decision::Deleted);
         assert!(matches!(stored, Stored::Tombstone { deleted_at: Some(t) } if t == at(7)));
     }
@@ -194,7 +209,7 @@ mod tests {
     #[test]
     fn a_delete_before_the_create_leaves_a_tombstone() {
         let mut stored = Stored::Absent;
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(3)))), Decision::Applied);
+        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(3)))), Decision::applied());
         assert_eq!(decide(&mut stored, Seen::Live(&user("new", None), &version(1, 1, "e"))), Decision::Deleted);
         assert!(matches!(stored, Stored::Tombstone { .. }));
     }

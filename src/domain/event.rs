@@ -82,17 +82,6 @@ pub enum Observation {
     },
 }
 
-/// What an observation did to its user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// The user was not here before.
-    Created,
-    /// The user was, and differs now.
-    Updated,
-    /// The user is gone.
-    Deleted,
-}
-
 impl Observation {
     /// The user it names, whose row must be locked and whose deletion erases it.
     #[must_use]
@@ -131,6 +120,20 @@ impl Origin {
             Self::Reconcile => "reconcile",
             Self::ReadThrough => "read_through",
         }
+    }
+
+    /// The origin of that word.
+    #[must_use]
+    pub fn read(word: &str) -> Option<Self> {
+        let all = [Self::Webhook, Self::CatchUp, Self::Backfill, Self::Reconcile, Self::ReadThrough];
+        all.into_iter().find(|origin| origin.as_str() == word)
+    }
+
+    /// It tells of what has just happened. Backfill and reconcile find what may be years old: nobody wants ten thousand
+    /// welcome mails for that.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::Backfill | Self::Reconcile)
     }
 }
 

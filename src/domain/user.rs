@@ -26,6 +26,9 @@ pub const FIELDS: [&str; 14] = [
     "updated_at",
 ];
 
+/// The field that WorkOS moves without a word.
+pub const LAST_SIGN_IN_AT: &str = "last_sign_in_at";
+
 /// Fields we have no column for, as they were sent: numbers keep their digits.
 pub type Extra = BTreeMap<String, Box<RawValue>>;
 
@@ -84,7 +87,7 @@ impl User {
             ("profile_picture_url", self.profile_picture_url == other.profile_picture_url),
             ("external_id", self.external_id == other.external_id),
             ("metadata", self.metadata == other.metadata),
-            ("last_sign_in_at", self.last_sign_in_at == other.last_sign_in_at),
+            (LAST_SIGN_IN_AT, self.last_sign_in_at == other.last_sign_in_at),
             ("locale", self.locale == other.locale),
             ("created_at", self.created_at == other.created_at),
             ("updated_at", self.updated_at == other.updated_at),

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Edge;
+use super::changes::POSITION;
 use super::wide_log::Facts;
 use crate::domain::user::User;
 use crate::lookup::LookupError;
@@ -123,12 +124,14 @@ pub(super) async fn by_external_id(
 pub(super) async fn list(
     State(edge): State<Arc<Edge>>,
     Query(parameters): Query<Vec<(String, String)>>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     let asked = Asked::read(parameters)?;
     // Half a list looks like a whole one.
     if edge.lookups.is_incomplete().await? {
         return Err(Refusal::not_synced());
     }
+    // Asked first, so that the page shows everything up to it.
+    let position = edge.feed.now().await?.to_string();
     let page = edge.store.users_page(&asked.page()).await?;
     let id = |user: &User| user.id.clone();
     let mut before = page.users.first().filter(|_| page.before).map(id);
@@ -136,7 +139,8 @@ pub(super) async fn list(
     if asked.swapped {
         std::mem::swap(&mut before, &mut after);
     }
-    Ok(Json(json!({"object": "list", "data": page.users, "list_metadata": {"before": before, "after": after}})))
+    let body = json!({"object": "list", "data": page.users, "list_metadata": {"before": before, "after": after}});
+    Ok(([(POSITION, position)], Json(body)).into_response())
 }
 
 /// Writes have to go to WorkOS.

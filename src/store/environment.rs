@@ -3,7 +3,7 @@
 use super::migrations::{self, Status};
 use sqlx::postgres::PgConnection;
 
-use super::{Store, StoreError, Work};
+use super::{Store, StoreError, Work, changes};
 
 /// Why this process must not serve this database. Each names the way out.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +175,8 @@ impl Store {
     /// Gives the database to this store's client id, whatever is recorded: forgets every position in the old environment,
     /// and gives the operator's word for the reconcile that will make tombstones of its users. Returns the old client id.
     ///
+    /// Positions in the change feed become void in any case; to the same client id nothing else happens.
+    ///
     /// # Errors
     /// [`StoreError`], also when migrations are pending.
     pub async fn rebind(&self) -> Result<Option<String>, StoreError> {
@@ -198,6 +200,10 @@ impl Work for Rebind<'_> {
             sqlx::query_scalar!("-- environment.rebind_from\nselect client_id from workos.environment for update")
                 .fetch_optional(&mut *connection)
                 .await?;
+        changes::renew_epoch(connection).await?;
+        if old.as_deref() == Some(self.client_id) {
+            return Ok(old);
+        }
         sqlx::query!(
             "-- environment.rebind
             insert into workos.environment (client_id, deletions_accepted)

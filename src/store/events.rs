@@ -69,14 +69,17 @@ pub(crate) async fn record(
     Ok(rows.into_iter().filter(|row| row.new).map(|row| row.id).collect())
 }
 
-/// Gives quarantined rows the outcome of another try, where it went well.
-pub(crate) async fn settle(connection: &mut PgConnection, receipts: &[Receipt<'_>]) -> Result<(), StoreError> {
-    let settled = || receipts.iter().filter(|receipt| receipt.outcome != Outcome::Quarantined);
-    let ids: Vec<String> = settled().map(|receipt| receipt.event.id.clone()).collect();
-    let outcomes: Vec<String> = settled().map(|receipt| receipt.outcome.as_str().to_owned()).collect();
-    let reasons: Vec<Option<&str>> = settled().map(|receipt| receipt.reason.as_deref()).collect();
-    let erased: Vec<bool> = settled().map(|receipt| receipt.erased).collect();
-    sqlx::query!(
+/// Gives quarantined rows the outcome of another try, where it went well, and returns their ids.
+pub(crate) async fn settle(
+    connection: &mut PgConnection,
+    receipts: &[Receipt<'_>],
+) -> Result<HashSet<String>, StoreError> {
+    let well = || receipts.iter().filter(|receipt| receipt.outcome != Outcome::Quarantined);
+    let ids: Vec<String> = well().map(|receipt| receipt.event.id.clone()).collect();
+    let outcomes: Vec<String> = well().map(|receipt| receipt.outcome.as_str().to_owned()).collect();
+    let reasons: Vec<Option<&str>> = well().map(|receipt| receipt.reason.as_deref()).collect();
+    let erased: Vec<bool> = well().map(|receipt| receipt.erased).collect();
+    let settled = sqlx::query_scalar!(
         "-- events.settle
         update workos.events as kept
         set
@@ -86,15 +89,16 @@ pub(crate) async fn settle(connection: &mut PgConnection, receipts: &[Receipt<'_
         from unnest($1::text[], $2::text[], $3::text[], $4::bool[]) as tried (id, outcome, reason, erased)
         where
             kept.id = tried.id
-            and kept.outcome = 'quarantined'",
+            and kept.outcome = 'quarantined'
+        returning kept.id",
         &ids,
         &outcomes,
         &reasons as _,
         &erased
     )
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    Ok(settled.into_iter().collect())
 }
 
 /// Erases every payload of these users. The caller holds their rows' locks, so none can come in behind it.

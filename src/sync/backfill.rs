@@ -11,7 +11,8 @@ use tokio::sync::Mutex;
 use super::driver::{BREATH, Context, Driver, Trouble};
 use super::walk::{Leg, Position, Walk};
 use super::{Applied, Then, apply_then, drift, guard};
-use crate::domain::event::{Change, Origin, Outcome};
+use crate::domain::change::Difference;
+use crate::domain::event::{Origin, Outcome};
 use crate::store::walks::{Counts, Kind, Standing, Step as Move, Tally};
 use crate::store::{StoreError, Work};
 
@@ -173,10 +174,10 @@ impl Backfill {
 /// Counts what became of a page.
 pub(super) fn tally(counts: &mut Counts, applied: &[Applied]) {
     for applied in applied {
-        match (applied.outcome, applied.change) {
+        match (applied.outcome, applied.difference) {
             (Outcome::Quarantined, _) => counts.quarantined += 1,
-            (_, Some(Change::Created)) => counts.new += 1,
-            (_, Some(Change::Updated)) => counts.updated += 1,
+            (_, Some(Difference::Created)) => counts.new += 1,
+            (_, Some(Difference::Updated)) => counts.updated += 1,
             _ if applied.deleted => counts.tombstoned += 1,
             _ => counts.unchanged += 1,
         }

@@ -86,25 +86,21 @@ pub(super) async fn compare(
 }
 
 fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut Counts) -> Option<Kind> {
-    let before = match &standing {
-        Stored::Live { user, .. } => Some(user.clone()),
-        _ => None,
-    };
-    let decision = decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version));
-    match (decision, before, standing) {
-        (Decision::Applied, Some(before), Stored::Live { user, .. }) => {
+    let known = matches!(standing, Stored::Live { .. });
+    match decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version)) {
+        Decision::Applied { changed } if known => {
             counts.updated += 1;
-            Some(Kind::Outdated { fields: before.differences(&user) })
+            Some(Kind::Outdated { fields: changed })
         }
-        (Decision::Applied, ..) => {
+        Decision::Applied { .. } => {
             counts.new += 1;
             Some(Kind::Missing)
         }
-        (Decision::Deleted, ..) => {
+        Decision::Deleted => {
             counts.tombstoned += 1;
             None
         }
-        (Decision::Confirmed | Decision::Older, ..) => {
+        Decision::Confirmed | Decision::Older => {
             counts.unchanged += 1;
             None
         }

@@ -74,6 +74,9 @@ pub enum Trouble {
         /// Live users here.
         live: i64,
     },
+    /// A handler in Rust has the name of one in SQL.
+    #[error("handler {0} is one in SQL; choose another name, or remove that one with `authkit-sync handlers remove`")]
+    NameTaken(String),
     /// The walk cannot come to an end.
     #[error("WorkOS's list of users starts over again and again; the walk is begun anew later")]
     Endless,
@@ -90,7 +93,7 @@ impl Trouble {
             Self::Api(error) => matches!(error, ApiError::Unavailable { .. }),
             Self::Store(error) => !matches!(error, StoreError::Unfit(_)),
             Self::Endless | Self::Backwards => true,
-            Self::WrongKey { .. } | Self::TooMany { .. } | Self::NobodyListed { .. } => false,
+            Self::WrongKey { .. } | Self::TooMany { .. } | Self::NobodyListed { .. } | Self::NameTaken(_) => false,
         }
     }
 
@@ -104,7 +107,7 @@ impl Trouble {
             Self::Api(ApiError::Unavailable { retry_after: Some(wish), .. }) => (*wish).max(jittered),
             Self::WrongKey { .. } => SUSPECTED,
             Self::TooMany { .. } | Self::NobodyListed { .. } => STOPPED,
-            Self::Api(ApiError::Refused { .. }) | Self::Endless | Self::Backwards => LONGEST_REST,
+            Self::Api(ApiError::Refused { .. }) | Self::Endless | Self::Backwards | Self::NameTaken(_) => LONGEST_REST,
             Self::Store(StoreError::Overtaken) => FIRST_REST,
             Self::Api(ApiError::Unavailable { .. }) | Self::Store(_) => jittered,
         }
@@ -176,6 +179,12 @@ impl Context {
         Self { store, api, clock, metrics, jobs: Arc::default(), holder, random: Arc::new(Mutex::new(random)) }
     }
 
+    /// The same process on another pool.
+    #[must_use]
+    pub fn on_store(&self, store: Store) -> Self {
+        Self { store, ..self.clone() }
+    }
+
     fn dice(&self) -> f64 {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).f64()
     }
@@ -195,7 +204,7 @@ impl Context {
     }
 
     /// Notes how a step went, and how long to rest now. `None` is a process standing by.
-    pub(super) fn rest(
+    pub(crate) fn rest(
         &self,
         job: &'static str,
         failures: &mut u32,

@@ -75,12 +75,11 @@ impl Housekeeping {
             self.audit(types, state).await?;
         }
         let now = self.context.clock.now();
-        let dropped = self
-            .context
-            .store
-            .expire_events(now.minus(self.retention), now.minus(self.retention.max(ROWS_STAY)), BATCH)
-            .await?;
-        Ok(Some(if dropped > 0 { PAUSE } else { self.context.about(ROUND) }))
+        let store = &self.context.store;
+        let rows_before = now.minus(self.retention.max(ROWS_STAY));
+        let dropped = store.expire_events(now.minus(self.retention), rows_before, BATCH).await?;
+        let forgotten = store.expire_changes(rows_before, BATCH).await?;
+        Ok(Some(if dropped > 0 || forgotten { PAUSE } else { self.context.about(ROUND) }))
     }
 
     /// Another release may be able to apply what this database has in quarantine.

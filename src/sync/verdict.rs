@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 
-use super::Inbox;
+use super::{Applied, Inbox};
 use crate::domain::decide::{Decision, Seen, Stored, decide};
-use crate::domain::event::{Change, Content, Event, Observation, Outcome};
+use crate::domain::change::Difference;
+use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
+use crate::domain::user::LAST_SIGN_IN_AT;
+use crate::store::changes::News;
 use crate::workos::wire;
 
 /// What of an observation goes into the inbox: an event always, a snapshot only when it could not be applied, or is being
@@ -36,11 +39,11 @@ impl Life {
         }
     }
 
-    pub(super) fn change(before: Option<Self>, after: Option<Self>) -> Option<Change> {
+    pub(super) fn difference(before: Option<Self>, after: Option<Self>) -> Option<Difference> {
         match (before?, after?) {
-            (Self::Unknown, Self::Live) => Some(Change::Created),
-            (Self::Live, Self::Live) => Some(Change::Updated),
-            (Self::Unknown | Self::Live, Self::Deleted) => Some(Change::Deleted),
+            (Self::Unknown, Self::Live) => Some(Difference::Created),
+            (Self::Live, Self::Live) => Some(Difference::Updated),
+            (Self::Unknown | Self::Live, Self::Deleted) => Some(Difference::Deleted),
             // A tombstone whose instant moved is no news to anybody.
             _ => None,
         }
@@ -51,13 +54,13 @@ impl Life {
 pub(super) struct Verdict<'a> {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<&'a str>,
-    /// The user is not what it was.
-    pub(super) news: bool,
+    /// The user is not what it was; with the names of the fields in which a live one differs.
+    pub(super) news: Option<Vec<String>>,
 }
 
 impl<'a> Verdict<'a> {
     pub(super) fn not_applied(outcome: Outcome, reason: Option<&'a str>) -> Self {
-        Self { outcome, reason, news: false }
+        Self { outcome, reason, news: None }
     }
 }
 
@@ -76,10 +79,39 @@ pub(super) fn judge(observation: &Observation, user: Option<&mut Stored>) -> Ver
     let applied = |news| Verdict { outcome: Outcome::Applied, reason: None, news };
     let stale = |reason| Verdict::not_applied(Outcome::Stale, Some(reason));
     match user.map(|stored| decide(stored, seen)) {
-        Some(Decision::Applied) => applied(true),
-        Some(Decision::Confirmed) => applied(false),
+        Some(Decision::Applied { changed }) => applied(Some(changed)),
+        Some(Decision::Confirmed) => applied(None),
         Some(Decision::Older) => stale("the row stands on this observation or a later one"),
         Some(Decision::Deleted) => stale("the user is deleted"),
         None => Verdict::not_applied(Outcome::Quarantined, Some("it names no user")),
     }
+}
+
+/// What a slice has to tell downstream: every difference in a user but for a sign-in, and every event of another type that is
+/// new here. What is tried again counts as caught up; a snapshot among it as found by comparing.
+pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &'a [Applied]) -> Vec<News<'a>> {
+    let told = observations.iter().zip(applied).filter_map(|(observation, applied)| {
+        let event = match observation {
+            Observation::Event(event) => Some(event),
+            Observation::Snapshot(_) | Observation::Gone { .. } => None,
+        };
+        let kind = match (applied.difference, event) {
+            (Some(Difference::Updated), _) if applied.changed == [LAST_SIGN_IN_AT] => return None,
+            (Some(difference), _) => difference.as_str(),
+            (None, Some(event)) if applied.outcome == Outcome::Ignored && !applied.duplicate => &event.event_type,
+            (None, _) => return None,
+        };
+        let origin = match (inbox, event) {
+            (Inbox::Record(origin), _) => origin,
+            (Inbox::Settle, Some(_)) => Origin::CatchUp,
+            (Inbox::Settle, None) => Origin::Reconcile,
+        };
+        Some(News { kind, user_id: observation.user_id(), changed: changed(applied), event, origin })
+    });
+    told.collect()
+}
+
+/// A user who was not here before differs in everything, which goes without saying.
+fn changed(applied: &Applied) -> &[String] {
+    if applied.difference == Some(Difference::Updated) { &applied.changed } else { &[] }
 }

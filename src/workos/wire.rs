@@ -135,6 +135,13 @@ pub(crate) fn kept(event_type: &str, created_at: Option<Timestamp>, payload: &By
     read_event(payload).ok().map(Observation::Event)
 }
 
+/// The `data` of an event that the inbox has kept, fit for PostgreSQL's JSON.
+pub(crate) fn kept_data(payload: &[u8]) -> Option<Box<RawValue>> {
+    let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
+    let fit = json::fit(std::str::from_utf8(without_bom).ok()?);
+    json::object(&fit.text)?.remove("data")
+}
+
 /// Reads a user of WorkOS's REST API. What cannot be applied becomes an event that holds it, for the quarantine.
 pub(crate) fn listed_user(item: &RawValue, observed_at: Timestamp) -> Observation {
     match snapshot(item.get(), observed_at) {

@@ -1,0 +1,80 @@
+//! Which handlers this process works for: those in Rust that it was built with, and every one in SQL.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::supervise::Supervisor;
+use crate::sync::driver::{Context, Driver, Trouble};
+use crate::sync::feed::Feed;
+use crate::sync::handlers::{Again, Along, RustHandler, Worker};
+
+/// Between two looks for handlers that were added.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Starts two loops for each handler, and keeps their metrics.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    context: Context,
+    feed: Feed,
+    rust: Vec<RustHandler>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The handlers in Rust stand in the database.
+    enrolled: bool,
+    /// Handlers whose loops run.
+    started: HashSet<String>,
+    loops: Supervisor,
+    failures: u32,
+}
+
+impl Driver for Dispatcher {
+    const JOB: &'static str = "handlers";
+
+    async fn tick(&self) -> Duration {
+        let mut state = self.state.lock().await;
+        let outcome = self.look(&mut state).await;
+        self.context.rest(Self::JOB, &mut state.failures, outcome.map(|()| Some(INTERVAL)))
+    }
+}
+
+impl Dispatcher {
+    pub(super) fn new(context: Context, rust: Vec<RustHandler>) -> Self {
+        // Loops end with the dispatcher: whoever drops it drops them.
+        let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
+        let state = State { enrolled: false, started: HashSet::new(), loops, failures: 0 };
+        Self { feed: Feed::new(context.store.clone()), context, rust, state: Mutex::new(state) }
+    }
+
+    async fn look(&self, state: &mut State) -> Result<(), Trouble> {
+        let store = &self.context.store;
+        if !state.enrolled {
+            for handler in &self.rust {
+                if !store.enrol_handler(&handler.name, &handler.types, handler.from_start).await? {
+                    return Err(Trouble::NameTaken(handler.name.to_string()));
+                }
+            }
+            state.enrolled = true;
+        }
+        for handler in store.handlers(None).await? {
+            let rust = self.rust.iter().find(|rust| *rust.name == *handler.name).cloned();
+            let ours = rust.is_some() || handler.sql.is_some();
+            if ours && state.started.insert(handler.name.clone()) {
+                let worker = Worker::new(self.context.clone(), self.feed.clone(), &handler.name, rust);
+                let worker = Arc::new(worker);
+                state.loops.start(Along(worker.clone()));
+                state.loops.start(Again(worker));
+            }
+        }
+        for lag in store.handler_lags().await? {
+            self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.set_aside);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! The change feed's words: one committed difference in a user, and where it stands in the feed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
+use serde_json::value::RawValue;
+
+use super::event::Origin;
+use super::timestamp::Timestamp;
+use super::user::User;
+
+/// What an observation did to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The user was not here before.
+    Created,
+    /// The user was, and differs now.
+    Updated,
+    /// The user is gone.
+    Deleted,
+}
+
+impl Difference {
+    /// The word used in the database and in the feed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// What a change is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A user differs.
+    User(Difference),
+    /// An event of a type that changes no user, for example `session.created`.
+    Event(String),
+}
+
+impl Kind {
+    /// From the feed's columns: of an event that changes no user, the kind is its type.
+    #[must_use]
+    pub fn read(kind: &str, event_type: Option<&str>) -> Option<Self> {
+        match (kind, event_type) {
+            (kind, Some(event_type)) if kind == event_type => Some(Self::Event(kind.to_owned())),
+            ("created", _) => Some(Self::User(Difference::Created)),
+            ("updated", _) => Some(Self::User(Difference::Updated)),
+            ("deleted", _) => Some(Self::User(Difference::Deleted)),
+            _ => None,
+        }
+    }
+
+    /// The word used in the feed.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::User(difference) => difference.as_str(),
+            Self::Event(event_type) => event_type,
+        }
+    }
+
+    /// What handlers ask for it by: the type of the event that tells of such a change, whether or not one did.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        match self {
+            Self::User(Difference::Created) => "user.created",
+            Self::User(Difference::Updated) => "user.updated",
+            Self::User(Difference::Deleted) => "user.deleted",
+            Self::Event(event_type) => event_type,
+        }
+    }
+}
+
+/// A place in the feed; everything up to it has been told. Its text is opaque, and void when the epoch is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Which history of the database it belongs to.
+    pub epoch: String,
+    /// Where in it.
+    pub number: i64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.number)
+    }
+}
+
+/// A text that no position has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("that is no position of the change feed")]
+pub struct NotAPosition;
+
+impl FromStr for Position {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let (epoch, number) = text.split_once('-').ok_or(NotAPosition)?;
+        let plain = !epoch.is_empty() && epoch.len() <= 16 && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let number = number.parse().ok().filter(|number| plain && *number >= 0).ok_or(NotAPosition)?;
+        Ok(Self { epoch: epoch.to_owned(), number })
+    }
+}
+
+impl Serialize for Position {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The event that brought a change.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// WorkOS's id.
+    pub id: String,
+    /// For example `user.updated`.
+    pub event_type: String,
+}
+
+/// One committed difference in a user, or an event of another type.
+///
+/// It serialises to the feed's JSON: `position`, `kind`, `user_id`, `changed`, `event_id`, `event_type`, `origin`, `at`, and
+/// `user` (of an event that changes no user, `data`).
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Where it stands.
+    pub position: Position,
+    /// What it is.
+    pub kind: Kind,
+    /// The user it is about.
+    pub user_id: Option<String>,
+    /// The names of the fields that an update changed; empty for everything else.
+    pub changed: Vec<String>,
+    /// The event that brought it; `None` where WorkOS's API was read instead.
+    pub event: Option<Cause>,
+    /// How it reached us. [`Origin::is_live`] tells what happened just now from what was only found.
+    pub origin: Origin,
+    /// When it was committed here.
+    pub at: Timestamp,
+    /// The user as it stands now, which may be later than the change; `None` once it is deleted, and for other events.
+    pub user: Option<User>,
+    /// What an event of another type says; `None` once the inbox lacks it, and for changes of users.
+    pub data: Option<Box<RawValue>>,
+}
+
+impl Serialize for Change {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut change = serializer.serialize_struct("Change", 9)?;
+        change.serialize_field("position", &self.position)?;
+        change.serialize_field("kind", self.kind.as_str())?;
+        change.serialize_field("user_id", &self.user_id)?;
+        change.serialize_field("changed", &self.changed)?;
+        change.serialize_field("event_id", &self.event.as_ref().map(|event| &event.id))?;
+        change.serialize_field("event_type", &self.event.as_ref().map(|event| &event.event_type))?;
+        change.serialize_field("origin", self.origin.as_str())?;
+        change.serialize_field("at", &self.at)?;
+        match self.kind {
+            Kind::User(_) => change.serialize_field("user", &self.user)?,
+            Kind::Event(_) => change.serialize_field("data", &self.data)?,
+        }
+        change.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_read_as_it_is_written_and_nothing_else_is() {
+        let position = Position { epoch: "7f3a9c21".into(), number: 1_042 };
+        assert_eq!(position.to_string().parse(), Ok(position));
+        for text in ["", "7", "-7", "7f3a-", "7f3a--1", "7f 3a-1", "7f3a-99999999999999999999", "a-1-2", "ü-1"] {
+            assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_event_whose_type_is_a_kind_of_change_is_still_an_event() {
+        assert_eq!(Kind::read("created", Some("user.updated")), Some(Kind::User(Difference::Created)));
+        assert_eq!(Kind::read("created", None), Some(Kind::User(Difference::Created)));
+        assert_eq!(Kind::read("created", Some("created")), Some(Kind::Event("created".into())));
+        assert_eq!(Kind::read("session.created", None), None);
+    }
+}

@@ -1,0 +1,321 @@
+//! `workos.changes`: the change feed.
+//!
+//! Positions are drawn while writers run side by side, so a lower one may commit after a higher one. Readers go no further
+//! than the [`Head`]'s horizon, below which nothing will appear any more; how that is known is written at
+//! `workos.feed_head()`.
+
+use sqlx::postgres::PgConnection;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Work};
+use crate::domain::change::{Cause, Kind};
+use crate::domain::event::{Event, Origin};
+use crate::domain::timestamp::Timestamp;
+
+/// The first half of the key of the lock that writers share. `workos.feed_head()` knows it too.
+const LOCK: i32 = 1_717_921_124;
+
+/// Payloads in one page, bytes; the first of a page comes whatever its size.
+const PAYLOADS: i64 = 8 * 1024 * 1024;
+
+/// A change on its way into the feed.
+pub(crate) struct News<'a> {
+    pub(crate) kind: &'a str,
+    pub(crate) user_id: Option<&'a str>,
+    pub(crate) changed: &'a [String],
+    pub(crate) event: Option<&'a Event>,
+    pub(crate) origin: Origin,
+}
+
+/// How far the feed can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Which history of the database positions belong to.
+    pub epoch: String,
+    /// Every change up to here is committed, and none will ever appear there.
+    pub horizon: i64,
+    /// The last position drawn.
+    pub issued: i64,
+    /// Changes up to here are no longer kept.
+    pub expired_through: i64,
+}
+
+/// A row of the feed.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where it stands.
+    pub position: i64,
+    /// What it is.
+    pub kind: Kind,
+    /// The user it is about.
+    pub user_id: Option<String>,
+    /// The names of the fields that an update changed.
+    pub changed: Vec<String>,
+    /// The event that brought it.
+    pub event: Option<Cause>,
+    /// How it reached us.
+    pub origin: Origin,
+    /// When it was committed here.
+    pub at: Timestamp,
+}
+
+struct Row {
+    position: i64,
+    kind: String,
+    user_id: Option<String>,
+    changed: Json<Vec<String>>,
+    event_id: Option<String>,
+    event_type: Option<String>,
+    origin: String,
+    at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for Entry {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let kind = Kind::read(&row.kind, row.event_type.as_deref());
+        let origin = Origin::read(&row.origin);
+        let (Some(kind), Some(origin)) = (kind, origin) else {
+            return Err(StoreError::Unavailable("a change was written by a newer release; upgrade this one".into()));
+        };
+        Ok(Self {
+            position: row.position,
+            kind,
+            user_id: row.user_id,
+            changed: row.changed.0,
+            event: row.event_id.zip(row.event_type).map(|(id, event_type)| Cause { id, event_type }),
+            origin,
+            at: row.at.into(),
+        })
+    }
+}
+
+/// Enters changes, in their order. The caller holds the locks of their users, so that one user's changes are in the order of
+/// their commits.
+pub(crate) async fn record(connection: &mut PgConnection, news: &[News<'_>]) -> Result<(), StoreError> {
+    if news.is_empty() {
+        return Ok(());
+    }
+    let kinds: Vec<&str> = news.iter().map(|news| news.kind).collect();
+    let users: Vec<Option<&str>> = news.iter().map(|news| news.user_id).collect();
+    let changed: Vec<Json<&[String]>> = news.iter().map(|news| Json(news.changed)).collect();
+    let ids: Vec<Option<&str>> = news.iter().map(|news| news.event.map(|event| &*event.id)).collect();
+    let types: Vec<Option<&str>> = news.iter().map(|news| news.event.map(|event| &*event.event_type)).collect();
+    let origins: Vec<&str> = news.iter().map(|news| news.origin.as_str()).collect();
+    sqlx::query!(
+        "-- changes.record
+        with writing as materialized (
+            -- Before any position is drawn: see workos.feed_head().
+            select pg_advisory_xact_lock_shared($7, (last_value & 2147483647)::int4)
+            from workos.changes_position
+        )
+        insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
+        select nextval('workos.changes_position'), kind, user_id, changed, event_id, event_type, origin
+        from
+            writing,
+            unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[])
+                as news (kind, user_id, changed, event_id, event_type, origin)",
+        &kinds as _,
+        &users as _,
+        &changed as _,
+        &ids as _,
+        &types as _,
+        &origins as _,
+        LOCK
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// How far the feed can be read now. What is asked afterwards sees every change up to the horizon.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn feed_head(&self) -> Result<Head, StoreError> {
+        let row = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- changes.head
+                    select
+                        epoch as "epoch!",
+                        horizon as "horizon!",
+                        issued as "issued!",
+                        expired_through as "expired_through!"
+                    from workos.feed_head()"#
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        let (epoch, horizon, issued) = (row.epoch, row.horizon, row.issued);
+        Ok(Head { epoch, horizon, issued, expired_through: row.expired_through })
+    }
+
+    /// Changes up to here are no longer kept.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn expired_through(&self) -> Result<i64, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!("-- changes.kept_from\nselect expired_through from workos.feed")
+                .fetch_one(connection)
+                .await
+        })
+        .await
+    }
+
+    /// The changes behind `after`, up to and with `through`, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn changes(&self, after: i64, through: i64, limit: i64) -> Result<Vec<Entry>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query_as!(
+                    Row,
+                    r#"-- changes.page
+                    select
+                        position,
+                        kind,
+                        user_id,
+                        changed as "changed: Json<Vec<String>>",
+                        event_id,
+                        event_type,
+                        origin,
+                        at
+                    from workos.changes
+                    where
+                        position > $1
+                        and position <= $2
+                    order by position
+                    limit $3"#,
+                    after,
+                    through,
+                    limit
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        rows.into_iter().map(Entry::try_from).collect()
+    }
+
+    /// One change, if it is still kept.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn change(&self, position: i64) -> Result<Option<Entry>, StoreError> {
+        Ok(self.changes(position - 1, position, 1).await?.pop())
+    }
+
+    /// What the inbox still holds of these events, by id, as they were received: as many in the order given as go into one
+    /// page. An event that is not among the answer's ids was left for the next page.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn payloads(&self, ids: &[String]) -> Result<Vec<(String, Option<Vec<u8>>)>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- events.payloads
+                    with named as (
+                        select
+                            id,
+                            payload,
+                            sum(coalesce(octet_length(payload), 0)) over (order by n) as bytes,
+                            n
+                        from unnest($1::text[]) with ordinality as wanted (id, n)
+                        left join workos.events using (id)
+                    )
+                    select id as "id!", payload
+                    from named
+                    where
+                        n = 1
+                        or bytes <= $2
+                    order by n"#,
+                    ids,
+                    PAYLOADS
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.id, row.payload)).collect())
+    }
+
+    /// Drops changes from before that instant, at most so many; whether there were any. What a handler has yet to take stays.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn expire_changes(&self, before: Timestamp, limit: i64) -> Result<bool, StoreError> {
+        self.transaction("expire changes", &Expire { before, limit }).await
+    }
+}
+
+/// Gives the feed another epoch: whoever holds a position has to begin anew.
+pub(crate) async fn renew_epoch(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("-- changes.renew_epoch\nupdate workos.feed set epoch = left(gen_random_uuid()::text, 8)")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+struct Expire {
+    before: Timestamp,
+    limit: i64,
+}
+
+impl Work for Expire {
+    type Output = bool;
+
+    /// From the front, so that followers meet no hole. What stands in a backlog stays for its handler alone.
+    async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+        let through = sqlx::query_scalar!(
+            "-- changes.expire
+            with oldest as (
+                select position, at
+                from workos.changes
+                where not exists (
+                    select from workos.handler_backlog
+                    where handler_backlog.position = changes.position and not from_start
+                )
+                order by position
+                limit $2
+            ),
+            bound as (
+                select min(position) as position
+                from (
+                    select position from oldest where at >= $1
+                    union all
+                    select position + 1 from workos.handlers
+                ) as kept
+            ),
+            dropped as (
+                delete from workos.changes
+                where
+                    position in (select position from oldest)
+                    and position < coalesce((select position from bound), 9223372036854775807)
+                returning position
+            )
+            select max(position) from dropped",
+            OffsetDateTime::from(self.before),
+            self.limit
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let Some(through) = through else { return Ok(false) };
+        sqlx::query!(
+            "-- changes.expired_through
+            update workos.feed
+            set expired_through = greatest(expired_through, $1)",
+            through
+        )
+        .execute(connection)
+        .await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,201 @@
+//! Handlers as an operator sees them.
+
+use serde::Serialize;
+
+use super::{Store, StoreError};
+use crate::domain::timestamp::Timestamp;
+
+/// How a handler stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct HandlerStanding {
+    /// Under which its progress is kept.
+    pub name: String,
+    /// What it takes.
+    pub types: Vec<String>,
+    /// Its function, where it is one in SQL.
+    pub function: Option<String>,
+    /// The role that runs as.
+    pub role: Option<String>,
+    /// `running`, `paused`, `starting` (it is being told of every live user) or `stands still`.
+    pub state: String,
+    /// Why it stands still.
+    pub trouble: Option<String>,
+    /// Changes it has yet to take, those that wait for another try included.
+    pub depth: i64,
+    /// When the oldest of them was committed.
+    pub oldest_at: Option<Timestamp>,
+    /// Of them, those that failed, and those behind one of the same user.
+    pub waiting: i64,
+    /// Changes that failed too often.
+    pub set_aside: i64,
+    /// The last failure that is still unmended.
+    pub last_error: Option<LastError>,
+}
+
+/// A failure, as far as it is kept.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastError {
+    /// When.
+    pub at: Option<Timestamp>,
+    /// With which change.
+    pub position: i64,
+    /// Of which user.
+    pub user_id: String,
+    /// PostgreSQL's five-character code.
+    pub sqlstate: Option<String>,
+    /// The constraint that was violated.
+    pub constraint: Option<String>,
+    /// The function and the line in it.
+    pub place: Option<String>,
+    /// In words; gone when the user is deleted.
+    pub message: Option<String>,
+}
+
+/// What a handler's metrics say.
+#[derive(Clone, Debug)]
+pub struct HandlerLag {
+    /// Under which its progress is kept.
+    pub name: String,
+    /// Age of the oldest change it has not come to, seconds.
+    pub lag: i64,
+    /// Changes that wait for another try, or behind one that does.
+    pub waiting: i64,
+    /// Changes that failed too often.
+    pub set_aside: i64,
+}
+
+impl Store {
+    /// Every handler, as it stands.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn handler_standings(&self) -> Result<Vec<HandlerStanding>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- handlers.standings
+                    select
+                        handlers.name,
+                        handlers.types,
+                        handlers.function,
+                        handlers.role,
+                        case
+                            when paused then 'paused'
+                            when trouble is not null then 'stands still'
+                            when walked is not null then 'starting'
+                            else 'running'
+                        end as "state!",
+                        trouble,
+                        ahead.count + backlog.waiting as "depth!",
+                        least(ahead.oldest_at, backlog.oldest_at) as oldest_at,
+                        backlog.waiting as "waiting!",
+                        backlog.set_aside as "set_aside!",
+                        last.failed_at as "failed_at?",
+                        last.position as "failed_position?",
+                        last.user_id as "failed_user?",
+                        last.sqlstate as "sqlstate?",
+                        last.constraint_name as "constraint_name?",
+                        last.place as "place?",
+                        last.message as "message?"
+                    from workos.handlers
+                    cross join lateral (
+                        select count(*) as count, min(at) as oldest_at
+                        from
+                            workos.changes,
+                            lateral (
+                                select case when kind = event_type then kind else 'user.' || kind end as type
+                            ) as typed
+                        where
+                            position > handlers.position
+                            and exists (
+                                select from unnest(handlers.types) as taken
+                                where
+                                    type = taken
+                                    or (taken like '%*' and starts_with(type, left(taken, -1)))
+                            )
+                    ) as ahead
+                    cross join lateral (
+                        select
+                            count(*) filter (where due_at is not null) as waiting,
+                            count(*) filter (where due_at is null) as set_aside,
+                            min(changes.at) filter (where due_at is not null) as oldest_at
+                        from workos.handler_backlog
+                        left join workos.changes using (position)
+                        where handler = handlers.name
+                    ) as backlog
+                    left join lateral (
+                        select *
+                        from workos.handler_backlog
+                        where
+                            handler = handlers.name
+                            and failed_at is not null
+                        order by failed_at desc
+                        limit 1
+                    ) as last on true
+                    order by handlers.name"#
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        let standings = rows.into_iter().map(|row| HandlerStanding {
+            last_error: row.failed_position.map(|position| LastError {
+                at: row.failed_at.map(Timestamp::from),
+                position,
+                user_id: row.failed_user.unwrap_or_default(),
+                sqlstate: row.sqlstate,
+                constraint: row.constraint_name,
+                place: row.place,
+                message: row.message,
+            }),
+            name: row.name,
+            types: row.types,
+            function: row.function,
+            role: row.role,
+            state: row.state,
+            trouble: row.trouble,
+            depth: row.depth,
+            oldest_at: row.oldest_at.map(Timestamp::from),
+            waiting: row.waiting,
+            set_aside: row.set_aside,
+        });
+        Ok(standings.collect())
+    }
+
+    /// What every handler's metrics say.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn handler_lags(&self) -> Result<Vec<HandlerLag>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_as!(
+                HandlerLag,
+                r#"-- handlers.lags
+                select
+                    name,
+                    coalesce(
+                        (
+                            select greatest(extract(epoch from now() - at), 0)::bigint
+                            from workos.changes
+                            where position > handlers.position
+                            order by position
+                            limit 1
+                        ),
+                        0
+                    ) as "lag!",
+                    (
+                        select count(*) from workos.handler_backlog
+                        where handler = name and due_at is not null
+                    ) as "waiting!",
+                    (
+                        select count(*) from workos.handler_backlog
+                        where handler = name and due_at is null
+                    ) as "set_aside!"
+                from workos.handlers"#
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+}

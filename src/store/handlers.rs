@@ -1,0 +1,511 @@
+//! `workos.handlers` and `workos.handler_backlog`: what reacts to changes, how far each has come, what each does again.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::lent::{BoxError, Failure, Tx};
+use super::{Store, StoreError, Work};
+use crate::domain::handler::Types;
+use crate::domain::timestamp::Timestamp;
+
+/// A handler, as it stands.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    /// Under which its progress is kept.
+    pub name: String,
+    /// What it takes.
+    pub types: Types,
+    /// Where it is one in SQL.
+    pub sql: Option<SqlHandler>,
+    /// An operator stopped it.
+    pub paused: bool,
+    /// Every change up to here is done or in the backlog.
+    pub position: i64,
+    /// Where it started.
+    pub started_at: i64,
+    /// While it is told of every live user first: the last one told of.
+    pub walked: Option<String>,
+    /// Why it stands still as a whole.
+    pub trouble: Option<String>,
+}
+
+/// What a handler in SQL is.
+#[derive(Clone, Debug)]
+pub struct SqlHandler {
+    /// Its function, with schema and argument type.
+    pub function: String,
+    /// The role it runs as.
+    pub role: String,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// The function is there.
+    pub present: bool,
+    /// The role is there, and ours to set.
+    pub settable: bool,
+}
+
+/// A change that a handler takes out of the feed's order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backlogged {
+    /// Where it stands in the feed.
+    pub position: i64,
+    /// The user it is about, or nothing.
+    pub user_id: String,
+    /// It stands for a live user at the handler's start.
+    pub from_start: bool,
+    /// How often it was tried.
+    pub tries: i32,
+}
+
+/// How a handler moves by having dealt with a change. A move is made from where the handler was read, or not at all: of two
+/// processes that do the same, one loses everything it did.
+#[derive(Clone, Copy, Debug)]
+pub enum Move<'a> {
+    /// Along the feed.
+    Along {
+        /// Where it stood.
+        from: i64,
+        /// Where it stands now.
+        to: i64,
+    },
+    /// Along the live users it is told of first.
+    Walk {
+        /// Where it stood.
+        from: &'a str,
+        /// Where it stands now.
+        to: &'a str,
+    },
+    /// Out of the backlog.
+    Again(&'a Backlogged),
+}
+
+/// How a change that is not done waits.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// How often it was tried.
+    pub tries: i32,
+    /// When it is tried next; `None` sets it aside.
+    pub due_at: Option<Timestamp>,
+    /// Why it failed; `None` where it only stands behind another of its user.
+    pub failure: Option<Failure>,
+}
+
+struct Row {
+    name: String,
+    types: Vec<String>,
+    function: Option<String>,
+    role: Option<String>,
+    timeout_ms: Option<i32>,
+    present: bool,
+    settable: bool,
+    paused: bool,
+    position: i64,
+    started_at: i64,
+    walked: Option<String>,
+    trouble: Option<String>,
+}
+
+impl From<Row> for Handler {
+    fn from(row: Row) -> Self {
+        let (present, settable) = (row.present, row.settable);
+        let sql = row.function.zip(row.role).zip(row.timeout_ms).map(|((function, role), timeout_ms)| {
+            let timeout = Duration::from_millis(u64::try_from(timeout_ms).unwrap_or_default());
+            SqlHandler { function, role, timeout, present, settable }
+        });
+        Self {
+            name: row.name,
+            types: Types::from_names(row.types),
+            sql,
+            paused: row.paused,
+            position: row.position,
+            started_at: row.started_at,
+            walked: row.walked,
+            trouble: row.trouble,
+        }
+    }
+}
+
+impl Store {
+    /// Every handler, or the one of this name.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn handlers(&self, name: Option<&str>) -> Result<Vec<Handler>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query_as!(
+                    Row,
+                    r#"-- handlers.all
+                    select
+                        name,
+                        types,
+                        function,
+                        role,
+                        timeout_ms,
+                        to_regprocedure(function) is not null as "present!",
+                        coalesce(pg_has_role(to_regrole(quote_ident(role)), 'member'), false) as "settable!",
+                        paused,
+                        position,
+                        started_at,
+                        walked,
+                        trouble
+                    from workos.handlers
+                    where
+                        $1::text is null
+                        or name = $1
+                    order by name"#,
+                    name
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(Handler::from).collect())
+    }
+
+    /// Notes a handler in Rust under its name; one that is new starts at the end of the feed. `false` when the name is a
+    /// handler's in SQL.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn enrol_handler(&self, name: &str, types: &Types, from_start: bool) -> Result<bool, StoreError> {
+        let start = self.feed_head().await?.horizon;
+        let enrolled = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    r#"-- handlers.enrol
+                    insert into workos.handlers as known (name, types, position, started_at, walked)
+                    values ($1, $2, $3, $3, case when $4 then '' end)
+                    on conflict (name) do update
+                    set types = excluded.types
+                    where known.function is null
+                    returning true as "enrolled!""#,
+                    name,
+                    types.names(),
+                    start,
+                    from_start
+                )
+                .fetch_optional(connection)
+                .await
+            })
+            .await?;
+        Ok(enrolled.is_some())
+    }
+
+    /// Users of whom the handler has changes waiting: their later ones stand behind those.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn waiting_users(&self, handler: &str) -> Result<HashSet<String>, StoreError> {
+        let users = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    "-- handlers.waiting_users
+                    select distinct user_id
+                    from workos.handler_backlog
+                    where
+                        handler = $1
+                        and due_at is not null
+                        and user_id <> ''",
+                    handler
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        Ok(users.into_iter().collect())
+    }
+
+    /// What is due of the backlog: of each user the first that waits.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn due(&self, handler: &str, now: Timestamp, limit: i64) -> Result<Vec<Backlogged>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_as!(
+                Backlogged,
+                "-- handlers.due
+                select position, user_id, from_start, tries
+                from workos.handler_backlog as waiting
+                where
+                    handler = $1
+                    and due_at <= $2
+                    and not exists (
+                        select from workos.handler_backlog as first
+                        where
+                            first.handler = waiting.handler
+                            and first.user_id = waiting.user_id
+                            and first.user_id <> ''
+                            and first.position < waiting.position
+                            and first.due_at is not null
+                    )
+                order by due_at, position
+                limit $3",
+                handler,
+                OffsetDateTime::from(now),
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+
+    /// Live users behind `after`, in id order, but for those whose creation the feed tells of behind `start`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn users_from_start(&self, after: &str, start: i64, limit: i64) -> Result<Vec<String>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                "-- handlers.users_from_start
+                select id
+                from workos.user_records
+                where
+                    id > $1
+                    and not synced_deleted
+                    and email is not null
+                    and not exists (
+                        select from workos.changes
+                        where
+                            user_id = user_records.id
+                            and position > $2
+                            and kind = 'created'
+                            and event_type is distinct from kind
+                    )
+                order by id
+                limit $3",
+                after,
+                start,
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+
+    /// Notes why a handler stands still as a whole, or that it no longer does.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn note_handler_trouble(&self, name: &str, trouble: Option<&str>) -> Result<(), StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query!(
+                "-- handlers.note_trouble
+                update workos.handlers
+                set trouble = $2
+                where
+                    name = $1
+                    and trouble is distinct from $2",
+                name,
+                trouble
+            )
+            .execute(connection)
+            .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Runs a handler, and moves it in the same transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing was written; [`StoreError::Overtaken`] when another process has moved it.
+    pub async fn run_handler<F: Future<Output = Result<(), BoxError>>>(
+        &self,
+        name: &str,
+        timeout: Duration,
+        handler: impl FnOnce(Tx) -> F,
+        moved: Move<'_>,
+    ) -> Result<Result<(), Failure>, StoreError> {
+        self.lend(timeout, handler, &Moved { name, moved }).await
+    }
+
+    /// Moves a handler without running it: past changes it does not take, or past the end of its walk.
+    ///
+    /// # Errors
+    /// As [`Store::run_handler`].
+    pub async fn move_handler(&self, name: &str, moved: Move<'_>) -> Result<(), StoreError> {
+        self.transaction("move handler", &Moved { name, moved }).await
+    }
+
+    /// The handler has been told of every live user, and goes on with the feed.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn end_walk(&self, name: &str) -> Result<(), StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query!("-- handlers.end_walk\nupdate workos.handlers set walked = null where name = $1", name)
+                .execute(connection)
+                .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Moves a handler past a change that waits in its backlog.
+    ///
+    /// # Errors
+    /// As [`Store::run_handler`].
+    pub async fn postpone(
+        &self,
+        name: &str,
+        moved: Move<'_>,
+        change: &Backlogged,
+        waiting: &Waiting,
+    ) -> Result<(), StoreError> {
+        self.transaction("postpone", &Postponed { moved: Moved { name, moved }, change, waiting }).await
+    }
+}
+
+/// Calls the function of a handler in SQL, as its role, inside a lent transaction. The change is JSON text: numbers keep
+/// their digits.
+///
+/// # Errors
+/// Any of sqlx's.
+pub(crate) async fn call(mut tx: Tx, handler: SqlHandler, change: String) -> Result<(), BoxError> {
+    sqlx::query!(
+        "-- handlers.call\nselect workos.run_handler($1, $2, $3::text::jsonb)",
+        &handler.function,
+        &handler.role,
+        change
+    )
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+/// Takes what failures have said of these users, who are deleted.
+pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- handlers.erase
+        update workos.handler_backlog
+        set message = null
+        where
+            user_id = any($1)
+            and message is not null",
+        users
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+struct Moved<'a> {
+    name: &'a str,
+    moved: Move<'a>,
+}
+
+impl Work for Moved<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let done = match self.moved {
+            Move::Along { from, to } => {
+                sqlx::query!(
+                    "-- handlers.move
+                    update workos.handlers
+                    set position = $3
+                    where
+                        name = $1
+                        and position = $2
+                        and walked is null
+                        and not paused",
+                    self.name,
+                    from,
+                    to
+                )
+                .execute(connection)
+                .await?
+            }
+            Move::Walk { from, to } => {
+                sqlx::query!(
+                    "-- handlers.walk
+                    update workos.handlers
+                    set walked = $3
+                    where
+                        name = $1
+                        and walked = $2
+                        and not paused",
+                    self.name,
+                    from,
+                    to
+                )
+                .execute(connection)
+                .await?
+            }
+            Move::Again(Backlogged { position, user_id, tries, .. }) => {
+                sqlx::query!(
+                    "-- handlers.done_again
+                    delete from workos.handler_backlog
+                    where
+                        handler = $1
+                        and position = $2
+                        and user_id = $3
+                        and tries = $4
+                        and due_at is not null
+                        and exists (select from workos.handlers where name = handler and not paused)",
+                    self.name,
+                    position,
+                    user_id,
+                    tries
+                )
+                .execute(connection)
+                .await?
+            }
+        };
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Overtaken) }
+    }
+}
+
+struct Postponed<'a> {
+    moved: Moved<'a>,
+    change: &'a Backlogged,
+    waiting: &'a Waiting,
+}
+
+impl Work for Postponed<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        // First, as a deletion does: it takes what is kept here of its user, and the message must go, whoever comes first.
+        let deleted = sqlx::query_scalar!(
+            "-- handlers.deleted
+            select synced_deleted
+            from workos.user_records
+            where id = $1
+            for share",
+            &self.change.user_id
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        self.moved.run(&mut *connection).await?;
+        let failure = self.waiting.failure.as_ref();
+        let message = failure.map(|failure| &*failure.message).filter(|_| deleted != Some(true));
+        sqlx::query!(
+            "-- handlers.postpone
+            insert into workos.handler_backlog (
+                handler, position, user_id, from_start, tries, due_at, failed_at, sqlstate, constraint_name, place, message
+            )
+            values ($1, $2, $3, $4, $5, $6, case when $7 then now() end, $8, $9, $10, $11)",
+            self.moved.name,
+            self.change.position,
+            &self.change.user_id,
+            self.change.from_start,
+            self.waiting.tries,
+            self.waiting.due_at.map(OffsetDateTime::from),
+            failure.is_some(),
+            failure.and_then(|failure| failure.sqlstate.as_deref()),
+            failure.and_then(|failure| failure.constraint.as_deref()),
+            failure.and_then(|failure| failure.place.as_deref()),
+            message
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}

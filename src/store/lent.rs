@@ -1,0 +1,152 @@
+//! A transaction lent to a handler: its writes and the word that it has run commit together, or neither does.
+
+use std::error::Error;
+use std::ops::{Deref, DerefMut};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sqlx::postgres::{PgConnection, PgDatabaseError, Postgres};
+use sqlx::{AssertSqlSafe, Transaction};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::{Store, StoreError, Work, begin};
+
+/// An error of an application's own.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// PostgreSQL ends a statement that takes too long by itself, and says where; this much later we end what is no statement.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Characters of a failure's message that are kept.
+const MESSAGE_LIMIT: usize = 500;
+
+/// A handler's transaction on the synced database: use it as the `&mut PgConnection` it derefs to. What is written through it
+/// commits together with the fact that the handler has run. It ends when the handler returns: do not commit it, and do not
+/// keep it.
+#[derive(Debug)]
+pub struct Tx(OwnedMutexGuard<Transaction<'static, Postgres>>);
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+/// Why a handler failed. The message may hold personal data: it is never logged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// PostgreSQL's five-character code.
+    pub sqlstate: Option<String>,
+    /// The constraint that was violated.
+    pub constraint: Option<String>,
+    /// The function and the line in it.
+    pub place: Option<String>,
+    /// In words, without detail, cut to 500 characters.
+    pub message: String,
+}
+
+impl Failure {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+
+    /// Of a database error somewhere in the chain the telling parts, of any other its text.
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        let chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+        let refused = chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).find_map(sqlx::Error::as_database_error);
+        let failure = match refused.and_then(|refused| refused.try_downcast_ref::<PgDatabaseError>()) {
+            Some(refused) => Self {
+                sqlstate: Some(refused.code().to_owned()),
+                constraint: refused.constraint().map(str::to_owned),
+                place: refused.r#where().and_then(place),
+                message: refused.message().to_owned(),
+            },
+            None => Self::new(error.to_string()),
+        };
+        Self { message: failure.message.chars().take(MESSAGE_LIMIT).collect(), ..failure }
+    }
+}
+
+/// The innermost function of a context that is not ours, and its line. The rest of a context may quote values.
+fn place(context: &str) -> Option<String> {
+    let functions = context.lines().filter_map(|line| line.strip_prefix("PL/pgSQL function "));
+    let (function, rest) = functions.filter(|line| !line.starts_with("workos.")).find_map(|line| line.split_once(" line "))?;
+    let line: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some(format!("{function} line {line}"))
+}
+
+impl Store {
+    /// Lends a transaction to `handler` for at most `timeout`, checks deferred constraints, does `then` in it, and commits. A
+    /// handler that fails, panics or takes too long leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the database did not do its part, and nothing was written.
+    pub(crate) async fn lend<F: Future<Output = Result<(), BoxError>>>(
+        &self,
+        timeout: Duration,
+        handler: impl FnOnce(Tx) -> F,
+        then: &impl Work<Output = ()>,
+    ) -> Result<Result<(), Failure>, StoreError> {
+        self.check().await?;
+        // As in `transaction`: a number and nothing else.
+        let begun = self.receipts.begin_with(AssertSqlSafe(begin(timeout)));
+        let begun = tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)??;
+        let lent = Arc::new(Mutex::new(begun));
+        let tx = Tx(lent.clone().lock_owned().await);
+        let ran = AssertUnwindSafe(async { tokio::time::timeout(timeout + GRACE, handler(tx)).await }).catch_unwind().await;
+        match ran {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => return Ok(Err(Failure::of(&*error))),
+            Ok(Err(_late)) => return Ok(Err(Failure::new(format!("it took longer than {timeout:?}")))),
+            Err(_panic) => return Ok(Err(Failure::new("it panicked"))),
+        }
+        let Some(transaction) = Arc::into_inner(lent) else {
+            return Ok(Err(Failure::new("it kept its transaction after it returned")));
+        };
+        self.finish(transaction.into_inner(), then).await
+    }
+
+    async fn finish(
+        &self,
+        mut transaction: Transaction<'static, Postgres>,
+        then: &impl Work<Output = ()>,
+    ) -> Result<Result<(), Failure>, StoreError> {
+        let finished = async {
+            let checked = sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut *transaction).await;
+            match checked {
+                Ok(_) => {}
+                Err(error @ sqlx::Error::Database(_)) => return Ok(Err(Failure::of(&error))),
+                Err(error) => return Err(error.into()),
+            }
+            then.run(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(Ok(()))
+        };
+        tokio::time::timeout(self.timeout, finished).await.map_err(StoreError::late)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_the_innermost_function_of_the_application_and_quotes_no_value() {
+        let context = "SQL statement \"insert into t values ('ada@example.test')\"\n\
+                       PL/pgSQL function inner(jsonb) line 3 at SQL statement\n\
+                       PL/pgSQL function public.on_user(jsonb) line 7 at PERFORM\n\
+                       PL/pgSQL function workos.run_handler(text,text,jsonb) line 7 at EXECUTE";
+        assert_eq!(place(context).as_deref(), Some("inner(jsonb) line 3"));
+        assert_eq!(place("SQL function \"f\" statement 1"), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! The change feed, read: what happened behind a position, with every user as it stands now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::domain::change::{Change, Kind, Position};
+use crate::domain::decide::Stored;
+use crate::domain::user::User;
+use crate::store::changes::{Entry, Head};
+use crate::store::{Store, StoreError};
+use crate::workos::wire;
+
+/// Changes in one page at most.
+pub const PAGE: usize = 1_000;
+
+/// Between two looks of those who wait. However many wait in a process, it looks once.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long [`Feed::stream`] waits at a time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why the feed cannot be read from a position.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The changes behind it are no longer kept, or it belongs to another history of the database. Read the users anew, and
+    /// go on from the position that comes with them.
+    #[error("this position has expired: read every user anew, and go on from the position of that answer")]
+    Expired,
+    /// The database could not be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Some changes, and where to go on.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Page {
+    /// In order.
+    pub data: Vec<Change>,
+    /// Everything up to here has been told.
+    pub position: Position,
+}
+
+/// Reads the change feed. Cloning is cheap; clones look together.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    store: Store,
+    /// How far the feed could be read when somebody last looked.
+    seen: Arc<Mutex<Option<(Instant, Head)>>>,
+}
+
+impl Feed {
+    /// Reads it in `store`.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, seen: Arc::default() }
+    }
+
+    /// The present position: everything up to it is committed, and what is read from now on shows it.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn now(&self) -> Result<Position, StoreError> {
+        Ok(position(&self.store.feed_head().await?, None))
+    }
+
+    /// The changes behind a position, at most `limit` (and [`PAGE`]), as soon as there are any, or none after `wait`.
+    ///
+    /// # Errors
+    /// [`FeedError`]
+    pub async fn after(&self, after: &Position, limit: usize, wait: Duration) -> Result<Page, FeedError> {
+        let until = Instant::now() + wait;
+        let mut head = self.store.feed_head().await?;
+        loop {
+            let page = self.page(&head, after, limit).await?;
+            if !page.data.is_empty() || Instant::now() >= until {
+                return Ok(page);
+            }
+            loop {
+                tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
+                let before = head;
+                head = self.look().await?;
+                if head != before || Instant::now() >= until {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Every change behind a position, for ever. It ends behind the first error; begin again from the last change's position.
+    pub fn stream(self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send {
+        let start = Some((self, Vec::new().into_iter(), after));
+        stream::unfold(start, |state| async move {
+            let (feed, mut told, mut position) = state?;
+            loop {
+                if let Some(change) = told.next() {
+                    return Some((Ok(change), Some((feed, told, position))));
+                }
+                match feed.after(&position, PAGE, PATIENCE).await {
+                    Ok(page) => (told, position) = (page.data.into_iter(), page.position),
+                    Err(error) => return Some((Err(error), None)),
+                }
+            }
+        })
+    }
+
+    /// How far the feed can be read, as of [`LOOK`] ago at most.
+    pub(super) async fn look(&self) -> Result<Head, StoreError> {
+        let mut seen = self.seen.lock().await;
+        match &*seen {
+            Some((at, head)) if at.elapsed() < LOOK => Ok(head.clone()),
+            _ => {
+                let head = self.store.feed_head().await?;
+                *seen = Some((Instant::now(), head.clone()));
+                Ok(head)
+            }
+        }
+    }
+
+    async fn page(&self, head: &Head, after: &Position, limit: usize) -> Result<Page, FeedError> {
+        // A position that was never handed out is one that this database has forgotten: it was put back.
+        if after.epoch != head.epoch || after.number < head.expired_through || after.number > head.issued {
+            return Err(FeedError::Expired);
+        }
+        let limit = limit.clamp(1, PAGE);
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut entries = self.store.changes(after.number, head.horizon, limit_rows).await?;
+        // Before the page was read, what is behind the position may have expired.
+        if self.store.expired_through().await? > after.number {
+            return Err(FeedError::Expired);
+        }
+        let full = entries.len() == limit;
+        let payloads = self.payloads(&entries).await?;
+        let told = entries.iter().take_while(|entry| payload_id(entry).is_none_or(|id| payloads.contains_key(id))).count();
+        let cut = told < entries.len();
+        entries.truncate(told);
+        let end = if full || cut { entries.last().map(|last| last.position) } else { None };
+        let position = position(head, Some(end.unwrap_or_else(|| head.horizon.max(after.number))));
+        let users = self.users(&entries).await?;
+        let data = entries.into_iter().map(|entry| {
+            let user = entry.user_id.as_ref().and_then(|id| users.get(id)).cloned();
+            let data = payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::kept_data(bytes.as_ref()?));
+            told_as(entry, &head.epoch, user, data)
+        });
+        Ok(Page { data: data.collect(), position })
+    }
+
+    /// The live users these changes are about, as they stand now.
+    async fn users(&self, entries: &[Entry]) -> Result<BTreeMap<String, User>, StoreError> {
+        let changes = entries.iter().filter(|entry| matches!(entry.kind, Kind::User(_)));
+        let ids: BTreeSet<String> = changes.filter_map(|entry| entry.user_id.clone()).collect();
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let stored = self.store.users(&ids.into_iter().collect::<Vec<_>>()).await?;
+        let live = stored.into_iter().filter_map(|(id, stored)| match stored {
+            Stored::Live { user, .. } => Some((id, *user)),
+            Stored::Tombstone { .. } | Stored::Absent => None,
+        });
+        Ok(live.collect())
+    }
+
+    async fn payloads(&self, entries: &[Entry]) -> Result<BTreeMap<String, Option<Vec<u8>>>, StoreError> {
+        let ids: Vec<String> = entries.iter().filter_map(payload_id).map(str::to_owned).collect();
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        Ok(self.store.payloads(&ids).await?.into_iter().collect())
+    }
+
+    /// One entry as it is told now.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(super) async fn tell(&self, entry: Entry, epoch: &str) -> Result<Change, StoreError> {
+        let entries = std::slice::from_ref(&entry);
+        let user = self.users(entries).await?.into_values().next();
+        let payload = self.payloads(entries).await?.into_values().next().flatten();
+        let data = payload.and_then(|bytes| wire::kept_data(&bytes));
+        Ok(told_as(entry, epoch, user, data))
+    }
+}
+
+/// The event whose payload the inbox is asked for.
+fn payload_id(entry: &Entry) -> Option<&str> {
+    let event = entry.event.as_ref().filter(|_| matches!(entry.kind, Kind::Event(_)))?;
+    Some(&event.id)
+}
+
+fn position(head: &Head, number: Option<i64>) -> Position {
+    Position { epoch: head.epoch.clone(), number: number.unwrap_or(head.horizon) }
+}
+
+fn told_as(
+    entry: Entry,
+    epoch: &str,
+    user: Option<User>,
+    data: Option<Box<serde_json::value::RawValue>>,
+) -> Change {
+    Change {
+        position: Position { epoch: epoch.to_owned(), number: entry.position },
+        kind: entry.kind,
+        user_id: entry.user_id,
+        changed: entry.changed,
+        event: entry.event,
+        origin: entry.origin,
+        at: entry.at,
+        user,
+        data,
+    }
+}

@@ -1,0 +1,369 @@
+//! Handlers: what an application does when something changes, in Rust or in SQL.
+//!
+//! A handler's writes, and the fact that it has run, commit together: exactly once in effect, whatever crashes. Each change
+//! has a transaction of its own. One that fails waits in the backlog, with the later ones of its user behind it, while
+//! everybody else's go on. A handler belongs to one process at a time, by a lease; should two run it all the same, the one
+//! that moves it second loses everything it did.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::driver::{Context, Driver, STANDBY, Trouble};
+use super::feed::Feed;
+use crate::domain::change::{Change, Difference, Kind, Position};
+use crate::domain::decide::Stored;
+use crate::domain::event::Origin;
+use crate::domain::handler::{self, Types};
+use crate::store::changes::{Entry, Head};
+use crate::store::handlers::{Backlogged, Handler, Move, Waiting, call};
+use crate::store::lent::{BoxError, Failure, Tx};
+use crate::store::StoreError;
+
+/// Changes dealt with before a handler's row is read again.
+const BATCH: i64 = 100;
+
+/// Between two looks at the feed, and at what is due again.
+const LOOK: Duration = Duration::from_millis(200);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A lease is taken again this long before it could run out.
+const RENEW: Duration = Duration::from_secs(3);
+
+/// How long a handler in Rust may take by default.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A handler in Rust: an `async fn(Change, Tx) -> Result<(), E>` is one.
+pub trait Handle: Send + Sync + 'static {
+    /// Takes one change. An error rolls back everything done through `tx`, and the change is tried again later.
+    fn handle(&self, change: Change, tx: Tx) -> BoxFuture<'static, Result<(), BoxError>>;
+}
+
+impl<F, R, E> Handle for F
+where
+    F: Fn(Change, Tx) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<(), E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    fn handle(&self, change: Change, tx: Tx) -> BoxFuture<'static, Result<(), BoxError>> {
+        self(change, tx).map(|done| done.map_err(Into::into)).boxed()
+    }
+}
+
+/// A handler in Rust, under its name.
+#[derive(Clone)]
+pub struct RustHandler {
+    /// Under which its progress is kept.
+    pub name: Arc<str>,
+    /// What it takes.
+    pub types: Types,
+    /// When it is new, it is first told of every live user.
+    pub from_start: bool,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// What it does.
+    pub handle: Arc<dyn Handle>,
+}
+
+impl fmt::Debug for RustHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RustHandler").field("name", &self.name).field("types", &self.types).finish_non_exhaustive()
+    }
+}
+
+/// One handler in one process.
+#[derive(Debug)]
+pub struct Worker {
+    context: Context,
+    feed: Feed,
+    name: Arc<str>,
+    /// `None` for a handler in SQL, which every process has.
+    rust: Option<RustHandler>,
+    /// When its lease was last taken.
+    held: Mutex<Option<Instant>>,
+    failures: Mutex<u32>,
+}
+
+/// The handler along the feed.
+#[derive(Clone, Debug)]
+pub struct Along(pub Arc<Worker>);
+
+/// The handler's backlog. A loop of its own, so that what fails slowly holds up nobody else.
+#[derive(Clone, Debug)]
+pub struct Again(pub Arc<Worker>);
+
+impl Driver for Along {
+    const JOB: &'static str = "handler";
+
+    async fn tick(&self) -> Duration {
+        let outcome = self.0.along().await;
+        self.0.rest(outcome).await
+    }
+}
+
+impl Driver for Again {
+    const JOB: &'static str = "handler_backlog";
+
+    async fn tick(&self) -> Duration {
+        let outcome = self.0.again().await;
+        self.0.rest(outcome).await
+    }
+}
+
+impl Worker {
+    /// Works for the handler in Rust, or for the one in SQL of that name.
+    #[must_use]
+    pub fn new(context: Context, feed: Feed, name: &str, rust: Option<RustHandler>) -> Self {
+        Self { context, feed, name: name.into(), rust, held: Mutex::default(), failures: Mutex::default() }
+    }
+
+    async fn rest(&self, outcome: Result<Duration, Trouble>) -> Duration {
+        let mut failures = self.failures.lock().await;
+        match outcome {
+            Ok(rest) => {
+                *failures = 0;
+                rest
+            }
+            // Paused, removed, or another process has it now: the next look tells.
+            Err(Trouble::Store(StoreError::Overtaken)) => {
+                *self.held.lock().await = None;
+                LOOK
+            }
+            Err(trouble) => {
+                tracing::warn!(handler = &*self.name, "a handler cannot go on: {trouble}");
+                let rest = self.context.rest_after(&trouble, *failures);
+                *failures = failures.saturating_add(1);
+                rest
+            }
+        }
+    }
+
+    /// The handler, when this process is to run it now.
+    async fn ready(&self) -> Result<Option<Handler>, Trouble> {
+        let store = &self.context.store;
+        let Some(handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
+        let ours = self.rust.is_some() != handler.sql.is_some();
+        if !ours || handler.paused || !self.leads().await? {
+            return Ok(None);
+        }
+        let trouble = handler.sql.as_ref().and_then(|sql| {
+            if !sql.present {
+                Some(format!("the function {} does not exist; create it, or remove the handler", sql.function))
+            } else if !sql.settable {
+                Some(format!("the service may not set role {}; grant it to the service's own", sql.role))
+            } else {
+                None
+            }
+        });
+        if trouble != handler.trouble {
+            match &trouble {
+                Some(trouble) => tracing::error!(handler = &*self.name, "a handler stands still: {trouble}"),
+                None => tracing::info!(handler = &*self.name, "a handler goes on"),
+            }
+            store.note_handler_trouble(&self.name, trouble.as_deref()).await?;
+        }
+        Ok(trouble.is_none().then_some(handler))
+    }
+
+    /// Whether this process has the handler, which it keeps for a while without another word.
+    async fn leads(&self) -> Result<bool, StoreError> {
+        let mut held = self.held.lock().await;
+        let now = Instant::now();
+        if held.is_some_and(|at| now.duration_since(at) < RENEW) {
+            return Ok(true);
+        }
+        let leads = self.context.store.hold_lease(&format!("handler:{}", self.name), &self.context.holder).await?;
+        *held = leads.then_some(now);
+        Ok(leads)
+    }
+
+    /// One batch along the feed, or of the live users it is told of first.
+    async fn along(&self) -> Result<Duration, Trouble> {
+        let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
+        if let Some(walked) = &handler.walked {
+            return self.walk(&handler, walked).await;
+        }
+        let head = self.feed.look().await?;
+        if head.horizon <= handler.position {
+            return Ok(LOOK);
+        }
+        let store = &self.context.store;
+        let entries = store.changes(handler.position, head.horizon, BATCH).await?;
+        let full = i64::try_from(entries.len()).is_ok_and(|count| count == BATCH);
+        let end = entries.last().map(|last| last.position).filter(|_| full).unwrap_or(head.horizon);
+        let mut waiting = store.waiting_users(&self.name).await?;
+        let mut at = handler.position;
+        for entry in entries {
+            if handler.types.take(entry.kind.event_type()) {
+                let to = entry.position;
+                self.take(&handler, Move::Along { from: at, to }, entry, &head, &mut waiting).await?;
+                at = to;
+            }
+        }
+        if end > at {
+            store.move_handler(&self.name, Move::Along { from: at, to: end }).await?;
+        }
+        Ok(if full { Duration::ZERO } else { LOOK })
+    }
+
+    /// One change: run, or put behind those of its user that wait.
+    async fn take(
+        &self,
+        handler: &Handler,
+        moved: Move<'_>,
+        entry: Entry,
+        head: &Head,
+        waiting: &mut HashSet<String>,
+    ) -> Result<(), Trouble> {
+        let user_id = entry.user_id.clone().unwrap_or_default();
+        let change = Backlogged { position: entry.position, user_id, from_start: false, tries: 0 };
+        if waiting.contains(&change.user_id) {
+            let behind = Waiting { tries: 0, due_at: Some(self.context.clock.now()), failure: None };
+            return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
+        }
+        let told = self.feed.tell(entry, &head.epoch).await?;
+        if !self.run(handler, told, moved, &change).await? && !change.user_id.is_empty() {
+            waiting.insert(change.user_id);
+        }
+        Ok(())
+    }
+
+    /// One batch of live users.
+    async fn walk(&self, handler: &Handler, walked: &str) -> Result<Duration, Trouble> {
+        let store = &self.context.store;
+        let ids = store.users_from_start(walked, handler.started_at, BATCH).await?;
+        if ids.is_empty() {
+            store.end_walk(&self.name).await?;
+            return Ok(Duration::ZERO);
+        }
+        let mut from = walked;
+        for id in &ids {
+            let change = Backlogged {
+                position: handler.started_at,
+                user_id: id.clone(),
+                from_start: true,
+                tries: 0,
+            };
+            let moved = Move::Walk { from, to: id };
+            match self.from_start(&change).await? {
+                Some(told) if handler.types.take(told.kind.event_type()) => {
+                    self.run(handler, told, moved, &change).await?;
+                }
+                _ => store.move_handler(&self.name, moved).await?,
+            }
+            from = id;
+        }
+        Ok(Duration::ZERO)
+    }
+
+    /// What a new handler is told of a live user; nothing, when the user is gone.
+    async fn from_start(&self, change: &Backlogged) -> Result<Option<Change>, Trouble> {
+        let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
+        Ok(Some(Change {
+            position: Position { epoch: self.feed.look().await?.epoch, number: change.position },
+            kind: Kind::User(Difference::Created),
+            user_id: Some(change.user_id.clone()),
+            changed: Vec::new(),
+            event: None,
+            origin: Origin::Backfill,
+            at: self.context.clock.now(),
+            user: Some(*user),
+            data: None,
+        }))
+    }
+
+    /// What is due of the backlog.
+    async fn again(&self) -> Result<Duration, Trouble> {
+        let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
+        let store = &self.context.store;
+        let due = store.due(&self.name, self.context.clock.now(), BATCH).await?;
+        let epoch = self.feed.look().await?.epoch;
+        for change in &due {
+            let moved = Move::Again(change);
+            let told = if change.from_start {
+                self.from_start(change).await?
+            } else {
+                match store.change(change.position).await? {
+                    Some(entry) => Some(self.feed.tell(entry, &epoch).await?),
+                    None => None,
+                }
+            };
+            match told {
+                Some(told) => drop(self.run(&handler, told, moved, change).await?),
+                // The user is gone, and the feed tells of that.
+                None => store.move_handler(&self.name, moved).await?,
+            }
+        }
+        Ok(if due.is_empty() { LOOK_AGAIN } else { Duration::ZERO })
+    }
+
+    /// Runs the handler; whether that went well. A failure is noted, and the change waits or is set aside.
+    async fn run(&self, handler: &Handler, told: Change, moved: Move<'_>, change: &Backlogged) -> Result<bool, Trouble> {
+        let store = &self.context.store;
+        let outcome = match (&self.rust, &handler.sql) {
+            (Some(rust), _) => {
+                let run = store.run_handler(&self.name, rust.timeout, |tx| rust.handle.handle(told, tx), moved);
+                self.keeping_the_lease(run).await?
+            }
+            (None, Some(sql)) => {
+                let told = serde_json::to_string(&told).unwrap_or_default();
+                let run = store.run_handler(&self.name, sql.timeout, |tx| call(tx, sql.clone(), told), moved);
+                self.keeping_the_lease(run).await?
+            }
+            (None, None) => return Err(StoreError::Overtaken.into()),
+        };
+        self.context.metrics.handled(&self.name, outcome.is_ok());
+        let Err(failure) = outcome else { return Ok(true) };
+        let tries = change.tries.saturating_add(1);
+        let rest = handler::rest(tries);
+        self.tell_failure(&failure, change, tries, rest);
+        let due_at = rest.map(|rest| self.context.clock.now().plus(rest));
+        store.postpone(&self.name, moved, change, &Waiting { tries, due_at, failure: Some(failure) }).await?;
+        Ok(false)
+    }
+
+    /// A run may take longer than a lease.
+    async fn keeping_the_lease<T>(&self, run: impl Future<Output = T>) -> T {
+        let mut run = std::pin::pin!(run);
+        loop {
+            tokio::select! {
+                outcome = &mut run => return outcome,
+                // Should it fail, the run decides at its end whether it still counts.
+                () = tokio::time::sleep(RENEW) => drop(self.leads().await),
+            }
+        }
+    }
+
+    /// Without the message, which may hold personal data.
+    fn tell_failure(&self, failure: &Failure, change: &Backlogged, tries: i32, rest: Option<Duration>) {
+        let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
+        let (handler, place, position) = (&*self.name, failure.place.as_deref(), change.position);
+        match rest {
+            Some(rest) => tracing::warn!(
+                handler,
+                position,
+                tries,
+                sqlstate,
+                constraint,
+                place,
+                rest_s = rest.as_secs(),
+                "a handler failed; the change waits, and with it the later ones of its user"
+            ),
+            None => tracing::error!(
+                handler,
+                position,
+                tries,
+                sqlstate,
+                constraint,
+                place,
+                "a handler failed too often; the change is set aside (authkit-sync handlers list)"
+            ),
+        }
+    }
+}
