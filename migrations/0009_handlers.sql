@@ -45,7 +45,8 @@ create table workos.handler_backlog (
     primary key (handler, position, user_id)
 );
 
--- Who waits, in order; and what holds a deleted user's data.
+-- What is due; who waits, in order; and what holds a deleted user's data.
+create index handler_backlog_due on workos.handler_backlog (handler, due_at, position) where due_at is not null;
 create index handler_backlog_waiting on workos.handler_backlog (handler, user_id, position) where due_at is not null;
 create index handler_backlog_messages on workos.handler_backlog (user_id) where message is not null;
 

@@ -108,7 +108,7 @@ pub(crate) async fn record(connection: &mut PgConnection, news: &[News<'_>]) -> 
         "-- changes.record
         with writing as materialized (
             -- Before any position is drawn: see workos.feed_head().
-            select pg_advisory_xact_lock_shared($7, (last_value & 2147483647)::int4)
+            select pg_advisory_xact_lock_shared($7, ((last_value - (not is_called)::int4) & 2147483647)::int4)
             from workos.changes_position
         )
         insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)

@@ -233,14 +233,16 @@ impl Store {
                 where
                     handler = $1
                     and due_at <= $2
-                    and not exists (
-                        select from workos.handler_backlog as first
-                        where
-                            first.handler = waiting.handler
-                            and first.user_id = waiting.user_id
-                            and first.user_id <> ''
-                            and first.position < waiting.position
-                            and first.due_at is not null
+                    and (
+                        user_id = ''
+                        or position = (
+                            select min(first.position)
+                            from workos.handler_backlog as first
+                            where
+                                first.handler = waiting.handler
+                                and first.user_id = waiting.user_id
+                                and first.due_at is not null
+                        )
                     )
                 order by due_at, position
                 limit $3",
@@ -254,38 +256,50 @@ impl Store {
         .await
     }
 
-    /// Live users behind `after`, in id order, but for those whose creation the feed tells of behind `start`.
+    /// Live users behind `after`, in id order, and of each whether the feed tells of its creation behind `start`.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn users_from_start(&self, after: &str, start: i64, limit: i64) -> Result<Vec<String>, StoreError> {
-        self.lookup(async |connection| {
-            sqlx::query_scalar!(
-                "-- handlers.users_from_start
-                select id
-                from workos.user_records
-                where
-                    id > $1
-                    and not synced_deleted
-                    and email is not null
-                    and not exists (
-                        select from workos.changes
+    pub async fn users_from_start(
+        &self,
+        after: &str,
+        start: i64,
+        limit: i64,
+    ) -> Result<Vec<(String, bool)>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- handlers.users_from_start
+                    select
+                        id,
+                        exists (
+                            select from workos.changes
+                            where
+                                user_id = live.id
+                                and position > $2
+                                and kind = 'created'
+                                and event_type is distinct from kind
+                        ) as "later!"
+                    from (
+                        select id
+                        from workos.user_records
                         where
-                            user_id = user_records.id
-                            and position > $2
-                            and kind = 'created'
-                            and event_type is distinct from kind
-                    )
-                order by id
-                limit $3",
-                after,
-                start,
-                limit
-            )
-            .fetch_all(connection)
-            .await
-        })
-        .await
+                            id > $1
+                            and not synced_deleted
+                            and email is not null
+                        order by id
+                        limit $3
+                    ) as live
+                    order by id"#,
+                    after,
+                    start,
+                    limit
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.id, row.later)).collect())
     }
 
     /// Notes why a handler stands still as a whole, or that it no longer does.

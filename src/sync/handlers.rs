@@ -237,25 +237,21 @@ impl Worker {
     /// One batch of live users.
     async fn walk(&self, handler: &Handler, walked: &str) -> Result<Duration, Trouble> {
         let store = &self.context.store;
-        let ids = store.users_from_start(walked, handler.started_at, BATCH).await?;
-        if ids.is_empty() {
+        let users = store.users_from_start(walked, handler.started_at, BATCH).await?;
+        if users.is_empty() {
             store.end_walk(&self.name).await?;
             return Ok(Duration::ZERO);
         }
         let mut from = walked;
-        for id in &ids {
-            let change = Backlogged {
-                position: handler.started_at,
-                user_id: id.clone(),
-                from_start: true,
-                tries: 0,
-            };
+        for (id, later) in &users {
+            let user_id = id.clone();
+            let change = Backlogged { position: handler.started_at, user_id, from_start: true, tries: 0 };
             let moved = Move::Walk { from, to: id };
-            match self.from_start(&change).await? {
-                Some(told) if handler.types.take(told.kind.event_type()) => {
-                    self.run(handler, told, moved, &change).await?;
-                }
-                _ => store.move_handler(&self.name, moved).await?,
+            // Who was created since the start is in the feed.
+            let told = if *later { None } else { self.from_start(&change).await? };
+            match told.filter(|told| handler.types.take(told.kind.event_type())) {
+                Some(told) => drop(self.run(handler, told, moved, &change).await?),
+                None => store.move_handler(&self.name, moved).await?,
             }
             from = id;
         }

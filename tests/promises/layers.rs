@@ -70,6 +70,7 @@ fn the_core_does_no_io_and_sql_is_in_the_store_alone() {
         let name = file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
         let source = std::fs::read_to_string(&file).unwrap();
         let code = source.split("#[cfg(test)]").next().unwrap();
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
         if name.starts_with("domain") {
             assert!(!code.contains("async ") && !code.contains("sqlx") && !code.contains("tokio"), "{name} does I/O");
         }

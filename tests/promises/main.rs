@@ -4,6 +4,7 @@
 mod backfill;
 mod caches;
 mod catch_up;
+mod changes;
 mod command_line;
 mod convergence;
 mod crash;

@@ -42,9 +42,13 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
         tables(&pool).await,
         [
             "workos.catch_up",
+            "workos.changes",
             "workos.contract",
             "workos.environment",
             "workos.events",
+            "workos.feed",
+            "workos.handler_backlog",
+            "workos.handlers",
             "workos.leases",
             "workos.migrations",
             "workos.user_records",
@@ -52,7 +56,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
         ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
-    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 7);
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 9);
 }
 
 #[tokio::test]

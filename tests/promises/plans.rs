@@ -55,6 +55,34 @@ const STATEMENTS: &[(&str, &str)] = &[
         "user_records_pkey",
     ),
     (
+        "select position, kind from workos.changes where position > 40000 and position <= 49000
+            order by position limit 100",
+        "changes_pkey",
+    ),
+    (
+        "select id, exists (
+            select from workos.changes where user_id = live.id and position > 9
+                and kind = 'created' and event_type is distinct from kind
+        ) from (
+            select id from workos.user_records where id > 'user_4' and not synced_deleted and email is not null
+            order by id limit 100
+        ) as live order by id",
+        "changes_user_id",
+    ),
+    (
+        "select position from workos.handler_backlog as waiting where handler = 'h' and due_at <= now() and (
+            user_id = '' or position = (
+                select min(first.position) from workos.handler_backlog as first where first.handler = waiting.handler
+                    and first.user_id = waiting.user_id and first.due_at is not null
+            )
+        ) order by due_at, position limit 100",
+        "handler_backlog_waiting",
+    ),
+    (
+        "update workos.handler_backlog set message = null where user_id = any(array['user_1']) and message is not null",
+        "handler_backlog_messages",
+    ),
+    (
         "delete from workos.user_records where id = any(array['user_1']) and email is null and not synced_deleted",
         "user_records_pkey",
     ),
@@ -105,13 +133,32 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     )
     .await
     .unwrap();
+    pool.execute(
+        "insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
+        select n, 'created', 'user_' || n, '[]', 'event_' || n, 'user.created', 'webhook'
+        from generate_series(1, 50000) as n",
+    )
+    .await
+    .unwrap();
+    pool.execute(
+        "with handler as (
+            insert into workos.handlers (name, types, position, started_at) values ('h', '{*}', 0, 0) returning name
+        )
+        insert into workos.handler_backlog (handler, position, user_id, from_start, tries, due_at, message)
+        select name, n, 'user_' || n % 5000, false, 1, now(), 'why' from handler, generate_series(1, 50000) as n",
+    )
+    .await
+    .unwrap();
+    pool.execute("analyze workos.changes").await.unwrap();
+    pool.execute("analyze workos.handler_backlog").await.unwrap();
     pool.execute("analyze workos.user_records").await.unwrap();
     pool.execute("analyze workos.events").await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     for (sql, index) in STATEMENTS {
         let plan = plan(&mut connection, sql).await;
         assert!(
-            plan.contains(index) && !plan.contains("Seq Scan on user_records") && !plan.contains("Seq Scan on events"),
+            plan.contains(index)
+                && !["user_records", "events", "changes", "handler_backlog"].iter().any(|it| plan.contains(&format!("Seq Scan on {it}"))),
             "{sql}\n{plan}"
         );
     }
@@ -125,6 +172,13 @@ const NAMES: &[&str] = &[
     "catch_up.place",
     "catch_up.progress",
     "catch_up.restart",
+    "changes.expire",
+    "changes.expired_through",
+    "changes.head",
+    "changes.kept_from",
+    "changes.page",
+    "changes.record",
+    "changes.renew_epoch",
     "contract.version",
     "environment.accept_deletions",
     "environment.claim",
@@ -144,8 +198,33 @@ const NAMES: &[&str] = &[
     "events.missed_by_catch_up",
     "events.missed_by_webhooks",
     "events.payload",
+    "events.payloads",
     "events.record",
     "events.settle",
+    "handlers.add",
+    "handlers.all",
+    "handlers.become",
+    "handlers.call",
+    "handlers.callee",
+    "handlers.check",
+    "handlers.deleted",
+    "handlers.done_again",
+    "handlers.due",
+    "handlers.end_walk",
+    "handlers.enrol",
+    "handlers.erase",
+    "handlers.lags",
+    "handlers.move",
+    "handlers.note_trouble",
+    "handlers.pause",
+    "handlers.postpone",
+    "handlers.redrive",
+    "handlers.remove",
+    "handlers.rights",
+    "handlers.standings",
+    "handlers.users_from_start",
+    "handlers.waiting_users",
+    "handlers.walk",
     "leases.hold",
     "leases.release",
     "migrations.applied",

@@ -1,0 +1,479 @@
+//! The change feed: every difference once, in an order in which nothing appears later, and what it tells followers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use authkit_sync::domain::change::{Difference, Kind, Position};
+use authkit_sync::domain::event::{Observation, Origin};
+use authkit_sync::store::Store;
+use authkit_sync::sync::apply;
+use authkit_sync::sync::feed::{Feed, FeedError};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use crate::support::database::TestDatabase;
+use crate::support::events::{body, observed, snapshot, unique, user};
+use crate::support::lab::Lab;
+use crate::support::service::{Answer, Service, store, until};
+
+const KEY: &str = "a-service-key-of-32-characters-or-more";
+
+/// Everything in the feed, as kind, user and origin.
+async fn told(store: &Store) -> Vec<(String, Option<String>, String)> {
+    let feed = Feed::new(store.clone());
+    let start = Position { number: 0, ..feed.now().await.unwrap() };
+    let page = feed.after(&start, 1_000, Duration::ZERO).await.unwrap();
+    let told = page.data.iter();
+    told.map(|change| (change.kind.as_str().to_owned(), change.user_id.clone(), change.origin.as_str().to_owned()))
+        .collect()
+}
+
+fn kinds(told: &[(String, Option<String>, String)]) -> Vec<&str> {
+    told.iter().map(|(kind, ..)| kind.as_str()).collect()
+}
+
+async fn take(store: &Store, observations: &[Observation]) {
+    apply(store, Origin::Webhook, observations).await.unwrap();
+}
+
+#[tokio::test]
+async fn each_committed_difference_is_one_change_and_what_is_stale_or_seen_is_none() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let id = unique("user");
+    let created = observed("user.created", 0, &user(&id, "Ada", 0));
+    let updated = observed("user.updated", 10, &user(&id, "Adaline", 10));
+    let mut signed_in = user(&id, "Adaline", 10);
+    signed_in["last_sign_in_at"] = json!("2026-09-01T09:00:00.000Z");
+    // The update comes first: it is what creates, and the create behind it is stale.
+    take(&store, &[updated.clone()]).await;
+    take(&store, &[created.clone(), updated.clone()]).await;
+    assert_eq!(kinds(&told(&store).await), ["created"]);
+    // A sign-in alone is no change; nor is a snapshot that says what the row says.
+    take(&store, &[snapshot(&signed_in, 20), snapshot(&signed_in, 30)]).await;
+    assert_eq!(kinds(&told(&store).await), ["created"]);
+    // A later `updated_at` alone is one.
+    take(&store, &[observed("user.updated", 40, &user(&id, "Adaline", 40))]).await;
+    assert_eq!(kinds(&told(&store).await), ["created", "updated"]);
+    let deleted = observed("user.deleted", 50, &json!({"id": id}));
+    take(&store, &[deleted.clone()]).await;
+    take(&store, &[deleted, observed("user.deleted", 45, &json!({"id": id})), created, updated]).await;
+    assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted"]);
+    // Never seen alive, and deleted all the same.
+    take(&store, &[observed("user.deleted", 0, &json!({"id": unique("user")}))]).await;
+    assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted", "deleted"]);
+}
+
+#[tokio::test]
+async fn a_change_names_fields_event_and_origin_and_holds_nothing_personal() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let id = unique("user");
+    take(&store, &[observed("user.created", 0, &user(&id, "Ada", 0))]).await;
+    let mut renamed = user(&id, "Adaline", 10);
+    renamed["plan_of_tomorrow"] = json!(7);
+    take(&store, &[observed("user.updated", 10, &renamed)]).await;
+    apply(&store, Origin::Reconcile, &[snapshot(&user(&id, "Adele", 20), 20)]).await.unwrap();
+    let feed = Feed::new(store.clone());
+    let start = Position { number: 0, ..feed.now().await.unwrap() };
+    let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
+    let changes: Vec<Value> = page.data.iter().map(|change| json!(change)).collect();
+    assert_eq!(changes[0]["changed"], json!([]));
+    assert_eq!(changes[1]["changed"], json!(["first_name", "name", "updated_at", "plan_of_tomorrow"]));
+    assert_eq!((&changes[1]["event_type"], &changes[1]["origin"]), (&json!("user.updated"), &json!("webhook")));
+    assert!(changes[1]["event_id"].as_str().unwrap().starts_with("event_"));
+    assert_eq!((&changes[2]["event_id"], &changes[2]["origin"]), (&Value::Null, &json!("reconcile")));
+    // The user stands in each as it is now.
+    assert!(changes.iter().all(|change| change["user"]["first_name"] == "Adele"), "{changes:?}");
+    assert_eq!(json!(page.position), changes[2]["position"]);
+    let names: Vec<&str> = changes[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        ["at", "changed", "event_id", "event_type", "kind", "origin", "position", "user", "user_id"],
+        "people script against these"
+    );
+    let kept: Vec<String> =
+        sqlx::query_scalar("select changes::text from workos.changes").fetch_all(&pool).await.unwrap();
+    assert!(kept.iter().all(|row| !row.contains("Ad") && !row.contains("example.test")), "{kept:?}");
+    // Deleted, it is null in all of them.
+    take(&store, &[observed("user.deleted", 30, &json!({"id": id}))]).await;
+    let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
+    assert!(page.data.len() == 4 && page.data.iter().all(|change| change.user.is_none()));
+}
+
+#[tokio::test]
+async fn events_of_other_types_are_told_once_with_their_data_while_the_inbox_has_it() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let id = unique("user");
+    let session = observed("session.created", 0, &json!({"id": "session_1", "user_id": id, "big": 1}));
+    let organization = observed("organization.updated", 1, &json!({"id": "org_1", "name": "Acme"}));
+    take(&store, &[session.clone(), organization.clone(), session.clone()]).await;
+    apply(&store, Origin::CatchUp, &[session, organization]).await.unwrap();
+    let feed = Feed::new(store.clone());
+    let start = Position { number: 0, ..feed.now().await.unwrap() };
+    let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
+    let changes: Vec<Value> = page.data.iter().map(|change| json!(change)).collect();
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert_eq!((&changes[0]["kind"], &changes[0]["user_id"]), (&json!("session.created"), &json!(id)));
+    assert_eq!((&changes[1]["kind"], &changes[1]["data"]["name"]), (&json!("organization.updated"), &json!("Acme")));
+    assert!(changes[0].get("user").is_none() && changes[1]["user_id"].is_null());
+    // The user's deletion takes the data out of the inbox, and so out of the feed.
+    take(&store, &[observed("user.deleted", 2, &json!({"id": id}))]).await;
+    let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
+    assert!(page.data[0].data.is_none() && page.data[1].data.is_some());
+    assert_eq!(page.data[2].kind, Kind::User(Difference::Deleted));
+}
+
+#[tokio::test]
+async fn an_event_out_of_quarantine_is_told_when_it_is_applied() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let mut spoiled = user(&unique("user"), "Ada", 0);
+    spoiled["email"] = json!(7);
+    take(&store, &[observed("user.created", 0, &spoiled)]).await;
+    assert!(told(&store).await.is_empty());
+    spoiled["email"] = json!("ada@example.test");
+    let mended = body("event_x", "user.created", 0, &spoiled);
+    sqlx::query("update workos.events set payload = $1").bind(&mended[..]).execute(&pool).await.unwrap();
+    authkit_sync::sync::inbox::retry(&store, None).await.unwrap();
+    authkit_sync::sync::inbox::replay(&store, authkit_sync::domain::timestamp::Timestamp::from_unix_micros(0))
+        .await
+        .unwrap();
+    let told = told(&store).await;
+    assert_eq!((kinds(&told), told[0].2.as_str()), (vec!["created"], "catch_up"));
+}
+
+/// A change that is drawn and not committed, and what is behind it.
+#[tokio::test]
+async fn nothing_appears_below_a_position_that_was_handed_out() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let feed = Feed::new(store.clone());
+    let mut slow = pool.begin().await.unwrap();
+    let late = observed("user.created", 0, &user(&unique("user"), "Late", 0));
+    authkit_sync::sync::apply_within(&mut slow, Origin::Webhook, &[late]).await.unwrap();
+    let before = feed.now().await.unwrap();
+    take(&store, &[observed("user.created", 0, &user(&unique("user"), "Early", 0))]).await;
+    // The later one is committed, and waits for the earlier one.
+    let page = feed.after(&before, 10, Duration::ZERO).await.unwrap();
+    assert!(page.data.is_empty() && page.position == before, "{page:?}");
+    slow.commit().await.unwrap();
+    let page = feed.after(&before, 10, Duration::ZERO).await.unwrap();
+    let names: Vec<String> = page.data.iter().map(|change| change.user.clone().unwrap().first_name.unwrap()).collect();
+    assert_eq!(names, ["Late", "Early"]);
+}
+
+#[tokio::test]
+async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(6).await;
+    let store = store(&pool);
+    pool.execute("create table notes (body text)").await.unwrap();
+    let mut foreign = pool.begin().await.unwrap();
+    foreign.execute("insert into notes values ('long')").await.unwrap();
+    // Application locks of its own, with the same first number in another space and with another.
+    foreign.execute("select pg_advisory_xact_lock(1717921124), pg_advisory_xact_lock(7, 7)").await.unwrap();
+    let mut prepared = pool.acquire().await.unwrap();
+    let many: i32 = sqlx::query_scalar("select current_setting('max_prepared_transactions')::int")
+        .fetch_one(&mut *prepared)
+        .await
+        .unwrap();
+    // A borrowed server may allow none.
+    let preparing = many > 0;
+    assert!(preparing || std::env::var_os("DATABASE_URL").is_some());
+    let name = unique("somebody");
+    for statement in
+        ["begin".to_owned(), "insert into notes values ('prepared')".to_owned(), format!("prepare transaction '{name}'")]
+    {
+        if preparing {
+            prepared.execute(AssertSqlSafe(statement)).await.unwrap();
+        }
+    }
+    take(&store, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
+    assert_eq!(kinds(&told(&store).await), ["created"]);
+    if preparing {
+        prepared.execute(AssertSqlSafe(format!("rollback prepared '{name}'"))).await.unwrap();
+    }
+    foreign.rollback().await.unwrap();
+}
+
+/// Writers race, some roll back; a follower that reads all the while misses nothing and hears nothing twice.
+#[tokio::test]
+async fn a_follower_beside_many_writers_hears_every_change_once_and_each_user_in_order() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(12).await;
+    let store = store(&pool);
+    let feed = Feed::new(store.clone());
+    let start = feed.now().await.unwrap();
+    let users: Vec<String> = (0..5).map(|_| unique("user")).collect();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8_i64 {
+        let (store, pool, users) = (store.clone(), pool.clone(), users.clone());
+        writers.spawn(async move {
+            for round in 0..25 {
+                let at = round * 8 + writer;
+                let id = &users[usize::try_from(at % 5).unwrap()];
+                let event = observed("user.updated", at, &user(id, &format!("name {at}"), at));
+                if round % 5 == 4 {
+                    let mut undone = pool.begin().await.unwrap();
+                    authkit_sync::sync::apply_within(&mut undone, Origin::Webhook, &[event]).await.unwrap();
+                    undone.rollback().await.unwrap();
+                } else {
+                    take(&store, &[event]).await;
+                }
+            }
+        });
+    }
+    let mut heard = Vec::new();
+    let mut position = start;
+    loop {
+        let done = writers.is_empty() || writers.try_join_next().is_some() && writers.is_empty();
+        let page = feed.after(&position, 7, Duration::ZERO).await.unwrap();
+        position = page.position;
+        let quiet = page.data.is_empty();
+        heard.extend(page.data.into_iter().map(|change| (change.position.number, change.event.unwrap().id)));
+        if done && quiet {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let kept: Vec<(i64, String)> =
+        sqlx::query_as("select position, event_id from workos.changes order by position").fetch_all(&pool).await.unwrap();
+    assert_eq!(heard, kept);
+    // In each user's order of commits the versions rise.
+    let falls: i64 = sqlx::query_scalar(
+        "select count(*) from (
+            select event.created_at < lag(event.created_at) over (partition by change.user_id order by position) as falls
+            from workos.changes as change join workos.events as event on event.id = change.event_id
+        ) as steps where falls",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(falls, 0);
+}
+
+async fn service(pool: &PgPool) -> Service {
+    Service::start_with(pool, |builder| builder.service_key("follower", KEY)).await
+}
+
+#[tokio::test]
+async fn followers_read_over_http_with_the_service_key_and_are_told_what_is_wrong() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(6).await;
+    let service = service(&pool).await;
+    assert_eq!(service.get("/changes").await.status, 401);
+    let now = service.ask("/changes", KEY).await;
+    assert_eq!((now.status, now.json()["data"].clone()), (200, json!([])));
+    let position = now.json()["position"].as_str().unwrap().to_owned();
+    let id = unique("user");
+    service.deliver(&body(&unique("event"), "user.created", 0, &user(&id, "Ada", 0))).await;
+    let page = service.ask(&format!("/changes?after={position}&limit=1"), KEY).await;
+    assert_eq!(page.json()["data"][0]["user"]["id"], json!(id));
+    assert_eq!(page.header("cache-control"), "no-store");
+    for (query, code) in [
+        ("after=x", "invalid_parameter"),
+        ("after=", "invalid_parameter"),
+        ("limit=0", "invalid_parameter"),
+        ("limit=1001", "invalid_parameter"),
+        ("wait=21", "invalid_parameter"),
+        ("wait=-1", "invalid_parameter"),
+        ("since=1", "invalid_parameter"),
+    ] {
+        assert_eq!(service.ask(&format!("/changes?{query}"), KEY).await.code(), (400, code.to_owned()), "{query}");
+    }
+    for gone in [format!("00000000-{}", 1), format!("{}9", position)] {
+        let answer = service.ask(&format!("/changes?after={gone}"), KEY).await;
+        assert_eq!(answer.code(), (410, "position_expired".to_owned()), "{gone}");
+    }
+    service.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(6).await;
+    let service = service(&pool).await;
+    let position = service.ask("/changes", KEY).await.json()["position"].as_str().unwrap().to_owned();
+    let wait = |position: &str| {
+        let request = service.client.get(service.url(&format!("/changes?after={position}&wait=20"))).bearer_auth(KEY);
+        tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await })
+    };
+    let waiting = wait(&position);
+    let sessions = || async {
+        let waits: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where query like '%feed_head%'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        waits > 0
+    };
+    until("somebody looks at the feed", sessions).await;
+    service.deliver(&body(&unique("event"), "user.created", 0, &user(&unique("user"), "Ada", 0))).await;
+    let page = waiting.await.unwrap().json();
+    assert_eq!(page["data"][0]["kind"], "created");
+    // A service that stops does not let its followers wait: it would be cut off by the drain deadline otherwise.
+    let waiting = wait(page["position"].as_str().unwrap());
+    until("it waits", sessions).await;
+    service.stop().await.unwrap();
+    let last = waiting.await;
+    assert!(last.is_err() || last.unwrap().json()["data"] == json!([]));
+}
+
+/// Random creations, renames and deletions, until told to stop; then none for good.
+async fn write_until(store: Store, users: Vec<String>, stop: Arc<AtomicBool>) {
+    let mut random = fastrand::Rng::with_seed(7);
+    for at in 0.. {
+        let id = &users[random.usize(..users.len())];
+        let event = match random.u8(..10) {
+            0 => observed("user.deleted", at, &json!({"id": id})),
+            _ => observed("user.updated", at, &user(id, &format!("name {at}"), at)),
+        };
+        take(&store, &[event]).await;
+        if at > 200 && stop.load(Ordering::SeqCst) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_writes_go_on() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(10).await;
+    let service = service(&pool).await;
+    let users: Vec<String> = (0..60).map(|_| unique("user")).collect();
+    for id in &users[..40] {
+        take(&store(&pool), &[observed("user.created", 0, &user(id, "Ada", 0))]).await;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = tokio::spawn(write_until(store(&pool), users, stop.clone()));
+    // The list, page by page, and the position that came with the first.
+    let mut mirror: BTreeMap<String, Value> = BTreeMap::new();
+    let (mut position, mut after) = (None, String::new());
+    loop {
+        let page = service.ask(&format!("/user_management/users?order=asc&limit=7{after}"), KEY).await;
+        position.get_or_insert_with(|| page.header("authkit-sync-position").to_owned());
+        let page = page.json();
+        for user in page["data"].as_array().unwrap() {
+            mirror.insert(user["id"].as_str().unwrap().to_owned(), user.clone());
+        }
+        match page["list_metadata"]["after"].as_str() {
+            Some(id) => after = format!("&after={id}"),
+            None => break,
+        }
+    }
+    let mut position = position.unwrap();
+    for round in 0.. {
+        let page = service.ask(&format!("/changes?after={position}&limit=5"), KEY).await.json();
+        let changes = page["data"].as_array().unwrap();
+        for change in changes {
+            let id = change["user_id"].as_str().unwrap().to_owned();
+            match &change["user"] {
+                Value::Null => drop(mirror.remove(&id)),
+                user => drop(mirror.insert(id, user.clone())),
+            }
+        }
+        position = page["position"].as_str().unwrap().to_owned();
+        stop.store(round > 50, Ordering::SeqCst);
+        if changes.is_empty() && writing.is_finished() {
+            break;
+        }
+    }
+    writing.await.unwrap();
+    let mut table = BTreeMap::new();
+    for id in sqlx::query_scalar::<_, String>("select id from workos.users").fetch_all(&pool).await.unwrap() {
+        let user = service.ask(&format!("/user_management/users/{id}"), KEY).await.json();
+        table.insert(id, user);
+    }
+    assert!(table.len() > 10);
+    assert_eq!(mirror, table);
+    service.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn positions_are_void_after_a_rebind_and_in_another_database() {
+    let lab = Lab::new().await;
+    let store = lab.context().store;
+    let feed = Feed::new(store.clone());
+    let before = feed.now().await.unwrap();
+    // To the client id it has: only the feed.
+    lab.create_users(1);
+    lab.backfill().await;
+    let (code, out, _) = lab.run(&["rebind"]).await;
+    assert_eq!((code, out.contains("only the positions")), (0, true), "{out}");
+    let after = feed.now().await.unwrap();
+    assert!(after.epoch != before.epoch && after.number >= before.number);
+    assert!(matches!(feed.after(&before, 1, Duration::ZERO).await, Err(FeedError::Expired)));
+    assert_eq!(lab.count("select count(*) from workos.walks where completed_at is not null").await, 1);
+    // A dump that was restored, or a replica that was promoted, has another table or timeline.
+    lab.pool.execute("update workos.feed set identity = 'another'").await.unwrap();
+    let elsewhere = feed.now().await.unwrap();
+    assert_ne!(elsewhere.epoch, after.epoch);
+    assert_eq!(feed.now().await.unwrap(), elsewhere, "it is renewed once");
+    assert!(matches!(feed.after(&after, 1, Duration::ZERO).await, Err(FeedError::Expired)));
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_inbox_expires_but_for_what_a_handler_has_yet_to_take() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let feed = Feed::new(store.clone());
+    let start = feed.now().await.unwrap();
+    for _ in 0..6 {
+        take(&store, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
+    }
+    let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
+    let number = |at: usize| page.data[at].position.number;
+    sqlx::query("insert into workos.handlers (name, types, position, started_at) values ('slow', '{*}', $1, 0)")
+        .bind(number(3))
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query(
+        "insert into workos.handler_backlog (handler, position, user_id, from_start, tries) values ('slow', $1, '', false, 9)",
+    )
+    .bind(number(1))
+    .execute(&pool)
+    .await
+    .unwrap();
+    let tomorrow = authkit_sync::domain::clock::Clock::system().now().plus_seconds(86_400);
+    while store.expire_changes(tomorrow, 2).await.unwrap() {}
+    let kept: Vec<i64> =
+        sqlx::query_scalar("select position from workos.changes order by position").fetch_all(&pool).await.unwrap();
+    assert_eq!(kept, [number(1), number(4), number(5)]);
+    assert!(matches!(feed.after(&start, 10, Duration::ZERO).await, Err(FeedError::Expired)));
+    assert!(matches!(feed.after(&page.data[2].position, 10, Duration::ZERO).await, Err(FeedError::Expired)));
+    let rest = feed.after(&page.data[3].position, 10, Duration::ZERO).await.unwrap();
+    assert_eq!(rest.data.len(), 2);
+    // Done with it, the handler lets it go.
+    pool.execute("delete from workos.handlers").await.unwrap();
+    while store.expire_changes(tomorrow, 2).await.unwrap() {}
+    assert!(feed.after(&page.position, 10, Duration::ZERO).await.unwrap().data.is_empty());
+}
+
+#[tokio::test]
+async fn the_library_tells_changes_as_a_stream() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let authkit = authkit_sync::AuthKit::builder(pool.clone(), crate::support::service::CLIENT_ID).build().unwrap();
+    let mut changes = Box::pin(authkit.changes(authkit.position().await.unwrap()));
+    for name in ["one", "two", "three"] {
+        take(&store, &[observed("user.created", 0, &user(&unique("user"), name, 0))]).await;
+        let change = changes.next().await.unwrap().unwrap();
+        assert_eq!(change.user.unwrap().first_name.as_deref(), Some(name));
+    }
+    drop(changes);
+    let mut lost = Box::pin(authkit.changes(Position { epoch: "00000000".into(), number: 0 }));
+    assert!(matches!(lost.next().await, Some(Err(FeedError::Expired))));
+    assert!(lost.next().await.is_none());
+}
