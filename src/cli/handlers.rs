@@ -78,7 +78,7 @@ async fn work(store: &Store, command: &str, matches: &ArgMatches) -> Result<Exit
         "remove" => store.remove_handler(name).await?.then(|| "removed".to_owned()),
         _ => {
             let user = matches.get_one::<String>("user").map(String::as_str);
-            let redriven = store.redrive_handler(name, user, Clock::system().now()).await?;
+            let redriven = store.redrive_handler(name, user).await?;
             redriven.map(|count| format!("{count} changes are tried again"))
         }
     };

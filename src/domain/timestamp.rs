@@ -70,13 +70,6 @@ impl Timestamp {
         Self(self.0.saturating_add(time::Duration::microseconds(micros)))
     }
 
-    /// This instant moved on by `duration`, held inside the representable years.
-    #[must_use]
-    pub fn plus(self, duration: std::time::Duration) -> Self {
-        let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
-        Self::from(self.0.saturating_add(duration))
-    }
-
     /// This instant moved back by `duration`, held inside the representable years.
     #[must_use]
     pub fn minus(self, duration: std::time::Duration) -> Self {

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use time::OffsetDateTime;
 
 use super::{Store, StoreError, Work};
 use crate::domain::handler::Types;
-use crate::domain::timestamp::Timestamp;
 
 /// A handler in SQL, to be added.
 #[derive(Clone, Debug)]
@@ -206,7 +204,6 @@ impl Store {
         &self,
         name: &str,
         user: Option<&str>,
-        now: Timestamp,
     ) -> Result<Option<u64>, StoreError> {
         if self.handlers(Some(name)).await?.is_empty() {
             return Ok(None);
@@ -218,13 +215,12 @@ impl Store {
                     update workos.handler_backlog
                     set
                         tries = case when due_at is null then 0 else tries end,
-                        due_at = $3
+                        due_at = now()
                     where
                         handler = $1
                         and ($2::text is null or user_id = $2)",
                     name,
-                    user,
-                    OffsetDateTime::from(now)
+                    user
                 )
                 .execute(connection)
                 .await

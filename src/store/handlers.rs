@@ -4,12 +4,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use time::OffsetDateTime;
 
 use super::lent::{BoxError, Failure, Tx};
 use super::{Store, StoreError, Work};
 use crate::domain::handler::Types;
-use crate::domain::timestamp::Timestamp;
 
 /// A handler, as it stands.
 #[derive(Clone, Debug)]
@@ -87,8 +85,8 @@ pub enum Move<'a> {
 pub struct Waiting {
     /// How often it was tried.
     pub tries: i32,
-    /// When it is tried next; `None` sets it aside.
-    pub due_at: Option<Timestamp>,
+    /// How long until it is tried next; `None` sets it aside.
+    pub rest: Option<Duration>,
     /// Why it failed; `None` where it only stands behind another of its user.
     pub failure: Option<Failure>,
 }
@@ -219,11 +217,12 @@ impl Store {
         Ok(users.into_iter().collect())
     }
 
-    /// What is due of the backlog: of each user the first that waits.
+    /// What is due of the backlog, by the database's clock, so that replicas need not agree on theirs: of each user the first
+    /// that waits.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn due(&self, handler: &str, now: Timestamp, limit: i64) -> Result<Vec<Backlogged>, StoreError> {
+    pub async fn due(&self, handler: &str, limit: i64) -> Result<Vec<Backlogged>, StoreError> {
         self.lookup(async |connection| {
             sqlx::query_as!(
                 Backlogged,
@@ -232,7 +231,7 @@ impl Store {
                 from workos.handler_backlog as waiting
                 where
                     handler = $1
-                    and due_at <= $2
+                    and due_at <= now()
                     and (
                         user_id = ''
                         or position = (
@@ -245,9 +244,8 @@ impl Store {
                         )
                     )
                 order by due_at, position
-                limit $3",
+                limit $2",
                 handler,
-                OffsetDateTime::from(now),
                 limit
             )
             .fetch_all(connection)
@@ -505,13 +503,15 @@ impl Work for Postponed<'_> {
             insert into workos.handler_backlog (
                 handler, position, user_id, from_start, tries, due_at, failed_at, sqlstate, constraint_name, place, message
             )
-            values ($1, $2, $3, $4, $5, $6, case when $7 then now() end, $8, $9, $10, $11)",
+            values (
+                $1, $2, $3, $4, $5, now() + make_interval(secs => $6), case when $7 then now() end, $8, $9, $10, $11
+            )",
             self.moved.name,
             self.change.position,
             &self.change.user_id,
             self.change.from_start,
             self.waiting.tries,
-            self.waiting.due_at.map(OffsetDateTime::from),
+            self.waiting.rest.map(|rest| rest.as_secs_f64()) as _,
             failure.is_some(),
             failure.and_then(|failure| failure.sqlstate.as_deref()),
             failure.and_then(|failure| failure.constraint.as_deref()),

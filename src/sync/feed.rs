@@ -109,7 +109,7 @@ impl Feed {
     }
 
     /// How far the feed can be read, as of [`LOOK`] ago at most.
-    pub(super) async fn look(&self) -> Result<Head, StoreError> {
+    async fn look(&self) -> Result<Head, StoreError> {
         let mut seen = self.seen.lock().await;
         match &*seen {
             Some((at, head)) if at.elapsed() < LOOK => Ok(head.clone()),

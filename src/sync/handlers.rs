@@ -189,11 +189,11 @@ impl Worker {
         if let Some(walked) = &handler.walked {
             return self.walk(&handler, walked).await;
         }
-        let head = self.feed.look().await?;
+        let store = &self.context.store;
+        let head = store.feed_head().await?;
         if head.horizon <= handler.position {
             return Ok(LOOK);
         }
-        let store = &self.context.store;
         let entries = store.changes(handler.position, head.horizon, BATCH).await?;
         let full = i64::try_from(entries.len()).is_ok_and(|count| count == BATCH);
         let end = entries.last().map(|last| last.position).filter(|_| full).unwrap_or(head.horizon);
@@ -224,7 +224,7 @@ impl Worker {
         let user_id = entry.user_id.clone().unwrap_or_default();
         let change = Backlogged { position: entry.position, user_id, from_start: false, tries: 0 };
         if waiting.contains(&change.user_id) {
-            let behind = Waiting { tries: 0, due_at: Some(self.context.clock.now()), failure: None };
+            let behind = Waiting { tries: 0, rest: Some(Duration::ZERO), failure: None };
             return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
         }
         let told = self.feed.tell(entry, &head.epoch).await?;
@@ -242,13 +242,14 @@ impl Worker {
             store.end_walk(&self.name).await?;
             return Ok(Duration::ZERO);
         }
+        let epoch = store.feed_head().await?.epoch;
         let mut from = walked;
         for (id, later) in &users {
             let user_id = id.clone();
             let change = Backlogged { position: handler.started_at, user_id, from_start: true, tries: 0 };
             let moved = Move::Walk { from, to: id };
             // Who was created since the start is in the feed.
-            let told = if *later { None } else { self.from_start(&change).await? };
+            let told = if *later { None } else { self.from_start(&change, &epoch).await? };
             match told.filter(|told| handler.types.take(told.kind.event_type())) {
                 Some(told) => drop(self.run(handler, told, moved, &change).await?),
                 None => store.move_handler(&self.name, moved).await?,
@@ -259,10 +260,10 @@ impl Worker {
     }
 
     /// What a new handler is told of a live user; nothing, when the user is gone.
-    async fn from_start(&self, change: &Backlogged) -> Result<Option<Change>, Trouble> {
+    async fn from_start(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, Trouble> {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
-            position: Position { epoch: self.feed.look().await?.epoch, number: change.position },
+            position: Position { epoch: epoch.to_owned(), number: change.position },
             kind: Kind::User(Difference::Created),
             user_id: Some(change.user_id.clone()),
             changed: Vec::new(),
@@ -278,12 +279,15 @@ impl Worker {
     async fn again(&self) -> Result<Duration, Trouble> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         let store = &self.context.store;
-        let due = store.due(&self.name, self.context.clock.now(), BATCH).await?;
-        let epoch = self.feed.look().await?.epoch;
+        let due = store.due(&self.name, BATCH).await?;
+        if due.is_empty() {
+            return Ok(LOOK_AGAIN);
+        }
+        let epoch = store.feed_head().await?.epoch;
         for change in &due {
             let moved = Move::Again(change);
             let told = if change.from_start {
-                self.from_start(change).await?
+                self.from_start(change, &epoch).await?
             } else {
                 match store.change(change.position).await? {
                     Some(entry) => Some(self.feed.tell(entry, &epoch).await?),
@@ -296,7 +300,7 @@ impl Worker {
                 None => store.move_handler(&self.name, moved).await?,
             }
         }
-        Ok(if due.is_empty() { LOOK_AGAIN } else { Duration::ZERO })
+        Ok(Duration::ZERO)
     }
 
     /// Runs the handler; whether that went well. A failure is noted, and the change waits or is set aside.
@@ -319,8 +323,7 @@ impl Worker {
         let tries = change.tries.saturating_add(1);
         let rest = handler::rest(tries);
         self.tell_failure(&failure, change, tries, rest);
-        let due_at = rest.map(|rest| self.context.clock.now().plus(rest));
-        store.postpone(&self.name, moved, change, &Waiting { tries, due_at, failure: Some(failure) }).await?;
+        store.postpone(&self.name, moved, change, &Waiting { tries, rest, failure: Some(failure) }).await?;
         Ok(false)
     }
 

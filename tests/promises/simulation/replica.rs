@@ -3,19 +3,24 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use authkit_sync::AuthKit;
+use authkit_sync::{AuthKit, Change, Tx};
 use authkit_sync::dev::workos::{Held, SimulatedWorkos};
+use authkit_sync::domain::change::Kind as ChangeKind;
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
+use authkit_sync::store::lent::BoxError;
 use authkit_sync::sync::backfill::Backfill;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::driver::{Context, Driver};
+use authkit_sync::sync::feed::Feed;
+use authkit_sync::sync::handlers::{Again, Along, RustHandler, Worker};
 use authkit_sync::sync::housekeeping::Housekeeping;
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
 use authkit_sync::workos::api::{Api, ApiKey};
@@ -47,6 +52,8 @@ pub(super) struct Replica {
     pub(super) backfill: Backfill,
     pub(super) reconcile: Reconcile,
     pub(super) housekeeping: Housekeeping,
+    /// Each handler's two loops.
+    pub(super) handlers: Vec<(Along, Again)>,
     pool: PgPool,
     router: Router,
 }
@@ -73,6 +80,7 @@ impl Replica {
             backfill: Backfill::new(context.clone(), false),
             reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(day)),
             housekeeping: Housekeeping::new(context.clone(), 90 * day, both_feeds.then_some(types)),
+            handlers: handlers(&context, seed),
             context,
             router: authkit.router(),
             pool,
@@ -89,6 +97,12 @@ impl Replica {
         }
     }
 
+    /// One step of a handler, along the feed or through its backlog; `None` when it was cut off.
+    pub(super) async fn handle(&self, which: usize, polls: usize) -> Option<Duration> {
+        let (along, again) = &self.handlers[which / 2 % self.handlers.len()];
+        if which.is_multiple_of(2) { cut_off(polls, along.tick()).await } else { cut_off(polls, again.tick()).await }
+    }
+
     /// Takes a webhook that was signed at `now`; the status, or `None` when the process died under it.
     pub(super) async fn take(&self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
         let request = Request::post("/workos/webhook").header("workos-signature", held.sign(now));
@@ -100,4 +114,51 @@ impl Replica {
     pub(super) async fn end(self) {
         self.pool.close().await;
     }
+}
+
+/// The application's handlers: one in Rust that keeps its own table of users and a log, and fails now and then, also behind
+/// its writes; one in SQL that keeps a log, and fails as often.
+fn handlers(context: &Context, seed: u64) -> Vec<(Along, Again)> {
+    let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
+    let mirror = move |change: Change, mut tx: Tx| {
+        let random = random.clone();
+        async move {
+            let id = change.user_id.clone().unwrap_or_default();
+            let (fails_before, fails_after) = {
+                let mut random = random.lock().unwrap();
+                (random.u8(0..8) == 0, random.u8(0..8) == 0)
+            };
+            if fails_before {
+                return Err("before it wrote".into());
+            }
+            match (&change.kind, &change.user) {
+                (ChangeKind::User(_), Some(user)) => {
+                    let keep = "insert into app_users values ($1, $2) on conflict (id) do update set name = excluded.name";
+                    sqlx::query(keep).bind(&id).bind(&user.first_name).execute(&mut *tx).await?;
+                }
+                (ChangeKind::User(_), None) => {
+                    sqlx::query("delete from app_users where id = $1").bind(&id).execute(&mut *tx).await?;
+                }
+                (ChangeKind::Event(_), _) => {}
+            }
+            sqlx::query("insert into app_log (handler, position, user_id, kind) values ('mirror', $1, $2, $3)")
+                .bind(change.position.number)
+                .bind(id)
+                .bind(change.kind.as_str())
+                .execute(&mut *tx)
+                .await?;
+            if fails_after { Err::<(), BoxError>("after it wrote".into()) } else { Ok(()) }
+        }
+    };
+    let feed = Feed::new(context.store.clone());
+    let mirror = RustHandler {
+        name: "mirror".into(),
+        types: Types::parse("*").unwrap(),
+        from_start: true,
+        timeout: Duration::from_secs(20),
+        handle: Arc::new(mirror),
+    };
+    let workers = [("mirror", Some(mirror)), ("log", None)];
+    let workers = workers.map(|(name, rust)| Arc::new(Worker::new(context.clone(), feed.clone(), name, rust)));
+    workers.into_iter().map(|worker| (Along(worker.clone()), Again(worker))).collect()
 }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use authkit_sync::dev::postgres::PrivatePostgres;
 use authkit_sync::dev::workos::{ApiFaults, Faults, Held, Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::decide::Stored;
+use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
+use authkit_sync::store::handler_admin::NewHandler;
 use authkit_sync::store::migrations;
 use authkit_sync::store::walks::Kind;
 use authkit_sync::sync::driver::{Driver, Trouble};
@@ -56,8 +59,7 @@ impl<'a> World<'a> {
         let url = server.url("postgres");
         let pool = PgPoolOptions::new().max_connections(2).connect(&url).await.unwrap();
         migrations::run(&pool).await.unwrap();
-        let all = "truncate workos.user_records, workos.events, workos.catch_up, workos.walks, workos.leases, workos.environment";
-        sqlx::query(all).execute(&pool).await.unwrap();
+        sqlx::raw_sql(CLEAN).execute(&pool).await.unwrap();
         let clock = Clock::manual(Timestamp::parse("2026-09-01T08:00:00Z").unwrap());
         let listen = (Ipv4Addr::LOCALHOST, 0).into();
         let workos = SimulatedWorkos::start(Options { listen, clock: clock.clone(), seed, state: None }).await.unwrap();
@@ -92,7 +94,23 @@ impl<'a> World<'a> {
             let replica = world.replica();
             world.replicas.push(replica);
         }
+        world.application().await;
         world
+    }
+
+    /// The application's handlers; see `Replica`.
+    async fn application(&self) {
+        let store = &self.replicas[0].context.store;
+        assert!(store.enrol_handler("mirror", &Types::parse("*").unwrap(), true).await.unwrap());
+        let log = NewHandler {
+            name: Some("log".to_owned()),
+            function: "public.app_log".to_owned(),
+            role: None,
+            types: Types::parse("user.*,session.created").unwrap(),
+            timeout: Duration::from_secs(20),
+            from_start: false,
+        };
+        store.add_handler(&log).await.unwrap();
     }
 
     fn replica(&mut self) -> Replica {
@@ -111,9 +129,10 @@ impl<'a> World<'a> {
     pub(super) async fn live(&mut self) {
         for _ in 0..self.random.u16(80..160) {
             match self.random.u8(0..100) {
-                0..25 => self.history(),
-                25..50 => self.step().await,
-                50..78 => self.deliver().await,
+                0..22 => self.history(),
+                22..42 => self.step().await,
+                42..56 => self.handle().await,
+                56..78 => self.deliver().await,
                 78..88 => self.pass_some(),
                 88..92 => self.weather(),
                 92..96 => self.crash().await,
@@ -184,6 +203,19 @@ impl<'a> World<'a> {
         let job = self.random.u64(..);
         let done = self.replicas[at].step(job, polls).await;
         if done.is_none() {
+            self.restart(at).await;
+        }
+    }
+
+    /// A handler does a step, or begins to.
+    async fn handle(&mut self) {
+        let at = self.random.usize(0..self.replicas.len());
+        let polls = if self.random.u8(0..4) == 0 { self.random.usize(1..120) } else { ALWAYS };
+        let which = self.random.usize(..);
+        if self.random.bool() {
+            self.backlogs_are_due().await;
+        }
+        if self.replicas[at].handle(which, polls).await.is_none() {
             self.restart(at).await;
         }
     }
@@ -342,6 +374,39 @@ impl<'a> World<'a> {
         }
         self.compare(self.feeds != Feeds::WebhooksOnly).await;
         self.look().await;
+        self.handle_all().await;
+        self.application_agrees().await;
+    }
+
+    /// As if the rests after failures were over.
+    async fn backlogs_are_due(&self) {
+        let due = "update workos.handler_backlog set due_at = now() where due_at > now()";
+        while sqlx::query(due).execute(&self.pool).await.is_err() {}
+    }
+
+    /// Handlers come to the end of the feed and of their backlogs.
+    async fn handle_all(&mut self) {
+        for _ in 0..400 {
+            self.backlogs_are_due().await;
+            self.expire_leases().await;
+            for (along, again) in &self.replicas[0].handlers {
+                along.tick().await;
+                again.tick().await;
+            }
+            let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+            if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
+                assert!(standings.iter().all(|handler| handler.set_aside == 0), "{standings:?}");
+                return;
+            }
+        }
+        let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+        panic!("handlers do not come to an end: {standings:?}");
+    }
+
+    /// What each handler should have written is there once, in each user's order, and its table has WorkOS's users.
+    async fn application_agrees(&self) {
+        let wrong: Vec<String> = sqlx::query_scalar(WRONG).fetch_all(&self.pool).await.unwrap();
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 
     async fn catch_up(&mut self) {
@@ -424,6 +489,57 @@ impl<'a> World<'a> {
         self.workos.stop().await;
     }
 }
+
+/// A world begins with nothing.
+const CLEAN: &str = "
+    truncate workos.user_records, workos.events, workos.catch_up, workos.walks, workos.leases, workos.environment,
+        workos.changes, workos.handlers cascade;
+    create table if not exists app_users (id text collate \"C\" primary key, name text);
+    create table if not exists app_log (
+        n bigint generated always as identity primary key,
+        handler text not null, position bigint not null, user_id text not null, kind text not null
+    );
+    truncate app_users, app_log;
+    create sequence if not exists app_flaky;
+    create or replace function app_log(change jsonb) returns void language plpgsql as $$
+    begin
+        insert into app_log (handler, position, user_id, kind)
+        values ('log', split_part(change ->> 'position', '-', 2)::bigint, change ->> 'user_id', change ->> 'kind');
+        if nextval('app_flaky') % 5 = 0 then
+            raise exception 'now and then';
+        end if;
+    end
+    $$";
+
+/// Everything that is not as it should be between the feed, the table, and what the application wrote.
+const WRONG: &str = "
+    with due as (
+        select name as handler, changes.position, user_id, kind
+        from workos.handlers, workos.changes
+        where changes.position > started_at and (name = 'mirror' or event_type like 'user.%' or kind in ('created', 'updated', 'deleted', 'session.created'))
+    ),
+    changed as (
+        select *, row_number() over (partition by user_id order by position) as nth, count(*) over (partition by user_id) as many
+        from workos.changes where kind in ('created', 'updated', 'deleted')
+    )
+    select 'not done: ' || due::text from due
+    where not exists (select from app_log as done where done.handler = due.handler and done.position = due.position)
+    union all
+    select 'done twice: ' || handler || ' ' || position from app_log group by handler, position, user_id having count(*) > 1
+    union all
+    select 'out of order: ' || step::text
+    from (select *, lag(position) over (partition by handler, user_id order by n) as before from app_log where user_id <> '') as step
+    where position < before
+    union all
+    select 'created late, or twice: ' || changed::text from changed where kind = 'created' and nth > 1
+    union all
+    select 'changed behind its deletion: ' || changed::text from changed where kind = 'deleted' and nth < many
+    union all
+    select 'first told as an update: ' || changed::text from changed where kind = 'updated' and nth = 1
+    union all
+    select 'the application has another: ' || coalesce(ours.id, theirs.id)
+    from app_users as ours full join workos.users as theirs on theirs.id = ours.id
+    where ours.name is distinct from theirs.first_name";
 
 fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
