@@ -91,15 +91,12 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
     if !edge.service_keys.is_empty() {
         asked = asked.nest("/user_management", user_management(&edge));
     }
-    let mut answered = asked
-        .layer(middleware::from_fn(conditional::answer));
+    let mut answered = asked.layer(middleware::from_fn(conditional::answer));
     if !edge.service_keys.is_empty() {
         let keyed = middleware::from_fn_with_state(edge.clone(), users::demand_key);
         answered = answered.route("/changes", get(changes::read).layer(keyed));
     }
-    let mut routes = answered
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz));
+    let mut routes = answered.route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
     if !edge.webhook_secrets.is_empty() {
         routes = routes.route(&edge.webhook_path, post(webhook::receive));
     }

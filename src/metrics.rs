@@ -28,10 +28,7 @@ pub struct Metrics {
     restarts: Family<LoopLabels, Counter>,
     troubles: Family<LoopLabels, Gauge>,
     missed: Family<FeedLabels, Gauge>,
-    handled: Family<HandledLabels, Counter>,
-    handler_lag: Family<HandlerLabels, Gauge>,
-    handler_waiting: Family<HandlerLabels, Gauge>,
-    handler_set_aside: Family<HandlerLabels, Gauge>,
+    handlers: Handlers,
     quarantined: Gauge,
     synced_through: Gauge,
     connections: Gauge,
@@ -77,6 +74,35 @@ struct HandledLabels {
     outcome: &'static str,
 }
 
+/// What is counted of handlers.
+struct Handlers {
+    runs: Family<HandledLabels, Counter>,
+    lag: Family<HandlerLabels, Gauge>,
+    waiting: Family<HandlerLabels, Gauge>,
+    set_aside: Family<HandlerLabels, Gauge>,
+}
+
+impl Handlers {
+    fn register(registry: &mut Registry) -> Self {
+        let runs = Family::default();
+        registry.register("handler_runs", "Changes given to handlers, by handler and outcome", runs.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Family::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            runs,
+            lag: gauge("handler_lag_seconds", "Age of the oldest change that a handler has not come to"),
+            waiting: gauge(
+                "handler_waiting",
+                "Changes of a handler that wait for another try, or behind one that does",
+            ),
+            set_aside: gauge("handler_set_aside", "Changes that failed too often in a handler and were set aside"),
+        }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("authkit_sync");
@@ -104,26 +130,7 @@ impl Default for Metrics {
             "Events of the last day that one feed brought and this one did not, by the feed that did not",
             missed.clone(),
         );
-        let handled = Family::default();
-        registry.register("handler_runs", "Changes given to handlers, by handler and outcome", handled.clone());
-        let handler_lag = Family::default();
-        registry.register(
-            "handler_lag_seconds",
-            "Age of the oldest change that a handler has not come to",
-            handler_lag.clone(),
-        );
-        let handler_waiting = Family::default();
-        registry.register(
-            "handler_waiting",
-            "Changes of a handler that wait for another try, or behind one that does",
-            handler_waiting.clone(),
-        );
-        let handler_set_aside = Family::default();
-        registry.register(
-            "handler_set_aside",
-            "Changes that failed too often in a handler and were set aside",
-            handler_set_aside.clone(),
-        );
+        let handlers = Handlers::register(&mut registry);
         let quarantined = Gauge::default();
         registry.register("quarantined_events", "Events waiting in quarantine", quarantined.clone());
         let synced_through = Gauge::default();
@@ -143,10 +150,7 @@ impl Default for Metrics {
             restarts,
             troubles,
             missed,
-            handled,
-            handler_lag,
-            handler_waiting,
-            handler_set_aside,
+            handlers,
             quarantined,
             synced_through,
             connections,
@@ -196,15 +200,15 @@ impl Metrics {
     /// Counts a change given to a handler; names of handlers are configuration, and bounded in number.
     pub fn handled(&self, handler: &str, well: bool) {
         let outcome = if well { "done" } else { "failed" };
-        self.handled.get_or_create(&HandledLabels { handler: handler.to_owned(), outcome }).inc();
+        self.handlers.runs.get_or_create(&HandledLabels { handler: handler.to_owned(), outcome }).inc();
     }
 
     /// Notes how far a handler is behind (seconds), and how many of its changes wait or are set aside.
     pub fn handler(&self, handler: &str, lag: i64, waiting: i64, set_aside: i64) {
         let labels = HandlerLabels { handler: handler.to_owned() };
-        self.handler_lag.get_or_create(&labels).set(lag);
-        self.handler_waiting.get_or_create(&labels).set(waiting);
-        self.handler_set_aside.get_or_create(&labels).set(set_aside);
+        self.handlers.lag.get_or_create(&labels).set(lag);
+        self.handlers.waiting.get_or_create(&labels).set(waiting);
+        self.handlers.set_aside.get_or_create(&labels).set(set_aside);
     }
 
     /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).

@@ -6,6 +6,7 @@ pub mod environment;
 pub mod error;
 pub mod events;
 pub mod handler_admin;
+pub mod handler_moves;
 pub mod handler_standing;
 pub mod handlers;
 pub mod inbox;

@@ -22,8 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use crate::domain::decide::Stored;
 use crate::domain::change::Difference;
+use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin, Outcome};
 use crate::store::events::Receipt;
 use crate::store::{Store, StoreError, Work, changes, events, handlers as backlog, users};

@@ -12,7 +12,6 @@ use super::AuthKit;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
-use crate::domain::handler::{self, Types};
 use crate::http::{CONNECTIONS, Edge, ServiceKeys};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
@@ -20,7 +19,7 @@ use crate::store::{self, Store};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::driver::Context;
 use crate::sync::feed::Feed;
-use crate::sync::handlers::{Handle, RustHandler, TIMEOUT};
+use crate::sync::handlers::TIMEOUT;
 use crate::sync::progress::Watch;
 use crate::sync::read_through::ReadThrough;
 use crate::workos::api::{Api, ApiKey};
@@ -54,8 +53,8 @@ pub struct Builder {
     receipts: PgPool,
     lookups: PgPool,
     background: PgPool,
-    handlers: PgPool,
-    handler_timeout: Duration,
+    pub(super) handlers: PgPool,
+    pub(super) handler_timeout: Duration,
     client_id: String,
     database_timeout: Duration,
     api_base: String,
@@ -76,9 +75,9 @@ pub struct Builder {
     service_keys: ServiceKeys,
     cors_origins: Vec<HeaderValue>,
     read_through: bool,
-    jobs: Jobs,
+    pub(super) jobs: Jobs,
     /// What [`Builder::build`] will refuse.
-    mistakes: Vec<String>,
+    pub(super) mistakes: Vec<String>,
 }
 
 struct KeySourceArgument(Arc<dyn KeySource>);
@@ -145,74 +144,6 @@ impl Builder {
     /// Background work draws on a pool of its own, so that a backfill starves neither webhooks nor lookups.
     pub fn background_pool(mut self, pool: PgPool) -> Self {
         self.background = pool;
-        self
-    }
-
-    /// Handlers draw on a pool of their own, so that a slow one starves nothing else.
-    pub fn handler_pool(mut self, pool: PgPool) -> Self {
-        self.handlers = pool;
-        self
-    }
-
-    /// Does something when something changes: `types` are event types, whole (`user.created`), by their first words
-    /// (`user.*`) or any (`*`), separated by commas.
-    ///
-    /// Of `user.*` the handler gets every change of that kind, whichever way it came to light; of any other type every event.
-    /// Its writes through [`Tx`](crate::store::lent::Tx) commit together with the fact that it has run: exactly once in effect, one user's changes in
-    /// order. An error rolls back and is tried again, with growing rests, for about an hour; then the change is set aside
-    /// (`authkit-sync handlers list`), and its user's later ones go on. Progress is kept under `name`: keep it. A new name
-    /// starts at the end of the feed.
-    ///
-    /// ```
-    /// use authkit_sync::{AuthKit, Change, Tx};
-    ///
-    /// async fn welcome(change: Change, mut tx: Tx) -> Result<(), sqlx::Error> {
-    ///     if let Some(user) = change.user.filter(|_| change.origin.is_live()) {
-    ///         sqlx::query("insert into mails (recipient, template) values ($1, 'welcome')")
-    ///             .bind(user.email)
-    ///             .execute(&mut *tx)
-    ///             .await?;
-    ///     }
-    ///     Ok(())
-    /// }
-    ///
-    /// # fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
-    /// let authkit = AuthKit::builder(pool, "client_…").on("welcome", "user.created", welcome).build()?;
-    /// # Ok(()) }
-    /// ```
-    pub fn on(self, name: &str, types: &str, handler: impl Handle) -> Self {
-        self.handle(name, types, false, handler)
-    }
-
-    /// As [`Builder::on`], but while it is new the handler is first told of every live user: one `created` of origin
-    /// `backfill` each.
-    pub fn on_from_start(self, name: &str, types: &str, handler: impl Handle) -> Self {
-        self.handle(name, types, true, handler)
-    }
-
-    fn handle(mut self, name: &str, types: &str, from_start: bool, handler: impl Handle) -> Self {
-        let types = match Types::parse(types) {
-            Ok(types) => types,
-            Err(error) => {
-                self.mistakes.push(format!("handler {name}: {error}"));
-                return self;
-            }
-        };
-        if !handler::is_name(name) {
-            self.mistakes.push(format!("handler {name:?}: {}", handler::NAME));
-        }
-        if self.jobs.handlers.iter().any(|other| *other.name == *name) {
-            self.mistakes.push(format!("there are two handlers of the name {name}: progress is kept under it"));
-        }
-        let handle = Arc::new(handler);
-        self.jobs.handlers.push(RustHandler { name: name.into(), types, from_start, timeout: self.handler_timeout, handle });
-        self
-    }
-
-    /// How long a handler in Rust may take with one change; those added before keep theirs. Default
-    /// [`TIMEOUT`](crate::sync::handlers::TIMEOUT).
-    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
-        self.handler_timeout = timeout;
         self
     }
 

@@ -101,7 +101,11 @@ pub const SETTINGS: &[Setting] = &[
         "90d",
         "how long the inbox keeps events; under 35d only payloads go, the rest stays 35 days",
     ),
-    optional("AUTHKIT_SYNC_DB_POOL", "10", "connections per pool; webhooks, lookups, background work and handlers have one each"),
+    optional(
+        "AUTHKIT_SYNC_DB_POOL",
+        "10",
+        "connections per pool; webhooks, lookups, background work and handlers have one each",
+    ),
     optional(
         "AUTHKIT_SYNC_DB_TIMEOUT",
         "5s",

@@ -34,7 +34,9 @@ pub enum AddError {
     #[error("there is no role {0}")]
     NoRole(String),
     /// The service may not become that role.
-    #[error("the service ({service}) may not set role {role}; run `grant {role} to {service}`, or choose another with --role")]
+    #[error(
+        "the service ({service}) may not set role {role}; run `grant {role} to {service}`, or choose another with --role"
+    )]
     RoleNotOurs {
         /// The role it would run as.
         role: String,
@@ -200,11 +202,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn redrive_handler(
-        &self,
-        name: &str,
-        user: Option<&str>,
-    ) -> Result<Option<u64>, StoreError> {
+    pub async fn redrive_handler(&self, name: &str, user: Option<&str>) -> Result<Option<u64>, StoreError> {
         if self.handlers(Some(name)).await?.is_empty() {
             return Ok(None);
         }
@@ -252,7 +250,9 @@ impl Work for Become<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         // The setting ends with the transaction.
-        sqlx::query!("-- handlers.become\nselect set_config('role', $1, true)", self.role).fetch_one(connection).await?;
+        sqlx::query!("-- handlers.become\nselect set_config('role', $1, true)", self.role)
+            .fetch_one(connection)
+            .await?;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Handlers as an operator sees them.
 
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::{Store, StoreError};
 use crate::domain::timestamp::Timestamp;
@@ -64,6 +65,52 @@ pub struct HandlerLag {
     pub set_aside: i64,
 }
 
+struct Row {
+    name: String,
+    types: Vec<String>,
+    function: Option<String>,
+    role: Option<String>,
+    state: String,
+    trouble: Option<String>,
+    depth: i64,
+    oldest_at: Option<OffsetDateTime>,
+    waiting: i64,
+    set_aside: i64,
+    failed_at: Option<OffsetDateTime>,
+    failed_position: Option<i64>,
+    failed_user: Option<String>,
+    sqlstate: Option<String>,
+    constraint_name: Option<String>,
+    place: Option<String>,
+    message: Option<String>,
+}
+
+impl From<Row> for HandlerStanding {
+    fn from(row: Row) -> Self {
+        Self {
+            last_error: row.failed_position.map(|position| LastError {
+                at: row.failed_at.map(Timestamp::from),
+                position,
+                user_id: row.failed_user.unwrap_or_default(),
+                sqlstate: row.sqlstate,
+                constraint: row.constraint_name,
+                place: row.place,
+                message: row.message,
+            }),
+            name: row.name,
+            types: row.types,
+            function: row.function,
+            role: row.role,
+            state: row.state,
+            trouble: row.trouble,
+            depth: row.depth,
+            oldest_at: row.oldest_at.map(Timestamp::from),
+            waiting: row.waiting,
+            set_aside: row.set_aside,
+        }
+    }
+}
+
 impl Store {
     /// Every handler, as it stands.
     ///
@@ -72,7 +119,8 @@ impl Store {
     pub async fn handler_standings(&self) -> Result<Vec<HandlerStanding>, StoreError> {
         let rows = self
             .lookup(async |connection| {
-                sqlx::query!(
+                sqlx::query_as!(
+                    Row,
                     r#"-- handlers.standings
                     select
                         handlers.name,
@@ -102,9 +150,7 @@ impl Store {
                         select count(*) as count, min(at) as oldest_at
                         from
                             workos.changes,
-                            lateral (
-                                select case when kind = event_type then kind else 'user.' || kind end as type
-                            ) as typed
+                            lateral (select case when kind = event_type then kind else 'user.' || kind end) as typed (type)
                         where
                             position > handlers.position
                             and exists (
@@ -138,28 +184,7 @@ impl Store {
                 .await
             })
             .await?;
-        let standings = rows.into_iter().map(|row| HandlerStanding {
-            last_error: row.failed_position.map(|position| LastError {
-                at: row.failed_at.map(Timestamp::from),
-                position,
-                user_id: row.failed_user.unwrap_or_default(),
-                sqlstate: row.sqlstate,
-                constraint: row.constraint_name,
-                place: row.place,
-                message: row.message,
-            }),
-            name: row.name,
-            types: row.types,
-            function: row.function,
-            role: row.role,
-            state: row.state,
-            trouble: row.trouble,
-            depth: row.depth,
-            oldest_at: row.oldest_at.map(Timestamp::from),
-            waiting: row.waiting,
-            set_aside: row.set_aside,
-        });
-        Ok(standings.collect())
+        Ok(rows.into_iter().map(HandlerStanding::from).collect())
     }
 
     /// What every handler's metrics say.

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
-use super::lent::{BoxError, Failure, Tx};
-use super::{Store, StoreError, Work};
+use super::{Store, StoreError};
 use crate::domain::handler::Types;
 
 /// A handler, as it stands.
@@ -56,39 +55,6 @@ pub struct Backlogged {
     pub from_start: bool,
     /// How often it was tried.
     pub tries: i32,
-}
-
-/// How a handler moves by having dealt with a change. A move is made from where the handler was read, or not at all: of two
-/// processes that do the same, one loses everything it did.
-#[derive(Clone, Copy, Debug)]
-pub enum Move<'a> {
-    /// Along the feed.
-    Along {
-        /// Where it stood.
-        from: i64,
-        /// Where it stands now.
-        to: i64,
-    },
-    /// Along the live users it is told of first.
-    Walk {
-        /// Where it stood.
-        from: &'a str,
-        /// Where it stands now.
-        to: &'a str,
-    },
-    /// Out of the backlog.
-    Again(&'a Backlogged),
-}
-
-/// How a change that is not done waits.
-#[derive(Clone, Debug)]
-pub struct Waiting {
-    /// How often it was tried.
-    pub tries: i32,
-    /// How long until it is tried next; `None` sets it aside.
-    pub rest: Option<Duration>,
-    /// Why it failed; `None` where it only stands behind another of its user.
-    pub failure: Option<Failure>,
 }
 
 struct Row {
@@ -322,73 +288,6 @@ impl Store {
         .await?;
         Ok(())
     }
-
-    /// Runs a handler, and moves it in the same transaction.
-    ///
-    /// # Errors
-    /// [`StoreError`]: nothing was written; [`StoreError::Overtaken`] when another process has moved it.
-    pub async fn run_handler<F: Future<Output = Result<(), BoxError>>>(
-        &self,
-        name: &str,
-        timeout: Duration,
-        handler: impl FnOnce(Tx) -> F,
-        moved: Move<'_>,
-    ) -> Result<Result<(), Failure>, StoreError> {
-        self.lend(timeout, handler, &Moved { name, moved }).await
-    }
-
-    /// Moves a handler without running it: past changes it does not take, or past the end of its walk.
-    ///
-    /// # Errors
-    /// As [`Store::run_handler`].
-    pub async fn move_handler(&self, name: &str, moved: Move<'_>) -> Result<(), StoreError> {
-        self.transaction("move handler", &Moved { name, moved }).await
-    }
-
-    /// The handler has been told of every live user, and goes on with the feed.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn end_walk(&self, name: &str) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
-            sqlx::query!("-- handlers.end_walk\nupdate workos.handlers set walked = null where name = $1", name)
-                .execute(connection)
-                .await
-        })
-        .await?;
-        Ok(())
-    }
-
-    /// Moves a handler past a change that waits in its backlog.
-    ///
-    /// # Errors
-    /// As [`Store::run_handler`].
-    pub async fn postpone(
-        &self,
-        name: &str,
-        moved: Move<'_>,
-        change: &Backlogged,
-        waiting: &Waiting,
-    ) -> Result<(), StoreError> {
-        self.transaction("postpone", &Postponed { moved: Moved { name, moved }, change, waiting }).await
-    }
-}
-
-/// Calls the function of a handler in SQL, as its role, inside a lent transaction. The change is JSON text: numbers keep
-/// their digits.
-///
-/// # Errors
-/// Any of sqlx's.
-pub(crate) async fn call(mut tx: Tx, handler: SqlHandler, change: String) -> Result<(), BoxError> {
-    sqlx::query!(
-        "-- handlers.call\nselect workos.run_handler($1, $2, $3::text::jsonb)",
-        &handler.function,
-        &handler.role,
-        change
-    )
-    .execute(&mut *tx)
-    .await?;
-    Ok(())
 }
 
 /// Takes what failures have said of these users, who are deleted.
@@ -405,121 +304,4 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Re
     .execute(connection)
     .await?;
     Ok(())
-}
-
-struct Moved<'a> {
-    name: &'a str,
-    moved: Move<'a>,
-}
-
-impl Work for Moved<'_> {
-    type Output = ();
-
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let done = match self.moved {
-            Move::Along { from, to } => {
-                sqlx::query!(
-                    "-- handlers.move
-                    update workos.handlers
-                    set position = $3
-                    where
-                        name = $1
-                        and position = $2
-                        and walked is null
-                        and not paused",
-                    self.name,
-                    from,
-                    to
-                )
-                .execute(connection)
-                .await?
-            }
-            Move::Walk { from, to } => {
-                sqlx::query!(
-                    "-- handlers.walk
-                    update workos.handlers
-                    set walked = $3
-                    where
-                        name = $1
-                        and walked = $2
-                        and not paused",
-                    self.name,
-                    from,
-                    to
-                )
-                .execute(connection)
-                .await?
-            }
-            Move::Again(Backlogged { position, user_id, tries, .. }) => {
-                sqlx::query!(
-                    "-- handlers.done_again
-                    delete from workos.handler_backlog
-                    where
-                        handler = $1
-                        and position = $2
-                        and user_id = $3
-                        and tries = $4
-                        and due_at is not null
-                        and exists (select from workos.handlers where name = handler and not paused)",
-                    self.name,
-                    position,
-                    user_id,
-                    tries
-                )
-                .execute(connection)
-                .await?
-            }
-        };
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Overtaken) }
-    }
-}
-
-struct Postponed<'a> {
-    moved: Moved<'a>,
-    change: &'a Backlogged,
-    waiting: &'a Waiting,
-}
-
-impl Work for Postponed<'_> {
-    type Output = ();
-
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        // First, as a deletion does: it takes what is kept here of its user, and the message must go, whoever comes first.
-        let deleted = sqlx::query_scalar!(
-            "-- handlers.deleted
-            select synced_deleted
-            from workos.user_records
-            where id = $1
-            for share",
-            &self.change.user_id
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-        self.moved.run(&mut *connection).await?;
-        let failure = self.waiting.failure.as_ref();
-        let message = failure.map(|failure| &*failure.message).filter(|_| deleted != Some(true));
-        sqlx::query!(
-            "-- handlers.postpone
-            insert into workos.handler_backlog (
-                handler, position, user_id, from_start, tries, due_at, failed_at, sqlstate, constraint_name, place, message
-            )
-            values (
-                $1, $2, $3, $4, $5, now() + make_interval(secs => $6), case when $7 then now() end, $8, $9, $10, $11
-            )",
-            self.moved.name,
-            self.change.position,
-            &self.change.user_id,
-            self.change.from_start,
-            self.waiting.tries,
-            self.waiting.rest.map(|rest| rest.as_secs_f64()) as _,
-            failure.is_some(),
-            failure.and_then(|failure| failure.sqlstate.as_deref()),
-            failure.and_then(|failure| failure.constraint.as_deref()),
-            failure.and_then(|failure| failure.place.as_deref()),
-            message
-        )
-        .execute(connection)
-        .await?;
-        Ok(())
-    }
 }

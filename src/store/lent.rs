@@ -63,7 +63,8 @@ impl Failure {
     /// Of a database error somewhere in the chain the telling parts, of any other its text.
     fn of(error: &(dyn Error + 'static)) -> Self {
         let chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
-        let refused = chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).find_map(sqlx::Error::as_database_error);
+        let refused =
+            chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).find_map(sqlx::Error::as_database_error);
         let failure = match refused.and_then(|refused| refused.try_downcast_ref::<PgDatabaseError>()) {
             Some(refused) => Self {
                 sqlstate: Some(refused.code().to_owned()),
@@ -80,7 +81,8 @@ impl Failure {
 /// The innermost function of a context that is not ours, and its line. The rest of a context may quote values.
 fn place(context: &str) -> Option<String> {
     let functions = context.lines().filter_map(|line| line.strip_prefix("PL/pgSQL function "));
-    let (function, rest) = functions.filter(|line| !line.starts_with("workos.")).find_map(|line| line.split_once(" line "))?;
+    let (function, rest) =
+        functions.filter(|line| !line.starts_with("workos.")).find_map(|line| line.split_once(" line "))?;
     let line: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Some(format!("{function} line {line}"))
 }
@@ -103,7 +105,8 @@ impl Store {
         let begun = tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)??;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);
-        let ran = AssertUnwindSafe(async { tokio::time::timeout(timeout + GRACE, handler(tx)).await }).catch_unwind().await;
+        let ran =
+            AssertUnwindSafe(async { tokio::time::timeout(timeout + GRACE, handler(tx)).await }).catch_unwind().await;
         match ran {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => return Ok(Err(Failure::of(&*error))),
@@ -122,7 +125,8 @@ impl Store {
         then: &impl Work<Output = ()>,
     ) -> Result<Result<(), Failure>, StoreError> {
         let finished = async {
-            let checked = sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut *transaction).await;
+            let checked =
+                sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut *transaction).await;
             match checked {
                 Ok(_) => {}
                 Err(error @ sqlx::Error::Database(_)) => return Ok(Err(Failure::of(&error))),

@@ -135,7 +135,8 @@ impl Feed {
         }
         let full = entries.len() == limit;
         let payloads = self.payloads(&entries).await?;
-        let told = entries.iter().take_while(|entry| payload_id(entry).is_none_or(|id| payloads.contains_key(id))).count();
+        let told =
+            entries.iter().take_while(|entry| payload_id(entry).is_none_or(|id| payloads.contains_key(id))).count();
         let cut = told < entries.len();
         entries.truncate(told);
         let end = if full || cut { entries.last().map(|last| last.position) } else { None };
@@ -143,7 +144,8 @@ impl Feed {
         let users = self.users(&entries).await?;
         let data = entries.into_iter().map(|entry| {
             let user = entry.user_id.as_ref().and_then(|id| users.get(id)).cloned();
-            let data = payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::kept_data(bytes.as_ref()?));
+            let data =
+                payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::kept_data(bytes.as_ref()?));
             told_as(entry, &head.epoch, user, data)
         });
         Ok(Page { data: data.collect(), position })
@@ -195,12 +197,7 @@ fn position(head: &Head, number: Option<i64>) -> Position {
     Position { epoch: head.epoch.clone(), number: number.unwrap_or(head.horizon) }
 }
 
-fn told_as(
-    entry: Entry,
-    epoch: &str,
-    user: Option<User>,
-    data: Option<Box<serde_json::value::RawValue>>,
-) -> Change {
+fn told_as(entry: Entry, epoch: &str, user: Option<User>, data: Option<Box<serde_json::value::RawValue>>) -> Change {
     Change {
         position: Position { epoch: epoch.to_owned(), number: entry.position },
         kind: entry.kind,

@@ -21,10 +21,11 @@ use crate::domain::change::{Change, Difference, Kind, Position};
 use crate::domain::decide::Stored;
 use crate::domain::event::Origin;
 use crate::domain::handler::{self, Types};
-use crate::store::changes::{Entry, Head};
-use crate::store::handlers::{Backlogged, Handler, Move, Waiting, call};
-use crate::store::lent::{BoxError, Failure, Tx};
 use crate::store::StoreError;
+use crate::store::changes::{Entry, Head};
+use crate::store::handler_moves::{Move, Waiting, call};
+use crate::store::handlers::{Backlogged, Handler};
+use crate::store::lent::{BoxError, Failure, Tx};
 
 /// Changes dealt with before a handler's row is read again.
 const BATCH: i64 = 100;
@@ -249,7 +250,7 @@ impl Worker {
             let change = Backlogged { position: handler.started_at, user_id, from_start: true, tries: 0 };
             let moved = Move::Walk { from, to: id };
             // Who was created since the start is in the feed.
-            let told = if *later { None } else { self.from_start(&change, &epoch).await? };
+            let told = if *later { None } else { self.told_at_start(&change, &epoch).await? };
             match told.filter(|told| handler.types.take(told.kind.event_type())) {
                 Some(told) => drop(self.run(handler, told, moved, &change).await?),
                 None => store.move_handler(&self.name, moved).await?,
@@ -260,7 +261,7 @@ impl Worker {
     }
 
     /// What a new handler is told of a live user; nothing, when the user is gone.
-    async fn from_start(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, Trouble> {
+    async fn told_at_start(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, Trouble> {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
             position: Position { epoch: epoch.to_owned(), number: change.position },
@@ -287,7 +288,7 @@ impl Worker {
         for change in &due {
             let moved = Move::Again(change);
             let told = if change.from_start {
-                self.from_start(change, &epoch).await?
+                self.told_at_start(change, &epoch).await?
             } else {
                 match store.change(change.position).await? {
                     Some(entry) => Some(self.feed.tell(entry, &epoch).await?),
@@ -304,7 +305,13 @@ impl Worker {
     }
 
     /// Runs the handler; whether that went well. A failure is noted, and the change waits or is set aside.
-    async fn run(&self, handler: &Handler, told: Change, moved: Move<'_>, change: &Backlogged) -> Result<bool, Trouble> {
+    async fn run(
+        &self,
+        handler: &Handler,
+        told: Change,
+        moved: Move<'_>,
+        change: &Backlogged,
+    ) -> Result<bool, Trouble> {
         let store = &self.context.store;
         let outcome = match (&self.rust, &handler.sql) {
             (Some(rust), _) => {

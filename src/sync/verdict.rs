@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{Applied, Inbox};
-use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::change::Difference;
+use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::domain::user::LAST_SIGN_IN_AT;
 use crate::store::changes::News;

@@ -191,9 +191,11 @@ async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
     let preparing = many > 0;
     assert!(preparing || std::env::var_os("DATABASE_URL").is_some());
     let name = unique("somebody");
-    for statement in
-        ["begin".to_owned(), "insert into notes values ('prepared')".to_owned(), format!("prepare transaction '{name}'")]
-    {
+    for statement in [
+        "begin".to_owned(),
+        "insert into notes values ('prepared')".to_owned(),
+        format!("prepare transaction '{name}'"),
+    ] {
         if preparing {
             prepared.execute(AssertSqlSafe(statement)).await.unwrap();
         }
@@ -246,8 +248,10 @@ async fn a_follower_beside_many_writers_hears_every_change_once_and_each_user_in
         }
         tokio::task::yield_now().await;
     }
-    let kept: Vec<(i64, String)> =
-        sqlx::query_as("select position, event_id from workos.changes order by position").fetch_all(&pool).await.unwrap();
+    let kept: Vec<(i64, String)> = sqlx::query_as("select position, event_id from workos.changes order by position")
+        .fetch_all(&pool)
+        .await
+        .unwrap();
     assert_eq!(heard, kept);
     // In each user's order of commits the versions rise.
     let falls: i64 = sqlx::query_scalar(

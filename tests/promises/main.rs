@@ -11,6 +11,7 @@ mod crash;
 mod dev;
 mod embedding;
 mod erasure;
+mod handlers;
 mod inbox;
 mod layers;
 mod logs;

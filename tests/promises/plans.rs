@@ -158,7 +158,9 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
         let plan = plan(&mut connection, sql).await;
         assert!(
             plan.contains(index)
-                && !["user_records", "events", "changes", "handler_backlog"].iter().any(|it| plan.contains(&format!("Seq Scan on {it}"))),
+                && !["user_records", "events", "changes", "handler_backlog"]
+                    .iter()
+                    .any(|it| plan.contains(&format!("Seq Scan on {it}"))),
             "{sql}\n{plan}"
         );
     }

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use authkit_sync::{AuthKit, Change, Tx};
 use authkit_sync::dev::workos::{Held, SimulatedWorkos};
 use authkit_sync::domain::change::Kind as ChangeKind;
 use authkit_sync::domain::clock::Clock;
@@ -25,6 +24,7 @@ use authkit_sync::sync::housekeeping::Housekeeping;
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::signature::Secret;
+use authkit_sync::{AuthKit, Change, Tx};
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
@@ -133,7 +133,8 @@ fn handlers(context: &Context, seed: u64) -> Vec<(Along, Again)> {
             }
             match (&change.kind, &change.user) {
                 (ChangeKind::User(_), Some(user)) => {
-                    let keep = "insert into app_users values ($1, $2) on conflict (id) do update set name = excluded.name";
+                    let keep =
+                        "insert into app_users values ($1, $2) on conflict (id) do update set name = excluded.name";
                     sqlx::query(keep).bind(&id).bind(&user.first_name).execute(&mut *tx).await?;
                 }
                 (ChangeKind::User(_), None) => {
