@@ -560,7 +560,7 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     bed.create(&unique("user")).await;
     bed.idle("on_user").await;
     let ran_as: Vec<String> = sqlx::query_scalar("select handler from done").fetch_all(&bed.pool).await.unwrap();
-    assert_eq!(ran_as, [owner.clone()]);
+    assert_eq!(ran_as, std::slice::from_ref(&owner));
     let failure = async |name: &str| {
         until(name, async || bed.standing(name).await.unwrap().last_error.is_some()).await;
         bed.standing(name).await.unwrap().last_error.unwrap()
