@@ -121,6 +121,8 @@ pub struct Background {
     pub catch_up_interval: Duration,
     /// `AUTHKIT_SYNC_EVENT_TYPES`
     pub event_types: Vec<String>,
+    /// `AUTHKIT_SYNC_SESSION_SIGN_INS`
+    pub session_sign_ins: bool,
     /// `AUTHKIT_SYNC_BACKFILL`
     pub backfill: bool,
     /// `AUTHKIT_SYNC_RECONCILE_INTERVAL`
@@ -266,6 +268,7 @@ impl Reader<'_> {
         let catch_up = self.parsed("AUTHKIT_SYNC_CATCH_UP", value::on_off);
         let catch_up_interval = self.parsed("AUTHKIT_SYNC_CATCH_UP_INTERVAL", value::duration);
         let event_types = self.parsed("AUTHKIT_SYNC_EVENT_TYPES", value::event_types).unwrap_or_default();
+        let session_sign_ins = self.parsed("AUTHKIT_SYNC_SESSION_SIGN_INS", value::on_off);
         let backfill = self.parsed("AUTHKIT_SYNC_BACKFILL", value::auto_off);
         let reconcile_interval = self.parsed("AUTHKIT_SYNC_RECONCILE_INTERVAL", value::interval);
         let retention = self.parsed("AUTHKIT_SYNC_RETENTION", value::long_duration);
@@ -273,6 +276,7 @@ impl Reader<'_> {
             catch_up: catch_up?,
             catch_up_interval: catch_up_interval?,
             event_types,
+            session_sign_ins: session_sign_ins?,
             backfill: backfill?,
             reconcile_interval: reconcile_interval?,
             retention: retention?,

@@ -15,6 +15,7 @@ pub mod lent;
 pub mod migrations;
 pub mod pages;
 pub mod roles;
+pub mod sign_ins;
 pub mod users;
 pub mod walks;
 
@@ -46,6 +47,7 @@ pub struct Store {
     timeout: Duration,
     begin: Arc<str>,
     fit: Arc<OnceCell<()>>,
+    sign_ins: bool,
 }
 
 /// How a transaction begins: durable, and bounded on the server's side too. One whose client is gone must not keep its locks,
@@ -83,6 +85,7 @@ impl Store {
             timeout,
             begin: begin(timeout).into(),
             fit: Arc::new(OnceCell::new()),
+            sign_ins: false,
         }
     }
 
@@ -97,6 +100,17 @@ impl Store {
     #[must_use]
     pub fn on_pool(&self, pool: PgPool) -> Self {
         Self { receipts: pool.clone(), lookups: pool, ..self.clone() }
+    }
+
+    /// The same store, in which sessions move `last_sign_in_at`.
+    #[must_use]
+    pub fn counting_sessions(self, sign_ins: bool) -> Self {
+        Self { sign_ins, ..self }
+    }
+
+    /// Whether sessions move `last_sign_in_at`.
+    pub(crate) fn counts_sessions(&self) -> bool {
+        self.sign_ins
     }
 
     /// Runs `work` in a transaction that is durable when this returns `Ok`, and tries again where PostgreSQL asks for it.

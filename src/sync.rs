@@ -26,8 +26,8 @@ use crate::domain::change::Difference;
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin, Outcome};
 use crate::store::events::Receipt;
-use crate::store::{Store, StoreError, Work, changes, events, handlers as backlog, users};
-use verdict::{Life, Verdict, inbox_event, judge, news};
+use crate::store::{Store, StoreError, Work, changes, events, handlers as backlog, sign_ins as sessions, users};
+use verdict::{Life, Verdict, inbox_event, judge, news, sign_in};
 
 /// What became of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,9 @@ pub async fn apply_within(
     origin: Origin,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
-    Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, then: &Nothing }.run(connection).await
+    let slice =
+        Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, sign_ins: false, then: &Nothing };
+    slice.run(connection).await
 }
 
 /// Applies a slice as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
@@ -80,7 +82,8 @@ pub(crate) async fn apply_then<T: Then>(
     observations: &[Observation],
     then: &T,
 ) -> Result<Vec<Applied>, StoreError> {
-    run(store, |one_by_one| Slice { inbox: Inbox::Record(origin), observations, one_by_one, then }).await
+    let (inbox, sign_ins) = (Inbox::Record(origin), store.counts_sessions());
+    run(store, |one_by_one| Slice { inbox, observations, one_by_one, sign_ins, then }).await
 }
 
 /// Applies what the inbox holds once more. Rows converge as ever; of the inbox only a quarantined row changes, when it can
@@ -89,7 +92,8 @@ pub(crate) async fn apply_then<T: Then>(
 /// # Errors
 /// [`StoreError`]: nothing of the slice was written.
 pub(crate) async fn apply_again(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    run(store, |one_by_one| Slice { inbox: Inbox::Settle, observations, one_by_one, then: &Nothing }).await
+    let (inbox, sign_ins) = (Inbox::Settle, store.counts_sessions());
+    run(store, |one_by_one| Slice { inbox, observations, one_by_one, sign_ins, then: &Nothing }).await
 }
 
 /// Enters observations into the quarantine without trying them.
@@ -103,8 +107,8 @@ pub(crate) async fn quarantine<T: Then>(
     reason: &str,
     then: &T,
 ) -> Result<(), StoreError> {
-    let condemned =
-        Condemned { slice: Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, then }, reason };
+    let slice = Slice { inbox: Inbox::Record(origin), observations, one_by_one: false, sign_ins: false, then };
+    let condemned = Condemned { slice, reason };
     store.transaction("quarantine", &condemned).await
 }
 
@@ -160,6 +164,8 @@ struct Slice<'a, T> {
     observations: &'a [Observation],
     /// Each observation behind a savepoint of its own: slow, and only to find out whose data PostgreSQL refuses.
     one_by_one: bool,
+    /// Sessions move `last_sign_in_at`.
+    sign_ins: bool,
     then: &'a T,
 }
 
@@ -221,12 +227,28 @@ impl<T: Then> Slice<'_, T> {
         stored: Users,
         applied: &[Applied],
     ) -> Result<(), StoreError> {
+        if self.sign_ins {
+            self.count_sessions(connection, &stored).await?;
+        }
         let unknown: Vec<String> =
             stored.into_iter().filter(|(_, user)| matches!(user, Stored::Absent)).map(|(id, _)| id).collect();
         if !unknown.is_empty() {
             users::release_places(connection, &unknown).await?;
         }
         self.then.after(connection, applied).await
+    }
+
+    /// Keeps what sessions tell of sign-ins, and shows it in the rows the slice names, also those that have just come.
+    async fn count_sessions(&self, connection: &mut PgConnection, stored: &Users) -> Result<(), StoreError> {
+        let deleted = |user: &str| matches!(stored.get(user), Some(Stored::Tombstone { .. }));
+        let seen = self.observations.iter().filter_map(sign_in).filter(|(user, _)| !deleted(user));
+        let seen: Vec<_> = seen.collect();
+        if !seen.is_empty() {
+            sessions::keep(connection, &seen).await?;
+        }
+        let live = stored.iter().filter(|(_, user)| matches!(user, Stored::Live { .. })).map(|(id, _)| id.clone());
+        let live: Vec<String> = live.collect();
+        if live.is_empty() { Ok(()) } else { sessions::show(connection, &live).await }
     }
 
     async fn settle_alone(
@@ -295,6 +317,7 @@ impl<T: Then> Slice<'_, T> {
         if !erase.is_empty() {
             events::erase(connection, &erase).await?;
             backlog::erase(connection, &erase).await?;
+            sessions::forget(connection, &erase).await?;
         }
         Ok(applied)
     }

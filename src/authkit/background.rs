@@ -34,9 +34,10 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// What a handler names whole is worth reading, whether or not webhooks bring it.
-    pub(super) fn read_what_handlers_take(&mut self) {
-        for name in self.handlers.iter().flat_map(|handler| handler.types.whole()) {
+    /// What a handler names whole, and what tells of sign-ins, is worth reading, whether or not webhooks bring it.
+    pub(super) fn read_what_is_wanted(&mut self, sign_ins: bool) {
+        let handled = self.handlers.iter().flat_map(|handler| handler.types.whole());
+        for name in handled.chain(sign_ins.then_some("session.created")) {
             if !self.event_types.iter().any(|read| read == name) {
                 self.event_types.push(name.to_owned());
             }

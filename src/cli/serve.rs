@@ -10,7 +10,7 @@ use super::{Exit, Failure, with_settings};
 use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
-const SETTINGS: [&str; 30] = [
+const SETTINGS: [&str; 31] = [
     "DATABASE_URL",
     "WORKOS_CLIENT_ID",
     "WORKOS_API_KEY",
@@ -33,6 +33,7 @@ const SETTINGS: [&str; 30] = [
     "AUTHKIT_SYNC_CATCH_UP",
     "AUTHKIT_SYNC_CATCH_UP_INTERVAL",
     "AUTHKIT_SYNC_EVENT_TYPES",
+    "AUTHKIT_SYNC_SESSION_SIGN_INS",
     "AUTHKIT_SYNC_BACKFILL",
     "AUTHKIT_SYNC_RECONCILE_INTERVAL",
     "AUTHKIT_SYNC_RETENTION",
@@ -85,6 +86,7 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .catch_up(background.catch_up)
         .catch_up_interval(background.catch_up_interval)
         .event_types(background.event_types)
+        .session_sign_ins(background.session_sign_ins)
         .backfill(background.backfill)
         .reconcile_interval(background.reconcile_interval)
         .retention(background.retention)

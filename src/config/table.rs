@@ -89,6 +89,11 @@ pub const SETTINGS: &[Setting] = &[
     ),
     optional("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "5s", "how long catch-up rests when it has read to the end"),
     required("AUTHKIT_SYNC_EVENT_TYPES", "event types catch-up reads beside user.*, separated by commas"),
+    optional(
+        "AUTHKIT_SYNC_SESSION_SIGN_INS",
+        "off",
+        "on: session.created moves last_sign_in_at, which can then run ahead of WorkOS's own; impersonation does not count",
+    ),
     optional("AUTHKIT_SYNC_BACKFILL", "auto", "auto: fill the table with every existing user, once; off: never"),
     optional("AUTHKIT_SYNC_READ_THROUGH", "on", "ask WorkOS about a user who is not here before a caller hears 404"),
     optional(

@@ -43,6 +43,8 @@ pub enum Content {
     },
     /// `user.deleted`: only the id counts.
     Deleted,
+    /// `session.created`, nobody impersonating: a sign-in of its user.
+    SignedIn(Timestamp),
     /// A type that changes no user.
     Other,
     /// It cannot be applied; the reason names no value of the payload.

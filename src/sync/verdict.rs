@@ -6,6 +6,7 @@ use super::{Applied, Inbox};
 use crate::domain::change::Difference;
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
+use crate::domain::timestamp::Timestamp;
 use crate::domain::user::LAST_SIGN_IN_AT;
 use crate::store::changes::News;
 use crate::workos::wire;
@@ -72,7 +73,7 @@ pub(super) fn judge(observation: &Observation, user: Option<&mut Stored>) -> Ver
         Observation::Event(event) => match &event.content {
             Content::Live { user, version } => Seen::Live(user, version),
             Content::Deleted => Seen::Deleted(event.created_at),
-            Content::Other => return Verdict::not_applied(Outcome::Ignored, None),
+            Content::SignedIn(_) | Content::Other => return Verdict::not_applied(Outcome::Ignored, None),
             Content::Unusable(reason) => return Verdict::not_applied(Outcome::Quarantined, Some(reason)),
         },
     };
@@ -84,6 +85,14 @@ pub(super) fn judge(observation: &Observation, user: Option<&mut Stored>) -> Ver
         Some(Decision::Older) => stale("the row stands on this observation or a later one"),
         Some(Decision::Deleted) => stale("the user is deleted"),
         None => Verdict::not_applied(Outcome::Quarantined, Some("it names no user")),
+    }
+}
+
+/// The sign-in an observation tells of.
+pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
+    match observation {
+        Observation::Event(Event { user_id: Some(user), content: Content::SignedIn(at), .. }) => Some((user, *at)),
+        _ => None,
     }
 }
 

@@ -91,8 +91,17 @@ fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut 
             },
             Err(reason) => Content::Unusable(reason),
         },
+        "session.created" => signed_in(&data, created_at).map_or(Content::Other, Content::SignedIn),
         _ => Content::Other,
     }
+}
+
+/// When a session's user signed in; somebody who impersonates the user did not.
+fn signed_in(data: &Object, fallback: Option<Timestamp>) -> Option<Timestamp> {
+    let field = |name: &str| data.get(name).map(|value| &**value);
+    let impersonated = field("impersonator").is_some_and(|by| by.get() != "null")
+        || json::string(field("auth_method")).as_deref() == Some("impersonation");
+    if impersonated { None } else { timestamp(field("created_at")).or(fallback) }
 }
 
 /// The type under which the inbox keeps what cannot even be read as an event.

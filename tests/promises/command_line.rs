@@ -176,7 +176,7 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
     assert_eq!(status().status.code(), Some(0));
     let json: serde_json::Value =
         serde_json::from_slice(&run(&["migrate", "status", "--json"], &environment).stdout).unwrap();
-    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 9));
+    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 10));
 }
 
 #[tokio::test]

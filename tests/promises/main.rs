@@ -23,6 +23,7 @@ mod private_postgres;
 mod reads;
 mod receiver;
 mod reconcile;
+mod sign_ins;
 mod signature;
 mod simulated_workos;
 mod simulation;

@@ -51,12 +51,13 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.handlers",
             "workos.leases",
             "workos.migrations",
+            "workos.sign_ins",
             "workos.user_records",
             "workos.walks",
         ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
-    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 9);
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 10);
 }
 
 #[tokio::test]

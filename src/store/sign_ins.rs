@@ -1,0 +1,57 @@
+//! `workos.sign_ins`: what sessions tell of a user's last sign-in, whether or not the user is here.
+
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::StoreError;
+use crate::domain::timestamp::Timestamp;
+
+/// Keeps the latest of each user; the caller holds the users' locks, and none of them is deleted.
+pub(crate) async fn keep(connection: &mut PgConnection, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
+    let users: Vec<&str> = seen.iter().map(|(user, _)| *user).collect();
+    let instants: Vec<OffsetDateTime> = seen.iter().map(|(_, at)| (*at).into()).collect();
+    sqlx::query!(
+        "-- sign_ins.keep
+        insert into workos.sign_ins as kept (user_id, at)
+        select user_id, max(at)
+        from unnest($1::text[], $2::timestamptz[]) as seen (user_id, at)
+        group by user_id
+        on conflict (user_id) do update
+        set at = excluded.at
+        where kept.at < excluded.at",
+        &users as _,
+        &instants
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Shows them in the rows of these users who are here.
+pub(crate) async fn show(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- sign_ins.show
+        update workos.user_records as stored
+        set
+            last_sign_in_at = kept.at,
+            synced_at = now()
+        from workos.sign_ins as kept
+        where
+            stored.id = kept.user_id
+            and stored.id = any($1)
+            and stored.email is not null
+            and (stored.last_sign_in_at is null or stored.last_sign_in_at < kept.at)",
+        users
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Forgets them of these users, who are deleted.
+pub(crate) async fn forget(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+    sqlx::query!("-- sign_ins.forget\ndelete from workos.sign_ins where user_id = any($1)", users)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
