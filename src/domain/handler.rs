@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Tries before a change is set aside: with the rests between them, about an hour.
+/// Tries before a change is set aside: with the rests between them, about half an hour.
 pub const TRIES: i32 = 12;
 
 /// The rest after a failure doubles from the first to the longest.

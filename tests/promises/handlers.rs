@@ -612,3 +612,36 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     assert!(messages().await.iter().all(Option::is_none), "{:?}", messages().await);
     process.stop().await;
 }
+
+/// The README's own example: an application's table of users, kept in step from the first to the last.
+#[tokio::test]
+async fn the_readmes_function_keeps_an_applications_users_in_step() {
+    let bed = Bed::new().await;
+    let readme = include_str!("../../README.md");
+    let example = readme.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    bed.pool.execute(example).await.unwrap();
+    let ids: Vec<String> = (0..5).map(|_| unique("user")).collect();
+    for id in &ids[..3] {
+        bed.create(id).await;
+    }
+    let (code, said) = handlers(&bed, &["add", "public.on_workos_user", "--types", "user.*", "--from-start"]).await;
+    assert_eq!(code, 0, "{said}");
+    let process = bed.run(|builder| builder).await;
+    for id in &ids[3..] {
+        bed.create(id).await;
+    }
+    bed.rename(&ids[0], 10).await;
+    bed.delete(&ids[1]).await;
+    apply(&bed.store, Origin::Webhook, &[observed("user.odd", 1, &json!({"id": ids[2]}))]).await.unwrap();
+    bed.idle("public.on_workos_user").await;
+    let differ: i64 = sqlx::query_scalar(
+        "select count(*) from app_users as ours full join workos.users as theirs on theirs.id = ours.id
+        where (ours.email, ours.name) is distinct from (theirs.email, theirs.name)",
+    )
+    .fetch_one(&bed.pool)
+    .await
+    .unwrap();
+    assert_eq!(differ, 0);
+    assert_eq!(bed.standing("public.on_workos_user").await.unwrap().set_aside, 0);
+    process.stop().await;
+}
