@@ -215,8 +215,18 @@ impl<'a> World<'a> {
         if self.random.bool() {
             self.backlogs_are_due().await;
         }
-        if self.replicas[at].handle(which, polls).await.is_none() {
-            self.restart(at).await;
+        if self.random.u8(0..4) > 0 {
+            if self.replicas[at].handle(which, polls).await.is_none() {
+                self.restart(at).await;
+            }
+            return;
+        }
+        // Both at once: one of them has lost its lease without noticing.
+        self.expire_leases().await;
+        let [one, other] = &self.replicas[..] else { panic!("two replicas") };
+        let (_, done) = tokio::join!(one.handle(which, ALWAYS), other.handle(which, polls));
+        if done.is_none() {
+            self.restart(1).await;
         }
     }
 
