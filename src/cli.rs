@@ -10,6 +10,7 @@ mod migrate;
 mod rebind;
 mod reconcile;
 mod serve;
+mod token;
 mod user;
 mod walk;
 mod webhook;
@@ -61,6 +62,7 @@ pub fn command() -> Command {
         .subcommand(reconcile::command())
         .subcommand(events::command())
         .subcommand(user::command())
+        .subcommand(token::command())
         .subcommand(rebind::command())
         .subcommand(webhook::command())
         .subcommand(healthcheck::command());
@@ -83,6 +85,7 @@ fn run(matches: &ArgMatches) -> Exit {
                 "reconcile" => reconcile::run(matches, &source).await,
                 "events" => events::run(matches, &source).await,
                 "user" => user::run(matches, &source).await,
+                "token" => token::run(matches, &source).await,
                 "rebind" => rebind::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,

@@ -305,18 +305,18 @@ impl Builder {
         let source = match self.key_source {
             Some(KeySourceArgument(source)) => source,
             None => {
-                let url = self.jwks_url.unwrap_or_else(|| format!("{}/sso/jwks/{}", self.api_base, self.client_id));
-                let source = HttpKeySource::new(&url).map_err(|error| BuildError(error.to_string()))?;
-                Arc::new(source) as Arc<dyn KeySource>
+                let source = match &self.jwks_url {
+                    Some(url) => HttpKeySource::new(url),
+                    None => HttpKeySource::of_client(&self.client_id, &self.api_base),
+                };
+                Arc::new(source.map_err(|error| BuildError(error.to_string()))?) as Arc<dyn KeySource>
             }
         };
         let keys = KeyCache::new(source, self.clock.clone());
-        let mut policy = TokenPolicy::new(&self.client_id, &self.api_base)
+        let policy = TokenPolicy::new(&self.client_id, &self.api_base)
+            .issuers(self.issuers)
             .audiences(self.audiences)
             .allow_shared_issuer(self.allow_shared_issuer);
-        if !self.issuers.is_empty() {
-            policy = policy.issuers(self.issuers);
-        }
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);

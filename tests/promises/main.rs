@@ -10,6 +10,7 @@ mod crash;
 mod dev;
 mod embedding;
 mod erasure;
+mod explain;
 mod inbox;
 mod layers;
 mod logs;
