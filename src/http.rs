@@ -4,6 +4,7 @@ mod auth;
 mod body;
 mod conditional;
 mod error;
+mod openapi;
 mod ops;
 mod server;
 mod service_keys;
@@ -11,15 +12,18 @@ mod users;
 mod webhook;
 mod wide_log;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::get;
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tower_http::cors::CorsLayer;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
 
 use crate::auth::KeyCache;
 use crate::domain::clock::Clock;
@@ -70,27 +74,36 @@ pub(crate) struct Edge {
     pub(crate) jobs: Arc<Jobs>,
     /// This process takes part in catch-up.
     pub(crate) catches_up: bool,
+    /// What `/openapi.json` answers, written when the routes are put together.
+    pub(crate) document: OnceLock<Bytes>,
     /// WorkOS's signing keys, whose state the ops page shows.
     pub(crate) keys: KeyCache,
 }
 
-/// The application's routes.
+/// The application's routes. A route stands here by its handler, whose annotation says where it is and what it answers, so that
+/// what is served is what `/openapi.json` describes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    let lookups = Router::new()
-        .route("/auth/user", get(auth::user))
-        .route("/auth/session", get(auth::session))
+    let lookups = OpenApiRouter::with_openapi(openapi::empty())
+        .routes(routes!(auth::user))
+        .routes(routes!(auth::session))
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through));
-    let mut asked = lookups.route("/auth/identity", get(auth::identity));
-    if !edge.service_keys.is_empty() {
+    let mut asked = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
+    if edge.service_keys.is_empty() {
+        // Described all the same: a client is generated once, and a key may come tomorrow.
+        asked.get_openapi_mut().merge(OpenApiRouter::new().nest("/user_management", user_management(&edge)).into_openapi());
+    } else {
         asked = asked.nest("/user_management", user_management(&edge));
     }
-    let mut routes = asked
+    let mut all = asked
         .layer(middleware::from_fn(conditional::answer))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz));
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz));
     if !edge.webhook_secrets.is_empty() {
-        routes = routes.route(&edge.webhook_path, post(webhook::receive));
+        let (schemas, paths, receiver) = routes!(webhook::receive);
+        all = all.routes((schemas, openapi::at(&edge.webhook_path, paths), receiver));
     }
+    let (routes, described) = all.split_for_parts();
+    edge.document.get_or_init(|| openapi::text(&described));
     let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
     match cors(&edge.cors_origins) {
         Some(cors) => routes.layer(cors).with_state(edge),
@@ -112,11 +125,12 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
 }
 
 /// WorkOS's own read API.
-fn user_management(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
-    Router::new()
-        .route("/users", get(users::list).fallback(users::read_only))
-        .route("/users/{id}", get(users::by_id).fallback(users::read_only))
-        .route("/users/external_id/{external_id}", get(users::by_external_id).fallback(users::read_only))
+fn user_management(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let read_only = |route: UtoipaMethodRouter<Arc<Edge>>| route.map(|methods| methods.fallback(users::read_only));
+    OpenApiRouter::new()
+        .routes(read_only(routes!(users::list)))
+        .routes(read_only(routes!(users::by_id)))
+        .routes(read_only(routes!(users::by_external_id)))
         .fallback(users::not_served)
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through))
         .layer(middleware::from_fn_with_state(edge.clone(), users::demand_key))

@@ -1,6 +1,6 @@
 //! How an [`AuthKit`] is put together.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -351,6 +351,7 @@ impl Builder {
                 clock: self.clock,
                 metrics,
                 keys,
+                document: OnceLock::new(),
             }),
             context,
             jobs,

@@ -9,8 +9,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use utoipa::{IntoResponses, ToSchema};
 
 use super::Edge;
+use super::openapi::{NotModified, UserShape};
 use super::wide_log::Facts;
 use crate::domain::user::User;
 use crate::lookup::LookupError;
@@ -97,7 +99,16 @@ pub(super) async fn demand_key(
     Ok(response)
 }
 
-/// `GET /user_management/users/{id}`
+/// One user, read through from WorkOS where that is on.
+#[utoipa::path(
+    get,
+    path = "/users/{id}",
+    operation_id = "getUser",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(("id" = String, Path, description = "WorkOS's id")),
+    responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
+)]
 pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>) -> Result<Json<User>, Refusal> {
     match edge.lookups.user(&id).await {
         Ok(user) => Ok(Json(user)),
@@ -107,7 +118,16 @@ pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>)
     }
 }
 
-/// `GET /user_management/users/external_id/{external_id}`
+/// One user by your own id; of several the one WorkOS changed last.
+#[utoipa::path(
+    get,
+    path = "/users/external_id/{external_id}",
+    operation_id = "getUserByExternalId",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(("external_id" = String, Path, description = "your own id")),
+    responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
+)]
 pub(super) async fn by_external_id(
     State(edge): State<Arc<Edge>>,
     Path(external_id): Path<String>,
@@ -119,7 +139,22 @@ pub(super) async fn by_external_id(
     }
 }
 
-/// `GET /user_management/users`
+/// A page of users.
+#[utoipa::path(
+    get,
+    path = "/users",
+    operation_id = "listUsers",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(
+        ("limit" = Option<u8>, Query, description = "how many", minimum = 1, maximum = 100),
+        ("order" = inline(Option<Direction>), Query, description = "default `desc`, newest first; `normal`: the same, and the cursors' sense reversed"),
+        ("email" = Option<String>, Query, description = "only with this e-mail address, whatever its case"),
+        ("before" = Option<String>, Query, description = "the users before this id"),
+        ("after" = Option<String>, Query, description = "the users after this id")
+    ),
+    responses((status = 200, description = "A page.", body = PageShape), NotModified, ListRefused)
+)]
 pub(super) async fn list(
     State(edge): State<Arc<Edge>>,
     Query(parameters): Query<Vec<(String, String)>>,
@@ -149,6 +184,94 @@ pub(super) async fn read_only() -> Refusal {
 pub(super) async fn not_served() -> Refusal {
     let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
     Refusal::new(StatusCode::NOT_FOUND, "not_served", body)
+}
+
+/// A page of users.
+#[derive(ToSchema)]
+#[schema(as = UserList)]
+#[expect(dead_code, reason = "the shape of what `list` answers")]
+pub(super) struct PageShape {
+    #[schema(inline)]
+    object: ListObject,
+    data: Vec<UserShape>,
+    #[schema(inline)]
+    list_metadata: Cursors,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "a constant of WorkOS's")]
+enum ListObject {
+    List,
+}
+
+/// Ids to go on from, either way; null at the end.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+struct Cursors {
+    #[schema(required)]
+    before: Option<String>,
+    #[schema(required)]
+    after: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only described")]
+enum Direction {
+    Asc,
+    Desc,
+    Normal,
+}
+
+/// A refusal in WorkOS's shape.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the shape of what Refusal answers")]
+pub(super) struct WorkosError {
+    code: String,
+    message: String,
+    /// Whom there is none of.
+    entity_id: Option<String>,
+    /// Which parameters are wrong.
+    #[schema(inline)]
+    errors: Option<Vec<FieldError>>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+struct FieldError {
+    code: String,
+    field: String,
+}
+
+/// What a question about one user may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum OneRefused {
+    /// `unauthorized`.
+    #[response(status = 401)]
+    Key(WorkosError),
+    /// `entity_not_found`.
+    #[response(status = 404)]
+    NoUser(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
+}
+
+/// What a question about many may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum ListRefused {
+    /// `unauthorized`.
+    #[response(status = 401)]
+    Key(WorkosError),
+    /// `invalid_request_parameters`, `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
 }
 
 struct Asked {

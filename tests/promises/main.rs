@@ -16,6 +16,7 @@ mod layers;
 mod logs;
 mod lookups;
 mod migrations;
+mod openapi;
 mod outage;
 mod plans;
 mod private_postgres;
