@@ -267,3 +267,26 @@ async fn a_miss_asks_workos_and_believes_only_what_it_says() {
     let request = lab_client().get(format!("{url}/user_management/users/{third}")).bearer_auth(KEY);
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
+
+/// A key may become another environment's while the process runs: it is judged again after a refusal, and after an hour.
+#[tokio::test]
+async fn read_through_judges_its_key_again() {
+    let lab = Lab::new().await;
+    let ada = lab.create_user("Ada");
+    lab.backfill().await;
+    let authkit = authkit(&lab, true, true);
+    let judged = || lab.workos.requests(&format!("/user_management/users/{ada}"));
+    let known = async |name: &str| authkit.get_user(&lab.create_user(name)).await.is_ok();
+    assert!(known("Grace").await && judged() == 1, "once before the first question");
+    assert!(known("Edsger").await && judged() == 1, "and not before every one");
+    lab.workos.set_api_faults(ApiFaults { refuse_key: true, ..ApiFaults::default() });
+    assert!(!known("Barbara").await);
+    lab.workos.set_api_faults(ApiFaults::default());
+    let before = judged();
+    assert!(known("Frances").await && judged() > before, "the key has been refused since");
+    let before = judged();
+    lab.clock.set(lab.clock.now().plus_seconds(3_599));
+    assert!(known("Ken").await && judged() == before);
+    lab.clock.set(lab.clock.now().plus_seconds(2));
+    assert!(known("Dennis").await && judged() > before, "an hour has passed");
+}
