@@ -90,7 +90,9 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
     let mut asked = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
     if edge.service_keys.is_empty() {
         // Described all the same: a client is generated once, and a key may come tomorrow.
-        asked.get_openapi_mut().merge(OpenApiRouter::new().nest("/user_management", user_management(&edge)).into_openapi());
+        asked
+            .get_openapi_mut()
+            .merge(OpenApiRouter::new().nest("/user_management", user_management(&edge)).into_openapi());
     } else {
         asked = asked.nest("/user_management", user_management(&edge));
     }

@@ -22,7 +22,8 @@ use crate::workos::signature;
 
 /// The document before any route is in it.
 pub(super) fn empty() -> OpenApi {
-    let about = "Who is behind a WorkOS AuthKit access token, and the users it may belong to, from your own PostgreSQL.";
+    let about =
+        "Who is behind a WorkOS AuthKit access token, and the users it may belong to, from your own PostgreSQL.";
     let info = InfoBuilder::new()
         .title("authkit-sync")
         .version(env!("CARGO_PKG_VERSION"))

@@ -113,7 +113,8 @@ async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
     let renamed = events::body("event_1", "user.updated", 9_000_000_000, &events::user(&id, "Adaline", 9_000_000_000));
     let signature = secret.sign(lab.clock.now(), &renamed);
     let client = authkit_sync::workos::http::http_client().unwrap();
-    let delivery = client.post(format!("{url}/sync/workos/webhook")).header("WorkOS-Signature", signature).body(renamed);
+    let delivery =
+        client.post(format!("{url}/sync/workos/webhook")).header("WorkOS-Signature", signature).body(renamed);
     assert_eq!(delivery.send().await.unwrap().status(), 200);
     let joined = "select u.first_name from notes n join workos.users u on u.id = n.user_id";
     assert_eq!(sqlx::query_scalar::<_, String>(joined).fetch_one(&notes).await.unwrap(), "Adaline");

@@ -24,13 +24,13 @@ struct Described {
 }
 
 fn close(schema: &mut Value) {
-    if let Value::Object(map) = schema {
-        if map.contains_key("properties") && !map.contains_key("additionalProperties") {
-            map.insert("additionalProperties".to_owned(), json!(false));
-        }
-    }
     match schema {
-        Value::Object(map) => map.values_mut().for_each(close),
+        Value::Object(map) => {
+            if map.contains_key("properties") && !map.contains_key("additionalProperties") {
+                map.insert("additionalProperties".to_owned(), json!(false));
+            }
+            map.values_mut().for_each(close);
+        }
         Value::Array(items) => items.iter_mut().for_each(close),
         _ => {}
     }
@@ -236,7 +236,8 @@ async fn exactly_the_routes_that_are_served_are_described() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let plain = Service::start(&pool).await;
-    let keyed = Service::start_with(&pool, |builder| builder.service_key("crm", KEY).webhook_path("/hooks/workos")).await;
+    let keyed =
+        Service::start_with(&pool, |builder| builder.service_key("crm", KEY).webhook_path("/hooks/workos")).await;
     let deaf = Service::start_with(&pool, |builder| builder.webhook_secrets(Vec::new())).await;
     let paths = async |service: &Service| -> BTreeMap<String, Vec<String>> {
         let document = service.get("/openapi.json").await.json();
@@ -253,7 +254,10 @@ async fn exactly_the_routes_that_are_served_are_described() {
             let request = keyed.client.request(method.to_uppercase().parse().unwrap(), url).bearer_auth(KEY);
             let answer = Answer::of(request.send().await.unwrap()).await;
             let code = answer.json()["code"].as_str().unwrap_or_default().to_owned();
-            assert!(!["route_not_found", "not_served", "method_not_allowed"].contains(&code.as_str()), "{path}: {code}");
+            assert!(
+                !["route_not_found", "not_served", "method_not_allowed"].contains(&code.as_str()),
+                "{path}: {code}"
+            );
         }
     }
     // And nothing is served that is not described: a route comes in by its description alone.
@@ -280,9 +284,12 @@ async fn the_document_holds_together() {
     assert_eq!(fields.keys().map(String::as_str).collect::<BTreeSet<_>>(), FIELDS.into_iter().collect());
     assert_eq!(document["components"]["schemas"]["User"]["required"].as_array().unwrap().len(), FIELDS.len());
     let mut ids = BTreeSet::new();
-    for operation in document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values()) {
+    for operation in document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values())
+    {
         assert!(ids.insert(operation["operationId"].as_str().unwrap()), "two operations have one name");
-        for scheme in operation["security"].as_array().into_iter().flatten().flat_map(|it| it.as_object().unwrap().keys()) {
+        for scheme in
+            operation["security"].as_array().into_iter().flatten().flat_map(|it| it.as_object().unwrap().keys())
+        {
             assert!(document["components"]["securitySchemes"][scheme].is_object(), "{scheme}");
         }
     }
