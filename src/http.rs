@@ -115,13 +115,13 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 
 /// Lets pages of these origins, and no others, ask with a token of their user. No cookies: there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
-    let exposed =
-        [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER, HeaderName::from_static("x-request-id")];
+    let own = ["x-request-id", "authkit-sync-synced-through", "authkit-sync-position"].map(HeaderName::from_static);
+    let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(own);
     let layer = CorsLayer::new()
         .allow_origin(origins.to_vec())
         .allow_methods([Method::GET, Method::HEAD])
         .allow_headers([header::AUTHORIZATION, header::IF_NONE_MATCH, HeaderName::from_static("x-request-id")])
-        .expose_headers(exposed)
+        .expose_headers(exposed.collect::<Vec<_>>())
         .max_age(Duration::from_secs(600));
     (!origins.is_empty()).then_some(layer)
 }

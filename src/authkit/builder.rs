@@ -11,7 +11,7 @@ use super::AuthKit;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
-use crate::http::{CONNECTIONS, Edge, ServiceKeys};
+use crate::http::{CONNECTIONS, Edge, KEY_LENGTH, ServiceKeys};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
@@ -68,6 +68,8 @@ pub struct Builder {
     migrate: bool,
     api_key: Option<ApiKey>,
     service_keys: ServiceKeys,
+    /// One of them could be guessed.
+    short_key: bool,
     cors_origins: Vec<HeaderValue>,
     read_through: bool,
     jobs: Jobs,
@@ -110,6 +112,7 @@ impl Builder {
             migrate: false,
             api_key: None,
             service_keys: ServiceKeys::default(),
+            short_key: false,
             cors_origins: Vec::new(),
             read_through: true,
             jobs: Jobs {
@@ -142,16 +145,19 @@ impl Builder {
         self
     }
 
-    /// Lets backends read users at `/user_management/users` with this key; logs name it by its label. Only its hash is kept.
+    /// Lets backends read users at `/user_management/users` with this key, of at least [`KEY_LENGTH`] bytes; logs name it by its
+    /// label. Only its hash is kept.
     /// Without any key there are no such routes.
     pub fn service_key(mut self, label: &str, key: &str) -> Self {
+        self.short_key = self.short_key || key.len() < KEY_LENGTH;
         self.service_keys.add(label, key);
         self
     }
 
     /// Lets pages of these origins (`https://app.example.com`) ask from a browser. Default none; what is no origin is left out.
     pub fn cors_origins(mut self, origins: &[String]) -> Self {
-        self.cors_origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+        let named = origins.iter().filter(|origin| origin.contains("://"));
+        self.cors_origins = named.filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         self
     }
 
@@ -299,6 +305,9 @@ impl Builder {
     pub fn build(self) -> Result<AuthKit, BuildError> {
         if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
             return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
+        }
+        if self.short_key {
+            return Err(BuildError(format!("a service key is shorter than {KEY_LENGTH} bytes: it could be guessed")));
         }
         let migrate = self.migrate.then(|| self.receipts.clone());
         let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);

@@ -1,11 +1,13 @@
 //! WorkOS's own read API over users, answered from the table: the same paths, parameters, bodies and errors, so that any
 //! WorkOS SDK pointed here reads without a code change. What cannot be answered is refused, never silently ignored.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -38,6 +40,7 @@ impl Refusal {
     }
 
     fn not_found(id: &str) -> Self {
+        let id: String = id.chars().take(128).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect();
         let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
         Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
     }
@@ -80,6 +83,10 @@ impl IntoResponse for Refusal {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(Facts::refused(self.reason));
         response
     }
@@ -109,7 +116,11 @@ pub(super) async fn demand_key(
     params(("id" = String, Path, description = "WorkOS's id")),
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
-pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>) -> Result<Json<User>, Refusal> {
+pub(super) async fn by_id(
+    State(edge): State<Arc<Edge>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<User>, Refusal> {
+    let id = named(id)?;
     match edge.lookups.user(&id).await {
         Ok(user) => Ok(Json(user)),
         Err(LookupError::NotFound | LookupError::Deleted) => Err(Refusal::not_found(&id)),
@@ -130,8 +141,9 @@ pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>)
 )]
 pub(super) async fn by_external_id(
     State(edge): State<Arc<Edge>>,
-    Path(external_id): Path<String>,
+    external_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<User>, Refusal> {
+    let external_id = named(external_id)?;
     match edge.store.user_by_external_id(&external_id).await? {
         Some(user) => Ok(Json(user)),
         None if edge.lookups.is_incomplete().await? => Err(Refusal::not_synced()),
@@ -157,8 +169,9 @@ pub(super) async fn by_external_id(
 )]
 pub(super) async fn list(
     State(edge): State<Arc<Edge>>,
-    Query(parameters): Query<Vec<(String, String)>>,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Json<Value>, Refusal> {
+    let Query(parameters) = parameters.map_err(|_| Refusal::parameter("invalid", "query"))?;
     let asked = Asked::read(parameters)?;
     // Half a list looks like a whole one.
     if edge.lookups.is_incomplete().await? {
@@ -172,6 +185,11 @@ pub(super) async fn list(
         std::mem::swap(&mut before, &mut after);
     }
     Ok(Json(json!({"object": "list", "data": page.users, "list_metadata": {"before": before, "after": after}})))
+}
+
+/// The id in the path. Nobody has one that is not text.
+fn named(id: Result<Path<String>, PathRejection>) -> Result<String, Refusal> {
+    id.map(|Path(id)| id).map_err(|_| Refusal::not_found("?"))
 }
 
 /// Writes have to go to WorkOS.
@@ -249,7 +267,7 @@ struct FieldError {
 #[expect(dead_code, reason = "only described")]
 pub(super) enum OneRefused {
     /// `unauthorized`.
-    #[response(status = 401)]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
     Key(WorkosError),
     /// `entity_not_found`.
     #[response(status = 404)]
@@ -264,7 +282,7 @@ pub(super) enum OneRefused {
 #[expect(dead_code, reason = "only described")]
 pub(super) enum ListRefused {
     /// `unauthorized`.
-    #[response(status = 401)]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
     Key(WorkosError),
     /// `invalid_request_parameters`, `unsupported_parameter`.
     #[response(status = 422)]
@@ -288,7 +306,11 @@ impl Asked {
     fn read(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
         let mut asked =
             Self { limit: 10, order: Order::Descending, email: None, before: None, after: None, swapped: false };
+        let mut seen = BTreeSet::new();
         for (name, value) in parameters {
+            if !seen.insert(name.clone()) {
+                return Err(Refusal::parameter("given_twice", &name));
+            }
             if value.contains('\0') {
                 return Err(Refusal::parameter("invalid", &name));
             }

@@ -10,17 +10,18 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::sync::apply;
+use authkit_sync::workos::http::http_client;
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::binary::{binary, said};
+use crate::support::binary::{Served, binary, free_address, said};
 use crate::support::events::observed;
 use crate::support::fixture;
 use crate::support::lab::{Lab, another_workos};
-use crate::support::service::{CLIENT_ID, Keys};
+use crate::support::service::{Answer, CLIENT_ID, Keys, until};
 
 fn policy() -> TokenPolicy {
     TokenPolicy::new(CLIENT_ID, "https://api.workos.com")
@@ -301,4 +302,54 @@ async fn a_clock_that_is_wrong_is_named() {
     let (code, out, _) = explain(&lab, &token, &[], &[]).await;
     assert!(code == 1 && out.contains("reason: token_expired"), "{out}");
     assert!(out.contains("s ahead of WorkOS's"), "{out}");
+}
+
+/// Caller, log and `token explain` hear one reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_log_and_explanation_give_one_reason() {
+    let lab = Lab::new().await;
+    let ada = lab.create_user("Ada");
+    lab.backfill().await;
+    let environment = lab.environment();
+    let mut more: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    more.push(("AUTHKIT_SYNC_LOG_FORMAT", "json"));
+    let served = Served::start(&lab.database.url(), free_address(), &more);
+    let with = |more: Value, life| {
+        let mut claims = json!({"sub": ada, "sid": "session_1"});
+        claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        lab.workos.token_with(claims, life).unwrap()
+    };
+    let other = another_workos(&lab.clock, None).await;
+    for (number, token) in [
+        with(json!({}), -60),
+        with(json!({"iss": "https://auth.example.test"}), 300),
+        with(json!({"aud": "another"}), 300),
+        with(json!({"client_id": "client_other"}), 300),
+        with(json!({"sid": null}), 300),
+        with(json!({"exp": null}), 300),
+        other.token(&ada, "session_1", 300).unwrap(),
+        format!("{}x", with(json!({}), 300)),
+        lab.workos.token("user_nobody", "session_1", 300).unwrap(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let request_id = format!("request-{number}");
+        let request = http_client().unwrap().get(served.url("/auth/user")).bearer_auth(token);
+        let answer = Answer::of(request.header("x-request-id", &request_id).send().await.unwrap()).await;
+        let (_, out, err) = explain(&lab, token, &[], &["--json"]).await;
+        let explained: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+        let reason = explained["reason"].as_str().unwrap();
+        until("the request is logged", async || served.log().contains(&request_id)).await;
+        let log = served.log();
+        let line = log.lines().find(|line| line.contains(&request_id)).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["refused"], reason, "{line}");
+        if answer.status == 401 {
+            // An expired token is some seconds older by now.
+            let message = explained["message"].as_str().unwrap().split(" s ago").next().unwrap();
+            let stable = message.trim_end_matches(|char: char| char.is_ascii_digit());
+            assert!(answer.header("www-authenticate").contains(stable), "{answer:?} {explained}");
+        }
+    }
+    other.stop().await;
 }
