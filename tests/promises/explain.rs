@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
 use crate::support::binary::{Served, binary, free_address, said};
@@ -302,6 +303,27 @@ async fn a_clock_that_is_wrong_is_named() {
     let (code, out, _) = explain(&lab, &token, &[], &[]).await;
     assert!(code == 1 && out.contains("reason: token_expired"), "{out}");
     assert!(out.contains("s ahead of WorkOS's"), "{out}");
+}
+
+/// Somebody at a terminal is told what is waited for, and Enter is enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_a_terminal_it_says_that_it_waits() {
+    let lab = Lab::new().await;
+    let token = lab.workos.token("user_nobody", "session_1", 300).unwrap();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = std::fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+    let mut command = binary();
+    command.args(["token", "explain"]).envs(lab.environment()).env("DATABASE_URL", "").stdin(terminal);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut keyboard = std::fs::File::from(master);
+    keyboard.write_all(format!("{token}\n").as_bytes()).unwrap();
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("waiting for an access token"), "{}", said(&output));
+    assert!(token_free(&said(&output)));
 }
 
 /// Caller, log and `token explain` hear one reason.
