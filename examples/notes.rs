@@ -1,7 +1,16 @@
 //! A small application: signed-in users keep notes. Its table points at the synced users, and its routes ask who calls.
 //!
+//! Two logins, one database. AuthKit's owns the schema `workos` and sees nothing of the notes; the application's owns the notes
+//! and holds `workos_reader`: it reads live users and points foreign keys at them, and can neither change a user nor read what
+//! WorkOS sent.
+//!
+//! ```sql
+//! create role notes login password '…' in role workos_reader;
+//! create schema notes authorization notes;    -- first in the search path of a role of that name
+//! ```
+//!
 //! ```sh
-//! DATABASE_URL=… WORKOS_CLIENT_ID=… cargo run --example notes
+//! AUTHKIT_DATABASE_URL=… NOTES_DATABASE_URL=… WORKOS_CLIENT_ID=… cargo run --example notes
 //! ```
 
 use authkit_sync::{AuthKit, AuthUser};
@@ -16,7 +25,7 @@ use sqlx::PgPool;
 pub(crate) struct App {
     /// Knows who calls.
     pub(crate) authkit: AuthKit,
-    /// The application's own tables, and the synced users beside them.
+    /// The application's own login: its tables, and the synced users to read.
     pub(crate) pool: PgPool,
 }
 
@@ -59,10 +68,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let variable = |name: &str| {
         std::env::var_os(name).and_then(|value| value.into_string().ok()).ok_or(format!("{name} is not set"))
     };
-    let pool = PgPool::connect(&variable("DATABASE_URL")?).await?;
-    authkit_sync::store::migrations::run(&pool).await?;
+    let authkits = PgPool::connect(&variable("AUTHKIT_DATABASE_URL")?).await?;
+    authkit_sync::store::migrations::run(&authkits).await?;
+    for statement in authkit_sync::store::roles::assert(&authkits).await? {
+        eprintln!("not allowed; somebody who is may want to run: {statement}");
+    }
+    let authkit = AuthKit::builder(authkits, variable("WORKOS_CLIENT_ID")?).build()?;
+    let pool = PgPool::connect(&variable("NOTES_DATABASE_URL")?).await?;
     sqlx::query(TABLE).execute(&pool).await?;
-    let authkit = AuthKit::builder(pool.clone(), variable("WORKOS_CLIENT_ID")?).build()?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     println!("http://{}", listener.local_addr()?);
     axum::serve(listener, app(App { authkit, pool })).await?;

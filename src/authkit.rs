@@ -64,7 +64,9 @@ pub enum RunError {
 }
 
 impl AuthKit {
-    /// Begins with a pool on a migrated database and the WorkOS client id whose users it holds.
+    /// Begins with a pool on a migrated database and the WorkOS client id whose users it holds. The pool's role is the one that
+    /// migrated, or one that may read and write every table of the schema `workos`; an application that holds `workos_reader`
+    /// alone gives AuthKit a pool of its own, as `examples/notes.rs` does.
     pub fn builder(pool: PgPool, client_id: impl Into<String>) -> Builder {
         Builder::new(pool, client_id.into())
     }

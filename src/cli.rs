@@ -11,6 +11,7 @@ mod migrate;
 mod rebind;
 mod reconcile;
 mod serve;
+mod token;
 mod user;
 mod walk;
 mod webhook;
@@ -63,6 +64,7 @@ pub fn command() -> Command {
         .subcommand(events::command())
         .subcommand(user::command())
         .subcommand(handlers::command())
+        .subcommand(token::command())
         .subcommand(rebind::command())
         .subcommand(webhook::command())
         .subcommand(healthcheck::command());
@@ -86,6 +88,7 @@ fn run(matches: &ArgMatches) -> Exit {
                 "events" => events::run(matches, &source).await,
                 "handlers" => handlers::run(matches, &source).await,
                 "user" => user::run(matches, &source).await,
+                "token" => token::run(matches, &source).await,
                 "rebind" => rebind::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,

@@ -131,6 +131,19 @@ pub struct Background {
     pub retention: Duration,
 }
 
+/// Which access tokens are accepted.
+#[derive(Debug)]
+pub struct Tokens {
+    /// `WORKOS_ISSUER`
+    pub issuers: Vec<String>,
+    /// `WORKOS_JWKS_URL`
+    pub jwks_url: Option<String>,
+    /// `AUTHKIT_SYNC_AUDIENCES`
+    pub audiences: Vec<String>,
+    /// `AUTHKIT_SYNC_ALLOW_SHARED_ISSUER`
+    pub allow_shared_issuer: bool,
+}
+
 /// What `serve` needs.
 #[derive(Debug)]
 pub struct Serve {
@@ -148,14 +161,8 @@ pub struct Serve {
     pub read_through: bool,
     /// `WORKOS_WEBHOOK_SECRET`
     pub webhook_secrets: Vec<Secret>,
-    /// `WORKOS_ISSUER`
-    pub issuers: Vec<String>,
-    /// `WORKOS_JWKS_URL`
-    pub jwks_url: Option<String>,
-    /// `AUTHKIT_SYNC_AUDIENCES`
-    pub audiences: Vec<String>,
-    /// `AUTHKIT_SYNC_ALLOW_SHARED_ISSUER`
-    pub allow_shared_issuer: bool,
+    /// Which access tokens are accepted.
+    pub tokens: Tokens,
     /// `AUTHKIT_SYNC_LISTEN`, or all addresses on `PORT`.
     pub listen: SocketAddr,
     /// `AUTHKIT_SYNC_OPS_LISTEN`
@@ -198,6 +205,18 @@ pub fn walk(source: &Source) -> Result<(Database, Environment), Problems> {
     reader.required("WORKOS_API_KEY");
     let environment = reader.environment();
     reader.finish(database.zip(environment))
+}
+
+/// What `token explain` needs; the database only if it is set.
+///
+/// # Errors
+/// [`Problems`]
+pub fn token(source: &Source) -> Result<(Environment, Tokens, Option<Database>), Problems> {
+    let mut reader = Reader::new(source);
+    let (environment, tokens) = (reader.environment(), reader.tokens());
+    let database = reader.text("DATABASE_URL").is_some().then(|| reader.database());
+    let settings = environment.zip(tokens).map(|(environment, tokens)| (environment, tokens, database.flatten()));
+    reader.finish(settings)
 }
 
 /// What `serve` needs.
@@ -306,10 +325,7 @@ impl Reader<'_> {
                     .to_owned(),
             );
         }
-        let issuers = self.parsed("WORKOS_ISSUER", value::urls).unwrap_or_default();
-        let jwks_url = self.parsed("WORKOS_JWKS_URL", value::url);
-        let audiences = self.parsed("AUTHKIT_SYNC_AUDIENCES", value::list).unwrap_or_default();
-        let allow_shared_issuer = self.parsed("AUTHKIT_SYNC_ALLOW_SHARED_ISSUER", value::boolean);
+        let tokens = self.tokens();
         let listen = self.listen();
         let ops_listen = self.parsed("AUTHKIT_SYNC_OPS_LISTEN", value::address);
         let webhook_path = self.parsed("AUTHKIT_SYNC_WEBHOOK_PATH", value::path);
@@ -324,16 +340,21 @@ impl Reader<'_> {
             cors_origins,
             read_through: read_through?,
             webhook_secrets,
-            issuers,
-            jwks_url,
-            audiences,
-            allow_shared_issuer: allow_shared_issuer?,
+            tokens: tokens?,
             listen: listen?,
             ops_listen: ops_listen?,
             webhook_path: webhook_path?,
             signature_tolerance: signature_tolerance?,
             body_limit: body_limit?,
         })
+    }
+
+    fn tokens(&mut self) -> Option<Tokens> {
+        let issuers = self.parsed("WORKOS_ISSUER", value::urls).unwrap_or_default();
+        let jwks_url = self.parsed("WORKOS_JWKS_URL", value::url);
+        let audiences = self.parsed("AUTHKIT_SYNC_AUDIENCES", value::list).unwrap_or_default();
+        let allow_shared_issuer = self.parsed("AUTHKIT_SYNC_ALLOW_SHARED_ISSUER", value::boolean);
+        Some(Tokens { issuers, jwks_url, audiences, allow_shared_issuer: allow_shared_issuer? })
     }
 
     fn webhook_secrets(&mut self) -> Vec<Secret> {

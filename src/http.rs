@@ -5,6 +5,7 @@ mod body;
 mod changes;
 mod conditional;
 mod error;
+mod openapi;
 mod ops;
 mod server;
 mod service_keys;
@@ -12,16 +13,19 @@ mod users;
 mod webhook;
 mod wide_log;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::get;
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
 
 use crate::auth::KeyCache;
 use crate::domain::clock::Clock;
@@ -77,29 +81,36 @@ pub(crate) struct Edge {
     pub(crate) feed: Feed,
     /// Cancelled when the service is about to end: nobody should wait for news any longer.
     pub(crate) closing: CancellationToken,
+    /// What `/openapi.json` answers, written when the routes are put together.
+    pub(crate) document: OnceLock<Bytes>,
     /// WorkOS's signing keys, whose state the ops page shows.
     pub(crate) keys: KeyCache,
 }
 
-/// The application's routes.
+/// The application's routes. A route stands here by its handler, whose annotation says where it is and what it answers, so that
+/// what is served is what `/openapi.json` describes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    let lookups = Router::new()
-        .route("/auth/user", get(auth::user))
-        .route("/auth/session", get(auth::session))
+    let lookups = OpenApiRouter::with_openapi(openapi::empty())
+        .routes(routes!(auth::user))
+        .routes(routes!(auth::session))
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through));
-    let mut asked = lookups.route("/auth/identity", get(auth::identity));
-    if !edge.service_keys.is_empty() {
-        asked = asked.nest("/user_management", user_management(&edge));
+    let mut asked = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
+    let mut unkept = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
+    let users = OpenApiRouter::new().nest("/user_management", user_management(&edge));
+    if edge.service_keys.is_empty() {
+        // Described all the same: a client is generated once, and a key may come tomorrow.
+        asked.get_openapi_mut().merge(users.into_openapi());
+        unkept.get_openapi_mut().merge(feed(&edge).into_openapi());
+    } else {
+        (asked, unkept) = (asked.merge(users), unkept.merge(feed(&edge)));
     }
-    let mut answered = asked.layer(middleware::from_fn(conditional::answer));
-    if !edge.service_keys.is_empty() {
-        let keyed = middleware::from_fn_with_state(edge.clone(), users::demand_key);
-        answered = answered.route("/changes", get(changes::read).layer(keyed));
-    }
-    let mut routes = answered.route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
+    let mut all = asked.layer(middleware::from_fn(conditional::answer)).merge(unkept);
     if !edge.webhook_secrets.is_empty() {
-        routes = routes.route(&edge.webhook_path, post(webhook::receive));
+        let (schemas, paths, receiver) = routes!(webhook::receive);
+        all = all.routes((schemas, openapi::at(&edge.webhook_path, paths), receiver));
     }
+    let (routes, described) = all.split_for_parts();
+    edge.document.get_or_init(|| openapi::text(&described));
     let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
     match cors(&edge.cors_origins) {
         Some(cors) => routes.layer(cors).with_state(edge),
@@ -109,26 +120,33 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 
 /// Lets pages of these origins, and no others, ask with a token of their user. No cookies: there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
-    let exposed =
-        [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER, HeaderName::from_static("x-request-id")];
+    let own = ["x-request-id", "authkit-sync-synced-through", "authkit-sync-position"].map(HeaderName::from_static);
+    let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(own);
     let layer = CorsLayer::new()
         .allow_origin(origins.to_vec())
         .allow_methods([Method::GET, Method::HEAD])
         .allow_headers([header::AUTHORIZATION, header::IF_NONE_MATCH, HeaderName::from_static("x-request-id")])
-        .expose_headers(exposed)
+        .expose_headers(exposed.collect::<Vec<_>>())
         .max_age(Duration::from_secs(600));
     (!origins.is_empty()).then_some(layer)
 }
 
 /// WorkOS's own read API.
-fn user_management(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
-    Router::new()
-        .route("/users", get(users::list).fallback(users::read_only))
-        .route("/users/{id}", get(users::by_id).fallback(users::read_only))
-        .route("/users/external_id/{external_id}", get(users::by_external_id).fallback(users::read_only))
+fn user_management(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let read_only = |route: UtoipaMethodRouter<Arc<Edge>>| route.map(|methods| methods.fallback(users::read_only));
+    OpenApiRouter::new()
+        .routes(read_only(routes!(users::list)))
+        .routes(read_only(routes!(users::by_id)))
+        .routes(read_only(routes!(users::by_external_id)))
         .fallback(users::not_served)
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through))
         .layer(middleware::from_fn_with_state(edge.clone(), users::demand_key))
+}
+
+/// The change feed.
+fn feed(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let keyed = middleware::from_fn_with_state(edge.clone(), users::demand_key);
+    OpenApiRouter::new().routes(routes!(changes::read)).layer(keyed)
 }
 
 /// The operator's routes: probes with detail, and metrics.

@@ -40,6 +40,8 @@ pub struct KeyStatus {
     pub failing_since: Option<Timestamp>,
     /// Why the last one did.
     pub error: Option<String>,
+    /// How far this machine's clock is ahead of WorkOS's, seconds, to about one; negative when it is behind.
+    pub clock_ahead_seconds: Option<i64>,
 }
 
 /// No key for a token.
@@ -73,6 +75,7 @@ struct Held {
     asked_at: Option<Timestamp>,
     failing_since: Option<Timestamp>,
     error: Option<String>,
+    clock_ahead: Option<i64>,
 }
 
 impl fmt::Debug for KeyCache {
@@ -113,6 +116,7 @@ impl KeyCache {
             fetched_at: held.fetched_at,
             failing_since: held.failing_since,
             error: held.error.clone(),
+            clock_ahead_seconds: held.clock_ahead,
         }
     }
 
@@ -143,14 +147,15 @@ impl KeyCache {
         if self.0.held.load().cooldown_left(now) <= 0 {
             self.refresh().await;
         }
-        let held = self.0.held.load();
+        // Keys fetched a moment ago lie ahead of a `now` from before.
+        let (held, now) = (self.0.held.load(), self.0.clock.now());
         if let Some(genuine) = verify(&held, now) {
             return Ok(genuine);
         }
         if held.error.is_none() && held.usable(now) {
             return Err(NoKey::Unknown);
         }
-        let wait = held.cooldown_left(self.0.clock.now()).clamp(1, COOLDOWN).unsigned_abs();
+        let wait = held.cooldown_left(now).clamp(1, COOLDOWN).unsigned_abs();
         Err(NoKey::Unavailable { retry_after: Duration::from_secs(wait) })
     }
 
@@ -188,12 +193,13 @@ impl Inner {
         });
         let now = self.clock.now();
         let before = self.held.load_full();
+        let clock_ahead = self.source.date().map(|theirs| now.unix_seconds() - theirs.unix_seconds());
         let after = match set {
             Ok(set) => {
                 if before.error.is_some() {
                     tracing::info!(keys = set.len(), "WorkOS's signing keys can be had again");
                 }
-                Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), ..Held::default() }
+                Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), clock_ahead, ..Held::default() }
             }
             Err(error) => {
                 tracing::warn!(error = %error, keys = before.set.len(), "WorkOS's signing keys could not be refreshed; those held stay in use");
@@ -201,6 +207,7 @@ impl Inner {
                     asked_at: Some(now),
                     failing_since: before.failing_since.or(Some(now)),
                     error: Some(error.to_string()),
+                    clock_ahead: clock_ahead.or(before.clock_ahead),
                     ..(*before).clone()
                 }
             }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::claims::{shown, text};
 use super::error::TokenError;
 use super::plain;
 
@@ -36,9 +37,12 @@ impl TokenPolicy {
         Self { client_id: client_id.to_owned(), issuers, audiences: Vec::new(), allow_shared_issuer: false }
     }
 
-    /// Accepts these issuers instead. Trailing slashes do not matter, everything else does.
+    /// Accepts these issuers instead, if there are any. Trailing slashes do not matter, everything else does.
     #[must_use]
     pub fn issuers(mut self, issuers: Vec<String>) -> Self {
+        if issuers.is_empty() {
+            return self;
+        }
         self.issuers = issuers.iter().map(|issuer| issuer.trim_end_matches('/').to_owned()).collect();
         self
     }
@@ -57,25 +61,49 @@ impl TokenPolicy {
         self
     }
 
-    /// Checks issuer, then what binds the token to this client; returns the issuer.
-    pub(super) fn check(&self, claims: &Map<String, Value>) -> Result<String, TokenError> {
-        let written = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
-        let issuer = written.trim_end_matches('/');
-        if !self.issuers.iter().any(|accepted| accepted == issuer) {
-            let accepted: Vec<String> = self.issuers.iter().map(|accepted| plain(accepted)).collect();
-            let said = if issuer.is_empty() { "none".to_owned() } else { plain(written) };
-            return Err(TokenError::invalid(
-                "wrong_issuer",
-                format!("issuer {said} is not among {}; if it is yours, set WORKOS_ISSUER", accepted.join(", ")),
-            ));
-        }
-        self.check_binding(issuer, claims)?;
-        Ok(written.to_owned())
+    /// The issuer, without the trailing slashes that do not matter.
+    fn issuer(claims: &Map<String, Value>) -> &str {
+        text(claims, "iss").trim_end_matches('/')
     }
 
-    fn check_binding(&self, issuer: &str, claims: &Map<String, Value>) -> Result<(), TokenError> {
-        let issuer_client = issuer.rsplit('/').next().filter(|segment| segment.starts_with("client_"));
-        if let Some(other) = issuer_client.filter(|named| *named != self.client_id) {
+    /// The issuer must be accepted.
+    pub(super) fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
+        let issuer = Self::issuer(claims);
+        if self.issuers.iter().any(|accepted| accepted == issuer) {
+            return Ok(());
+        }
+        let said = if issuer.is_empty() { "none".to_owned() } else { plain(text(claims, "iss")) };
+        let accepted = self.accepted_issuers();
+        let reason = format!("issuer {said} is not among {accepted}; if it is yours, set WORKOS_ISSUER");
+        Err(TokenError::invalid("wrong_issuer", reason))
+    }
+
+    /// An audience, where there is one, must be ours.
+    pub(super) fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
+        let ours = |audience: &str| audience == self.client_id || self.audiences.iter().any(|own| own == audience);
+        let good = match claims.get("aud") {
+            None | Some(Value::Null) => true,
+            Some(Value::String(audience)) => ours(audience),
+            Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
+                list.is_empty() || list.iter().filter_map(Value::as_str).any(ours)
+            }
+            Some(_) => {
+                let reason = "aud is neither text nor a list of texts".to_owned();
+                return Err(TokenError::invalid("wrong_audience", reason));
+            }
+        };
+        if good {
+            return Ok(());
+        }
+        let (said, accepted) = (shown(claims.get("aud")), self.accepted_audiences());
+        let reason = format!("audience {said} names none of {accepted}; if it is yours, set AUTHKIT_SYNC_AUDIENCES");
+        Err(TokenError::invalid("wrong_audience", reason))
+    }
+
+    /// Nothing may name another client, and something must bind the token to this one.
+    pub(super) fn check_client(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
+        let issuer = Self::issuer(claims);
+        if let Some(other) = client_of(issuer).filter(|named| *named != self.client_id) {
             let reason = format!("the issuer names client {}, not {}", plain(other), self.client_id);
             return Err(TokenError::invalid("wrong_client", reason));
         }
@@ -84,19 +112,8 @@ impl TokenPolicy {
             let other = plain(other.as_str().unwrap_or("something that is no text"));
             return Err(TokenError::invalid("wrong_client", format!("client_id is {other}, not {}", self.client_id)));
         }
-        let audiences = audiences(claims)?;
-        let ours = |audience: &&str| *audience == self.client_id || self.audiences.iter().any(|own| own == audience);
-        if !audiences.is_empty() && !audiences.iter().any(ours) {
-            let accepted = std::iter::once(&self.client_id).chain(&self.audiences).map(|own| plain(own));
-            let reason = format!(
-                "audience {} names none of {}; if it is yours, set AUTHKIT_SYNC_AUDIENCES",
-                plain(&audiences.join(" ")),
-                accepted.collect::<Vec<_>>().join(", ")
-            );
-            return Err(TokenError::invalid("wrong_audience", reason));
-        }
-        let bound = issuer_client.is_some() || claimed.is_some() || !audiences.is_empty();
         // A custom domain belongs to one environment, so its bare issuer is a binding of its own.
+        let bound = client_of(issuer).is_some() || claimed.is_some() || has_audience(claims);
         if bound || issuer != SHARED_ISSUER || self.allow_shared_issuer {
             return Ok(());
         }
@@ -108,15 +125,50 @@ impl TokenPolicy {
             ),
         ))
     }
+
+    pub(super) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    /// For people: the accepted issuers.
+    pub(super) fn accepted_issuers(&self) -> String {
+        self.issuers.iter().map(|issuer| plain(issuer)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// For people: the accepted audiences.
+    pub(super) fn accepted_audiences(&self) -> String {
+        let accepted = std::iter::once(&self.client_id).chain(&self.audiences);
+        accepted.map(|own| plain(own)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// For people: what in the token names a client.
+    pub(super) fn bindings(&self, claims: &Map<String, Value>) -> String {
+        let issuer = Self::issuer(claims);
+        let by_issuer = client_of(issuer).map(|client| format!("issuer of {}", plain(client)));
+        let claimed = claims.get("client_id").map(|claimed| format!("client_id {}", shown(Some(claimed))));
+        let audience = has_audience(claims).then(|| "an audience".to_owned());
+        let host =
+            (issuer != SHARED_ISSUER && self.check_issuer(claims).is_ok()).then(|| "an issuer of its own".to_owned());
+        let named: Vec<String> = [by_issuer, claimed, audience].into_iter().flatten().collect();
+        if named.is_empty() { host.unwrap_or_else(|| "nothing names a client".to_owned()) } else { named.join(", ") }
+    }
+
+    /// For people: what is asked of it.
+    pub(super) fn expected_client(&self) -> String {
+        let unbound = if self.allow_shared_issuer { ", or nothing" } else { "" };
+        format!("{} named by issuer, client_id or audience{unbound}", self.client_id)
+    }
 }
 
-/// `aud` as a list: absent, text, or an array of texts.
-fn audiences(claims: &Map<String, Value>) -> Result<Vec<&str>, TokenError> {
-    let malformed = || TokenError::invalid("wrong_audience", "aud is neither text nor a list of texts".to_owned());
+/// The client whose id an issuer ends in.
+fn client_of(issuer: &str) -> Option<&str> {
+    issuer.rsplit('/').next().filter(|segment| segment.starts_with("client_"))
+}
+
+/// There is an audience; that it is ours has been checked.
+fn has_audience(claims: &Map<String, Value>) -> bool {
     match claims.get("aud") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(audience)) => Ok(vec![audience]),
-        Some(Value::Array(list)) => list.iter().map(|item| item.as_str().ok_or_else(malformed)).collect(),
-        Some(_) => Err(malformed()),
+        Some(Value::Array(list)) => !list.is_empty(),
+        audience => audience.is_some_and(Value::is_string),
     }
 }

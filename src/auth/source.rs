@@ -1,12 +1,16 @@
 //! Where signing keys come from.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use reqwest::header::{AGE, DATE, HeaderMap};
 
-use crate::workos::http::{BodyError, HttpClientError, http_client, read_body, why};
+use crate::domain::timestamp::Timestamp;
+use crate::workos::http::{BodyError, HttpClientError, http_client, http_date, read_body, why};
 
 /// The longest document read. WorkOS's is a few kilobytes.
 const DOCUMENT_LIMIT: usize = 1024 * 1024;
@@ -18,6 +22,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub trait KeySource: Send + Sync + 'static {
     /// One fetch, bounded in time by the caller.
     fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>>;
+
+    /// WorkOS's own time at its last answer, where the source can tell.
+    fn date(&self) -> Option<Timestamp> {
+        None
+    }
 }
 
 /// Why a document could not be had; its text is safe to show.
@@ -38,6 +47,7 @@ impl KeyFetchError {
 pub struct HttpKeySource {
     client: reqwest::Client,
     url: reqwest::Url,
+    date: ArcSwapOption<Timestamp>,
 }
 
 impl HttpKeySource {
@@ -47,12 +57,21 @@ impl HttpKeySource {
     /// [`HttpClientError`] when the URL is malformed or no TLS can be set up.
     pub fn new(url: &str) -> Result<Self, HttpClientError> {
         let url = url.parse().map_err(|_| HttpClientError::new("the JWKS URL is malformed"))?;
-        Ok(Self { client: http_client()?, url })
+        Ok(Self { client: http_client()?, url, date: ArcSwapOption::empty() })
+    }
+
+    /// Fetches from where WorkOS publishes the keys of this client.
+    ///
+    /// # Errors
+    /// [`HttpClientError`], as [`HttpKeySource::new`].
+    pub fn of_client(client_id: &str, api_base: &str) -> Result<Self, HttpClientError> {
+        Self::new(&format!("{}/sso/jwks/{client_id}", api_base.trim_end_matches('/')))
     }
 
     async fn get(&self) -> Result<Bytes, KeyFetchError> {
         let answer = self.client.get(self.url.clone()).timeout(TIMEOUT).send().await;
         let answer = answer.map_err(|error| KeyFetchError::new(why(&error)))?;
+        self.date.store(date(answer.headers()).map(Arc::new));
         match answer.status().as_u16() {
             200 => {}
             404 => return Err(KeyFetchError::new("WorkOS answers 404: it does not know this client id")),
@@ -69,4 +88,15 @@ impl KeySource for HttpKeySource {
     fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
         self.get().boxed()
     }
+
+    fn date(&self) -> Option<Timestamp> {
+        self.date.load().as_deref().copied()
+    }
+}
+
+/// When an answer was given: its `Date`, and the `Age` that a cache on the way has added.
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let age = text(AGE).and_then(|age| age.trim().parse::<u32>().ok()).unwrap_or(0);
+    http_date(text(DATE)?).map(|date| date.plus_seconds(i64::from(age)))
 }

@@ -5,25 +5,22 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::cache::{KeyCache, NoKey};
+use super::claims::{CHECKS, Claims, text};
 use super::error::TokenError;
 use super::identity::Identity;
 use super::plain;
 use super::policy::TokenPolicy;
 use crate::domain::clock::Clock;
-use crate::domain::timestamp::Timestamp;
 
 /// A longer token is refused unread. WorkOS's templates render at most 3 KiB.
 const SIZE_LIMIT: usize = 16 * 1024;
 
-/// How far WorkOS's clock and ours may differ, seconds.
-const LEEWAY: i64 = 10;
-
-/// Judges access tokens: form, algorithm, key, signature, then time, issuer, client, subject and session.
+/// Judges access tokens: form, algorithm, key, signature, then time, issuer, audience, client, subject and session.
 #[derive(Clone, Debug)]
 pub struct TokenVerifier {
-    policy: TokenPolicy,
-    keys: KeyCache,
-    clock: Clock,
+    pub(super) policy: TokenPolicy,
+    pub(super) keys: KeyCache,
+    pub(super) clock: Clock,
 }
 
 impl TokenVerifier {
@@ -34,73 +31,105 @@ impl TokenVerifier {
     }
 
     /// Runs every check in order; no claim is believed before the signature. With a known key it neither waits nor locks.
+    /// [`TokenVerifier::explain`] runs the same checks, and goes on after the first that fails.
     ///
     /// # Errors
     /// [`TokenError`]
     pub async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
-        let parts = Parts::split(token)?;
-        let kid = parts.key_id()?;
-        let signature = decode(parts.signature, "signature")?;
-        match self.keys.verify(&kid, parts.signed.as_bytes(), &signature).await {
-            Ok(true) => {}
+        let form = Form::read(token)?;
+        form.check_algorithm()?;
+        let kid = form.key_id()?;
+        self.check_signature(&form, kid).await?;
+        let claims = form.claims()?;
+        let read = Claims { claims: &claims, policy: &self.policy, now: self.clock.now() };
+        for check in &CHECKS {
+            (check.run)(&read)?;
+        }
+        Ok(identity(claims))
+    }
+
+    /// Whether the key `kid`, which WorkOS has to publish, made the signature.
+    pub(super) async fn check_signature(&self, form: &Form<'_>, kid: &str) -> Result<(), TokenError> {
+        match self.keys.verify(kid, form.signed.as_bytes(), &form.signature).await {
+            Ok(true) => Ok(()),
             Ok(false) => {
-                let reason = format!("key {} did not make this signature", plain(&kid));
-                return Err(TokenError::invalid("wrong_signature", reason));
+                let reason = format!("key {} did not make this signature", plain(kid));
+                Err(TokenError::invalid("wrong_signature", reason))
             }
             Err(NoKey::Unknown) => {
-                let reason = format!("signed by key {}, which WorkOS does not publish for this client", plain(&kid));
-                return Err(TokenError::invalid("unknown_key", reason));
+                let reason = format!("signed by key {}, which WorkOS does not publish for this client", plain(kid));
+                Err(TokenError::invalid("unknown_key", reason))
             }
-            Err(NoKey::Unavailable { retry_after }) => return Err(TokenError::KeysUnavailable { retry_after }),
+            Err(NoKey::Unavailable { retry_after }) => Err(TokenError::KeysUnavailable { retry_after }),
         }
-        let claims = object(&decode(parts.claims, "claims")?, "claims")?;
-        check_times(&claims, self.clock.now())?;
-        let issuer = self.policy.check(&claims)?;
-        let (subject, session_id) = user_session(&claims)?;
-        let acts = |name: &str| claims.get(name).is_some_and(Value::is_object);
-        let impersonated = acts("act") || acts("impersonator");
-        Ok(Identity { subject, issuer, session_id, impersonated, claims })
     }
 }
 
-/// The three parts of a compact JWS (RFC 7515), still encoded.
-struct Parts<'a> {
-    header: &'a str,
-    claims: &'a str,
-    signature: &'a str,
-    /// What the signature is over: header, dot, claims.
-    signed: &'a str,
+/// The claims of a token that passed every check.
+fn identity(claims: Map<String, Value>) -> Identity {
+    let own = |name: &str| text(&claims, name).to_owned();
+    let (subject, issuer, session_id) = (own("sub"), own("iss"), own("sid"));
+    let impersonated = impersonated(&claims);
+    Identity { subject, issuer, session_id, impersonated, claims }
 }
 
-impl<'a> Parts<'a> {
-    fn split(token: &'a str) -> Result<Self, TokenError> {
+/// Somebody acts as the user: `act` as WorkOS documents it, `impersonator` as some of its SDKs read it.
+pub(super) fn impersonated(claims: &Map<String, Value>) -> bool {
+    ["act", "impersonator"].iter().any(|name| claims.get(*name).is_some_and(Value::is_object))
+}
+
+/// A compact JWS (RFC 7515), its header and signature decoded; the claims are not, before the signature is checked.
+pub(super) struct Form<'a> {
+    header: Map<String, Value>,
+    claims: &'a str,
+    /// What the signature is over: header, dot, claims.
+    signed: &'a str,
+    signature: Vec<u8>,
+}
+
+impl<'a> Form<'a> {
+    /// What is no JWT at all is refused here, and so is what demands extensions that nobody here knows.
+    pub(super) fn read(token: &'a str) -> Result<Self, TokenError> {
         if token.len() > SIZE_LIMIT {
             return Err(TokenError::invalid("malformed", "longer than 16 KiB".to_owned()));
         }
         let parts = token.rsplit_once('.').and_then(|(signed, signature)| {
             let (header, claims) = signed.split_once('.')?;
-            (!claims.contains('.')).then_some(Self { header, claims, signature, signed })
+            (!claims.contains('.')).then_some((signed, header, claims, signature))
         });
-        parts.ok_or_else(|| TokenError::invalid("malformed", "not a JWT: it has not three parts".to_owned()))
-    }
-
-    /// The key's id. The algorithm is pinned here, and whatever else the header offers (`jwk`, `jku`, `x5u`, `x5c`) is
-    /// ignored: the token does not choose how it is judged.
-    fn key_id(&self) -> Result<String, TokenError> {
-        let header = object(&decode(self.header, "header")?, "header")?;
-        match header.get("alg").and_then(Value::as_str) {
-            Some("RS256") => {}
-            other => {
-                let reason = format!("algorithm {}, only RS256 is accepted", plain(other.unwrap_or("missing")));
-                return Err(TokenError::invalid("wrong_algorithm", reason));
-            }
-        }
+        let (signed, header, claims, signature) =
+            parts.ok_or_else(|| TokenError::invalid("malformed", "not a JWT: it has not three parts".to_owned()))?;
+        let header = object(&decode(header, "header")?, "header")?;
         if header.contains_key("crit") {
             return Err(TokenError::invalid("malformed", "the header demands extensions (crit)".to_owned()));
         }
-        let kid = header.get("kid").and_then(Value::as_str).filter(|kid| !kid.is_empty());
-        kid.map(str::to_owned)
-            .ok_or_else(|| TokenError::invalid("no_key_id", "the header names no key (kid)".to_owned()))
+        Ok(Self { header, claims, signed, signature: decode(signature, "signature")? })
+    }
+
+    /// The algorithm is pinned here, and whatever else the header offers (`jwk`, `jku`, `x5u`, `x5c`) is ignored: the token
+    /// does not choose how it is judged.
+    pub(super) fn check_algorithm(&self) -> Result<(), TokenError> {
+        match self.algorithm() {
+            Some("RS256") => Ok(()),
+            other => {
+                let reason = format!("algorithm {}, only RS256 is accepted", plain(other.unwrap_or("missing")));
+                Err(TokenError::invalid("wrong_algorithm", reason))
+            }
+        }
+    }
+
+    pub(super) fn algorithm(&self) -> Option<&str> {
+        self.header.get("alg").and_then(Value::as_str)
+    }
+
+    pub(super) fn key_id(&self) -> Result<&str, TokenError> {
+        let kid = self.header.get("kid").and_then(Value::as_str).filter(|kid| !kid.is_empty());
+        kid.ok_or_else(|| TokenError::invalid("no_key_id", "the header names no key (kid)".to_owned()))
+    }
+
+    /// The claims, believed only after the signature.
+    pub(super) fn claims(&self) -> Result<Map<String, Value>, TokenError> {
+        object(&decode(self.claims, "claims")?, "claims")
     }
 }
 
@@ -113,47 +142,4 @@ fn decode(part: &str, name: &str) -> Result<Vec<u8>, TokenError> {
 fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, TokenError> {
     serde_json::from_slice(json)
         .map_err(|_| TokenError::invalid("malformed", format!("not a JWT: its {name} is not a JSON object")))
-}
-
-/// `exp` must be there and ahead; `nbf` and `iat`, where they are, must not lie ahead.
-fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<(), TokenError> {
-    let now = now.unix_seconds();
-    let expires = seconds(claims, "exp")?
-        .ok_or_else(|| TokenError::invalid("no_expiry", "it never expires (no exp)".to_owned()))?;
-    if expires.saturating_add(LEEWAY) <= now {
-        return Err(TokenError::Expired { seconds: now.saturating_sub(expires) });
-    }
-    for name in ["nbf", "iat"] {
-        let ahead = seconds(claims, name)?.map_or(0, |at| at.saturating_sub(now));
-        if ahead > LEEWAY {
-            let reason = format!("not valid yet: {name} lies {ahead} s ahead; check this machine's clock");
-            return Err(TokenError::invalid("not_yet_valid", reason));
-        }
-    }
-    Ok(())
-}
-
-/// A NumericDate (RFC 7519): any JSON number of seconds that an instant can have.
-fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, TokenError> {
-    let Some(value) = claims.get(name) else { return Ok(None) };
-    let absurd = || TokenError::invalid("malformed", format!("{name} is not a time in seconds"));
-    if let Some(whole) = value.as_i64() {
-        return Ok(Some(whole));
-    }
-    let fraction = value.as_f64().filter(|seconds| seconds.abs() < 1e15).ok_or_else(absurd)?;
-    #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
-    Ok(Some(fraction.floor() as i64))
-}
-
-/// The user and the session. Machine tokens are signed with the same keys, and are no user's.
-fn user_session(claims: &Map<String, Value>) -> Result<(String, String), TokenError> {
-    let text = |name: &str| claims.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let subject =
-        text("sub").ok_or_else(|| TokenError::invalid("no_subject", "it is about nobody (no sub)".to_owned()))?;
-    if subject.starts_with("client_") {
-        return Err(TokenError::invalid("machine_token", "a machine token: its subject is a client".to_owned()));
-    }
-    let session =
-        text("sid").ok_or_else(|| TokenError::invalid("no_session", "no user's session: it has no sid".to_owned()))?;
-    Ok((subject.to_owned(), session.to_owned()))
 }

@@ -1,6 +1,6 @@
 //! How an [`AuthKit`] is put together.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -12,7 +12,7 @@ use super::AuthKit;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
-use crate::http::{CONNECTIONS, Edge, ServiceKeys};
+use crate::http::{CONNECTIONS, Edge, KEY_LENGTH, ServiceKeys};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
@@ -155,16 +155,21 @@ impl Builder {
         self
     }
 
-    /// Lets backends read users at `/user_management/users` with this key; logs name it by its label. Only its hash is kept.
+    /// Lets backends read users at `/user_management/users` with this key, of at least [`KEY_LENGTH`] bytes; logs name it by its
+    /// label. Only its hash is kept.
     /// Without any key there are no such routes.
     pub fn service_key(mut self, label: &str, key: &str) -> Self {
+        if key.len() < KEY_LENGTH {
+            self.mistakes.push(format!("a service key is shorter than {KEY_LENGTH} bytes: it could be guessed"));
+        }
         self.service_keys.add(label, key);
         self
     }
 
     /// Lets pages of these origins (`https://app.example.com`) ask from a browser. Default none; what is no origin is left out.
     pub fn cors_origins(mut self, origins: &[String]) -> Self {
-        self.cors_origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+        let named = origins.iter().filter(|origin| origin.contains("://"));
+        self.cors_origins = named.filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         self
     }
 
@@ -329,18 +334,18 @@ impl Builder {
         let source = match self.key_source {
             Some(KeySourceArgument(source)) => source,
             None => {
-                let url = self.jwks_url.unwrap_or_else(|| format!("{}/sso/jwks/{}", self.api_base, self.client_id));
-                let source = HttpKeySource::new(&url).map_err(|error| BuildError(error.to_string()))?;
-                Arc::new(source) as Arc<dyn KeySource>
+                let source = match &self.jwks_url {
+                    Some(url) => HttpKeySource::new(url),
+                    None => HttpKeySource::of_client(&self.client_id, &self.api_base),
+                };
+                Arc::new(source.map_err(|error| BuildError(error.to_string()))?) as Arc<dyn KeySource>
             }
         };
         let keys = KeyCache::new(source, self.clock.clone());
-        let mut policy = TokenPolicy::new(&self.client_id, &self.api_base)
+        let policy = TokenPolicy::new(&self.client_id, &self.api_base)
+            .issuers(self.issuers)
             .audiences(self.audiences)
             .allow_shared_issuer(self.allow_shared_issuer);
-        if !self.issuers.is_empty() {
-            policy = policy.issuers(self.issuers);
-        }
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);
@@ -379,6 +384,7 @@ impl Builder {
                 clock: self.clock,
                 metrics,
                 keys,
+                document: OnceLock::new(),
             }),
             context,
             handlers,

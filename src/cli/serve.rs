@@ -92,9 +92,9 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .retention(background.retention)
         .cors_origins(&settings.cors_origins)
         .read_through(settings.read_through)
-        .issuers(settings.issuers)
-        .audiences(settings.audiences)
-        .allow_shared_issuer(settings.allow_shared_issuer)
+        .issuers(settings.tokens.issuers)
+        .audiences(settings.tokens.audiences)
+        .allow_shared_issuer(settings.tokens.allow_shared_issuer)
         .webhook_secrets(settings.webhook_secrets)
         .webhook_path(settings.webhook_path)
         .signature_tolerance(settings.signature_tolerance)
@@ -105,7 +105,7 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
     if let Some(key) = environment.api_key {
         builder = builder.api_key(key);
     }
-    if let Some(url) = settings.jwks_url {
+    if let Some(url) = settings.tokens.jwks_url {
         builder = builder.jwks_url(url);
     }
     builder

@@ -7,23 +7,87 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Edge;
 use super::error::Refusal;
+use super::openapi::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
 use crate::auth::Identity;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 
+/// The user behind the access token.
+#[utoipa::path(
+    get,
+    path = "/auth/user",
+    operation_id = "getAuthUser",
+    tag = "auth",
+    security(("access_token" = [])),
+    responses(
+        (
+            status = 200,
+            description = "The live user.",
+            body = UserShape,
+            headers(
+                ("ETag" = String, description = "for If-None-Match"),
+                ("AuthKit-Sync-Synced-Through" = String, description = "how far the table is complete")
+            )
+        ),
+        NotModified,
+        LookupRefused
+    )
+)]
 pub(super) async fn user(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let (user, _) = edge.lookups.session(bearer(&headers)?).await?;
     Ok(Json(user))
 }
 
+/// What the access token says, without asking the database.
+#[utoipa::path(
+    get,
+    path = "/auth/identity",
+    operation_id = "getIdentity",
+    tag = "auth",
+    security(("access_token" = [])),
+    responses(
+        (
+            status = 200,
+            description = "The token's claims.",
+            body = IdentityShape,
+            headers(
+                ("ETag" = String, description = "for If-None-Match")
+            )
+        ),
+        NotModified,
+        TokenRefused
+    )
+)]
 pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let identity = edge.lookups.identity(bearer(&headers)?).await?;
     Ok(Json(identity))
 }
 
+/// The user and what the access token says, in one.
+#[utoipa::path(
+    get,
+    path = "/auth/session",
+    operation_id = "getSession",
+    tag = "auth",
+    security(("access_token" = [])),
+    responses(
+        (
+            status = 200,
+            description = "Both.",
+            body = Session,
+            headers(
+                ("ETag" = String, description = "for If-None-Match"),
+                ("AuthKit-Sync-Synced-Through" = String, description = "how far the table is complete")
+            )
+        ),
+        NotModified,
+        LookupRefused
+    )
+)]
 pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let (user, identity) = edge.lookups.session(bearer(&headers)?).await?;
     let synced_through = edge.watch.progress().synced_through;
@@ -39,11 +103,14 @@ pub(super) async fn synced_through(State(edge): State<Arc<Edge>>, mut response: 
     response
 }
 
-#[derive(Serialize)]
-struct Session {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Session {
+    #[schema(value_type = UserShape)]
     user: User,
+    #[schema(value_type = IdentityShape)]
     identity: Identity,
     /// How far the table is complete; null until catch-up has read to the end once.
+    #[schema(required, value_type = Option<String>, format = DateTime)]
     synced_through: Option<Timestamp>,
 }
 

@@ -34,8 +34,11 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     Response::from_parts(parts, Body::from(bytes))
 }
 
-/// Answers are about one caller, and true only now.
+/// Answers are about one caller, and true only now, unless they say otherwise themselves.
 fn private(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CACHE_CONTROL) {
+        return;
+    }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(header::VARY, HeaderValue::from_static("authorization, origin"));
 }

@@ -7,19 +7,47 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::Edge;
 
-/// Alive: the process answers. Nothing outside it can make this fail.
+/// Alive: the process answers.
+///
+/// Nothing outside it can make this fail.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "getHealth",
+    tag = "operation",
+    responses((status = 200, description = "`alive`", body = Probe))
+)]
 pub(super) async fn healthz() -> Json<Value> {
     Json(json!({ "status": "alive" }))
 }
 
-/// Ready: the database answers and its schema can be used. Nothing about WorkOS can make this fail: an outage there must
-/// not take lookups out of rotation.
+/// Ready: the database answers and its schema can be used.
+///
+/// Nothing about WorkOS can make this fail: an outage there must not take lookups out of rotation.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "getReadiness",
+    tag = "operation",
+    responses(
+        (status = 200, description = "`ready`", body = Probe),
+        (status = 503, description = "`not_ready`", body = Probe)
+    )
+)]
 pub(super) async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     let ready = readiness(&edge).await.is_ok();
     probe(ready, json!({ "status": if ready { "ready" } else { "not_ready" } }))
+}
+
+/// How a probe is answered.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+pub(super) struct Probe {
+    status: String,
 }
 
 /// The same verdict, with what an operator wants to know beside it.

@@ -4,7 +4,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 
-/// Keys shorter than this are refused: they could be guessed.
+/// Keys shorter than this, in bytes, are refused: they could be guessed.
 pub const KEY_LENGTH: usize = 32;
 
 /// The keys that are accepted. The texts are not kept.

@@ -1,17 +1,21 @@
 //! WorkOS's own read API over users, answered from the table: the same paths, parameters, bodies and errors, so that any
 //! WorkOS SDK pointed here reads without a code change. What cannot be answered is refused, never silently ignored.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use utoipa::{IntoResponses, ToSchema};
 
 use super::Edge;
 use super::changes::POSITION;
+use super::openapi::{NotModified, UserShape};
 use super::wide_log::Facts;
 use crate::domain::user::User;
 use crate::lookup::LookupError;
@@ -37,6 +41,7 @@ impl Refusal {
     }
 
     fn not_found(id: &str) -> Self {
+        let id: String = id.chars().take(128).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect();
         let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
         Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
     }
@@ -79,6 +84,10 @@ impl IntoResponse for Refusal {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(Facts::refused(self.reason));
         response
     }
@@ -98,8 +107,21 @@ pub(super) async fn demand_key(
     Ok(response)
 }
 
-/// `GET /user_management/users/{id}`
-pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>) -> Result<Json<User>, Refusal> {
+/// One user, read through from WorkOS where that is on.
+#[utoipa::path(
+    get,
+    path = "/users/{id}",
+    operation_id = "getUser",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(("id" = String, Path, description = "WorkOS's id")),
+    responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
+)]
+pub(super) async fn by_id(
+    State(edge): State<Arc<Edge>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<User>, Refusal> {
+    let id = named(id)?;
     match edge.lookups.user(&id).await {
         Ok(user) => Ok(Json(user)),
         Err(LookupError::NotFound | LookupError::Deleted) => Err(Refusal::not_found(&id)),
@@ -108,11 +130,21 @@ pub(super) async fn by_id(State(edge): State<Arc<Edge>>, Path(id): Path<String>)
     }
 }
 
-/// `GET /user_management/users/external_id/{external_id}`
+/// One user by your own id; of several the one WorkOS changed last.
+#[utoipa::path(
+    get,
+    path = "/users/external_id/{external_id}",
+    operation_id = "getUserByExternalId",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(("external_id" = String, Path, description = "your own id")),
+    responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
+)]
 pub(super) async fn by_external_id(
     State(edge): State<Arc<Edge>>,
-    Path(external_id): Path<String>,
+    external_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<User>, Refusal> {
+    let external_id = named(external_id)?;
     match edge.store.user_by_external_id(&external_id).await? {
         Some(user) => Ok(Json(user)),
         None if edge.lookups.is_incomplete().await? => Err(Refusal::not_synced()),
@@ -120,11 +152,36 @@ pub(super) async fn by_external_id(
     }
 }
 
-/// `GET /user_management/users`
+/// A page of users.
+#[utoipa::path(
+    get,
+    path = "/users",
+    operation_id = "listUsers",
+    tag = "user_management",
+    security(("service_key" = [])),
+    params(
+        ("limit" = Option<u8>, Query, description = "how many", minimum = 1, maximum = 100),
+        ("order" = inline(Option<Direction>), Query, description = "default `desc`, newest first; `normal`: the same, and the cursors' sense reversed"),
+        ("email" = Option<String>, Query, description = "only with this e-mail address, whatever its case"),
+        ("before" = Option<String>, Query, description = "the users before this id"),
+        ("after" = Option<String>, Query, description = "the users after this id")
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A page.",
+            body = PageShape,
+            headers(("AuthKit-Sync-Position" = String, description = "from where GET /changes goes on"))
+        ),
+        NotModified,
+        ListRefused
+    )
+)]
 pub(super) async fn list(
     State(edge): State<Arc<Edge>>,
-    Query(parameters): Query<Vec<(String, String)>>,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, Refusal> {
+    let Query(parameters) = parameters.map_err(|_| Refusal::parameter("invalid", "query"))?;
     let asked = Asked::read(parameters)?;
     // Half a list looks like a whole one.
     if edge.lookups.is_incomplete().await? {
@@ -143,6 +200,11 @@ pub(super) async fn list(
     Ok(([(POSITION, position)], Json(body)).into_response())
 }
 
+/// The id in the path. Nobody has one that is not text.
+fn named(id: Result<Path<String>, PathRejection>) -> Result<String, Refusal> {
+    id.map(|Path(id)| id).map_err(|_| Refusal::not_found("?"))
+}
+
 /// Writes have to go to WorkOS.
 pub(super) async fn read_only() -> Refusal {
     let body = json!({"message": "This is a copy for reading; write to WorkOS itself.", "code": "read_only"});
@@ -153,6 +215,94 @@ pub(super) async fn read_only() -> Refusal {
 pub(super) async fn not_served() -> Refusal {
     let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
     Refusal::new(StatusCode::NOT_FOUND, "not_served", body)
+}
+
+/// A page of users.
+#[derive(ToSchema)]
+#[schema(as = UserList)]
+#[expect(dead_code, reason = "the shape of what `list` answers")]
+pub(super) struct PageShape {
+    #[schema(inline)]
+    object: ListObject,
+    data: Vec<UserShape>,
+    #[schema(inline)]
+    list_metadata: Cursors,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "a constant of WorkOS's")]
+enum ListObject {
+    List,
+}
+
+/// Ids to go on from, either way; null at the end.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+struct Cursors {
+    #[schema(required)]
+    before: Option<String>,
+    #[schema(required)]
+    after: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only described")]
+enum Direction {
+    Asc,
+    Desc,
+    Normal,
+}
+
+/// A refusal in WorkOS's shape.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the shape of what Refusal answers")]
+pub(super) struct WorkosError {
+    code: String,
+    message: String,
+    /// Whom there is none of.
+    entity_id: Option<String>,
+    /// Which parameters are wrong.
+    #[schema(inline)]
+    errors: Option<Vec<FieldError>>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+struct FieldError {
+    code: String,
+    field: String,
+}
+
+/// What a question about one user may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum OneRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    Key(WorkosError),
+    /// `entity_not_found`.
+    #[response(status = 404)]
+    NoUser(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
+}
+
+/// What a question about many may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum ListRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    Key(WorkosError),
+    /// `invalid_request_parameters`, `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
 }
 
 struct Asked {
@@ -169,7 +319,11 @@ impl Asked {
     fn read(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
         let mut asked =
             Self { limit: 10, order: Order::Descending, email: None, before: None, after: None, swapped: false };
+        let mut seen = BTreeSet::new();
         for (name, value) in parameters {
+            if !seen.insert(name.clone()) {
+                return Err(Refusal::parameter("given_twice", &name));
+            }
             if value.contains('\0') {
                 return Err(Refusal::parameter("invalid", &name));
             }

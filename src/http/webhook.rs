@@ -11,10 +11,12 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::Edge;
 use super::body::{self, BodyError};
 use super::error::Refusal;
+use super::openapi::Error;
 use super::wide_log::Facts;
 use crate::domain::event::{Observation, Origin};
 use crate::sync;
@@ -24,6 +26,28 @@ use crate::workos::wire;
 /// WorkOS retries on its own schedule; this tells everyone else.
 const RETRY_AFTER: u64 = 5;
 
+/// WorkOS's deliveries, answered 200 once they are committed.
+#[utoipa::path(
+    post,
+    path = "/workos/webhook",
+    operation_id = "receiveWebhook",
+    tag = "workos",
+    security(("workos_signature" = [])),
+    request_body(content = BTreeMap<String, Value>, description = "an event, as WorkOS signed it"),
+    responses(
+        (status = 200, description = "Committed.", body = Receipt),
+        (status = 400, description = "`not_an_event`, `body_incomplete`", body = Error),
+        (status = 401, description = "`signature_invalid`", body = Error),
+        (status = 408, description = "`body_too_slow`", body = Error),
+        (status = 413, description = "`body_too_large`", body = Error),
+        (
+            status = 503,
+            description = "`database_unavailable`, `busy`, `internal`: ours; WorkOS sends it again",
+            body = Error,
+            headers(("Retry-After" = u32, description = "seconds"))
+        )
+    )
+)]
 pub(super) async fn receive(
     State(edge): State<Arc<Edge>>,
     headers: HeaderMap,
@@ -51,6 +75,25 @@ pub(super) async fn receive(
     let mut response = Json(json!({ "outcome": outcome })).into_response();
     response.extensions_mut().insert(facts);
     Ok(response)
+}
+
+/// What was done with a delivery.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+pub(super) struct Receipt {
+    #[schema(inline)]
+    outcome: Outcome,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only described")]
+enum Outcome {
+    Applied,
+    Stale,
+    Ignored,
+    Quarantined,
+    Duplicate,
 }
 
 impl From<SignatureError> for Refusal {

@@ -31,7 +31,7 @@ impl Facts {
 /// Measures and logs the request. The line holds no header, no query and no body.
 pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let method = request.method().clone();
+    let method = printable(request.method().as_str());
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let id = request_id(request.headers());
@@ -53,7 +53,7 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
     }
     tracing::info!(
         request.id = id,
-        http.method = %method,
+        http.method = method,
         http.route = route,
         http.status = status,
         duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

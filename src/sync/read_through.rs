@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::Instant;
 
 use super::driver::{Context, Trouble};
 use super::{apply, guard};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
-use crate::workos::api::Found;
+use crate::domain::timestamp::Timestamp;
+use crate::workos::api::{ApiError, Found};
 
 /// Questions to WorkOS at once.
 const AT_ONCE: usize = 8;
@@ -27,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a user WorkOS does not know is not asked about again, and how many of them are remembered.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 const UNKNOWN_MOST: usize = 10_000;
+
+/// How long the key is taken for this environment's before that is judged anew, seconds.
+const TRUSTED_FOR: i64 = 3_600;
 
 /// WorkOS could not be asked, or could not be believed, in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,8 +45,8 @@ pub struct ReadThrough(Arc<Inner>);
 
 struct Inner {
     context: Context,
-    /// The key was found to be this environment's.
-    trusted: OnceCell<()>,
+    /// When the key was last found to be this environment's. Held while it is judged, so that all wait for one judgement.
+    trusted: AsyncMutex<Option<Timestamp>>,
     places: Semaphore,
     shared: Mutex<Shelf>,
 }
@@ -64,7 +68,7 @@ impl ReadThrough {
     #[must_use]
     pub fn new(context: Context) -> Self {
         let places = Semaphore::new(AT_ONCE);
-        Self(Arc::new(Inner { context, trusted: OnceCell::new(), places, shared: Mutex::default() }))
+        Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), places, shared: Mutex::default() }))
     }
 
     /// What WorkOS says of a user that the table does not know, applied before it is answered: alive, a tombstone that came
@@ -73,6 +77,9 @@ impl ReadThrough {
     /// # Errors
     /// [`NotAsked`], within five seconds.
     pub async fn read(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
+        if !could_be(id) {
+            return Ok(Arc::new(Stored::Absent));
+        }
         let flight = {
             let mut shelf = self.shelf();
             shelf.unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
@@ -103,11 +110,24 @@ impl ReadThrough {
         task.map(|done| done.unwrap_or(Err(NotAsked))).boxed().shared()
     }
 
+    /// Passes when the key has been found to be this environment's within the hour, or is now.
+    async fn trust(&self) -> Result<(), Trouble> {
+        let context = &self.0.context;
+        let mut trusted = self.0.trusted.lock().await;
+        let now = context.clock.now();
+        if !trusted.is_some_and(|at| at <= now && now < at.plus_seconds(TRUSTED_FOR)) {
+            *trusted = None;
+            guard::check(context).await?;
+            *trusted = Some(now);
+        }
+        Ok(())
+    }
+
     async fn ask(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
         let _place = self.0.places.acquire().await.map_err(|_| NotAsked)?;
         let asked = async {
             let context = &self.0.context;
-            self.0.trusted.get_or_try_init(|| guard::check(context)).await?;
+            self.trust().await?;
             let listed: Observation = match context.api.user(id).await? {
                 Found::Unknown(_) => return Ok(Stored::Absent),
                 Found::Live(listed) => *listed,
@@ -118,9 +138,20 @@ impl ReadThrough {
         match asked.await {
             Ok(stored) => Ok(Arc::new(stored)),
             Err(trouble) => {
+                if matches!(trouble, Trouble::Api(ApiError::KeyRefused(_))) {
+                    // What comes after a refused key may be another environment's.
+                    *self.0.trusted.lock().await = None;
+                }
                 tracing::warn!("a user could not be read through: {trouble}");
                 Err(NotAsked)
             }
         }
     }
+}
+
+/// WorkOS could have given somebody this id. What a caller made up must not become a path of its own at WorkOS (`..`, a slash),
+/// asked with our key.
+fn could_be(id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    (1..=128).contains(&id.len()) && id.bytes().all(plain)
 }

@@ -80,7 +80,19 @@ async fn pages_of_configured_origins_may_ask_and_no_others() {
             (refused.status(), header(&refused, "access-control-allow-origin")),
             (StatusCode::UNAUTHORIZED, allowed)
         );
-        assert!(header(&refused, "access-control-expose-headers").contains("www-authenticate"));
+        let exposed = header(&refused, "access-control-expose-headers");
+        for name in [
+            "www-authenticate",
+            "etag",
+            "retry-after",
+            "x-request-id",
+            "authkit-sync-synced-through",
+            "authkit-sync-position",
+        ] {
+            assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{name}: {exposed}");
+        }
+        let vary: Vec<_> = refused.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
+        assert!(vary.join(",").contains("origin") && header(&refused, "cache-control") == "no-store", "{vary:?}");
     }
 }
 

@@ -7,6 +7,8 @@ mod notes;
 use authkit_sync::AuthKit;
 use authkit_sync::auth::Identity;
 use authkit_sync::authkit::Rejection;
+use authkit_sync::store::roles;
+use authkit_sync::workos::signature::Secret;
 use authkit_sync::{AuthUser, lookup::LookupError};
 use axum::Router;
 use axum::http::StatusCode;
@@ -14,8 +16,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use notes::App;
 use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::{AssertSqlSafe, Executor};
 use tokio::net::TcpListener;
 
+use crate::support::events;
 use crate::support::lab::Lab;
 use crate::support::service::Answer;
 
@@ -62,6 +67,80 @@ async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
     assert_eq!(ask("GET", format!("{url}/sync/auth/user"), Some(&a), "").await.json()["id"], json!(ada));
     lab.pool.close().await;
     assert_eq!(ask("GET", format!("{url}/"), Some(&a), "").await.code(), (503, "database_unavailable".to_owned()));
+}
+
+/// A pool of a login made for this test, with a schema of its own first in its search path.
+async fn login(lab: &Lab, name: &str, rights: &str) -> (String, PgPool) {
+    let role = format!("{}_{name}", lab.database.name());
+    let create = format!(
+        "create role {role} login password 'of-no-use-elsewhere'; {}; create schema {name} authorization {role}",
+        rights.replace("ROLE", &role)
+    );
+    lab.pool.execute(AssertSqlSafe(create)).await.unwrap();
+    let path = format!("{name}, public");
+    let as_role = |options: PgConnectOptions| {
+        options.username(&role).password("of-no-use-elsewhere").options([("search_path", path)])
+    };
+    let pool = lab.database.pool_with(3, as_role).await;
+    (role, pool)
+}
+
+async fn refused(pool: &PgPool, sql: &str) {
+    let error = pool.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_err();
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    assert_eq!(code.as_deref(), Some("42501"), "{sql}: {error}");
+}
+
+/// The example as its head says: AuthKit's login, and the application's with `workos_reader` and nothing else.
+#[tokio::test]
+async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
+    let lab = Lab::new().await;
+    assert!(roles::assert(&lab.pool).await.unwrap().is_empty());
+    let id = lab.create_user("Ada");
+    lab.backfill().await;
+    let (notes_role, notes) = login(&lab, "notes", "grant workos_reader to ROLE").await;
+    let service = "grant usage on schema workos to ROLE; grant select, insert, update, delete on all tables in schema workos to ROLE";
+    let (sync_role, sync) = login(&lab, "sync", service).await;
+    sqlx::query(notes::TABLE).execute(&notes).await.unwrap();
+    let builder = AuthKit::builder(sync.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
+    let secret = Secret::new("whsec_of_this_test");
+    let authkit = builder.clock(lab.clock.clone()).webhook_secrets(vec![secret.clone()]).build().unwrap();
+    let url = serve(notes::app(App { authkit, pool: notes.clone() })).await;
+    let token = lab.workos.sign_in(&id).unwrap();
+    assert_eq!(ask("POST", format!("{url}/notes"), Some(&token), "a note").await.status, 201);
+    assert_eq!(ask("GET", format!("{url}/notes"), Some(&token), "").await.json(), json!(["a note"]));
+    // AuthKit receives under its login, and the application sees the change under its own.
+    let renamed = events::body("event_1", "user.updated", 9_000_000_000, &events::user(&id, "Adaline", 9_000_000_000));
+    let signature = secret.sign(lab.clock.now(), &renamed);
+    let client = authkit_sync::workos::http::http_client().unwrap();
+    let delivery =
+        client.post(format!("{url}/sync/workos/webhook")).header("WorkOS-Signature", signature).body(renamed);
+    assert_eq!(delivery.send().await.unwrap().status(), 200);
+    let joined = "select u.first_name from notes n join workos.users u on u.id = n.user_id";
+    assert_eq!(sqlx::query_scalar::<_, String>(joined).fetch_one(&notes).await.unwrap(), "Adaline");
+    let one = sqlx::query_scalar::<_, i64>("select count(*) from workos.get_auth_user($1)").bind(&id);
+    assert_eq!(one.fetch_one(&notes).await.unwrap(), 1);
+    // Each sees exactly what it should.
+    for sql in [
+        "select id from workos.user_records",
+        "select id from workos.events",
+        "update workos.users set first_name = 'x'",
+        "delete from workos.user_records",
+        "select 1 from workos.environment",
+    ] {
+        refused(&notes, sql).await;
+    }
+    refused(&sync, "select body from notes.notes").await;
+    // AuthKit itself cannot work with the application's rights, and says whose fault it is.
+    let wrong = AuthKit::builder(notes.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
+    let wrong = wrong.clock(lab.clock.clone()).build().unwrap();
+    let error = wrong.get_auth_user(&token).await.unwrap_err();
+    assert!(matches!(&error, LookupError::Store(error) if error.to_string().contains("42501")), "{error}");
+    for pool in [notes, sync] {
+        pool.close().await;
+    }
+    let gone = format!("drop owned by {notes_role}, {sync_role} cascade; drop role {notes_role}, {sync_role}");
+    lab.pool.execute(AssertSqlSafe(gone)).await.unwrap();
 }
 
 async fn who(identity: Identity) -> String {

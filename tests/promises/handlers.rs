@@ -618,7 +618,8 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
 async fn the_readmes_function_keeps_an_applications_users_in_step() {
     let bed = Bed::new().await;
     let readme = include_str!("../../README.md");
-    let example = readme.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    let example =
+        readme.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
     bed.pool.execute(example).await.unwrap();
     let ids: Vec<String> = (0..5).map(|_| unique("user")).collect();
     for id in &ids[..3] {

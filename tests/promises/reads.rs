@@ -154,6 +154,7 @@ async fn what_cannot_be_answered_is_refused_in_workos_words() {
         ("order=up", 422, "invalid_order", "order"),
         ("organization_id=org_1", 422, "unsupported_parameter", "organization_id"),
         ("before=a&after=b", 422, "exclusive", "before"),
+        ("limit=1&limit=2", 422, "given_twice", "limit"),
     ] {
         let answer = ask("GET", &format!("{users}?{query}"), KEY).await;
         let error = &answer.json()["errors"][0];
@@ -166,6 +167,7 @@ async fn what_cannot_be_answered_is_refused_in_workos_words() {
     for key in ["", "a-service-key-of-at-least-32-character", &lab.workos.api_key()] {
         let answer = ask("GET", &users, key).await;
         assert_eq!((answer.status, &answer.json()["message"]), (401, &json!("Unauthorized")));
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"authkit-sync\"");
     }
     // An access token is no service key, and a service key no access token.
     assert_eq!(ask("GET", &format!("{url}/auth/user"), KEY).await.code().0, 401);
@@ -266,4 +268,68 @@ async fn a_miss_asks_workos_and_believes_only_what_it_says() {
     let third = lab.create_user("Edsger");
     let request = lab_client().get(format!("{url}/user_management/users/{third}")).bearer_auth(KEY);
     assert_eq!(request.send().await.unwrap().status(), 200);
+}
+
+/// A key may become another environment's while the process runs: it is judged again after a refusal, and after an hour.
+#[tokio::test]
+async fn read_through_judges_its_key_again() {
+    let lab = Lab::new().await;
+    let ada = lab.create_user("Ada");
+    lab.backfill().await;
+    let authkit = authkit(&lab, true, true);
+    let judged = || lab.workos.requests(&format!("/user_management/users/{ada}"));
+    let known = async |name: &str| authkit.get_user(&lab.create_user(name)).await.is_ok();
+    assert!(known("Grace").await && judged() == 1, "once before the first question");
+    assert!(known("Edsger").await && judged() == 1, "and not before every one");
+    lab.workos.set_api_faults(ApiFaults { refuse_key: true, ..ApiFaults::default() });
+    assert!(!known("Barbara").await);
+    lab.workos.set_api_faults(ApiFaults::default());
+    let before = judged();
+    assert!(known("Frances").await && judged() > before, "the key has been refused since");
+    let before = judged();
+    lab.clock.set(lab.clock.now().plus_seconds(3_599));
+    assert!(known("Ken").await && judged() == before);
+    lab.clock.set(lab.clock.now().plus_seconds(2));
+    assert!(known("Dennis").await && judged() > before, "an hour has passed");
+}
+
+/// What a caller makes up is neither a path at WorkOS, asked with our key, nor said back as it came.
+#[tokio::test]
+async fn an_id_that_nobody_can_have_is_not_asked_about() {
+    let lab = Lab::new().await;
+    lab.create_users(3);
+    lab.backfill().await;
+    let routes = authkit(&lab, true, true).router();
+    let listed = lab.workos.requests("/user_management/users");
+    let long = "x".repeat(8_000);
+    for odd in
+        ["%2e%2e", "%2e", "..%2F..%2Fevents", "external_id%2Fcrm-1", "a%20b", "%F0%9F%A6%80%22", "%FF", "%00", &long]
+    {
+        for path in [odd.to_owned(), format!("external_id/{odd}")] {
+            // As it is: a client's own library would tidy the path.
+            let request = Request::get(format!("/user_management/users/{path}"));
+            let request = request.header("authorization", format!("Bearer {KEY}")).body(Body::empty()).unwrap();
+            let answer = routes.clone().oneshot(request).await.unwrap();
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()["cache-control"]),
+                (404, &"no-store".parse().unwrap())
+            );
+            let text = String::from_utf8(to_bytes(answer.into_body(), 65_536).await.unwrap().to_vec()).unwrap();
+            assert!(text.contains("\"code\":\"entity_not_found\""), "{odd}: {text}");
+            assert!(text.is_ascii() && text.len() < 500, "{text}");
+        }
+    }
+    assert_eq!(lab.workos.requests("/user_management/users"), listed, "the list was not read for an id of dots");
+    assert_eq!(lab.count("select count(*) from workos.events").await, 0, "and nothing of it was kept");
+}
+
+#[tokio::test]
+async fn a_key_that_could_be_guessed_and_an_origin_that_is_everybody_are_not_taken() {
+    let lab = Lab::new().await;
+    let builder = || AuthKit::builder(lab.pool.clone(), lab.workos.client_id());
+    assert!(builder().service_key("crm", "").build().unwrap_err().to_string().contains("32"));
+    let authkit = builder().cors_origins(&["*".to_owned(), "null".to_owned()]).build().unwrap();
+    let request = Request::get("/healthz").header("origin", "null").body(Body::empty()).unwrap();
+    let answer = authkit.router().oneshot(request).await.unwrap();
+    assert!(!answer.headers().contains_key("access-control-allow-origin"));
 }

@@ -53,6 +53,12 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// Publishes a fixture.
+    pub(crate) fn of(fixture: &'static str) -> Arc<Self> {
+        let (document, away) = (std::sync::Mutex::new(fixture), AtomicBool::new(false));
+        Arc::new(Self { document, away, fetches: AtomicUsize::new(0) })
+    }
+
     pub(crate) fn publish(&self, fixture: &'static str) {
         *self.document.lock().unwrap() = fixture;
     }
@@ -94,11 +100,7 @@ impl Service {
     /// With settings of the test's own.
     pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
         let clock = Clock::manual(Timestamp::parse("2026-09-01T08:30:00Z").unwrap());
-        let keys = Arc::new(Keys {
-            document: std::sync::Mutex::new("jwks.document"),
-            away: AtomicBool::new(false),
-            fetches: AtomicUsize::new(0),
-        });
+        let keys = Keys::of("jwks.document");
         let builder = AuthKit::builder(pool.clone(), CLIENT_ID)
             .webhook_secrets(vec![Secret::new(SECRET)])
             .key_source(keys.clone())

@@ -1,0 +1,162 @@
+//! What the claims of a signed token must say: one table, in one order, for the verdict and for its explanation.
+
+use serde_json::{Map, Value};
+
+use super::error::TokenError;
+use super::plain;
+use super::policy::TokenPolicy;
+use crate::domain::timestamp::Timestamp;
+
+/// How far WorkOS's clock and ours may differ, seconds.
+pub(super) const LEEWAY: i64 = 10;
+
+/// The claims, and what they are held against.
+pub(super) struct Claims<'a> {
+    pub(super) claims: &'a Map<String, Value>,
+    pub(super) policy: &'a TokenPolicy,
+    pub(super) now: Timestamp,
+}
+
+/// One check. The verdict runs `run` alone; an explanation words what was found and what was expected beside it.
+pub(super) struct ClaimCheck {
+    pub(super) name: &'static str,
+    pub(super) run: fn(&Claims<'_>) -> Result<(), TokenError>,
+    pub(super) found: fn(&Claims<'_>) -> String,
+    pub(super) expected: fn(&Claims<'_>) -> String,
+}
+
+/// Every check of a claim, in order; the first that fails is the reason.
+pub(super) const CHECKS: [ClaimCheck; 8] = [
+    ClaimCheck {
+        name: "expiry",
+        run: expiry,
+        found: |it| it.time("exp"),
+        expected: |it| format!("an exp after {} (less {LEEWAY} s)", it.now),
+    },
+    ClaimCheck {
+        name: "not_before",
+        run: |it| not_ahead(it, "nbf"),
+        found: |it| it.time("nbf"),
+        expected: |it| format!("no nbf, or one before {} (and {LEEWAY} s)", it.now),
+    },
+    ClaimCheck {
+        name: "issued_at",
+        run: |it| not_ahead(it, "iat"),
+        found: |it| it.time("iat"),
+        expected: |it| format!("no iat, or one before {} (and {LEEWAY} s)", it.now),
+    },
+    ClaimCheck {
+        name: "issuer",
+        run: |it| it.policy.check_issuer(it.claims),
+        found: |it| it.shown("iss"),
+        expected: |it| format!("one of {}", it.policy.accepted_issuers()),
+    },
+    ClaimCheck {
+        name: "audience",
+        run: |it| it.policy.check_audience(it.claims),
+        found: |it| it.shown("aud"),
+        expected: |it| format!("none, or one of {}", it.policy.accepted_audiences()),
+    },
+    ClaimCheck {
+        name: "client",
+        run: |it| it.policy.check_client(it.claims),
+        found: |it| it.policy.bindings(it.claims),
+        expected: |it| it.policy.expected_client(),
+    },
+    ClaimCheck { name: "subject", run: subject, found: |it| it.shown("sub"), expected: |_| "a user's id".to_owned() },
+    ClaimCheck {
+        name: "session",
+        run: session,
+        found: |it| it.shown("sid"),
+        expected: |_| "a session's id (sid)".to_owned(),
+    },
+];
+
+impl Claims<'_> {
+    fn time(&self, name: &str) -> String {
+        match seconds(self.claims, name) {
+            Ok(None) => "none".to_owned(),
+            Err(_) => "not a time in seconds".to_owned(),
+            Ok(Some(at)) => {
+                let instant = at.checked_mul(1_000_000).map(Timestamp::from_unix_micros);
+                let instant = instant.map_or_else(|| "beyond every calendar".to_owned(), |at| at.to_string());
+                let away = at.saturating_sub(self.now.unix_seconds());
+                let side = if away < 0 { "ago" } else { "ahead" };
+                format!("{instant}, {} s {side}", away.unsigned_abs())
+            }
+        }
+    }
+
+    fn shown(&self, name: &str) -> String {
+        shown(self.claims.get(name))
+    }
+}
+
+/// A claim for people's eyes: short, printable, and of another type than text only named.
+pub(super) fn shown(claim: Option<&Value>) -> String {
+    match claim {
+        None => "none".to_owned(),
+        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
+            let items: Vec<String> = items.iter().take(8).map(|item| shown(Some(item))).collect();
+            plain(&items.join(", "))
+        }
+        Some(Value::String(text)) if !text.is_empty() => plain(text),
+        Some(_) => "not a text, or an empty one".to_owned(),
+    }
+}
+
+/// `exp` must be there and ahead.
+fn expiry(it: &Claims<'_>) -> Result<(), TokenError> {
+    let now = it.now.unix_seconds();
+    let expires = seconds(it.claims, "exp")?
+        .ok_or_else(|| TokenError::invalid("no_expiry", "it never expires (no exp)".to_owned()))?;
+    if expires.saturating_add(LEEWAY) <= now {
+        return Err(TokenError::Expired { seconds: now.saturating_sub(expires) });
+    }
+    Ok(())
+}
+
+/// `nbf` and `iat`, where they are, must not lie ahead.
+fn not_ahead(it: &Claims<'_>, name: &str) -> Result<(), TokenError> {
+    let ahead = seconds(it.claims, name)?.map_or(0, |at| at.saturating_sub(it.now.unix_seconds()));
+    if ahead > LEEWAY {
+        let reason = format!("not valid yet: {name} lies {ahead} s ahead; check this machine's clock");
+        return Err(TokenError::invalid("not_yet_valid", reason));
+    }
+    Ok(())
+}
+
+/// A NumericDate (RFC 7519): any JSON number of seconds that an instant can have.
+fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, TokenError> {
+    let Some(value) = claims.get(name) else { return Ok(None) };
+    let absurd = || TokenError::invalid("malformed", format!("{name} is not a time in seconds"));
+    if let Some(whole) = value.as_i64() {
+        return Ok(Some(whole));
+    }
+    let fraction = value.as_f64().filter(|seconds| seconds.abs() < 1e15).ok_or_else(absurd)?;
+    #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
+    Ok(Some(fraction.floor() as i64))
+}
+
+/// Machine tokens are signed with the same keys, and are no user's.
+fn subject(it: &Claims<'_>) -> Result<(), TokenError> {
+    match text(it.claims, "sub") {
+        "" => Err(TokenError::invalid("no_subject", "it is about nobody (no sub)".to_owned())),
+        machine if machine.starts_with("client_") => {
+            Err(TokenError::invalid("machine_token", "a machine token: its subject is a client".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn session(it: &Claims<'_>) -> Result<(), TokenError> {
+    if text(it.claims, "sid").is_empty() {
+        return Err(TokenError::invalid("no_session", "no user's session: it has no sid".to_owned()));
+    }
+    Ok(())
+}
+
+/// A claim's text; empty where there is none.
+pub(super) fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> &'a str {
+    claims.get(name).and_then(Value::as_str).unwrap_or_default()
+}

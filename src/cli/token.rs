@@ -1,0 +1,183 @@
+//! `token explain`: why is this access token refused? Every check, and what to do about the first that fails.
+
+use std::io::{IsTerminal, Read};
+use std::sync::Arc;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::json;
+
+use super::walk::flag;
+use super::{Exit, Failure, serve, with_settings};
+use crate::auth::{Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserStanding, Verdict};
+use crate::config::{self, Database, Environment, Source, Tokens};
+use crate::domain::clock::Clock;
+use crate::domain::decide::Stored;
+use crate::store::{Store, StoreError};
+
+const SETTINGS: [&str; 13] = [
+    "DATABASE_URL",
+    "WORKOS_CLIENT_ID",
+    "WORKOS_API_HOSTNAME",
+    "WORKOS_API_PORT",
+    "WORKOS_API_HTTPS",
+    "WORKOS_ISSUER",
+    "WORKOS_JWKS_URL",
+    "AUTHKIT_SYNC_AUDIENCES",
+    "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+    "AUTHKIT_SYNC_DB_POOL",
+    "AUTHKIT_SYNC_DB_TIMEOUT",
+    "AUTHKIT_SYNC_LOG_FORMAT",
+    "RUST_LOG",
+];
+
+const ABOUT: &str = "\
+Reads an access token from stdin and shows every check it has to pass, in order, with what was found and what was expected;
+at the end the verdict, and what to do. The token is not printed. Without DATABASE_URL the token alone decides.
+
+Exit codes: 0 good; 1 bad, or its user is deleted or not synced; 69 WorkOS's keys or the database cannot be had;
+78 configuration.";
+
+/// More than any token: what is longer is refused, and need not be read to its end.
+const READ_LIMIT: u64 = 64 * 1024;
+
+/// A terminal hands over lines of at most this many bytes, and drops the rest.
+const TERMINAL_LINE: usize = 4_095;
+
+pub(super) fn command() -> Command {
+    let misplaced = Arg::new("misplaced").hide(true).num_args(0..).allow_hyphen_values(true).trailing_var_arg(true);
+    let explain = Command::new("explain")
+        .about("Why is this access token (on stdin) good or bad?")
+        .long_about(ABOUT)
+        .arg(flag("json", "print for machines"))
+        .arg(misplaced.action(ArgAction::Append));
+    Command::new("token")
+        .about("Access tokens by hand")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(with_settings(explain, &SETTINGS))
+}
+
+pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let Some(("explain", matches)) = matches.subcommand() else { return Ok(Exit::Usage) };
+    if matches.contains_id("misplaced") {
+        let message = "give the token on stdin, not as an argument: shells and `ps` keep those (and it is valid still)";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let (environment, tokens, database) = config::token(source)?;
+    let store = database.map(|database| store(&database, &environment));
+    let verifier = verifier(environment, tokens)?;
+    let token = read()?;
+    let mut explanation = verifier.explain(bare(&token)).await;
+    let unfit = note_user(&mut explanation, store.as_ref()).await?;
+    if matches.get_flag("json") {
+        println!("{}", json!(explanation));
+    } else {
+        print(&explanation);
+    }
+    match (unfit, explanation.verdict) {
+        (Some(failure), "unknown") => Err(failure),
+        (_, "good") => Ok(Exit::Yes),
+        (_, "unknown") => Ok(Exit::Unavailable),
+        _ => Ok(Exit::No),
+    }
+}
+
+fn store(database: &Database, environment: &Environment) -> Store {
+    let pool = serve::pool(database);
+    Store::new(pool.clone(), pool, &environment.client_id, database.timeout)
+}
+
+/// Judges as `serve` would with the same settings.
+fn verifier(environment: Environment, tokens: Tokens) -> Result<TokenVerifier, Failure> {
+    let Environment { client_id, api_base, .. } = environment;
+    let source = match &tokens.jwks_url {
+        Some(url) => HttpKeySource::new(url),
+        None => HttpKeySource::of_client(&client_id, &api_base),
+    };
+    let source = source.map_err(|error| Failure::new(Exit::Config, error))?;
+    let policy = TokenPolicy::new(&client_id, &api_base)
+        .issuers(tokens.issuers)
+        .audiences(tokens.audiences)
+        .allow_shared_issuer(tokens.allow_shared_issuer);
+    let clock = Clock::system();
+    Ok(TokenVerifier::new(policy, KeyCache::new(Arc::new(source), clock.clone()), clock))
+}
+
+/// The whole of stdin; of a terminal one line, so that Enter is enough.
+fn read() -> Result<String, Failure> {
+    let stdin = std::io::stdin();
+    let mut bytes = Vec::new();
+    if stdin.is_terminal() {
+        eprintln!("waiting for an access token on stdin: paste it and press Enter");
+        let mut line = String::new();
+        stdin.read_line(&mut line).map_err(Failure::unavailable)?;
+        if line.len() >= TERMINAL_LINE {
+            let message =
+                "a terminal cuts lines off at 4,095 characters; give a token this long through a pipe or a file";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        return Ok(line);
+    }
+    stdin.lock().take(READ_LIMIT).read_to_end(&mut bytes).map_err(Failure::unavailable)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The token of what people paste: a header's value, or one in quotes, too.
+fn bare(pasted: &str) -> &str {
+    let mut token = pasted.trim().trim_matches(['"', '\'']);
+    for before in ["authorization:", "bearer "] {
+        if token.get(..before.len()).is_some_and(|start| start.eq_ignore_ascii_case(before)) {
+            token = token.get(before.len()..).unwrap_or_default().trim();
+        }
+    }
+    token
+}
+
+/// Adds what the table says of the subject. A database of another environment is configuration, returned to end with.
+async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Result<Option<Failure>, Failure> {
+    let Some(store) = store else {
+        explanation.note_user(UserStanding::NotAsked);
+        return Ok(None);
+    };
+    // PostgreSQL's text holds no NUL, so nobody has such an id.
+    let Some(subject) = explanation.subject().filter(|subject| !subject.contains('\0')) else {
+        explanation.note_user(UserStanding::Asked(&Stored::Absent));
+        return Ok(None);
+    };
+    let stored = store.user(subject).await;
+    match stored {
+        Ok(stored) => explanation.note_user(UserStanding::Asked(&stored)),
+        Err(error) => {
+            explanation.note_user(UserStanding::Unavailable);
+            if matches!(error, StoreError::Unfit(_)) {
+                return Ok(Some(error.into()));
+            }
+            eprintln!("authkit-sync token: {error}");
+        }
+    }
+    Ok(None)
+}
+
+fn print(explanation: &Explanation) {
+    for check in &explanation.checks {
+        let verdict = match check.verdict {
+            Verdict::Pass => "pass",
+            Verdict::Fail => "FAIL",
+            Verdict::Skipped => "skip",
+        };
+        let doubt = if check.trusted || check.verdict == Verdict::Skipped { "" } else { " (not trusted)" };
+        println!("{verdict}  {:<10}  {}{doubt}", check.check, check.found);
+        if !check.expected.is_empty() {
+            println!("      {:<10}  expected: {}", "", check.expected);
+        }
+    }
+    if explanation.checks.iter().any(|check| !check.trusted && check.verdict != Verdict::Skipped) {
+        println!(
+            "\nA token decides nothing before its signature: what is marked as not trusted, anybody may have written."
+        );
+    }
+    println!("\n{}: {}", explanation.verdict, explanation.message.as_deref().unwrap_or("every check passed"));
+    if let (Some(reason), Some(fix)) = (explanation.reason, &explanation.fix) {
+        println!("reason: {reason}\nto do: {fix}");
+    }
+}
