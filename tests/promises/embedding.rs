@@ -99,7 +99,10 @@ async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
     let id = lab.create_user("Ada");
     lab.backfill().await;
     let (notes_role, notes) = login(&lab, "notes", "grant workos_reader to ROLE").await;
-    let service = "grant usage on schema workos to ROLE; grant select, insert, update, delete on all tables in schema workos to ROLE";
+    let service = "grant usage on schema workos to ROLE;
+        grant select, insert, update, delete on all tables in schema workos to ROLE;
+        grant usage, select on all sequences in schema workos to ROLE;
+        grant execute on all functions in schema workos to ROLE";
     let (sync_role, sync) = login(&lab, "sync", service).await;
     sqlx::query(notes::TABLE).execute(&notes).await.unwrap();
     let builder = AuthKit::builder(sync.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
