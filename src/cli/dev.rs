@@ -26,6 +26,9 @@ const SERVICE_PORT: u16 = 8080;
 const OPS_PORT: u16 = 9464;
 const WORKOS_PORT: u16 = 4100;
 
+/// Lets backends on this machine read users and changes; it opens nothing that is not on this machine.
+const SERVICE_KEY: &str = "service-key-of-authkit-sync-dev-alone";
+
 /// People watch: what webhooks lose should not take long.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -107,6 +110,7 @@ impl Machine {
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
             .api_key(ApiKey::new(workos.api_key()))
             .catch_up_interval(CATCH_UP_INTERVAL)
+            .service_key("dev", SERVICE_KEY)
             .build()
             .map_err(Failure::defect)?;
         let (stop, stopped) = oneshot::channel::<()>();
@@ -153,6 +157,7 @@ impl Machine {
             "client_id": self.workos.client_id(),
             "api_key": self.workos.api_key(),
             "webhook_secret": self.workos.webhook_secret(),
+            "service_key": SERVICE_KEY,
         })
     }
 
@@ -173,6 +178,9 @@ impl Machine {
              # rename the user at WorkOS, and ask again\n\
              curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n     \
              -d '{{\"first_name\":\"Amazing Grace\"}}' {workos}/user_management/users/{id}\n\n\
+             # what happened, and what happens in the next 20 seconds\n\
+             curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes'\n\
+             curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes?after=POSITION&wait=20'\n\n\
              # a fresh token\n\
              curl -X POST {workos}/_simulate/users/{id}/token\n\n\
              # every delivery twice, some out of order, some never\n\
