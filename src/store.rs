@@ -43,6 +43,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Store {
     receipts: PgPool,
     lookups: PgPool,
+    /// Where handlers run.
+    handlers: PgPool,
     client_id: Arc<str>,
     timeout: Duration,
     begin: Arc<str>,
@@ -79,6 +81,7 @@ impl Store {
     #[must_use]
     pub fn new(receipts: PgPool, lookups: PgPool, client_id: &str, timeout: Duration) -> Self {
         Self {
+            handlers: receipts.clone(),
             receipts,
             lookups,
             client_id: client_id.into(),
@@ -100,6 +103,13 @@ impl Store {
     #[must_use]
     pub fn on_pool(&self, pool: PgPool) -> Self {
         Self { receipts: pool.clone(), lookups: pool, ..self.clone() }
+    }
+
+    /// The same store, which lends handlers transactions from a pool of their own: however slow they are, whoever looks after
+    /// them has a connection.
+    #[must_use]
+    pub fn lending_from(&self, pool: PgPool) -> Self {
+        Self { handlers: pool, ..self.clone() }
     }
 
     /// The same store, in which sessions move `last_sign_in_at`.

@@ -78,7 +78,7 @@ impl Builder {
         self
     }
 
-    /// Handlers draw on a pool of their own, so that a slow one starves nothing else.
+    /// Handlers run on a pool of their own, so that a slow one starves nothing else. Two connections for each handler are enough.
     pub fn handler_pool(mut self, pool: PgPool) -> Self {
         self.handlers = pool;
         self

@@ -79,7 +79,7 @@ async fn work(store: &Store, command: &str, matches: &ArgMatches) -> Result<Exit
         _ => {
             let user = matches.get_one::<String>("user").map(String::as_str);
             let redriven = store.redrive_handler(name, user).await?;
-            redriven.map(|count| format!("{count} changes are tried again"))
+            redriven.map(|count| format!("changes tried again: {count}"))
         }
     };
     let done = done.ok_or_else(|| {

@@ -101,7 +101,7 @@ impl Store {
     ) -> Result<Result<(), Failure>, StoreError> {
         self.check().await?;
         // As in `transaction`: a number and nothing else.
-        let begun = self.receipts.begin_with(AssertSqlSafe(begin(timeout)));
+        let begun = self.handlers.begin_with(AssertSqlSafe(begin(timeout)));
         let begun = tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)??;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);

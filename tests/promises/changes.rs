@@ -408,7 +408,10 @@ async fn positions_are_void_after_a_rebind_and_in_another_database() {
     let lab = Lab::new().await;
     let store = lab.context().store;
     let feed = Feed::new(store.clone());
+    // This database is a copy of another, and has noticed.
+    let copied: String = sqlx::query_scalar("select epoch from workos.feed").fetch_one(&lab.pool).await.unwrap();
     let before = feed.now().await.unwrap();
+    assert_ne!(before.epoch, copied);
     // To the client id it has: only the feed.
     lab.create_users(1);
     lab.backfill().await;
