@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
@@ -16,9 +16,6 @@ use super::error::Refusal;
 use super::openapi::{Error, UserShape};
 use crate::domain::change::Position;
 use crate::sync::feed::{FeedError, PAGE, Page};
-
-/// Where an answer says from which position to follow it.
-pub(super) const POSITION: HeaderName = HeaderName::from_static("authkit-sync-position");
 
 /// Changes in an answer by default.
 const LIMIT: usize = 100;
