@@ -1,5 +1,6 @@
 //! [`AuthKit`]: everything put together, for the binary and for applications that embed it.
 
+mod actions;
 mod background;
 mod builder;
 mod extract;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Identity, TokenError};
 use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, Served};
-pub use crate::http::{CONNECTIONS, KEY_LENGTH, Rejection};
+pub use crate::http::{ACTION_PATH, CONNECTIONS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::store::environment::Unfit;

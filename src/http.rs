@@ -1,5 +1,6 @@
 //! The HTTP edge: requests in, status codes out. It holds no SQL and no rules; who must act decides the status.
 
+mod action;
 mod auth;
 mod body;
 mod conditional;
@@ -7,6 +8,7 @@ mod error;
 mod ops;
 mod server;
 mod service_keys;
+mod signed;
 mod users;
 mod webhook;
 mod wide_log;
@@ -30,6 +32,8 @@ use crate::sync::driver::Jobs;
 use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
+pub use action::ACTION_PATH;
+pub(crate) use action::ActionEdge;
 pub(crate) use auth::bearer;
 pub use error::Refusal as Rejection;
 pub use server::CONNECTIONS;
@@ -46,6 +50,8 @@ pub(crate) struct Edge {
     pub(crate) lookups: Lookups,
     /// What WorkOS may sign with; without one there is no receiver.
     pub(crate) webhook_secrets: Vec<Secret>,
+    /// Who decides about actions; `None`: there is no such route.
+    pub(crate) actions: Option<Arc<ActionEdge>>,
     /// The keys of backends that read users; without one they cannot.
     pub(crate) service_keys: ServiceKeys,
     /// Whose pages may ask.
@@ -90,6 +96,10 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
         .route("/readyz", get(ops::readyz));
     if !edge.webhook_secrets.is_empty() {
         routes = routes.route(&edge.webhook_path, post(webhook::receive));
+    }
+    if let Some(actions) = &edge.actions {
+        let decide = post(action::decide).with_state((edge.clone(), actions.clone()));
+        routes = routes.route(ACTION_PATH, decide);
     }
     let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
     match cors(&edge.cors_origins) {

@@ -8,6 +8,7 @@ use sqlx::postgres::PgPool;
 use tokio::sync::Semaphore;
 
 use super::AuthKit;
+use super::actions::Deciders;
 use super::background::Jobs;
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::domain::clock::Clock;
@@ -59,6 +60,7 @@ pub struct Builder {
     audiences: Vec<String>,
     allow_shared_issuer: bool,
     webhook_secrets: Vec<Secret>,
+    pub(super) actions: Deciders,
     webhook_path: String,
     signature_tolerance: Duration,
     body_limit: usize,
@@ -84,7 +86,7 @@ impl std::fmt::Debug for KeySourceArgument {
 /// Why an [`AuthKit`] could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct BuildError(String);
+pub struct BuildError(pub(super) String);
 
 impl Builder {
     pub(super) fn new(pool: PgPool, client_id: String) -> Self {
@@ -101,6 +103,7 @@ impl Builder {
             audiences: Vec::new(),
             allow_shared_issuer: false,
             webhook_secrets: Vec::new(),
+            actions: Deciders::default(),
             webhook_path: WEBHOOK_PATH.to_owned(),
             signature_tolerance: signature::WEBHOOK_TOLERANCE,
             body_limit: BODY_LIMIT,
@@ -300,6 +303,7 @@ impl Builder {
         if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
             return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
         }
+        self.actions.check(&self.webhook_secrets, &self.webhook_path)?;
         let migrate = self.migrate.then(|| self.receipts.clone());
         let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);
         let source = match self.key_source {
@@ -330,6 +334,7 @@ impl Builder {
         let api = api.map_err(|error| BuildError(error.to_string()))?;
         let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
+        let actions = self.actions.build(&store, &self.clock, &metrics)?;
         let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
             migrate,
@@ -343,6 +348,7 @@ impl Builder {
                 catches_up: jobs.catch_up,
                 store,
                 webhook_secrets: self.webhook_secrets,
+                actions,
                 webhook_path: self.webhook_path,
                 signature_tolerance: self.signature_tolerance,
                 body_limit: self.body_limit,

@@ -205,7 +205,9 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
             (Some(domain), _) => Who::Below(domain.to_owned()),
             (None, Some(domain)) => Who::Domain(domain.to_owned()),
             (None, None) if word.contains('@') => Who::Address(word.to_owned()),
-            (None, None) => return Err("must say who, in its third word: @example.com, @*.example.com, an address or *"),
+            (None, None) => {
+                return Err("must say who, in its third word: @example.com, @*.example.com, an address or *");
+            }
         },
         None => return Err("must say who, in its third word: @example.com, @*.example.com, an address or *"),
     };

@@ -1,4 +1,5 @@
-//! What has to be done now and then: retention, the audit of both feeds, another try of the quarantine by a new release.
+//! What has to be done now and then: retention of events and verdicts, the audit of both feeds, another try of the quarantine
+//! by a new release.
 
 use std::time::Duration;
 
@@ -74,13 +75,14 @@ impl Housekeeping {
         if let Some(types) = &self.types {
             self.audit(types, state).await?;
         }
+        let verdicts = self.context.store.expire_verdicts(BATCH).await?;
         let now = self.context.clock.now();
         let dropped = self
             .context
             .store
             .expire_events(now.minus(self.retention), now.minus(self.retention.max(ROWS_STAY)), BATCH)
             .await?;
-        Ok(Some(if dropped > 0 { PAUSE } else { self.context.about(ROUND) }))
+        Ok(Some(if dropped > 0 || verdicts > 0 { PAUSE } else { self.context.about(ROUND) }))
     }
 
     /// Another release may be able to apply what this database has in quarantine.

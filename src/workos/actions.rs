@@ -35,7 +35,8 @@ impl NotAnAction {
 pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
     let payload = body.bytes();
     let no_object = NotAnAction::Unusable("it is not a JSON object");
-    let text = std::str::from_utf8(payload).map_err(|_| no_object)?;
+    let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
+    let text = std::str::from_utf8(without_bom).map_err(|_| no_object)?;
     let fit = json::fit(text);
     if fit.too_deep {
         return Err(NotAnAction::Unusable("it nests deeper than 128 levels"));
@@ -48,11 +49,12 @@ pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
             (authentication(&object, &user, &within)?, user)
         }
         Some("user_registration_action_context") => {
-            let invitation = object.get("invitation").and_then(|value| json::object(value.get())).map(|it| Invitation {
-                id: field(&it, "id"),
-                organization_id: field(&it, "organization_id"),
-                inviter_user_id: field(&it, "inviter_user_id"),
-            });
+            let invitation =
+                object.get("invitation").and_then(|value| json::object(value.get())).map(|it| Invitation {
+                    id: field(&it, "id"),
+                    organization_id: field(&it, "organization_id"),
+                    inviter_user_id: field(&it, "inviter_user_id"),
+                });
             (Context::UserRegistration { invitation }, within("user_data"))
         }
         _ => return Err(NotAnAction::Unknown),
@@ -74,11 +76,7 @@ pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
     })
 }
 
-fn authentication(
-    object: &Object,
-    user: &Object,
-    within: &impl Fn(&str) -> Object,
-) -> Result<Context, NotAnAction> {
+fn authentication(object: &Object, user: &Object, within: &impl Fn(&str) -> Object) -> Result<Context, NotAnAction> {
     let user_id = usable_id(user.get("id").map(|value| &**value));
     Ok(Context::Authentication {
         user_id: user_id.ok_or(NotAnAction::Unusable("it has no text user.id"))?,

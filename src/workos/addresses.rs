@@ -35,10 +35,8 @@ const SPECIAL_V6: [(Ipv6Addr, u32); 4] = [
 ];
 
 /// IPv4 inside IPv6: mapped, and translated (NAT64), as names resolve where there is no IPv4.
-const EMBEDDING: [(Ipv6Addr, u32); 2] = [
-    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
-    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
-];
+const EMBEDDING: [(Ipv6Addr, u32); 2] =
+    [(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96), (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96)];
 
 /// Whether an address belongs to the public internet.
 pub(super) fn is_public(address: IpAddr) -> bool {

@@ -106,6 +106,11 @@ impl Secret {
         Self(secret.into())
     }
 
+    /// How long it is, characters.
+    pub(crate) fn length(&self) -> usize {
+        self.0.chars().count()
+    }
+
     fn mac(&self, t: &str, body: &[u8]) -> Hmac<Sha256> {
         #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes a key of any length");
