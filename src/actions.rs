@@ -144,7 +144,7 @@ async fn in_time<T>(deadline: Instant, asked: impl Future<Output = Result<T, Sto
 async fn handled(handler: &Handler, action: &Action, deadline: Instant) -> Result<Option<Verdict>, Undecided> {
     let asked = AssertUnwindSafe(async { handler.0(action.clone()).await }).catch_unwind();
     let failure = match timeout_at(deadline, asked).await {
-        Ok(Ok(Ok(opinion))) => return Ok(opinion),
+        Ok(Ok(Ok(opinion))) => return Ok(opinion.map(Verdict::fit)),
         Ok(Ok(Err(_))) => "failed",
         Ok(Err(_)) => "panicked",
         Err(_) => "took too long",

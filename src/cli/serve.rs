@@ -60,6 +60,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let (listen, ops_listen) = (settings.listen, settings.ops_listen);
     let listener = bind(settings.listen, "AUTHKIT_SYNC_LISTEN").await?;
     let ops = bind(settings.ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
+    let undecided = settings.actions.nobody_decides();
     let polling_only = settings.webhook_secrets.is_empty();
     let authkit = builder(settings, matches.get_flag("migrate"))
         .connections(affordable_connections())
@@ -74,6 +75,11 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if polling_only {
         tracing::info!(
             "polling only: there is no WORKOS_WEBHOOK_SECRET, so users follow WorkOS by catch-up, seconds behind"
+        );
+    }
+    if undecided {
+        tracing::warn!(
+            "WORKOS_ACTION_SECRET is set and neither AUTHKIT_SYNC_ACTION_RULES nor AUTHKIT_SYNC_ACTION_URL is: everybody is allowed"
         );
     }
     authkit.run(listener, Some(ops), terminated()).await?;

@@ -17,6 +17,14 @@ pub struct Actions {
     pub rules: Rules,
 }
 
+impl Actions {
+    /// WorkOS asks, and the answer is always yes.
+    #[must_use]
+    pub fn nobody_decides(&self) -> bool {
+        !self.secrets.is_empty() && self.endpoint.is_none() && self.rules.is_empty()
+    }
+}
+
 /// What decides, and would never be asked without a secret.
 const DECIDERS: [&str; 2] = ["AUTHKIT_SYNC_ACTION_URL", "AUTHKIT_SYNC_ACTION_RULES"];
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-/// WorkOS's own bound on what a denied person is told, characters.
+/// WorkOS's own bound on what a denied person is told, characters as JavaScript counts them: UTF-16 units.
 const MESSAGE_LIMIT: usize = 500;
 
 /// An attempt to sign in or up, as WorkOS describes it. Absent and null mean the same.
@@ -137,10 +137,27 @@ pub enum Verdict {
 impl Verdict {
     /// Stops the attempt and tells the person why: at most 500 characters, the rest is cut off. Empty text is none.
     pub fn deny(message: impl AsRef<str>) -> Self {
-        let message: String = message.as_ref().trim().chars().take(MESSAGE_LIMIT).collect();
+        let mut room = MESSAGE_LIMIT;
+        let fits = |char: &char| match room.checked_sub(char.len_utf16()) {
+            Some(left) => {
+                room = left;
+                true
+            }
+            None => false,
+        };
         // PostgreSQL's text holds no NUL.
+        let message: String = message.as_ref().trim().chars().take_while(fits).collect();
         let message = message.replace('\0', "\u{FFFD}");
         Self::Deny { message: (!message.is_empty()).then_some(message) }
+    }
+
+    /// The same verdict with a message that WorkOS and PostgreSQL take, however it was made.
+    #[must_use]
+    pub(crate) fn fit(self) -> Self {
+        match self {
+            Self::Allow => Self::Allow,
+            Self::Deny { message } => Self::deny(message.unwrap_or_default()),
+        }
     }
 
     /// The word used in the database, in metrics and in logs.
@@ -211,7 +228,11 @@ mod tests {
     #[test]
     fn a_message_is_cut_at_a_character_and_holds_no_nul() {
         let long = "é🚫".repeat(400);
-        assert_eq!(Verdict::deny(&long).message().map(|message| message.chars().count()), Some(500));
+        let cut = Verdict::deny(&long).message().map(str::to_owned).unwrap();
+        assert_eq!((cut.chars().count(), cut.encode_utf16().count()), (333, 499), "half an emoji is none");
+        assert_eq!(Verdict::deny("é".repeat(501)).message().map(|message| message.chars().count()), Some(500));
+        let unfit = Verdict::Deny { message: Some(long + "\0") };
+        assert_eq!(unfit.fit().message(), Some(cut.as_str()));
         assert_eq!(Verdict::deny("no\0where").message(), Some("no\u{FFFD}where"));
         assert_eq!(Verdict::deny("  "), Verdict::Deny { message: None });
         assert_eq!(Verdict::Allow.message(), None);

@@ -133,6 +133,7 @@ impl Rules {
 }
 
 fn prepare(mut rule: Rule) -> Result<Rule, &'static str> {
+    rule.verdict = rule.verdict.fit();
     match &mut rule.who {
         Who::Anyone => {}
         Who::Domain(domain) | Who::Below(domain) => {

@@ -15,6 +15,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS: usize = 3;
 
+/// Shorter than servers keep idle connections (Node: 5 s), so that no request is sent into one that is being closed.
+const IDLE: Duration = Duration::from_secs(3);
+
 /// HTTP's form of a date (RFC 9110 section 5.6.7), which is always in UTC.
 pub(crate) const HTTP_DATE: &[BorrowedFormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
@@ -92,7 +95,8 @@ pub fn http_client() -> Result<reqwest::Client, HttpClientError> {
 /// proxies, and, unless `private`, dials public addresses alone. What is checked is what is dialled: names are resolved here,
 /// and an address in the URL itself is for [`is_dialled`] to refuse.
 pub(crate) fn guarded_client(private: bool) -> Result<reqwest::Client, HttpClientError> {
-    build(client().redirect(Policy::none()).no_proxy().dns_resolver(Resolver { private }))
+    let client = client().redirect(Policy::none()).no_proxy().dns_resolver(Resolver { private });
+    build(client.pool_idle_timeout(IDLE))
 }
 
 /// Whether a guarded client would dial the URL's host: names are judged when they are resolved.

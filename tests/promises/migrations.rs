@@ -41,6 +41,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
     assert_eq!(
         tables(&pool).await,
         [
+            "workos.action_verdicts",
             "workos.catch_up",
             "workos.contract",
             "workos.environment",
@@ -52,7 +53,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
         ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
-    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 7);
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 8);
 }
 
 #[tokio::test]
