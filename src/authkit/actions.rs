@@ -91,7 +91,8 @@ impl Builder {
     }
 
     /// Asked first. `Ok(None)` is no opinion: then the HTTP endpoint is asked, if there is one, and then the rules. An error,
-    /// a panic or a missed deadline is answered 503, never allowed; the log does not quote it.
+    /// a panic or a missed deadline is answered 503, never allowed; the log does not quote it (what a panic says goes to the
+    /// application's own panic hook).
     ///
     /// ```
     /// # use authkit_sync::authkit::Builder;

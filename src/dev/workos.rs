@@ -399,11 +399,7 @@ fn load(options: &Options) -> Result<State, SimulationError> {
     };
     let unreadable = |_| SimulationError::new(format!("{} cannot be read; remove it to start anew", file.display()));
     let bytes = std::fs::read(file).map_err(unreadable)?;
-    let mut state: State = serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)?;
-    if state.action_secret.is_empty() {
-        state.action_secret = state.ids.next("actsec", now);
-    }
-    Ok(state)
+    serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)
 }
 
 #[cfg(test)]

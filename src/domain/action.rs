@@ -186,7 +186,8 @@ impl Verdict {
 /// part is compared without regard to case and otherwise as it is: `ada+x@` and `a.da@` are not `ada@`.
 pub(super) fn split(address: &str) -> (String, String) {
     let address = address.trim();
-    let (local, domain) = address.rsplit_once('@').unwrap_or(("", address));
+    // Without an @ it is no address, and at no domain: no rule about one may let it in.
+    let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
     (local.trim().to_lowercase(), comparable(domain))
 }
 
@@ -217,7 +218,7 @@ mod tests {
             ("ada@xn--mnchen-3ya.example", "ada", "xn--mnchen-3ya.example"),
             ("Åsa@example.com", "åsa", "example.com"),
             ("ada@[192.0.2.1]", "ada", "[192.0.2.1]"),
-            ("gmail.com", "", "gmail.com"),
+            ("gmail.com", "gmail.com", ""),
             ("ada@", "ada", ""),
             ("", "", ""),
         ] {

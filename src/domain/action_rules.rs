@@ -284,7 +284,8 @@ mod tests {
             (UserRegistration, "eve@sub.münchen.example", Some(6)),
             (Authentication, "gone@example.com", Some(5)),
             (UserRegistration, "gone@example.com", Some(6)),
-            (UserRegistration, "gmail.com", Some(2)),
+            (UserRegistration, "gmail.com", Some(6)),
+            (UserRegistration, "münchen.example", Some(6)),
             (UserRegistration, "", Some(6)),
             (Authentication, "", None),
         ] {

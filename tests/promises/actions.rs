@@ -7,14 +7,16 @@ use std::time::{Duration, UNIX_EPOCH};
 use authkit_sync::AuthKit;
 use authkit_sync::authkit::Builder;
 use authkit_sync::dev::workos::ActionAttempt;
-use authkit_sync::domain::action::{Context, Verdict};
+use authkit_sync::domain::action::{Context, Kind, Verdict};
 use authkit_sync::domain::action_rules::Rules;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::sync::driver::Driver;
 use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::workos::actions::answer;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
+use proptest::prelude::*;
 use serde_json::json;
 use sqlx::Executor;
 use tokio::sync::Barrier;
@@ -74,6 +76,28 @@ async fn signed_answers_are_the_fixtures_and_what_the_official_crate_signs() {
         official.verify_header(&again, &header, ACTION_SECRET).unwrap();
     }
     service.stop().await.unwrap();
+}
+
+proptest! {
+    /// Whatever a person is told.
+    #[test]
+    fn any_message_is_signed_as_the_official_crate_signs_it(message in "\\PC{0,600}|.{0,20}", at in 0_i64..4_000_000_000_000) {
+        let verdict = Verdict::deny(&message);
+        let ours = answer(Kind::Authentication, &verdict, Timestamp::from_unix_micros(at * 1_000), &secrets()[0]);
+        let now = UNIX_EPOCH + Duration::from_millis(at.try_into().unwrap());
+        let official = ActionsHelper::new().with_clock(move || now);
+        let told = verdict.message().unwrap_or_default();
+        let whole = message.trim().replace('\0', "\u{FFFD}");
+        prop_assert!(told.encode_utf16().count() <= 500 && whole.starts_with(told), "{}", told);
+        let theirs = official.sign_response(ActionType::Authentication, ActionVerdict::Deny, told, ACTION_SECRET).unwrap();
+        prop_assert_eq!(ours, serde_json::to_string(&theirs).unwrap());
+    }
+
+    /// Rules come from people's keyboards.
+    #[test]
+    fn no_text_of_rules_is_too_odd_to_be_read_or_refused(text in "((allow|deny|\\*|@|registration|\"|;|\n|é|\\PC{0,3}) ?){0,12}") {
+        let _ = text.parse::<Rules>();
+    }
 }
 
 #[tokio::test]

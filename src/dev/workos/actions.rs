@@ -57,10 +57,10 @@ struct Payload {
 }
 
 impl SimulatedWorkos {
-    /// What actions and their answers are signed with.
+    /// What actions and their answers are signed with; as lasting as the webhook secret, and not it.
     #[must_use]
     pub fn action_secret(&self) -> String {
-        self.state().action_secret.clone()
+        self.webhook_secret().replacen("whsec", "actsec", 1)
     }
 
     /// Asks at `url` from now on.

@@ -18,9 +18,6 @@ pub(super) struct State {
     pub(super) client_id: String,
     pub(super) api_key: String,
     pub(super) webhook_secret: String,
-    /// Empty in a file of an earlier release.
-    #[serde(default)]
-    pub(super) action_secret: String,
     /// PKCS#8 of each signing key, base64, by key id; the last one signs.
     pub(super) signing_keys: Vec<(String, String)>,
     /// By id.
@@ -45,7 +42,6 @@ impl State {
             client_id: ids.next("client", now),
             api_key: ids.next("sk_test", now),
             webhook_secret: ids.next("whsec", now),
-            action_secret: ids.next("actsec", now),
             signing_keys: Vec::new(),
             users: BTreeMap::new(),
             unlisted: BTreeSet::new(),
