@@ -4,6 +4,7 @@
 //! never flags, because `ps` shows those. A command reads all it needs before anything starts and reports every problem at
 //! once.
 
+mod actions;
 mod table;
 mod value;
 
@@ -15,6 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
+pub use actions::Actions;
 pub use table::{SETTINGS, Setting};
 
 /// Where settings come from: flags first, then the environment. Empty text is as good as none.
@@ -163,6 +165,8 @@ pub struct Serve {
     pub webhook_secrets: Vec<Secret>,
     /// Which access tokens are accepted.
     pub tokens: Tokens,
+    /// Who decides who may sign in or up.
+    pub actions: Actions,
     /// `AUTHKIT_SYNC_LISTEN`, or all addresses on `PORT`.
     pub listen: SocketAddr,
     /// `AUTHKIT_SYNC_OPS_LISTEN`
@@ -325,6 +329,7 @@ impl Reader<'_> {
                     .to_owned(),
             );
         }
+        let actions = self.actions(&webhook_secrets);
         let tokens = self.tokens();
         let listen = self.listen();
         let ops_listen = self.parsed("AUTHKIT_SYNC_OPS_LISTEN", value::address);
@@ -341,6 +346,7 @@ impl Reader<'_> {
             read_through: read_through?,
             webhook_secrets,
             tokens: tokens?,
+            actions,
             listen: listen?,
             ops_listen: ops_listen?,
             webhook_path: webhook_path?,
@@ -358,12 +364,16 @@ impl Reader<'_> {
     }
 
     fn webhook_secrets(&mut self) -> Vec<Secret> {
-        let secrets = self.parsed("WORKOS_WEBHOOK_SECRET", value::list).unwrap_or_default();
+        self.secrets("WORKOS_WEBHOOK_SECRET", "Webhooks")
+    }
+
+    /// An endpoint's signing secrets; `page` is where the dashboard shows them.
+    fn secrets(&mut self, name: &str, page: &str) -> Vec<Secret> {
+        let secrets = self.parsed(name, value::list).unwrap_or_default();
         if secrets.iter().any(|secret| secret.starts_with("sk_")) {
-            self.problems.push(
-                "WORKOS_WEBHOOK_SECRET holds an API key (sk_…): take the endpoint's signing secret from the dashboard's Webhooks page"
-                    .to_owned(),
-            );
+            self.problems.push(format!(
+                "{name} holds an API key (sk_…): take the endpoint's signing secret from the dashboard's {page} page"
+            ));
         }
         secrets.into_iter().map(Secret::new).collect()
     }

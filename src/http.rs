@@ -1,5 +1,6 @@
 //! The HTTP edge: requests in, status codes out. It holds no SQL and no rules; who must act decides the status.
 
+mod action;
 mod auth;
 mod body;
 mod changes;
@@ -9,6 +10,7 @@ mod openapi;
 mod ops;
 mod server;
 mod service_keys;
+mod signed;
 mod users;
 mod webhook;
 mod wide_log;
@@ -37,6 +39,8 @@ use crate::sync::feed::Feed;
 use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
+pub use action::ACTION_PATH;
+pub(crate) use action::ActionEdge;
 pub(crate) use auth::bearer;
 pub use error::Refusal as Rejection;
 pub use server::CONNECTIONS;
@@ -53,6 +57,8 @@ pub(crate) struct Edge {
     pub(crate) lookups: Lookups,
     /// What WorkOS may sign with; without one there is no receiver.
     pub(crate) webhook_secrets: Vec<Secret>,
+    /// Who decides about actions; `None`: there is no such route.
+    pub(crate) actions: Option<Arc<ActionEdge>>,
     /// The keys of backends that read users; without one they cannot.
     pub(crate) service_keys: ServiceKeys,
     /// Whose pages may ask.
@@ -108,6 +114,9 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
     if !edge.webhook_secrets.is_empty() {
         let (schemas, paths, receiver) = routes!(webhook::receive);
         all = all.routes((schemas, openapi::at(&edge.webhook_path, paths), receiver));
+    }
+    if edge.actions.is_some() {
+        all = all.routes(routes!(action::decide));
     }
     let (routes, described) = all.split_for_parts();
     edge.document.get_or_init(|| openapi::text(&described));

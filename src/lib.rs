@@ -7,10 +7,11 @@
 //! | process | `main`, `cli`, `config`, `telemetry`, `dev` | parsing, wiring, exit codes |
 //! | composition | `authkit`, `supervise` | [`AuthKit`], its loops and its shutdown |
 //! | edges | `http` | requests in, status codes out; no SQL, no rules |
-//! | sync | `sync`, `lookup` | the one write path, and the one question |
+//! | sync | `sync`, `lookup`, `actions` | the one write path, the one question, and who may sign in or up |
 //! | adapters | `store`, `workos`, `auth` | PostgreSQL, WorkOS's wire, tokens and keys |
 //! | core | `domain`, `metrics` | what a user, an event and a version are; no I/O |
 
+pub mod actions;
 pub mod auth;
 pub mod authkit;
 #[cfg(feature = "cli")]

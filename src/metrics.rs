@@ -24,6 +24,8 @@ pub struct Metrics {
     types: Mutex<HashSet<String>>,
     events: Family<EventLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
+    actions: Family<ActionLabels, Counter>,
+    endpoint_failures: Family<FailureLabels, Counter>,
     requests: Family<RequestLabels, Histogram>,
     restarts: Family<LoopLabels, Counter>,
     troubles: Family<LoopLabels, Gauge>,
@@ -45,6 +47,18 @@ struct EventLabels {
 struct RefusalLabels {
     route: String,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabels {
+    kind: &'static str,
+    verdict: &'static str,
+    decided_by: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    failure: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -114,6 +128,14 @@ impl Default for Metrics {
         );
         let refusals = Family::default();
         registry.register("refusals", "Requests refused, by route and reason", refusals.clone());
+        let actions = Family::default();
+        registry.register("actions", "Verdicts on sign-ins and sign-ups, by what decided them", actions.clone());
+        let endpoint_failures = Family::default();
+        registry.register(
+            "action_endpoint_failures",
+            "Questions to the application's action endpoint that brought no verdict",
+            endpoint_failures.clone(),
+        );
         let requests = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         registry.register(
             "request_duration_seconds",
@@ -146,6 +168,8 @@ impl Default for Metrics {
             types: Mutex::default(),
             events,
             refusals,
+            actions,
+            endpoint_failures,
             requests,
             restarts,
             troubles,
@@ -174,6 +198,16 @@ impl Metrics {
     /// Counts a refused request.
     pub fn refusal(&self, route: &str, reason: &'static str) {
         self.refusals.get_or_create(&RefusalLabels { route: route.to_owned(), reason }).inc();
+    }
+
+    /// Counts a verdict; `decided_by` is a decider or a rule's number, never what a rule says.
+    pub fn action(&self, kind: &'static str, verdict: &'static str, decided_by: &str) {
+        self.actions.get_or_create(&ActionLabels { kind, verdict, decided_by: decided_by.to_owned() }).inc();
+    }
+
+    /// Counts a question to the action endpoint that brought no verdict.
+    pub fn endpoint_failure(&self, failure: &'static str) {
+        self.endpoint_failures.get_or_create(&FailureLabels { failure }).inc();
     }
 
     /// Notes how long a request took.

@@ -1,5 +1,6 @@
 //! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
 
+pub mod action_verdicts;
 pub mod catch_up;
 pub mod changes;
 pub mod environment;

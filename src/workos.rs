@@ -1,5 +1,7 @@
 //! The adapter to WorkOS: what it signs, what it sends.
 
+pub mod actions;
+mod addresses;
 pub mod api;
 pub mod http;
 mod json;

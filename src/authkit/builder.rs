@@ -1,28 +1,20 @@
 //! How an [`AuthKit`] is put together.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
 use sqlx::postgres::PgPool;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
-use super::AuthKit;
+use super::actions::Deciders;
 use super::background::Jobs;
-use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
+use crate::auth::KeySource;
 use crate::domain::clock::Clock;
-use crate::http::{CONNECTIONS, Edge, KEY_LENGTH, ServiceKeys};
-use crate::lookup::Lookups;
-use crate::metrics::Metrics;
-use crate::store::{self, Store};
+use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys};
+use crate::store::{self};
 use crate::sync::catch_up::EVENT_TYPES;
-use crate::sync::driver::Context;
-use crate::sync::feed::Feed;
 use crate::sync::handlers::TIMEOUT;
-use crate::sync::progress::Watch;
-use crate::sync::read_through::ReadThrough;
-use crate::workos::api::{Api, ApiKey};
+use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
 
 /// WorkOS's own API.
@@ -35,7 +27,7 @@ pub const BODY_LIMIT: usize = 1024 * 1024;
 pub const WEBHOOK_PATH: &str = "/workos/webhook";
 
 /// Body bytes in memory, all requests together.
-const BYTES_IN_FLIGHT: usize = 64 * 1024 * 1024;
+pub(super) const BYTES_IN_FLIGHT: usize = 64 * 1024 * 1024;
 
 /// How long catch-up rests at the end by default.
 pub const CATCH_UP_INTERVAL: Duration = Duration::from_secs(5);
@@ -50,38 +42,39 @@ pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
-    receipts: PgPool,
-    lookups: PgPool,
-    background: PgPool,
+    pub(super) receipts: PgPool,
+    pub(super) lookups: PgPool,
+    pub(super) background: PgPool,
     pub(super) handlers: PgPool,
     pub(super) handler_timeout: Duration,
-    client_id: String,
-    database_timeout: Duration,
-    api_base: String,
-    jwks_url: Option<String>,
-    key_source: Option<KeySourceArgument>,
-    issuers: Vec<String>,
-    audiences: Vec<String>,
-    allow_shared_issuer: bool,
-    webhook_secrets: Vec<Secret>,
-    webhook_path: String,
-    signature_tolerance: Duration,
-    body_limit: usize,
-    body_timeout: Duration,
-    connections: usize,
-    clock: Clock,
-    migrate: bool,
-    api_key: Option<ApiKey>,
-    service_keys: ServiceKeys,
-    cors_origins: Vec<HeaderValue>,
-    read_through: bool,
-    session_sign_ins: bool,
+    pub(super) client_id: String,
+    pub(super) database_timeout: Duration,
+    pub(super) api_base: String,
+    pub(super) jwks_url: Option<String>,
+    pub(super) key_source: Option<KeySourceArgument>,
+    pub(super) issuers: Vec<String>,
+    pub(super) audiences: Vec<String>,
+    pub(super) allow_shared_issuer: bool,
+    pub(super) webhook_secrets: Vec<Secret>,
+    pub(super) actions: Deciders,
+    pub(super) webhook_path: String,
+    pub(super) signature_tolerance: Duration,
+    pub(super) body_limit: usize,
+    pub(super) body_timeout: Duration,
+    pub(super) connections: usize,
+    pub(super) clock: Clock,
+    pub(super) migrate: bool,
+    pub(super) api_key: Option<ApiKey>,
+    pub(super) service_keys: ServiceKeys,
+    pub(super) cors_origins: Vec<HeaderValue>,
+    pub(super) read_through: bool,
+    pub(super) session_sign_ins: bool,
     pub(super) jobs: Jobs,
     /// What [`Builder::build`] will refuse.
     pub(super) mistakes: Vec<String>,
 }
 
-struct KeySourceArgument(Arc<dyn KeySource>);
+pub(super) struct KeySourceArgument(pub(super) Arc<dyn KeySource>);
 
 impl std::fmt::Debug for KeySourceArgument {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,7 +85,7 @@ impl std::fmt::Debug for KeySourceArgument {
 /// Why an [`AuthKit`] could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct BuildError(String);
+pub struct BuildError(pub(super) String);
 
 impl Builder {
     pub(super) fn new(pool: PgPool, client_id: String) -> Self {
@@ -111,6 +104,7 @@ impl Builder {
             audiences: Vec::new(),
             allow_shared_issuer: false,
             webhook_secrets: Vec::new(),
+            actions: Deciders::default(),
             webhook_path: WEBHOOK_PATH.to_owned(),
             signature_tolerance: signature::WEBHOOK_TOLERANCE,
             body_limit: BODY_LIMIT,
@@ -316,85 +310,4 @@ impl Builder {
         self.clock = clock;
         self
     }
-
-    /// Puts everything together. Nothing is connected to yet.
-    ///
-    /// # Errors
-    /// [`BuildError`] when a setting cannot be used.
-    pub fn build(self) -> Result<AuthKit, BuildError> {
-        if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
-            return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
-        }
-        if let Some(mistake) = self.mistakes.into_iter().next() {
-            return Err(BuildError(mistake));
-        }
-        let migrate = self.migrate.then(|| self.receipts.clone());
-        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
-            .counting_sessions(self.session_sign_ins);
-        let source = match self.key_source {
-            Some(KeySourceArgument(source)) => source,
-            None => {
-                let source = match &self.jwks_url {
-                    Some(url) => HttpKeySource::new(url),
-                    None => HttpKeySource::of_client(&self.client_id, &self.api_base),
-                };
-                Arc::new(source.map_err(|error| BuildError(error.to_string()))?) as Arc<dyn KeySource>
-            }
-        };
-        let keys = KeyCache::new(source, self.clock.clone());
-        let policy = TokenPolicy::new(&self.client_id, &self.api_base)
-            .issuers(self.issuers)
-            .audiences(self.audiences)
-            .allow_shared_issuer(self.allow_shared_issuer);
-        let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
-        let metrics = Arc::new(Metrics::default());
-        let background = store.on_pool(self.background);
-        let handlers = background.lending_from(self.handlers);
-        let watch = Watch::new(background.clone(), metrics.clone());
-        let has_key = self.api_key.is_some();
-        let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
-        jobs.read_what_is_wanted(self.session_sign_ins);
-        if !has_key {
-            (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
-        }
-        let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
-        let api = api.map_err(|error| BuildError(error.to_string()))?;
-        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
-        let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
-        let awaited = jobs.backfill.then(|| watch.clone());
-        Ok(AuthKit {
-            migrate,
-            connections: self.connections,
-            edge: Arc::new(Edge {
-                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
-                service_keys: self.service_keys,
-                cors_origins: self.cors_origins,
-                watch,
-                jobs: context.jobs.clone(),
-                catches_up: jobs.catch_up,
-                feed: Feed::new(store.clone()),
-                closing: CancellationToken::new(),
-                store,
-                webhook_secrets: self.webhook_secrets,
-                webhook_path: self.webhook_path,
-                signature_tolerance: self.signature_tolerance,
-                body_limit: self.body_limit,
-                body_timeout: self.body_timeout,
-                bytes_in_flight: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
-                clock: self.clock,
-                metrics,
-                keys,
-                document: OnceLock::new(),
-            }),
-            context,
-            handlers,
-            jobs,
-        })
-    }
-}
-
-/// A number no other process is likely to draw; it names this one.
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish()
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::{Exit, Failure, serve};
-use crate::authkit::{AuthKit, WEBHOOK_PATH};
+use crate::authkit::{ACTION_PATH, AuthKit, WEBHOOK_PATH};
 use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs};
 use crate::dev::tour;
 use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
@@ -28,6 +28,9 @@ const WORKOS_PORT: u16 = 4100;
 
 /// Lets backends on this machine read users and changes; it opens nothing that is not on this machine.
 const SERVICE_KEY: &str = "service-key-of-authkit-sync-dev-alone";
+
+/// So that there is something to see.
+const ACTION_RULES: &str = "deny registration @gmail.com \"Please sign up with your work address.\"";
 
 /// People watch: what webhooks lose should not take long.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
@@ -108,6 +111,8 @@ impl Machine {
         let authkit = AuthKit::builder(pool.clone(), workos.client_id())
             .api_base(workos.base_url())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
+            .action_secrets(vec![Secret::new(workos.action_secret())])
+            .action_rules(ACTION_RULES.parse().map_err(Failure::defect)?)
             .api_key(ApiKey::new(workos.api_key()))
             .catch_up_interval(CATCH_UP_INTERVAL)
             .service_key("dev", SERVICE_KEY)
@@ -119,6 +124,7 @@ impl Machine {
         };
         let running = tokio::spawn(authkit.run(listener, Some(ops), shutdown));
         workos.add_endpoint(&format!("http://{service}{WEBHOOK_PATH}"));
+        workos.set_action_endpoint(&format!("http://{service}{ACTION_PATH}"));
         for user in seed {
             let user = user.as_object().cloned().unwrap_or_default();
             workos.create_user(&user).map_err(|fault| Failure::new(Exit::Config, format!("--seed: {fault:?}")))?;
@@ -158,6 +164,7 @@ impl Machine {
             "api_key": self.workos.api_key(),
             "webhook_secret": self.workos.webhook_secret(),
             "service_key": SERVICE_KEY,
+            "action_secret": self.workos.action_secret(),
         })
     }
 
@@ -183,6 +190,8 @@ impl Machine {
              curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes?after=POSITION&wait=20'\n\n\
              # a fresh token\n\
              curl -X POST {workos}/_simulate/users/{id}/token\n\n\
+             # may this person sign up? (a rule says no to gmail.com)\n\
+             curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n\
              # every delivery twice, some out of order, some never\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
              # catch-up makes good what is lost, whatever the API does meanwhile\n\

@@ -10,11 +10,12 @@ use super::{Exit, Failure, with_settings};
 use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
 
-const SETTINGS: [&str; 31] = [
+const SETTINGS: [&str; 38] = [
     "DATABASE_URL",
     "WORKOS_CLIENT_ID",
     "WORKOS_API_KEY",
     "WORKOS_WEBHOOK_SECRET",
+    "WORKOS_ACTION_SECRET",
     "WORKOS_API_HOSTNAME",
     "WORKOS_API_PORT",
     "WORKOS_API_HTTPS",
@@ -28,6 +29,12 @@ const SETTINGS: [&str; 31] = [
     "AUTHKIT_SYNC_WEBHOOK_PATH",
     "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
     "AUTHKIT_SYNC_BODY_LIMIT",
+    "AUTHKIT_SYNC_ACTION_RULES",
+    "AUTHKIT_SYNC_ACTION_URL",
+    "AUTHKIT_SYNC_ACTION_URL_SECRET",
+    "AUTHKIT_SYNC_ACTION_URL_FAILURE",
+    "AUTHKIT_SYNC_ACTION_URL_TIMEOUT",
+    "AUTHKIT_SYNC_ACTION_URL_PRIVATE",
     "AUTHKIT_SYNC_AUDIENCES",
     "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
     "AUTHKIT_SYNC_CATCH_UP",
@@ -54,6 +61,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let (listen, ops_listen) = (settings.listen, settings.ops_listen);
     let listener = bind(settings.listen, "AUTHKIT_SYNC_LISTEN").await?;
     let ops = bind(settings.ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
+    let undecided = settings.actions.nobody_decides();
     let polling_only = settings.webhook_secrets.is_empty();
     let authkit = builder(settings, matches.get_flag("migrate"))
         .connections(affordable_connections())
@@ -68,6 +76,11 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if polling_only {
         tracing::info!(
             "polling only: there is no WORKOS_WEBHOOK_SECRET, so users follow WorkOS by catch-up, seconds behind"
+        );
+    }
+    if undecided {
+        tracing::warn!(
+            "WORKOS_ACTION_SECRET is set and neither AUTHKIT_SYNC_ACTION_RULES nor AUTHKIT_SYNC_ACTION_URL is: everybody is allowed"
         );
     }
     authkit.run(listener, Some(ops), terminated()).await?;
@@ -96,11 +109,16 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
         .audiences(settings.tokens.audiences)
         .allow_shared_issuer(settings.tokens.allow_shared_issuer)
         .webhook_secrets(settings.webhook_secrets)
+        .action_secrets(settings.actions.secrets)
+        .action_rules(settings.actions.rules)
         .webhook_path(settings.webhook_path)
         .signature_tolerance(settings.signature_tolerance)
         .body_limit(settings.body_limit);
     for (label, key) in &settings.service_keys {
         builder = builder.service_key(label, key);
+    }
+    if let Some(endpoint) = settings.actions.endpoint {
+        builder = builder.action_endpoint(endpoint);
     }
     if let Some(key) = environment.api_key {
         builder = builder.api_key(key);

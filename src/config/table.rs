@@ -50,6 +50,10 @@ pub const SETTINGS: &[Setting] = &[
         "WORKOS_WEBHOOK_SECRET",
         "the webhook endpoint's signing secret; several, separated by commas, while rotating; without it, polling only",
     ),
+    secret(
+        "WORKOS_ACTION_SECRET",
+        "the actions endpoint's signing secret; several, separated by commas, while rotating; turns /workos/action on",
+    ),
     optional("WORKOS_API_HOSTNAME", "api.workos.com", "a custom auth domain, or an emulator's host"),
     required("WORKOS_API_PORT", "its port, when it is not the scheme's own"),
     optional("WORKOS_API_HTTPS", "true", "false for an emulator without TLS"),
@@ -76,6 +80,23 @@ pub const SETTINGS: &[Setting] = &[
         "how far a signature's time may lie from this machine's, either way",
     ),
     optional("AUTHKIT_SYNC_BODY_LIMIT", "1MiB", "the largest webhook body"),
+    required(
+        "AUTHKIT_SYNC_ACTION_RULES",
+        "who may sign in or up, separated by semicolons; for example: deny registration @gmail.com \"Use your work address.\"",
+    ),
+    required("AUTHKIT_SYNC_ACTION_URL", "where your application decides who may sign in or up, before the rules do"),
+    secret("AUTHKIT_SYNC_ACTION_URL_SECRET", "signs the requests to it; at least 32 characters, and none of WorkOS's"),
+    required("AUTHKIT_SYNC_ACTION_URL_FAILURE", "what its failure comes to: allow or deny; there is no default"),
+    optional(
+        "AUTHKIT_SYNC_ACTION_URL_TIMEOUT",
+        "1s",
+        "how long it may take; at most 1500ms, for WorkOS waits little longer",
+    ),
+    optional(
+        "AUTHKIT_SYNC_ACTION_URL_PRIVATE",
+        "false",
+        "true: it may be at a loopback or private address, and plain http",
+    ),
     required("AUTHKIT_SYNC_AUDIENCES", "token audiences accepted beside the client id, separated by commas"),
     optional(
         "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::actions::DEADLINE;
+use crate::actions::endpoint::OnFailure;
 use crate::authkit::KEY_LENGTH;
 
 type Parsed<T> = Result<T, &'static str>;
@@ -89,6 +91,20 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         .ok()
         .filter(|duration| range.contains(duration))
         .ok_or("a duration with its unit, like 180s or 5m, of at most a day")
+}
+
+/// As long as WorkOS might wait for an action's answer.
+pub(super) fn action_timeout(text: &str) -> Parsed<Duration> {
+    let short = duration(text).ok().filter(|timeout| *timeout <= DEADLINE);
+    short.ok_or("a duration with its unit, like 800ms or 1s, of at most 1500ms")
+}
+
+pub(super) fn allow_deny(text: &str) -> Parsed<OnFailure> {
+    match text {
+        "allow" => Ok(OnFailure::Allow),
+        "deny" => Ok(OnFailure::Deny),
+        _ => Err("allow or deny"),
+    }
 }
 
 /// From a minute to ten years.

@@ -9,8 +9,10 @@
 //! | `POST /_simulate/deliveries` | `{"duplicate":%,"reorder":%,"delay_ms":n,"drop":%}` | makes deliveries unreliable |
 //! | `POST /_simulate/api` | [`ApiFaults`] | makes the API unreliable |
 //! | `POST /_simulate/users/{id}/token` | | signs the user in and returns an access token |
+//! | `POST /_simulate/actions` | `{"email":…}` or `{"user_id":…}` | asks the application whether somebody may sign up, or in |
 //! | `POST /_simulate/events` | `{"event":"type","data":{…}}` | makes an event of any type |
 
+mod actions;
 mod api;
 mod deliveries;
 mod fault;
@@ -37,6 +39,7 @@ use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::http::HTTP_DATE;
 use crate::workos::signature::Secret;
+pub use actions::{Attempt as ActionAttempt, Judged};
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults, Held};
 pub use fault::Fault;
@@ -84,6 +87,7 @@ struct Inner {
     state: Mutex<State>,
     keys: Mutex<Vec<SigningKey>>,
     refuse_keys: Mutex<Option<StatusCode>>,
+    action_endpoint: Mutex<Option<String>>,
     deliveries: Deliveries,
     trouble: Trouble,
     stop: CancellationToken,
@@ -120,6 +124,7 @@ impl SimulatedWorkos {
             state: Mutex::new(state),
             keys: Mutex::new(keys),
             refuse_keys: Mutex::new(None),
+            action_endpoint: Mutex::new(None),
             stop: stop.clone(),
             server: TaskTracker::new(),
         }));

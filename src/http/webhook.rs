@@ -8,23 +8,19 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use utoipa::ToSchema;
 
 use super::Edge;
-use super::body::{self, BodyError};
 use super::error::Refusal;
 use super::openapi::Error;
+use super::signed::{self, RETRY_AFTER};
 use super::wide_log::Facts;
 use crate::domain::event::{Observation, Origin};
 use crate::sync;
-use crate::workos::signature::{self, SignatureError, SignatureHeader};
 use crate::workos::wire;
-
-/// WorkOS retries on its own schedule; this tells everyone else.
-const RETRY_AFTER: u64 = 5;
 
 /// WorkOS's deliveries, answered 200 once they are committed.
 #[utoipa::path(
@@ -53,17 +49,9 @@ pub(super) async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let header = headers.get(signature::HEADER).map(header::HeaderValue::as_bytes);
-    let header = SignatureHeader::parse(header, edge.clock.now(), edge.signature_tolerance)?;
-    if body::declared_too_large(&headers, edge.body_limit) {
-        return Err(too_large(edge.body_limit));
-    }
-    let held = body::read(body, edge.body_limit, edge.body_timeout, &edge.bytes_in_flight)
-        .await
-        .map_err(|error| refuse_body(&error, edge.body_limit))?;
-    let body = header.verify(&edge.webhook_secrets, held.bytes.clone())?;
-    let event =
-        wire::event(&body).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
+    let signed = signed::read(&edge, &headers, body, &edge.webhook_secrets, edge.signature_tolerance).await?;
+    let event = wire::event(&signed.body)
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
     let mut facts =
         Facts { event_id: Some(event.id.clone()), event_type: Some(event.event_type.clone()), ..Facts::default() };
     let applied = sync::apply(&edge.store, Origin::Webhook, &[Observation::Event(event)]).await;
@@ -94,29 +82,6 @@ enum Outcome {
     Ignored,
     Quarantined,
     Duplicate,
-}
-
-impl From<SignatureError> for Refusal {
-    fn from(error: SignatureError) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "signature_invalid", error.to_string()).because(error.reason())
-    }
-}
-
-fn too_large(limit: usize) -> Refusal {
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is longer than {limit} bytes"))
-}
-
-fn refuse_body(error: &BodyError, limit: usize) -> Refusal {
-    match error {
-        BodyError::TooLarge => too_large(limit),
-        BodyError::Slow => {
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
-        }
-        BodyError::Broken => Refusal::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early"),
-        BodyError::Busy => {
-            Refusal::unavailable("busy", "too many bodies are being received at once; try again", RETRY_AFTER)
-        }
-    }
 }
 
 fn lost() -> Refusal {

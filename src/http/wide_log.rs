@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Edge;
+use crate::domain::action::Action;
 
 /// What a handler adds to its request's line.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,12 @@ pub(super) struct Facts {
     pub(super) event_type: Option<String>,
     pub(super) outcome: Option<&'static str>,
     pub(super) reason: Option<String>,
+    pub(super) action_id: Option<String>,
+    pub(super) action_kind: Option<&'static str>,
+    pub(super) verdict: Option<&'static str>,
+    pub(super) decided_by: Option<String>,
+    /// The verdict was given before.
+    pub(super) repeated: Option<bool>,
     /// The label of the service key it came with.
     pub(super) caller: Option<String>,
 }
@@ -25,6 +32,11 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) fn refused(reason: &'static str) -> Self {
         Self { refused: Some(reason), ..Self::default() }
+    }
+
+    pub(super) fn of_action(action: &Action) -> Self {
+        let (action_id, action_kind) = (Some(action.id.clone()), Some(action.kind().as_str()));
+        Self { action_id, action_kind, ..Self::default() }
     }
 }
 
@@ -62,6 +74,11 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
         event.type = facts.event_type.as_deref().map(printable),
         event.outcome = facts.outcome,
         event.reason = facts.reason,
+        action.id = facts.action_id.as_deref().map(printable),
+        action.kind = facts.action_kind,
+        action.verdict = facts.verdict,
+        action.decided_by = facts.decided_by,
+        action.repeated = facts.repeated,
         caller = facts.caller,
         "request"
     );

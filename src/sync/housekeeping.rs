@@ -1,4 +1,5 @@
-//! What has to be done now and then: retention, the audit of both feeds, another try of the quarantine by a new release.
+//! What has to be done now and then: retention of events and verdicts, the audit of both feeds, another try of the quarantine
+//! by a new release.
 
 use std::time::Duration;
 
@@ -74,12 +75,13 @@ impl Housekeeping {
         if let Some(types) = &self.types {
             self.audit(types, state).await?;
         }
+        let verdicts = self.context.store.expire_verdicts(BATCH).await?;
         let now = self.context.clock.now();
         let store = &self.context.store;
         let rows_before = now.minus(self.retention.max(ROWS_STAY));
         let dropped = store.expire_events(now.minus(self.retention), rows_before, BATCH).await?;
         let forgotten = store.expire_changes(rows_before, BATCH).await?;
-        Ok(Some(if dropped > 0 || forgotten { PAUSE } else { self.context.about(ROUND) }))
+        Ok(Some(if dropped > 0 || forgotten || verdicts > 0 { PAUSE } else { self.context.about(ROUND) }))
     }
 
     /// Another release may be able to apply what this database has in quarantine.

@@ -1,4 +1,4 @@
-//! The one way to make an HTTP client: bounded in time, and never sent to another host.
+//! The one place where HTTP clients are made: bounded in time, and never sent to another host.
 
 use std::time::Duration;
 
@@ -8,11 +8,15 @@ use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use super::addresses::{Refused, Resolver, is_public};
 use crate::domain::timestamp::Timestamp;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS: usize = 3;
+
+/// Shorter than servers keep idle connections (Node: 5 s), so that no request is sent into one that is being closed.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// HTTP's form of a date (RFC 9110 section 5.6.7), which is always in UTC.
 pub(crate) const HTTP_DATE: &[BorrowedFormatItem<'_>] =
@@ -84,11 +88,38 @@ pub fn http_client() -> Result<reqwest::Client, HttpClientError> {
             _ => attempt.error("a redirect to another host, or too many"),
         }
     });
+    build(client().redirect(same_host))
+}
+
+/// A client for an address that was configured and might point inside: it follows no redirect, ignores the environment's
+/// proxies, and, unless `private`, dials public addresses alone. What is checked is what is dialled: names are resolved here,
+/// and an address in the URL itself is for [`is_dialled`] to refuse.
+pub(crate) fn guarded_client(private: bool) -> Result<reqwest::Client, HttpClientError> {
+    let client = client().redirect(Policy::none()).no_proxy().dns_resolver(Resolver { private });
+    build(client.pool_idle_timeout(IDLE))
+}
+
+/// Whether a guarded client would dial the URL's host: names are judged when they are resolved.
+pub(crate) fn is_dialled(url: &reqwest::Url, private: bool) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    private || literal.parse().map_or(true, is_public)
+}
+
+/// Whether a guarded client found nothing but addresses it may not dial.
+pub(crate) fn was_refused(error: &reqwest::Error) -> bool {
+    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<Refused>())
+}
+
+fn client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!("authkit-sync/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(TIMEOUT)
-        .redirect(same_host)
-        .build()
-        .map_err(|_| HttpClientError::new("no HTTP client can be made: TLS or its root certificates are missing"))
+}
+
+fn build(client: reqwest::ClientBuilder) -> Result<reqwest::Client, HttpClientError> {
+    let missing = |_| HttpClientError::new("no HTTP client can be made: TLS or its root certificates are missing");
+    client.build().map_err(missing)
 }

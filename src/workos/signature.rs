@@ -18,21 +18,41 @@ pub const HEADER: &str = "workos-signature";
 /// How far `t` may lie from now by default: what every official SDK allows for webhooks.
 pub const WEBHOOK_TOLERANCE: Duration = Duration::from_secs(180);
 
+/// The same for actions.
+pub const ACTION_TOLERANCE: Duration = Duration::from_secs(30);
+
 /// A longer header is refused unread.
 const HEADER_LIMIT: usize = 1024;
 
 /// WorkOS sends one `v1`; more than a rotation could need are refused, so that a header cannot buy us work.
 const SIGNATURE_LIMIT: usize = 4;
 
-/// A body that WorkOS signed. Nothing but [`SignatureHeader::verify`] makes one, and only it can be parsed as an event.
-#[derive(Clone, Debug)]
-pub struct VerifiedBody(Bytes);
+/// A body that WorkOS signed. Nothing but [`SignatureHeader::verify`] makes one, and only it can be parsed as an event or an
+/// action.
+#[derive(Clone)]
+pub struct VerifiedBody {
+    bytes: Bytes,
+    secret: Secret,
+}
 
 impl VerifiedBody {
     /// The bytes as they were received.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
-        &self.0
+        &self.bytes
+    }
+
+    /// The secret that made the signature: while rotating, the one to answer with.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+}
+
+/// What was sent may be personal data.
+impl fmt::Debug for VerifiedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedBody").field("length", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
@@ -86,6 +106,11 @@ impl Secret {
         Self(secret.into())
     }
 
+    /// How long it is, characters.
+    pub(crate) fn length(&self) -> usize {
+        self.0.chars().count()
+    }
+
     fn mac(&self, t: &str, body: &[u8]) -> Hmac<Sha256> {
         #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes a key of any length");
@@ -95,12 +120,16 @@ impl Secret {
         mac
     }
 
+    /// The signature alone: 64 hex digits over the milliseconds of `at`, a dot and `body`.
+    #[must_use]
+    pub fn signature(&self, at: Timestamp, body: &[u8]) -> String {
+        hex::encode(self.mac(&at.unix_millis().to_string(), body).finalize().into_bytes())
+    }
+
     /// The header value WorkOS would send for `body` at `at`.
     #[must_use]
     pub fn sign(&self, at: Timestamp, body: &[u8]) -> String {
-        let t = at.unix_millis().to_string();
-        let v1 = hex::encode(self.mac(&t, body).finalize().into_bytes());
-        format!("t={t}, v1={v1}")
+        format!("t={}, v1={}", at.unix_millis(), self.signature(at, body))
     }
 }
 
@@ -156,14 +185,17 @@ impl SignatureHeader {
     /// # Errors
     /// [`SignatureError::Mismatch`] when no secret made any of the header's signatures.
     pub fn verify(&self, secrets: &[Secret], body: Bytes) -> Result<VerifiedBody, SignatureError> {
-        let mut genuine = false;
+        let mut genuine = None;
         for secret in secrets {
             let mac = secret.mac(&self.t, &body);
             for signature in &self.signatures {
-                genuine |= mac.clone().verify_slice(signature).is_ok();
+                if mac.clone().verify_slice(signature).is_ok() {
+                    genuine = Some(secret);
+                }
             }
         }
-        if genuine { Ok(VerifiedBody(body)) } else { Err(SignatureError::Mismatch) }
+        let secret = genuine.ok_or(SignatureError::Mismatch)?.clone();
+        Ok(VerifiedBody { bytes: body, secret })
     }
 }
 

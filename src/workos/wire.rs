@@ -248,11 +248,11 @@ fn timestamp(value: Option<&RawValue>) -> Option<Timestamp> {
     json::string(value).and_then(|text| Timestamp::parse(&text))
 }
 
-fn usable_id(value: Option<&RawValue>) -> Option<String> {
+pub(super) fn usable_id(value: Option<&RawValue>) -> Option<String> {
     json::text(value).filter(|id| !id.is_empty() && id.len() <= ID_LIMIT)
 }
 
-fn bounded_id(id: String) -> String {
+pub(super) fn bounded_id(id: String) -> String {
     if id.len() <= ID_LIMIT { id } else { format!("sha256:{}", hex::encode(Sha256::digest(&id))) }
 }
 

@@ -130,6 +130,47 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
     assert!(said(&run(&["serve"], &both)).contains("holds WORKOS_API_KEY"));
 }
 
+/// Nothing about who may sign in or up is left to chance, or to whoever holds another secret.
+#[test]
+fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
+    let said_by = |more: &[(&str, &str)]| {
+        let output = run(&["serve"], more);
+        assert_eq!(output.status.code(), Some(78));
+        said(&output)
+    };
+    let key = "an-endpoint-key-of-32-characters-";
+    let webhook = [("WORKOS_WEBHOOK_SECRET", "whsec_new,whsec_old")];
+    let own = [("WORKOS_ACTION_SECRET", "actsec_1"), ("AUTHKIT_SYNC_ACTION_URL", "https://decide.example.com/")];
+    let with = |more: &[(&'static str, &'static str)]| said_by(&[&webhook[..], &own[..], more].concat());
+    assert!(with(&[("WORKOS_ACTION_SECRET", "actsec_1,whsec_old")]).contains("is a WORKOS_WEBHOOK_SECRET too"));
+    assert!(with(&[("WORKOS_ACTION_SECRET", "sk_test_1")]).contains("WORKOS_ACTION_SECRET holds an API key"));
+    let bare = with(&[]);
+    for name in ["AUTHKIT_SYNC_ACTION_URL_FAILURE is not set", "AUTHKIT_SYNC_ACTION_URL_SECRET is not set"] {
+        assert!(bare.contains(name), "{bare}");
+    }
+    let complete = [("AUTHKIT_SYNC_ACTION_URL_FAILURE", "deny"), ("AUTHKIT_SYNC_ACTION_URL_SECRET", key)];
+    let with = |more: &[(&'static str, &'static str)]| with(&[&complete[..], more].concat());
+    assert!(!with(&[]).contains("ACTION"), "{}", with(&[]));
+    for (name, value, says) in [
+        ("AUTHKIT_SYNC_ACTION_URL_FAILURE", "perhaps", "it must be allow or deny"),
+        ("AUTHKIT_SYNC_ACTION_URL_TIMEOUT", "5s", "at most 1500ms"),
+        ("AUTHKIT_SYNC_ACTION_URL_PRIVATE", "maybe", "true or false"),
+        ("AUTHKIT_SYNC_ACTION_URL_SECRET", "short", "at least 32 characters"),
+        ("AUTHKIT_SYNC_ACTION_URL", "http://decide.example.com/", "must be https://"),
+        ("AUTHKIT_SYNC_ACTION_URL", "https://10.0.0.1/", "not public"),
+        ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "no password"),
+        ("AUTHKIT_SYNC_ACTION_URL", "decide.example.com", "absolute"),
+        ("AUTHKIT_SYNC_ACTION_RULES", "allow * *; deny sign-up hunter2@example.com", "rule 2 must say"),
+        ("WORKOS_ACTION_SECRET", "an-endpoint-key-of-32-characters-", "one of WorkOS's"),
+        ("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/action", "asks about actions"),
+    ] {
+        let text = with(&[(name, value)]);
+        assert!(text.contains(says) && !text.contains("hunter2"), "{name}={value}: {text}");
+    }
+    let unheard = said_by(&[("AUTHKIT_SYNC_ACTION_RULES", "deny * *")]);
+    assert!(unheard.contains("AUTHKIT_SYNC_ACTION_RULES is set and WORKOS_ACTION_SECRET is not"), "{unheard}");
+}
+
 #[test]
 fn each_command_asks_only_for_what_it_uses() {
     let migrate = run(&["migrate"], &[]);
@@ -176,7 +217,7 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
     assert_eq!(status().status.code(), Some(0));
     let json: serde_json::Value =
         serde_json::from_slice(&run(&["migrate", "status", "--json"], &environment).stdout).unwrap();
-    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 10));
+    assert_eq!((json["pending"].as_array().unwrap().len(), json["applied"].as_array().unwrap().len()), (0, 11));
 }
 
 #[tokio::test]

@@ -62,6 +62,12 @@ async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
         .await
         .unwrap();
     assert!(signed_in.json::<Value>().await.unwrap()["access_token"].is_string());
+    for (email, verdict) in [("eve@gmail.com", "Deny"), ("eve@example.test", "Allow")] {
+        let request = client.post(format!("{}/_simulate/actions", text("workos_url")));
+        let judged = request.json(&serde_json::json!({ "email": email })).send().await.unwrap();
+        assert_eq!(judged.json::<Value>().await.unwrap()["verdict"], verdict);
+    }
+    assert!(text("action_secret").starts_with("actsec_"));
     let ops = client.get(format!("{}/readyz", text("ops_url"))).send().await.unwrap().json::<Value>().await.unwrap();
     assert_eq!((ops["status"].as_str(), ops["signing_keys"]["keys"].as_u64()), (Some("ready"), Some(1)));
     let scratch = text("database_url").split("host=").nth(1).unwrap().to_owned();

@@ -7,7 +7,7 @@ const LAYERS: [&[&str]; 6] = [
     &["main", "cli", "config", "telemetry", "dev"],
     &["authkit", "supervise"],
     &["http"],
-    &["sync", "lookup"],
+    &["sync", "lookup", "actions"],
     &["store", "workos", "auth"],
     &["domain", "metrics"],
 ];

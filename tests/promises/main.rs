@@ -1,6 +1,8 @@
 //! The promises, tested against a real PostgreSQL and over real HTTP. One binary, so that it links once.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
+mod action_endpoint;
+mod actions;
 mod backfill;
 mod caches;
 mod catch_up;

@@ -41,6 +41,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
     assert_eq!(
         tables(&pool).await,
         [
+            "workos.action_verdicts",
             "workos.catch_up",
             "workos.changes",
             "workos.contract",
@@ -57,7 +58,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
         ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
-    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 10);
+    assert!(status.pending.is_empty() && status.newer.is_empty() && status.applied.len() == 11);
 }
 
 #[tokio::test]

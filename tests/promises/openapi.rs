@@ -8,6 +8,7 @@ use authkit_sync::domain::user::FIELDS;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::support::actions::{ACTION_SECRET, fresh, registration, secrets};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
 use crate::support::fixture;
@@ -112,6 +113,7 @@ const ONE: &str = "/user_management/users/{id}";
 const BY_EXTERNAL_ID: &str = "/user_management/users/external_id/{external_id}";
 const LIST: &str = "/user_management/users";
 const CHANGES: &str = "/changes";
+const ACTION: &str = "/workos/action";
 
 /// 200 and 304 of everything that can be read.
 async fn hold_what_is_there(service: &Service, described: &mut Described) {
@@ -165,15 +167,31 @@ async fn hold_refusals(service: &Service, described: &mut Described) {
     described.hold(post, "/workos/webhook", &service.deliver(&"{}".into()).await);
     described.hold(post, "/workos/webhook", &service.deliver_signed(&"{}".into(), None).await);
     described.hold(post, "/workos/webhook", &service.deliver(&vec![b' '; 3_000].into()).await);
-    described.hold(post, "/workos/webhook", &slow(service).await);
+    described.hold(post, "/workos/webhook", &slow(service, "/workos/webhook", SECRET).await);
+}
+
+/// What WorkOS hears when it asks whether somebody may sign up.
+async fn hold_actions(service: &Service, described: &mut Described) {
+    let answers = [
+        service.act(&registration(&fresh(), "ada@example.test")).await,
+        service.act(&registration(&fresh(), "eve@gmail.com")).await,
+        service.act(&"{}".into()).await,
+        service.act(&r#"{"object": "of_tomorrow", "id": "action_1"}"#.into()).await,
+        service.act(&vec![b' '; 3_000].into()).await,
+        service.act_signed(&"{}".into(), None).await,
+        slow(service, ACTION, ACTION_SECRET).await,
+    ];
+    for answer in &answers {
+        described.hold("post", ACTION, answer);
+    }
 }
 
 /// A delivery whose body never ends.
-async fn slow(service: &Service) -> Answer {
+async fn slow(service: &Service, path: &str, secret: &str) -> Answer {
     let mut stream = tokio::net::TcpStream::connect(service.address).await.unwrap();
-    let signature = authkit_sync::workos::signature::Secret::new(SECRET).sign(service.clock.now(), b"{}");
+    let signature = authkit_sync::workos::signature::Secret::new(secret).sign(service.clock.now(), b"{}");
     let head = format!(
-        "POST /workos/webhook HTTP/1.1\r\nhost: x\r\nworkos-signature: {signature}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{"
+        "POST {path} HTTP/1.1\r\nhost: x\r\nworkos-signature: {signature}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut text = String::new();
@@ -188,6 +206,8 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start_with(&pool, |builder| {
+        let rules = "deny registration @gmail.com".parse().unwrap();
+        let builder = builder.action_secrets(secrets()).action_rules(rules);
         let builder = builder.service_key("crm", KEY).body_limit(2_048).body_timeout(Duration::from_millis(300));
         builder.database_timeout(Duration::from_secs(5))
     })
@@ -211,6 +231,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     described.hold("get", CHANGES, &changes);
     hold_what_is_there(&service, &mut described).await;
     hold_refusals(&service, &mut described).await;
+    hold_actions(&service, &mut described).await;
     let deleted = body(&unique("event"), "user.deleted", 9, &json!({"id": USER}));
     assert_eq!(service.deliver(&deleted).await.status, 200);
     for path in ["/auth/user", "/auth/session"] {
@@ -238,6 +259,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
         described.hold("get", path, &answer);
     }
     described.hold("post", "/workos/webhook", &service.deliver(&body("event_2", "user.created", 0, &ada)).await);
+    described.hold("post", ACTION, &service.act(&registration(&fresh(), "ada@example.test")).await);
     let unseen: Vec<_> = described.all().difference(&described.seen).cloned().collect();
     assert!(unseen.is_empty(), "described, and never seen: {unseen:?}");
     service.stop().await.unwrap();
@@ -248,8 +270,10 @@ async fn exactly_the_routes_that_are_served_are_described() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let plain = Service::start(&pool).await;
-    let keyed =
-        Service::start_with(&pool, |builder| builder.service_key("crm", KEY).webhook_path("/hooks/workos")).await;
+    let keyed = Service::start_with(&pool, |builder| {
+        builder.service_key("crm", KEY).webhook_path("/hooks/workos").action_secrets(secrets())
+    })
+    .await;
     let deaf = Service::start_with(&pool, |builder| builder.webhook_secrets(Vec::new())).await;
     let paths = async |service: &Service| -> BTreeMap<String, Vec<String>> {
         let document = service.get("/openapi.json").await.json();
@@ -258,6 +282,7 @@ async fn exactly_the_routes_that_are_served_are_described() {
     };
     let (of_plain, of_keyed, of_deaf) = (paths(&plain).await, paths(&keyed).await, paths(&deaf).await);
     assert!(of_keyed.contains_key("/hooks/workos") && !of_keyed.contains_key("/workos/webhook"), "{of_keyed:?}");
+    assert!(of_keyed.contains_key(ACTION) && !of_plain.contains_key(ACTION));
     assert!(of_plain.contains_key("/workos/webhook") && !of_deaf.contains_key("/workos/webhook"));
     assert!(of_deaf.contains_key(LIST), "what a service key opens is described without one too");
     for (path, methods) in &of_keyed {

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub(crate) mod actions;
 pub(crate) mod binary;
 pub(crate) mod database;
 pub(crate) mod events;

@@ -8,6 +8,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
+use super::actions::{Attempt, Judged};
 use super::deliveries::Faults;
 use super::fault::Fault;
 use super::state::Object;
@@ -30,6 +31,7 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/user_management/authenticate", post(authenticate))
         .route("/_simulate/deliveries", post(set_faults))
         .route("/_simulate/api", post(set_api_faults))
+        .route("/_simulate/actions", post(attempt))
         .route("/_simulate/events", post(emit))
         .route("/_simulate/users/{id}/token", post(token))
         .merge(with_key)
@@ -140,6 +142,10 @@ async fn set_faults(State(workos): State<SimulatedWorkos>, Json(faults): Json<Fa
 async fn set_api_faults(State(workos): State<SimulatedWorkos>, Json(faults): Json<ApiFaults>) -> Json<ApiFaults> {
     workos.set_api_faults(faults.clone());
     Json(faults)
+}
+
+async fn attempt(State(workos): State<SimulatedWorkos>, Json(attempt): Json<Attempt>) -> Result<Json<Judged>, Fault> {
+    workos.attempt(attempt).await.map(Json)
 }
 
 async fn emit(State(workos): State<SimulatedWorkos>, Json(given): Json<Object>) -> Answer {

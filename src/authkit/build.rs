@@ -1,0 +1,112 @@
+//! Everything put together.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::AuthKit;
+use super::background::Jobs;
+use super::builder::{BYTES_IN_FLIGHT, BuildError, Builder, KeySourceArgument};
+use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
+use crate::http::Edge;
+use crate::lookup::Lookups;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::sync::driver::Context;
+use crate::sync::feed::Feed;
+use crate::sync::progress::Watch;
+use crate::sync::read_through::ReadThrough;
+use crate::workos::api::{Api, ApiKey};
+
+impl Builder {
+    /// Puts everything together. Nothing is connected to yet.
+    ///
+    /// # Errors
+    /// [`BuildError`] when a setting cannot be used.
+    pub fn build(self) -> Result<AuthKit, BuildError> {
+        self.check()?;
+        let keys = self.keys()?;
+        let migrate = self.migrate.then(|| self.receipts.clone());
+        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
+            .counting_sessions(self.session_sign_ins);
+        let policy = TokenPolicy::new(&self.client_id, &self.api_base)
+            .issuers(self.issuers)
+            .audiences(self.audiences)
+            .allow_shared_issuer(self.allow_shared_issuer);
+        let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
+        let metrics = Arc::new(Metrics::default());
+        let background = store.on_pool(self.background);
+        let handlers = background.lending_from(self.handlers);
+        let watch = Watch::new(background.clone(), metrics.clone());
+        let has_key = self.api_key.is_some();
+        let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
+        jobs.read_what_is_wanted(self.session_sign_ins);
+        if !has_key {
+            (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
+        }
+        let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
+        let api = api.map_err(|error| BuildError(error.to_string()))?;
+        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
+        let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
+        let actions = self.actions.build(&store, &self.clock, &metrics)?;
+        let awaited = jobs.backfill.then(|| watch.clone());
+        Ok(AuthKit {
+            migrate,
+            connections: self.connections,
+            edge: Arc::new(Edge {
+                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
+                service_keys: self.service_keys,
+                cors_origins: self.cors_origins,
+                watch,
+                jobs: context.jobs.clone(),
+                catches_up: jobs.catch_up,
+                feed: Feed::new(store.clone()),
+                closing: CancellationToken::new(),
+                store,
+                webhook_secrets: self.webhook_secrets,
+                actions,
+                webhook_path: self.webhook_path,
+                signature_tolerance: self.signature_tolerance,
+                body_limit: self.body_limit,
+                body_timeout: self.body_timeout,
+                bytes_in_flight: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
+                clock: self.clock,
+                metrics,
+                keys,
+                document: OnceLock::new(),
+            }),
+            context,
+            handlers,
+            jobs,
+        })
+    }
+
+    /// Whether the settings can be used.
+    fn check(&self) -> Result<(), BuildError> {
+        if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
+            return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
+        }
+        if let Some(mistake) = self.mistakes.first() {
+            return Err(BuildError(mistake.clone()));
+        }
+        self.actions.check(&self.webhook_secrets, &self.webhook_path)
+    }
+
+    fn keys(&self) -> Result<KeyCache, BuildError> {
+        let source = match (&self.key_source, &self.jwks_url) {
+            (Some(KeySourceArgument(source)), _) => Ok(source.clone()),
+            (None, Some(url)) => HttpKeySource::new(url).map(|source| Arc::new(source) as Arc<dyn KeySource>),
+            (None, None) => HttpKeySource::of_client(&self.client_id, &self.api_base)
+                .map(|source| Arc::new(source) as Arc<dyn KeySource>),
+        };
+        let source = source.map_err(|error| BuildError(error.to_string()))?;
+        Ok(KeyCache::new(source, self.clock.clone()))
+    }
+}
+
+/// A number no other process is likely to draw; it names this one.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}

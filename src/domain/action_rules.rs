@@ -1,0 +1,331 @@
+//! Rules: who may sign in or up, by e-mail address. The first one that matches decides.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::action::{Action, Kind, Verdict, comparable, split};
+
+/// More than anybody reads.
+const LIMIT: usize = 1_000;
+
+/// One rule.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The kind of attempt it is about; `None`: both.
+    pub kind: Option<Kind>,
+    /// Whose.
+    pub who: Who,
+    /// What is answered then.
+    pub verdict: Verdict,
+}
+
+/// Whom a rule is about. Addresses and domains are compared without regard to case, international names in either form.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Everybody.
+    Anyone,
+    /// Addresses at exactly this domain, as in `@example.com`.
+    Domain(String),
+    /// Addresses at any domain below this one, but not at it, as in `@*.example.com`.
+    Below(String),
+    /// This address. A plus and what follows it, and dots, are part of an address.
+    Address(String),
+}
+
+/// An address is personal data.
+impl fmt::Debug for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anyone => "Anyone",
+            Self::Domain(_) => "Domain(…)",
+            Self::Below(_) => "Below(…)",
+            Self::Address(_) => "Address(…)",
+        })
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = self.verdict.as_str();
+        f.debug_struct("Rule").field("kind", &self.kind).field("who", &self.who).field("verdict", &verdict).finish()
+    }
+}
+
+/// Rules in order. As text, one after the other, separated by semicolons or line breaks:
+///
+/// ```
+/// use authkit_sync::domain::action_rules::Rules;
+///
+/// let rules: Rules = r#"
+///     deny registration @gmail.com "Please sign up with your work address."
+///     deny *            spammer@example.com
+///     allow registration @*.example.com
+///     deny registration *
+/// "#
+/// .parse()
+/// .unwrap();
+/// assert_eq!(rules.len(), 4);
+/// let error = "deny registration gmail.com".parse::<Rules>().unwrap_err();
+/// assert!(error.to_string().starts_with("rule 1"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules(Vec<Prepared>);
+
+/// A rule whose address or domain is in the form in which it can be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Prepared(Rule);
+
+/// Which rule is wrong, and why; it quotes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rule {number} {wrong}")]
+pub struct RuleError {
+    number: usize,
+    wrong: &'static str,
+}
+
+impl Rules {
+    /// These, in this order.
+    ///
+    /// # Errors
+    /// [`RuleError`] when one of them can match nobody, or there are more than a thousand.
+    pub fn new(rules: impl IntoIterator<Item = Rule>) -> Result<Self, RuleError> {
+        let mut prepared = Vec::new();
+        for rule in rules {
+            let number = prepared.len() + 1;
+            let refuse = |wrong| RuleError { number, wrong };
+            if number > LIMIT {
+                return Err(refuse("is one too many: there may be a thousand"));
+            }
+            let rule = prepare(rule).map_err(refuse)?;
+            prepared.push(Prepared(rule));
+        }
+        Ok(Self(prepared))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There are none: everybody may.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The verdict of the first rule that matches, and its number, from 1; `None` where none does.
+    #[must_use]
+    pub fn decide(&self, action: &Action) -> Option<(usize, &Verdict)> {
+        let (local, domain) = split(&action.email);
+        let matching = self.0.iter().position(|Prepared(rule)| {
+            let about = rule.kind.is_none_or(|kind| kind == action.kind());
+            about
+                && match &rule.who {
+                    Who::Anyone => true,
+                    Who::Domain(wanted) => *wanted == domain,
+                    Who::Below(wanted) => domain.strip_suffix(wanted).is_some_and(|rest| rest.ends_with('.')),
+                    Who::Address(wanted) => wanted.rsplit_once('@') == Some((&local, &domain)),
+                }
+        })?;
+        self.0.get(matching).map(|Prepared(rule)| (matching + 1, &rule.verdict))
+    }
+}
+
+fn prepare(mut rule: Rule) -> Result<Rule, &'static str> {
+    rule.verdict = rule.verdict.fit();
+    match &mut rule.who {
+        Who::Anyone => {}
+        Who::Domain(domain) | Who::Below(domain) => {
+            let plain = comparable(domain);
+            if plain.is_empty() || plain.contains(['@', '*', ' ', ',']) || plain.starts_with('.') {
+                return Err("names no domain: write @example.com, or @*.example.com for the domains below it");
+            }
+            *domain = plain;
+        }
+        Who::Address(address) => {
+            let (local, domain) = split(address);
+            if local.is_empty() || domain.is_empty() || domain.contains(['*', ' ', ',']) {
+                return Err("names no address: write it whole, as in name@example.com");
+            }
+            *address = format!("{local}@{domain}");
+        }
+    }
+    Ok(rule)
+}
+
+impl FromStr for Rules {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let mut rules = Vec::new();
+        for (rest, number) in pieces(text).zip(1..) {
+            rules.push(parse(rest).map_err(|wrong| RuleError { number, wrong })?);
+        }
+        Self::new(rules)
+    }
+}
+
+/// The text of each rule: split at semicolons and line breaks outside quotation marks, empty ones left out.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let between = move |char: char| {
+        quoted ^= char == '"';
+        // A message stays on its line, so that a mark that was forgotten cannot swallow the rules after it.
+        quoted &= char != '\n';
+        char == '\n' || (char == ';' && !quoted)
+    };
+    text.split(between).map(str::trim).filter(|piece| !piece.is_empty())
+}
+
+fn parse(text: &str) -> Result<Rule, &'static str> {
+    let (head, message) = match text.split_once('"') {
+        None => (text, None),
+        Some((head, rest)) => {
+            let message = rest.strip_suffix('"').filter(|message| !message.contains('"'));
+            let wrong = "has no message between two quotation marks at its end: write deny … \"message\"";
+            (head, Some(message.ok_or(wrong)?))
+        }
+    };
+    let mut words = head.split_whitespace();
+    let verdict = match (words.next(), message) {
+        (Some("allow"), None) => Verdict::Allow,
+        (Some("allow"), Some(_)) => return Err("allows, and so nobody would read its message"),
+        (Some("deny"), message) => Verdict::deny(message.unwrap_or_default()),
+        _ => return Err("must begin with allow or deny"),
+    };
+    let kind = match words.next() {
+        Some("registration") => Some(Kind::UserRegistration),
+        Some("authentication") => Some(Kind::Authentication),
+        Some("*") => None,
+        _ => return Err("must say of what, in its second word: registration, authentication or *"),
+    };
+    let who = match words.next() {
+        Some("*") => Who::Anyone,
+        Some(word) => match (word.strip_prefix("@*."), word.strip_prefix('@')) {
+            (Some(domain), _) => Who::Below(domain.to_owned()),
+            (None, Some(domain)) => Who::Domain(domain.to_owned()),
+            (None, None) if word.contains('@') => Who::Address(word.to_owned()),
+            (None, None) => {
+                return Err("must say who, in its third word: @example.com, @*.example.com, an address or *");
+            }
+        },
+        None => return Err("must say who, in its third word: @example.com, @*.example.com, an address or *"),
+    };
+    if words.next().is_some() {
+        return Err("has a word too many: put the message between quotation marks, and a semicolon between rules");
+    }
+    Ok(Rule { kind, who, verdict })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::action::Context;
+    use super::*;
+
+    fn action(kind: Kind, email: &str) -> Action {
+        let context = match kind {
+            Kind::UserRegistration => Context::UserRegistration { invitation: None },
+            Kind::Authentication => Context::Authentication {
+                user_id: "user_1".to_owned(),
+                email_verified: true,
+                external_id: None,
+                organization_id: None,
+                organization_membership_id: None,
+                issuer: None,
+            },
+        };
+        Action {
+            id: "action_1".to_owned(),
+            context,
+            email: email.to_owned(),
+            first_name: None,
+            last_name: None,
+            name: None,
+            ip_address: None,
+            user_agent: None,
+            device_fingerprint: None,
+            authentication_method: None,
+            payload: Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        use Kind::{Authentication, UserRegistration};
+        let rules: Rules = r#"
+            allow * ada@gmail.com; deny registration @gmail.com "Work; address, please."
+            deny * @*.spam.example
+            allow registration @MÜNCHEN.example
+            deny authentication GONE@Example.com "Bye."
+            deny registration *;
+        "#
+        .parse()
+        .unwrap();
+        assert_eq!(rules.len(), 6);
+        for (kind, email, rule) in [
+            (UserRegistration, "ada@gmail.com", Some(1)),
+            (Authentication, "Ada@Gmail.com", Some(1)),
+            (UserRegistration, "ada+1@gmail.com", Some(2)),
+            (UserRegistration, "a.da@gmail.com", Some(2)),
+            (UserRegistration, "eve@GMAIL.COM.", Some(2)),
+            (UserRegistration, "\"ada@gmail.com\"@gmail.com", Some(2)),
+            (UserRegistration, "eve@ｇmail.com", Some(2)),
+            (Authentication, "eve@gmail.com", None),
+            (UserRegistration, "eve@notgmail.com", Some(6)),
+            (UserRegistration, "eve@gmail.com.example", Some(6)),
+            (UserRegistration, "eve@x.spam.example", Some(3)),
+            (Authentication, "eve@a.b.SPAM.example", Some(3)),
+            (Authentication, "eve@spam.example", None),
+            (Authentication, "eve@notspam.example", None),
+            (UserRegistration, "eve@xn--mnchen-3ya.example", Some(4)),
+            (UserRegistration, "eve@sub.münchen.example", Some(6)),
+            (Authentication, "gone@example.com", Some(5)),
+            (UserRegistration, "gone@example.com", Some(6)),
+            (UserRegistration, "gmail.com", Some(6)),
+            (UserRegistration, "münchen.example", Some(6)),
+            (UserRegistration, "", Some(6)),
+            (Authentication, "", None),
+        ] {
+            let decided = rules.decide(&action(kind, email)).map(|(number, _)| number);
+            assert_eq!(decided, rule, "{kind:?} {email}");
+        }
+        let (_, verdict) = rules.decide(&action(UserRegistration, "eve@gmail.com")).unwrap();
+        assert_eq!(verdict.message(), Some("Work; address, please."));
+        assert_eq!(Rules::default().decide(&action(UserRegistration, "eve@gmail.com")), None);
+    }
+
+    #[test]
+    fn a_wrong_rule_is_named_by_number_and_never_quoted() {
+        for (text, number, says) in [
+            ("forbid registration @gmail.com", 1, "begin with allow or deny"),
+            ("deny @gmail.com", 1, "second word"),
+            ("deny sign-up @gmail.com", 1, "second word"),
+            ("deny registration", 1, "third word"),
+            ("deny registration gmail.com", 1, "third word"),
+            ("allow * *; deny registration \"no\"", 2, "third word"),
+            ("deny registration @gmail.com no", 1, "a word too many"),
+            ("deny registration @gmail.com, deny registration @x.example", 1, "a word too many"),
+            ("deny registration @gmail.com \"no", 1, "two quotation marks"),
+            ("deny registration @gmail.com \"no\" now", 1, "two quotation marks"),
+            ("allow registration @gmail.com \"yes\"", 1, "nobody would read"),
+            ("allow * *\n\n;deny * @", 2, "names no domain"),
+            ("deny * @a@b", 1, "names no domain"),
+            ("deny * @.example.com", 1, "names no domain"),
+            ("deny * @*.*.example.com", 1, "names no domain"),
+            ("deny * @*", 1, "names no domain"),
+            ("deny * secret.person@", 1, "names no address"),
+            ("deny * secret.person@*.example.com", 1, "names no address"),
+        ] {
+            let error = text.parse::<Rules>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("rule {number} ")) && error.contains(says), "{text}: {error}");
+            assert!(!error.contains("secret") && !error.contains("gmail"), "{error}");
+        }
+        assert!("".parse::<Rules>().unwrap().is_empty() && " ;\n; ".parse::<Rules>().unwrap().is_empty());
+        assert!("deny * *;".repeat(1_001).parse::<Rules>().is_err());
+        let shown = format!("{:?}", "deny * secret.person@gmail.com".parse::<Rules>().unwrap());
+        assert!(!shown.contains("secret") && shown.contains("deny"), "{shown}");
+    }
+}

@@ -1,0 +1,120 @@
+//! `POST /workos/action`: WorkOS asks whether somebody may sign in or up, and waits for the answer.
+//!
+//! Whoever is refused an answer here leaves the attempt to what WorkOS's dashboard says about failures: deny, unless
+//! somebody chose otherwise. So nothing but a decision is ever answered as one.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::ToSchema;
+
+use super::Edge;
+use super::error::{Refusal, no_route};
+use super::openapi::Error;
+use super::signed::{self, RETRY_AFTER};
+use super::wide_log::Facts;
+use crate::actions::{Actions, Undecided};
+use crate::domain::action::Action;
+use crate::workos::actions::{self, NotAnAction};
+use crate::workos::signature::{ACTION_TOLERANCE, Secret};
+
+/// Where WorkOS asks.
+pub const ACTION_PATH: &str = "/workos/action";
+
+/// The actions endpoint: its own secrets, and who decides.
+#[derive(Debug)]
+pub(crate) struct ActionEdge {
+    /// What WorkOS may sign with; never a webhook secret.
+    pub(crate) secrets: Vec<Secret>,
+    pub(crate) actions: Actions,
+}
+
+/// Whether somebody may sign in or up: signed by WorkOS, answered with a signature.
+#[utoipa::path(
+    post,
+    path = "/workos/action",
+    operation_id = "decideAction",
+    tag = "workos",
+    security(("workos_signature" = [])),
+    request_body(content = BTreeMap<String, Value>, description = "the context, as WorkOS signed it"),
+    responses(
+        (status = 200, description = "The verdict.", body = AnswerShape),
+        (status = 400, description = "`not_an_action`, `unknown_action`, `body_incomplete`", body = Error),
+        (status = 401, description = "`signature_invalid`", body = Error),
+        (status = 408, description = "`body_too_slow`", body = Error),
+        (status = 413, description = "`body_too_large`", body = Error),
+        (
+            status = 503,
+            description = "`database_unavailable`, `handler_failed`, `busy`: ours; what follows is the dashboard's setting",
+            body = Error,
+            headers(("Retry-After" = u32, description = "seconds"))
+        )
+    )
+)]
+pub(super) async fn decide(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    // Without deciders there is no such route.
+    let Some(asked) = &edge.actions else { return Err(no_route().await) };
+    let signed = signed::read(&edge, &headers, body, &asked.secrets, ACTION_TOLERANCE).await?;
+    let action = actions::action(&signed.body)?;
+    let decided = match asked.actions.decide(&action).await {
+        Ok(decided) => decided,
+        Err(undecided) => return Ok(refuse(&action, undecided)),
+    };
+    let answer = actions::answer(action.kind(), &decided.decision.verdict, edge.clock.now(), signed.body.secret());
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    let mut response = (headers, answer).into_response();
+    response.extensions_mut().insert(Facts {
+        verdict: Some(decided.decision.verdict.as_str()),
+        decided_by: Some(decided.decision.decided_by),
+        repeated: decided.repeated.then_some(true),
+        ..Facts::of_action(&action)
+    });
+    Ok(response)
+}
+
+/// A signed verdict.
+#[derive(ToSchema)]
+#[schema(as = ActionAnswer)]
+#[expect(dead_code, reason = "the shape of crate::workos::actions::answer")]
+pub(super) struct AnswerShape {
+    /// `authentication_action_response` or `user_registration_action_response`
+    object: String,
+    payload: PayloadShape,
+    /// HMAC-SHA256 over the timestamp, a dot and the payload's text, in hexadecimal.
+    signature: String,
+}
+
+#[derive(ToSchema)]
+#[schema(as = ActionPayload)]
+#[expect(dead_code, reason = "only described")]
+struct PayloadShape {
+    /// Milliseconds since 1970.
+    timestamp: u64,
+    /// `Allow` or `Deny`
+    verdict: String,
+    /// Why not; with `Deny` only.
+    error_message: Option<String>,
+}
+
+impl From<NotAnAction> for Refusal {
+    fn from(error: NotAnAction) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.code(), error.to_string())
+    }
+}
+
+/// Ours to mend, so 503; the log says which action it was.
+fn refuse(action: &Action, undecided: Undecided) -> Response {
+    let message = undecided.to_string();
+    let refusal = match undecided {
+        Undecided::Store(error) => error.into(),
+        Undecided::Slow => Refusal::unavailable("database_unavailable", message, RETRY_AFTER).because("database_slow"),
+        Undecided::Handler(_) => Refusal::unavailable("handler_failed", message, RETRY_AFTER),
+    };
+    let mut response = refusal.into_response();
+    let refused = response.extensions_mut().remove::<Facts>().and_then(|facts| facts.refused);
+    response.extensions_mut().insert(Facts { refused, ..Facts::of_action(action) });
+    response
+}
