@@ -1,4 +1,4 @@
-//! How an [`AuthKit`] is put together.
+//! How an [`AuthKit`](crate::AuthKit) is put together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(86_400);
 /// How long the inbox keeps events by default.
 pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
 
-/// Settings of an [`AuthKit`]; see [`AuthKit::builder`].
+/// Settings of an [`AuthKit`](crate::AuthKit); see [`AuthKit::builder`](crate::AuthKit::builder).
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
@@ -82,7 +82,7 @@ impl std::fmt::Debug for KeySourceArgument {
     }
 }
 
-/// Why an [`AuthKit`] could not be built.
+/// Why an [`AuthKit`](crate::AuthKit) could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BuildError(pub(super) String);
@@ -173,7 +173,7 @@ impl Builder {
         self
     }
 
-    /// Whether [`AuthKit::run`] reads the Events API behind the webhooks, or instead of them. Default on.
+    /// Whether [`AuthKit::run`](crate::AuthKit::run) reads the Events API behind the webhooks, or instead of them. Default on.
     pub fn catch_up(mut self, on: bool) -> Self {
         self.jobs.catch_up = on;
         self
@@ -199,13 +199,13 @@ impl Builder {
         self
     }
 
-    /// Whether [`AuthKit::run`] fills the table with every existing user, until that has been done once. Default on.
+    /// Whether [`AuthKit::run`](crate::AuthKit::run) fills the table with every existing user, until that has been done once. Default on.
     pub fn backfill(mut self, on: bool) -> Self {
         self.jobs.backfill = on;
         self
     }
 
-    /// How long after a complete walk [`AuthKit::run`] reconciles; `None`: only when events may be lost. Default
+    /// How long after a complete walk [`AuthKit::run`](crate::AuthKit::run) reconciles; `None`: only when events may be lost. Default
     /// [`RECONCILE_INTERVAL`].
     pub fn reconcile_interval(mut self, interval: Option<Duration>) -> Self {
         self.jobs.reconcile_interval = interval;
@@ -292,7 +292,7 @@ impl Builder {
         self
     }
 
-    /// How many connections [`AuthKit::run`] keeps open; more wait to be accepted. Default [`CONNECTIONS`]. Each takes a file
+    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open; more wait to be accepted. Default [`CONNECTIONS`]. Each takes a file
     /// descriptor, and the database needs some too.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);

@@ -42,7 +42,7 @@ use crate::workos::signature::Secret;
 pub use actions::{Attempt as ActionAttempt, Judged};
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults, Held};
-pub use fault::Fault;
+pub use fault::{Fault, SimulationError};
 use state::{State, text};
 use tokens::SigningKey;
 pub use trouble::ApiFaults;
@@ -50,17 +50,6 @@ use trouble::Trouble;
 
 /// How long an access token lives, seconds, as by default at WorkOS.
 const TOKEN_LIFE: i64 = 300;
-
-/// Why there is no simulated WorkOS.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SimulationError(String);
-
-impl SimulationError {
-    fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
-    }
-}
 
 /// How to start one.
 #[derive(Clone, Debug)]

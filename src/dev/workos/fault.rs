@@ -1,9 +1,20 @@
-//! WorkOS's error answers.
+//! WorkOS's error answers, and why there is no simulated one.
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+
+/// Why there is no simulated WorkOS.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SimulationError(String);
+
+impl SimulationError {
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
 
 /// An error as WorkOS words it.
 #[derive(Debug)]
