@@ -122,7 +122,8 @@ impl AuthKit {
         self.edge.feed.clone().stream(after)
     }
 
-    /// The application's routes, to be mounted in any axum 0.8 application. An embedder bounds its own connections.
+    /// The application's routes, to be mounted in any axum 0.8 application, beside [`AuthKit::run_background`]. An embedder
+    /// bounds its own connections.
     pub fn router(&self) -> Router {
         http::router(self.edge.clone())
     }
@@ -144,19 +145,13 @@ impl AuthKit {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), RunError> {
         let stop = CancellationToken::new();
+        let loops = self.start_loops(&stop);
         let metrics = self.edge.metrics.clone();
-        let mut loops = Supervisor::new(metrics.clone(), stop.clone());
-        loops.start(self.edge.keys.clone());
-        loops.start(self.edge.watch.clone());
-        self.jobs.start(&mut loops, &self.context, &self.handlers);
         let limits = Limits { connections: self.connections, ..Limits::default() };
         let service = http::service(self.edge.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
         let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), limits, metrics, stop.clone())));
-        let ended = tokio::select! {
-            () = shutdown => Ok(()),
-            error = self.unfit() => Err(error),
-        };
+        let ended = self.until(shutdown).await;
         tracing::info!("shutting down: no new connections, open requests are answered");
         self.edge.closing.cancel();
         stop.cancel();
@@ -164,14 +159,48 @@ impl AuthKit {
         if let Some(ops) = ops {
             let _ = ops.await;
         }
-        loops.ended().await;
-        // Nobody minds when the database is away: the leases run out by themselves.
-        let _ = self.context.release().await;
+        self.end_loops(loops).await;
         match served {
             Ok(Served::Drained) => tracing::info!("every open request was answered"),
             _ => tracing::warn!("the deadline passed with requests open; they were cut off"),
         }
         ended
+    }
+
+    /// Runs the background loops alone, until `shutdown` resolves: for an application that mounts [`AuthKit::router`] in a
+    /// server of its own. Without it nothing is polled, and no handler runs.
+    ///
+    /// # Errors
+    /// As [`AuthKit::run`].
+    pub async fn run_background(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+        let stop = CancellationToken::new();
+        let loops = self.start_loops(&stop);
+        let ended = self.until(shutdown).await;
+        self.edge.closing.cancel();
+        stop.cancel();
+        self.end_loops(loops).await;
+        ended
+    }
+
+    fn start_loops(&self, stop: &CancellationToken) -> Supervisor {
+        let mut loops = Supervisor::new(self.edge.metrics.clone(), stop.clone());
+        loops.start(self.edge.keys.clone());
+        loops.start(self.edge.watch.clone());
+        self.jobs.start(&mut loops, &self.context, &self.handlers);
+        loops
+    }
+
+    async fn end_loops(&self, loops: Supervisor) {
+        loops.ended().await;
+        // Nobody minds when the database is away: the leases run out by themselves.
+        let _ = self.context.release().await;
+    }
+
+    async fn until(&self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+        tokio::select! {
+            () = shutdown => Ok(()),
+            error = self.unfit() => Err(error),
+        }
     }
 
     /// Resolves when the database says that it must not be served; never, once it said that it may.

@@ -279,6 +279,25 @@ fn object(value: serde_json::Value) -> serde_json::Map<String, serde_json::Value
     crate::support::lab::object(value)
 }
 
+/// An application that serves by itself mounts the router, and runs the rest beside it.
+#[tokio::test]
+async fn without_a_listener_of_its_own_everything_behind_the_requests_runs_all_the_same() {
+    let bed = Bed::new().await;
+    let log = |change: Change, mut tx: Tx| async move { note("mirror", &change, &mut tx).await };
+    let authkit = AuthKit::builder(bed.pool.clone(), CLIENT_ID).on("mirror", "*", log).build().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(authkit.clone().run_background(async {
+        let _ = stopped.await;
+    }));
+    bed.enrolled("mirror").await;
+    bed.create(&unique("user")).await;
+    until("the handler is told", async || bed.done("mirror").await.len() == 1).await;
+    let _ = stop.send(());
+    running.await.unwrap().unwrap();
+    let leases: i64 = sqlx::query_scalar("select count(*) from workos.leases").fetch_one(&bed.pool).await.unwrap();
+    assert_eq!(leases, 0, "whoever takes over need not wait");
+}
+
 /// A plain `serve` beside the application must not take what only the application can.
 #[tokio::test]
 async fn a_process_without_a_handler_takes_nothing_of_it() {
