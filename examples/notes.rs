@@ -10,9 +10,10 @@
 //! ```
 //!
 //! ```sh
-//! AUTHKIT_DATABASE_URL=… NOTES_DATABASE_URL=… WORKOS_CLIENT_ID=… cargo run --example notes
+//! AUTHKIT_DATABASE_URL=… NOTES_DATABASE_URL=… WORKOS_CLIENT_ID=… WORKOS_API_KEY=… cargo run --example notes
 //! ```
 
+use authkit_sync::workos::api::ApiKey;
 use authkit_sync::{AuthKit, AuthUser};
 use axum::extract::{FromRef, State};
 use axum::http::StatusCode;
@@ -73,7 +74,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for statement in authkit_sync::store::roles::assert(&authkits).await? {
         eprintln!("not allowed; somebody who is may want to run: {statement}");
     }
-    let authkit = AuthKit::builder(authkits, variable("WORKOS_CLIENT_ID")?).build()?;
+    let builder = AuthKit::builder(authkits, variable("WORKOS_CLIENT_ID")?);
+    let authkit = builder.api_key(ApiKey::new(variable("WORKOS_API_KEY")?)).build()?;
+    // Reads every user, and follows WorkOS from then on.
+    tokio::spawn(authkit.clone().run_background(std::future::pending()));
     let pool = PgPool::connect(&variable("NOTES_DATABASE_URL")?).await?;
     sqlx::query(TABLE).execute(&pool).await?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
