@@ -96,19 +96,29 @@ pub(crate) struct Edge {
 /// The application's routes. A route stands here by its handler, whose annotation says where it is and what it answers, so that
 /// what is served is what `/openapi.json` describes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
+    dressed(routes(&edge), edge)
+}
+
+/// The application's routes as a whole service: what is not a route is answered in our own shape too. That stands beneath the
+/// layers, or a browser's preflight, whose method no route takes, would never come to CORS.
+pub(crate) fn service(edge: Arc<Edge>) -> Router {
+    dressed(routes(&edge).fallback(error::no_route).method_not_allowed_fallback(error::no_method), edge)
+}
+
+fn routes(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
     let lookups = OpenApiRouter::with_openapi(openapi::empty())
         .routes(routes!(auth::user))
         .routes(routes!(auth::session))
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through));
     let mut asked = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
     let mut unkept = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
-    let users = OpenApiRouter::new().nest("/user_management", user_management(&edge));
+    let users = OpenApiRouter::new().nest("/user_management", user_management(edge));
     if edge.service_keys.is_empty() {
         // Described all the same: a client is generated once, and a key may come tomorrow.
         asked.get_openapi_mut().merge(users.into_openapi());
-        unkept.get_openapi_mut().merge(feed(&edge).into_openapi());
+        unkept.get_openapi_mut().merge(feed(edge).into_openapi());
     } else {
-        (asked, unkept) = (asked.merge(users), unkept.merge(feed(&edge)));
+        (asked, unkept) = (asked.merge(users), unkept.merge(feed(edge)));
     }
     let mut all = asked.layer(middleware::from_fn(conditional::answer)).merge(unkept);
     if !edge.webhook_secrets.is_empty() {
@@ -120,6 +130,11 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
     }
     let (routes, described) = all.split_for_parts();
     edge.document.get_or_init(|| openapi::text(&described));
+    routes
+}
+
+/// Measured, logged and open to pages of the configured origins.
+fn dressed(routes: Router<Arc<Edge>>, edge: Arc<Edge>) -> Router {
     let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
     match cors(&edge.cors_origins) {
         Some(cors) => routes.layer(cors).with_state(edge),
@@ -167,9 +182,4 @@ pub(crate) fn ops_router(edge: Arc<Edge>) -> Router {
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
         .with_state(edge)
-}
-
-/// The application's routes as a whole service: what is not a route is answered in our own shape too.
-pub(crate) fn service(edge: Arc<Edge>) -> Router {
-    router(edge).fallback(error::no_route).method_not_allowed_fallback(error::no_method)
 }

@@ -8,17 +8,33 @@ use crate::support::lab::Lab;
 
 const ORIGIN: &str = "https://app.example.com";
 
-async fn serve(lab: &Lab) -> String {
-    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+fn authkit(lab: &Lab) -> AuthKit {
+    AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .clock(lab.clock.clone())
         .cors_origins(&[ORIGIN.to_owned()])
         .build()
-        .unwrap();
+        .unwrap()
+}
+
+async fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let app = authkit.router();
+    (listener, url)
+}
+
+/// The routes as an application mounts them.
+async fn serve(lab: &Lab) -> String {
+    let (listener, url) = listener().await;
+    let app = authkit(lab).router();
     tokio::spawn(async move { axum::serve(listener, app).await });
+    url
+}
+
+/// The same as `authkit-sync serve` runs them.
+async fn serve_whole(lab: &Lab) -> String {
+    let (listener, url) = listener().await;
+    tokio::spawn(authkit(lab).run(listener, None, std::future::pending()));
     url
 }
 
@@ -65,34 +81,37 @@ async fn what_a_caller_holds_is_304_until_it_changes_and_never_without_the_check
 #[tokio::test]
 async fn pages_of_configured_origins_may_ask_and_no_others() {
     let lab = Lab::new().await;
-    let url = format!("{}/auth/user", serve(&lab).await);
-    for (origin, allowed) in [(ORIGIN, ORIGIN), ("https://evil.example.com", ""), ("null", "")] {
-        let preflight = client()
-            .request(Method::OPTIONS, &url)
-            .header("origin", origin)
-            .header("access-control-request-method", "GET")
-            .header("access-control-request-headers", "authorization");
-        let preflight = preflight.send().await.unwrap();
-        assert_eq!(header(&preflight, "access-control-allow-origin"), allowed, "{origin}");
-        assert_eq!(header(&preflight, "access-control-allow-credentials"), "");
-        let refused = client().get(&url).header("origin", origin).send().await.unwrap();
-        assert_eq!(
-            (refused.status(), header(&refused, "access-control-allow-origin")),
-            (StatusCode::UNAUTHORIZED, allowed)
-        );
-        let exposed = header(&refused, "access-control-expose-headers");
-        for name in [
-            "www-authenticate",
-            "etag",
-            "retry-after",
-            "x-request-id",
-            "authkit-sync-synced-through",
-            "authkit-sync-position",
-        ] {
-            assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{name}: {exposed}");
+    for host in [serve(&lab).await, serve_whole(&lab).await] {
+        let url = format!("{host}/auth/user");
+        for (origin, allowed) in [(ORIGIN, ORIGIN), ("https://evil.example.com", ""), ("null", "")] {
+            let preflight = client()
+                .request(Method::OPTIONS, &url)
+                .header("origin", origin)
+                .header("access-control-request-method", "GET")
+                .header("access-control-request-headers", "authorization");
+            let preflight = preflight.send().await.unwrap();
+            assert_eq!(preflight.status(), StatusCode::OK, "{host}: no browser goes on after another answer");
+            assert_eq!(header(&preflight, "access-control-allow-origin"), allowed, "{origin}");
+            assert_eq!(header(&preflight, "access-control-allow-credentials"), "");
+            let refused = client().get(&url).header("origin", origin).send().await.unwrap();
+            assert_eq!(
+                (refused.status(), header(&refused, "access-control-allow-origin")),
+                (StatusCode::UNAUTHORIZED, allowed)
+            );
+            let exposed = header(&refused, "access-control-expose-headers");
+            for name in [
+                "www-authenticate",
+                "etag",
+                "retry-after",
+                "x-request-id",
+                "authkit-sync-synced-through",
+                "authkit-sync-position",
+            ] {
+                assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{name}: {exposed}");
+            }
+            let vary: Vec<_> = refused.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
+            assert!(vary.join(",").contains("origin") && header(&refused, "cache-control") == "no-store", "{vary:?}");
         }
-        let vary: Vec<_> = refused.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
-        assert!(vary.join(",").contains("origin") && header(&refused, "cache-control") == "no-store", "{vary:?}");
     }
 }
 
@@ -108,5 +127,11 @@ async fn a_request_keeps_its_own_plain_id_and_gets_one_otherwise() {
     for odd in ["", "a b", "<script>", &"x".repeat(65)] {
         let made = id(odd).await;
         assert_eq!((made.len(), made == odd), (32, false), "{odd}");
+    }
+    let whole = serve_whole(&lab).await;
+    for (method, path, status) in [(Method::GET, "/nowhere", 404), (Method::POST, "/auth/user", 405)] {
+        let asked = client().request(method, format!("{whole}{path}")).header("x-request-id", "req-2").send();
+        let refused = asked.await.unwrap();
+        assert_eq!((refused.status().as_u16(), header(&refused, "x-request-id")), (status, "req-2"), "{path}");
     }
 }
