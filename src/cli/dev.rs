@@ -17,7 +17,7 @@ use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs};
 use crate::dev::tour;
 use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
 use crate::domain::clock::Clock;
-use crate::store::migrations;
+use crate::store::{migrations, roles};
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
 
@@ -96,6 +96,7 @@ impl Machine {
         let database_url = postgres.url("app");
         let pool = pool(&database_url, 20)?;
         migrations::run(&pool).await?;
+        roles::assert(&pool).await?;
         let clock = Clock::system();
         let seed_number = clock.now().unix_micros().unsigned_abs() ^ u64::from(std::process::id());
         let workos = SimulatedWorkos::start(Options {

@@ -70,6 +70,12 @@ async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
     assert!(text("action_secret").starts_with("actsec_"));
     let ops = client.get(format!("{}/readyz", text("ops_url"))).send().await.unwrap().json::<Value>().await.unwrap();
     assert_eq!((ops["status"].as_str(), ops["signing_keys"]["keys"].as_u64()), (Some("ready"), Some(1)));
+    let pool = sqlx::PgPool::connect(&text("database_url")).await.unwrap();
+    let roles = sqlx::query_scalar::<_, i64>(
+        "select count(*) from pg_roles where rolname in ('workos_end_user', 'workos_reader')",
+    );
+    assert_eq!(roles.fetch_one(&pool).await.unwrap(), 2, "as after `migrate`");
+    pool.close().await;
     let scratch = text("database_url").split("host=").nth(1).unwrap().to_owned();
     assert!(std::path::Path::new(&scratch).exists());
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
