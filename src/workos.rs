@@ -4,6 +4,6 @@ pub mod actions;
 mod addresses;
 pub mod api;
 pub mod http;
-mod json;
+pub(crate) mod json;
 pub mod signature;
 pub mod wire;

@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::domain::action::{Action, Verdict};
 use crate::domain::timestamp::Timestamp;
 use crate::workos::http::{BodyError, guarded_client, is_dialled, read_body, was_refused};
+use crate::workos::json;
 use crate::workos::signature::Secret;
 
 /// The header that carries our signature.
@@ -114,13 +114,6 @@ impl Failure {
     }
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    verdict: String,
-    #[serde(default)]
-    message: Option<String>,
-}
-
 impl ActionEndpoint {
     /// Whether it can be used, as far as that can be told without asking it.
     ///
@@ -205,11 +198,22 @@ impl Endpoint {
             BodyError::TooLong => Failure::TooLong,
             BodyError::Broken(_) => Failure::Broken,
         })?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| Failure::Malformed)?;
-        match answer.verdict.to_ascii_lowercase().as_str() {
-            "allow" => Ok(Some(Verdict::Allow)),
-            "deny" => Ok(Some(Verdict::deny(answer.message.unwrap_or_default()))),
-            _ => Err(Failure::Malformed),
+        verdict(&body).map(Some).ok_or(Failure::Malformed)
+    }
+}
+
+/// The verdict that an answer's text holds. Its message may be odd (half an emoji, cut off by who wrote it): who was denied must
+/// not be let in for that.
+fn verdict(body: &[u8]) -> Option<Verdict> {
+    let fit = json::fit(std::str::from_utf8(body).ok()?);
+    let answer = json::object(&fit.text)?;
+    let word = json::string(answer.get("verdict").map(|value| &**value))?;
+    match word.to_ascii_lowercase().as_str() {
+        "allow" => Some(Verdict::Allow),
+        "deny" => {
+            let message = json::text(answer.get("message").map(|value| &**value));
+            Some(Verdict::deny(message.unwrap_or_default()))
         }
+        _ => None,
     }
 }

@@ -11,19 +11,19 @@ use serde_json::value::RawValue;
 const DEPTH_LIMIT: usize = 128;
 
 /// An object's fields; of two with one name the last counts, as in PostgreSQL and JavaScript.
-pub(super) type Object = BTreeMap<String, Box<RawValue>>;
+pub(crate) type Object = BTreeMap<String, Box<RawValue>>;
 
 /// A JSON text made fit for PostgreSQL.
-pub(super) struct Fit<'a> {
+pub(crate) struct Fit<'a> {
     /// The text with every escaped NUL and every lone surrogate replaced by U+FFFD.
-    pub(super) text: Cow<'a, str>,
+    pub(crate) text: Cow<'a, str>,
     /// Whether it nests deeper than the bound.
-    pub(super) too_deep: bool,
+    pub(crate) too_deep: bool,
 }
 
 /// Replaces what JSON allows in a string and PostgreSQL or UTF-8 does not. Every replacement has the length of what it
 /// replaces (`\uFFFD` for `\u0000`), so a text that needs none is not copied.
-pub(super) fn fit(text: &str) -> Fit<'_> {
+pub(crate) fn fit(text: &str) -> Fit<'_> {
     let bytes = text.as_bytes();
     let (mut at, mut depth, mut deepest, mut in_string) = (0, 0_usize, 0_usize, false);
     let mut replaced: Vec<usize> = Vec::new();
@@ -89,12 +89,12 @@ fn replace<'a>(text: &'a str, escapes: &[usize]) -> Cow<'a, str> {
 }
 
 /// Reads an object, or `None` where the value is something else.
-pub(super) fn object(text: &str) -> Option<Object> {
+pub(crate) fn object(text: &str) -> Option<Object> {
     text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten()
 }
 
 /// A value where text belongs: a string as it is, a number or boolean as its JSON text, anything else as nothing.
-pub(super) fn text(value: Option<&RawValue>) -> Option<String> {
+pub(crate) fn text(value: Option<&RawValue>) -> Option<String> {
     let json = value?.get();
     match json.as_bytes().first()? {
         b'"' => serde_json::from_str(json).ok(),
@@ -104,7 +104,7 @@ pub(super) fn text(value: Option<&RawValue>) -> Option<String> {
 }
 
 /// A string, and only a string.
-pub(super) fn string(value: Option<&RawValue>) -> Option<String> {
+pub(crate) fn string(value: Option<&RawValue>) -> Option<String> {
     value.filter(|value| value.get().starts_with('"')).and_then(|value| serde_json::from_str(value.get()).ok())
 }
 

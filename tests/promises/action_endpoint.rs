@@ -43,7 +43,9 @@ async fn application() -> (String, mpsc::UnboundedReceiver<(HeaderMap, Bytes)>) 
             "huge" => format!("{{\"verdict\":\"allow\",\"x\":\"{}\"}}", "x".repeat(64 * 1024)).into_response(),
             "garbage" => "allow".into_response(),
             "perhaps" => json!({"verdict": "perhaps"}).to_string().into_response(),
-            "odd" => json!({"verdict": "deny", "message": 7}).to_string().into_response(),
+            "listed" => json!(["allow"]).to_string().into_response(),
+            "odd" => json!({"verdict": "deny", "message": {}}).to_string().into_response(),
+            "torn" => r#"{"verdict":"deny","message":"Sorry \ud83d"}"#.into_response(),
             _ => json!({}).to_string().into_response(),
         }
     };
@@ -134,10 +136,13 @@ async fn whatever_goes_wrong_with_the_endpoint_comes_to_what_was_configured_and_
             })
         };
         let service = start(url.clone()).await;
-        for who in ["slow", "error", "created", "elsewhere", "huge", "garbage", "perhaps", "odd", "nothing"] {
+        for who in ["slow", "error", "created", "elsewhere", "huge", "garbage", "perhaps", "listed", "nothing"] {
             let (given, told) = message(&service, who).await;
             assert_eq!(given, verdict, "{who}");
             assert_eq!(told.contains("cannot be checked"), verdict == "Deny", "{who}: {told}");
+        }
+        for (who, says) in [("odd", ""), ("torn", "Sorry \u{FFFD}")] {
+            assert_eq!(message(&service, who).await, pair("Deny", says), "a message does not undo a verdict");
         }
         let page = service.metrics().await;
         for counted in ["timed_out\"} 1", "status\"} 2", "redirects\"} 1", "too_long\"} 1", "malformed\"} 4"] {
