@@ -1,7 +1,7 @@
 //! The settings of actions: who decides who may sign in or up.
 
 use super::{Reader, value};
-use crate::actions::endpoint::ActionEndpoint;
+use crate::actions::endpoint::{ActionEndpoint, EndpointError};
 use crate::authkit::ACTION_PATH;
 use crate::domain::action_rules::Rules;
 use crate::workos::signature::Secret;
@@ -75,7 +75,11 @@ impl Reader<'_> {
             private_addresses: private_addresses?,
         };
         if let Err(error) = endpoint.check() {
-            self.problems.push(format!("AUTHKIT_SYNC_ACTION_URL cannot be used: {error}"));
+            let allow = match error {
+                EndpointError::Plain | EndpointError::Private => "; AUTHKIT_SYNC_ACTION_URL_PRIVATE=true allows them",
+                _ => "",
+            };
+            self.problems.push(format!("AUTHKIT_SYNC_ACTION_URL cannot be used: {error}{allow}"));
         }
         Some(endpoint)
     }

@@ -156,7 +156,7 @@ fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
         ("AUTHKIT_SYNC_ACTION_URL_TIMEOUT", "5s", "at most 1500ms"),
         ("AUTHKIT_SYNC_ACTION_URL_PRIVATE", "maybe", "true or false"),
         ("AUTHKIT_SYNC_ACTION_URL_SECRET", "short", "at least 32 characters"),
-        ("AUTHKIT_SYNC_ACTION_URL", "http://decide.example.com/", "must be https://"),
+        ("AUTHKIT_SYNC_ACTION_URL", "http://decide.example.com/", "AUTHKIT_SYNC_ACTION_URL_PRIVATE=true"),
         ("AUTHKIT_SYNC_ACTION_URL", "https://10.0.0.1/", "not public"),
         ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "no password"),
         ("AUTHKIT_SYNC_ACTION_URL", "decide.example.com", "absolute"),
