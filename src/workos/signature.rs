@@ -213,7 +213,8 @@ fn check_time(t: &str, now: Timestamp, tolerance: Duration) -> Result<(), Signat
     let age = i128::from(now.unix_millis()) - i128::from(t);
     if age.unsigned_abs() > tolerance.as_millis() {
         return Err(SignatureError::Stale {
-            seconds: u64::try_from(age.unsigned_abs() / 1_000).unwrap_or(u64::MAX),
+            // Rounded up: 30 s would not be more than 30 s.
+            seconds: u64::try_from(age.unsigned_abs().div_ceil(1_000)).unwrap_or(u64::MAX),
             direction: if age > 0 { "old" } else { "in the future" },
             tolerance: tolerance.as_secs(),
         });
