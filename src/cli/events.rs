@@ -43,7 +43,7 @@ pub(super) fn command() -> Command {
                 .default_value("50"),
         )
         .arg(json());
-    let id = Arg::new("id").value_name("EVENT");
+    let id = Arg::new("id").value_name("EVENT").help("WorkOS's id, event_…");
     let show = Command::new("show")
         .about("One event with its payload, which may hold personal data")
         .arg(id.clone().required(true))

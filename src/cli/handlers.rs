@@ -25,7 +25,7 @@ pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
-    let name = || Arg::new("name").value_name("HANDLER").required(true);
+    let name = || Arg::new("name").value_name("HANDLER").required(true).help("its name, as `handlers list` shows it");
     let json = || flag("json", "print for machines");
     let add = Command::new("add")
         .about("Have a function in the database called for every change")

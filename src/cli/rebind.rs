@@ -21,7 +21,14 @@ pub(super) fn command() -> Command {
         .about("Give a copied database to another WorkOS environment")
         .long_about(ABOUT)
         .arg(flag("json", "print for machines"));
-    let settings = ["DATABASE_URL", "WORKOS_CLIENT_ID", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "RUST_LOG"];
+    let settings = [
+        "DATABASE_URL",
+        "WORKOS_CLIENT_ID",
+        "AUTHKIT_SYNC_DB_POOL",
+        "AUTHKIT_SYNC_DB_TIMEOUT",
+        "AUTHKIT_SYNC_LOG_FORMAT",
+        "RUST_LOG",
+    ];
     with_settings(command, &settings)
 }
 

@@ -13,7 +13,7 @@ use crate::sync::inbox;
 pub(super) fn command() -> Command {
     let command = Command::new("user")
         .about("Everything received about one user, what was done with each, and the row as it stands")
-        .arg(Arg::new("id").value_name("USER").required(true))
+        .arg(Arg::new("id").value_name("USER").required(true).help("WorkOS's id, user_…"))
         .arg(flag("erase", "sweep once more behind a deleted user, and say how many payloads there were"))
         .arg(flag("json", "print for machines"));
     with_settings(command, &events::SETTINGS)

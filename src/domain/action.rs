@@ -182,19 +182,20 @@ impl Verdict {
 /// Local part and domain of an address, each in the form in which it can be compared.
 ///
 /// The domain is what follows the last `@` (a quoted local part may hold others), by UTS 46 as browsers and mail programs read
-/// it: case, full-width letters, Unicode names and their `xn--` form are one, and a dot at the end says nothing. The local
-/// part is compared without regard to case and otherwise as it is: `ada+x@` and `a.da@` are not `ada@`.
+/// it: case, full-width letters, Unicode names and their `xn--` form are one, and dots at the end and control characters say
+/// nothing. The local part is compared without regard to case and otherwise as it is: `ada+x@` and `a.da@` are not `ada@`.
 pub(super) fn split(address: &str) -> (String, String) {
     let address = address.trim();
     // Without an @ it is no address, and at no domain: no rule about one may let it in.
-    let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
+    let (local, domain) = address.rsplit_once(['@', '\u{FF20}']).unwrap_or((address, ""));
     (local.trim().to_lowercase(), comparable(domain))
 }
 
 /// A domain in the form in which it can be compared.
 pub(super) fn comparable(domain: &str) -> String {
-    let ascii = idna::domain_to_ascii(domain.trim()).unwrap_or_else(|_| domain.trim().to_lowercase());
-    ascii.strip_suffix('.').map_or_else(|| ascii.clone(), str::to_owned)
+    let plain: String = domain.chars().filter(|char| !char.is_control()).collect();
+    let plain = plain.trim().trim_end_matches(['.', '\u{3002}', '\u{FF0E}', '\u{FF61}']);
+    idna::domain_to_ascii(plain).unwrap_or_else(|_| plain.to_lowercase())
 }
 
 #[cfg(test)]
@@ -207,6 +208,9 @@ mod tests {
             ("ada@gmail.com", "ada", "gmail.com"),
             (" Ada@GMAIL.com ", "ada", "gmail.com"),
             ("ada@gmail.com.", "ada", "gmail.com"),
+            ("ada@gmail.com..", "ada", "gmail.com"),
+            ("ada@gmail.com\u{0}", "ada", "gmail.com"),
+            ("ada\u{FF20}gmail.com", "ada", "gmail.com"),
             ("ada@ gmail.com", "ada", "gmail.com"),
             ("ada@ｇｍａｉｌ.com", "ada", "gmail.com"),
             ("ada@gmail\u{3002}com", "ada", "gmail.com"),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -214,7 +214,10 @@ pub(super) async fn read_only() -> Refusal {
 }
 
 /// What else WorkOS has below this path.
-pub(super) async fn not_served() -> Refusal {
+pub(super) async fn not_served(method: Method) -> Refusal {
+    if !matches!(method, Method::GET | Method::HEAD) {
+        return read_only().await;
+    }
     let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
     Refusal::new(StatusCode::NOT_FOUND, "not_served", body)
 }

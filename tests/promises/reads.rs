@@ -163,6 +163,8 @@ async fn what_cannot_be_answered_is_refused_in_workos_words() {
     for (method, path) in [("POST", ""), ("PUT", "/user_1"), ("DELETE", "/user_1")] {
         assert_eq!(ask(method, &format!("{users}{path}"), KEY).await.code(), (405, "read_only".to_owned()));
     }
+    let sign_in = format!("{url}/user_management/authenticate");
+    assert_eq!(ask("POST", &sign_in, KEY).await.code(), (405, "read_only".to_owned()));
     assert_eq!(ask("GET", &format!("{url}/user_management/invitations"), KEY).await.code(), (404, "not_served".into()));
     for key in ["", "a-service-key-of-at-least-32-character", &lab.workos.api_key()] {
         let answer = ask("GET", &users, key).await;
