@@ -19,6 +19,10 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// PostgreSQL ends a statement that takes too long by itself, and says where; this much later we end what is no statement.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Whose transaction it is, for the time when the handler may have become somebody else. Kept in the transaction itself, where
+/// nobody waits for the answer.
+const REMEMBER_ROLE: &str = "select set_config('authkit_sync.role', current_setting('role'), true)";
+
 /// Characters of a failure's message that are kept.
 const MESSAGE_LIMIT: usize = 500;
 
@@ -74,7 +78,9 @@ impl Failure {
             },
             None => Self::new(error.to_string()),
         };
-        Self { message: failure.message.chars().take(MESSAGE_LIMIT).collect(), ..failure }
+        // PostgreSQL's text holds no NUL, and a failure that cannot be noted would be tried for ever.
+        let message = failure.message.replace('\0', "\u{FFFD}");
+        Self { message: message.chars().take(MESSAGE_LIMIT).collect(), ..failure }
     }
 }
 
@@ -88,8 +94,8 @@ fn place(context: &str) -> Option<String> {
 }
 
 impl Store {
-    /// Lends a transaction to `handler` for at most `timeout`, checks deferred constraints, does `then` in it, and commits. A
-    /// handler that fails, panics or takes too long leaves nothing behind.
+    /// Lends a transaction to `handler` for at most `timeout`, checks deferred constraints, takes back the role, does `then` in
+    /// it, and commits. A handler that fails, panics or takes too long leaves nothing behind.
     ///
     /// # Errors
     /// [`StoreError`]: the database did not do its part, and nothing was written.
@@ -101,7 +107,7 @@ impl Store {
     ) -> Result<Result<(), Failure>, StoreError> {
         self.check().await?;
         // As in `transaction`: a number and nothing else.
-        let begun = self.handlers.begin_with(AssertSqlSafe(begin(timeout)));
+        let begun = self.handlers.begin_with(AssertSqlSafe(format!("{}; {REMEMBER_ROLE}", begin(timeout))));
         let begun = tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)??;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);
@@ -116,7 +122,14 @@ impl Store {
         let Some(transaction) = Arc::into_inner(lent) else {
             return Ok(Err(Failure::new("it kept its transaction after it returned")));
         };
-        self.finish(transaction.into_inner(), then).await
+        match self.finish(transaction.into_inner(), then).await {
+            // What a handler leaves behind (a role, a setting, a slow trigger) may keep its run from being recorded: its failure,
+            // or it would be tried for ever. Where the database is away instead, the failure cannot be noted either.
+            Err(error) if !matches!(error, StoreError::Overtaken) => {
+                Ok(Err(Failure::new(format!("its run could not be recorded: {error}"))))
+            }
+            outcome => outcome,
+        }
     }
 
     async fn finish(
@@ -132,6 +145,13 @@ impl Store {
                 Err(error @ sqlx::Error::Database(_)) => return Ok(Err(Failure::of(&error))),
                 Err(error) => return Err(error.into()),
             }
+            // For the session, not only for this transaction: a role that the handler took for good would meet whoever gets the
+            // connection next.
+            sqlx::query!(
+                "-- handlers.take_back\nselect set_config('role', current_setting('authkit_sync.role'), false)"
+            )
+            .fetch_one(&mut *transaction)
+            .await?;
             then.run(&mut transaction).await?;
             transaction.commit().await?;
             Ok(Ok(()))

@@ -665,3 +665,57 @@ async fn the_readmes_function_keeps_an_applications_users_in_step() {
     assert_eq!(bed.standing("public.on_workos_user").await.unwrap().set_aside, 0);
     process.stop().await;
 }
+
+/// What a handler leaves behind meets nobody else: neither its own bookkeeping nor the next one on the connection.
+#[tokio::test]
+async fn a_handler_that_changes_role_or_settings_harms_neither_itself_for_ever_nor_anybody_else() {
+    let bed = Bed::new().await;
+    let other = role(&bed, "other").await;
+    let functions = format!(
+        "{LOG};
+        create function becomes(change jsonb) returns void language plpgsql as $$
+        begin
+            set role {other};
+        end $$;
+        create function reads_only(change jsonb) returns void language plpgsql as $$
+        begin
+            perform set_config('transaction_read_only', 'on', true);
+        end $$;"
+    );
+    bed.pool.execute(AssertSqlSafe(functions)).await.unwrap();
+    for function in ["on_user", "becomes", "reads_only"] {
+        let (code, said) = handlers(&bed, &["add", &format!("public.{function}"), "--name", function]).await;
+        assert_eq!(code, 0, "{said}");
+    }
+    let become_other = format!("set local role {other}");
+    let local = move |_: Change, mut tx: Tx| {
+        let become_other = become_other.clone();
+        async move { tx.execute(AssertSqlSafe(become_other)).await.map(drop) }
+    };
+    let nul = |_: Change, _: Tx| async move { Err::<(), BoxError>("a NUL: \0".into()) };
+    // One connection, which each gets after the others.
+    let pool = bed.database.pool(1).await;
+    let process =
+        bed.run(|builder| builder.handler_pool(pool.clone()).on("local", "*", local).on("nul", "*", nul)).await;
+    for name in ["local", "nul"] {
+        bed.enrolled(name).await;
+    }
+    for _ in 0..3 {
+        bed.create(&unique("user")).await;
+    }
+    for name in ["on_user", "becomes", "local"] {
+        bed.idle(name).await;
+        let standing = bed.standing(name).await.unwrap();
+        assert!(standing.last_error.is_none(), "{name}: {standing:?}");
+    }
+    for (name, why) in [("reads_only", "SQLSTATE 25006"), ("nul", "a NUL: \u{FFFD}")] {
+        until(name, async || bed.standing(name).await.unwrap().waiting == 3).await;
+        let error = bed.standing(name).await.unwrap().last_error.unwrap();
+        assert!(error.message.clone().unwrap().contains(why), "{name}: {error:?}");
+    }
+    process.stop().await;
+    let now: String = sqlx::query_scalar("select current_setting('role')").fetch_one(&pool).await.unwrap();
+    assert_eq!(now, "none");
+    pool.close().await;
+    bed.pool.execute(AssertSqlSafe(format!("drop role {other}"))).await.unwrap();
+}

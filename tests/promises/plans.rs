@@ -243,6 +243,7 @@ const NAMES: &[&str] = &[
     "handlers.remove",
     "handlers.rights",
     "handlers.standings",
+    "handlers.take_back",
     "handlers.users_from_start",
     "handlers.waiting_users",
     "handlers.walk",
