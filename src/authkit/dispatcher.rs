@@ -28,8 +28,8 @@ pub(super) struct Dispatcher {
 struct State {
     /// The handlers in Rust stand in the database.
     enrolled: bool,
-    /// Handlers whose loops run.
-    started: HashSet<String>,
+    /// Handlers whose loops run, those in SQL apart: a name may change hands.
+    started: HashSet<(String, bool)>,
     loops: Supervisor,
     failures: u32,
 }
@@ -54,18 +54,21 @@ impl Dispatcher {
 
     async fn look(&self, state: &mut State) -> Result<(), Trouble> {
         let store = &self.context.store;
+        // One that cannot start keeps no other from it.
+        let mut taken = None;
         if !state.enrolled {
             for handler in &self.rust {
                 if !store.enrol_handler(&handler.name, &handler.types, handler.from_start).await? {
-                    return Err(Trouble::NameTaken(handler.name.to_string()));
+                    taken = Some(handler.name.to_string());
                 }
             }
-            state.enrolled = true;
+            state.enrolled = taken.is_none();
         }
         for handler in store.handlers(None).await? {
-            let rust = self.rust.iter().find(|rust| *rust.name == *handler.name).cloned();
-            let ours = rust.is_some() || handler.sql.is_some();
-            if ours && state.started.insert(handler.name.clone()) {
+            let in_sql = handler.sql.is_some();
+            let rust = self.rust.iter().find(|rust| !in_sql && *rust.name == *handler.name).cloned();
+            let ours = rust.is_some() || in_sql;
+            if ours && state.started.insert((handler.name.clone(), in_sql)) {
                 let worker = Worker::new(self.context.clone(), self.feed.clone(), &handler.name, rust);
                 let worker = Arc::new(worker);
                 state.loops.start(Along(worker.clone()));
@@ -75,6 +78,6 @@ impl Dispatcher {
         for lag in store.handler_lags().await? {
             self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.set_aside);
         }
-        Ok(())
+        taken.map_or(Ok(()), |name| Err(Trouble::NameTaken(name)))
     }
 }

@@ -719,3 +719,26 @@ async fn a_handler_that_changes_role_or_settings_harms_neither_itself_for_ever_n
     pool.close().await;
     bed.pool.execute(AssertSqlSafe(format!("drop role {other}"))).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_name_that_is_taken_holds_up_only_the_handler_that_wants_it() {
+    let bed = Bed::new().await;
+    bed.pool.execute(LOG).await.unwrap();
+    let (code, said) = handlers(&bed, &["add", "public.on_user", "--name", "taken"]).await;
+    assert_eq!(code, 0, "{said}");
+    let wants = |change: Change, mut tx: Tx| async move { note("wants", &change, &mut tx).await };
+    let well = |change: Change, mut tx: Tx| async move { note("well", &change, &mut tx).await };
+    let process = bed.run(|builder| builder.on("taken", "*", wants).on("well", "*", well)).await;
+    bed.enrolled("well").await;
+    bed.create(&unique("user")).await;
+    for name in ["taken", "well"] {
+        bed.idle(name).await;
+    }
+    assert_eq!((bed.done("well").await.len(), bed.done("wants").await.len()), (1, 0));
+    let by_function: i64 = sqlx::query_scalar("select count(*) from done where handler = current_user")
+        .fetch_one(&bed.pool)
+        .await
+        .unwrap();
+    assert_eq!(by_function, 1);
+    process.stop().await;
+}
