@@ -148,7 +148,11 @@ impl Worker {
     /// The handler, when this process is to run it now.
     async fn ready(&self) -> Result<Option<Handler>, Trouble> {
         let store = &self.context.store;
-        let Some(handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
+        let Some(mut handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
+        if let Some(rust) = &self.rust {
+            // What stands in the database is what the last process to start takes; that may have been an older release.
+            handler.types = rust.types.clone();
+        }
         let ours = self.rust.is_some() != handler.sql.is_some();
         if !ours || handler.paused || !self.leads().await? {
             return Ok(None);

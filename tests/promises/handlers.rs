@@ -742,3 +742,21 @@ async fn a_name_that_is_taken_holds_up_only_the_handler_that_wants_it() {
     assert_eq!(by_function, 1);
     process.stop().await;
 }
+
+/// While releases are exchanged, an older process may start after a newer one.
+#[tokio::test]
+async fn a_handler_in_rust_takes_the_types_it_was_built_with_whoever_started_last() {
+    let bed = Bed::new().await;
+    let handler = |change: Change, mut tx: Tx| async move { note("both", &change, &mut tx).await };
+    let newer = bed.run(|builder| builder.on("both", "user.created,user.updated", handler)).await;
+    bed.enrolled("both").await;
+    let id = unique("user");
+    bed.create(&id).await;
+    bed.idle("both").await;
+    let older = bed.run(|builder| builder.on("both", "user.created", handler)).await;
+    until("the older one is there", async || bed.standing("both").await.unwrap().types == ["user.created"]).await;
+    bed.rename(&id, 10).await;
+    until("the newer one hears of the update", async || bed.done("both").await.len() == 2).await;
+    newer.stop().await;
+    older.stop().await;
+}
