@@ -200,7 +200,9 @@ impl Work for Postponed<'_> {
         .await?;
         self.moved.run(&mut *connection).await?;
         let failure = self.waiting.failure.as_ref();
-        let message = failure.map(|failure| &*failure.message).filter(|_| deleted != Some(true));
+        // Nor does it stay of one who is not here: there is no row to meet a deletion at.
+        let may_stay = deleted == Some(false) || self.change.user_id.is_empty();
+        let message = failure.map(|failure| &*failure.message).filter(|_| may_stay);
         sqlx::query!(
             "-- handlers.postpone
             insert into workos.handler_backlog (

@@ -760,3 +760,33 @@ async fn a_handler_in_rust_takes_the_types_it_was_built_with_whoever_started_las
     newer.stop().await;
     older.stop().await;
 }
+
+/// Word of a user may fail before the user is here, at the moment it is deleted: the two meet in no row to lock.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the transaction is that of somebody who takes their time")]
+async fn a_message_about_a_user_who_is_not_here_does_not_outlive_a_deletion_at_the_same_moment() {
+    let bed = Bed::new().await;
+    let fails = |_: Change, _: Tx| async move { Err::<(), BoxError>("cannot greet ada@example.test".into()) };
+    let process = bed.run(|builder| builder.on("fails", "*", fails)).await;
+    bed.enrolled("fails").await;
+    // The postponement has looked for the user and waits for its handler.
+    let mut held = bed.pool.begin().await.unwrap();
+    sqlx::query("select from workos.handlers for update").execute(&mut *held).await.unwrap();
+    let id = unique("user");
+    let session = observed("session.created", 0, &json!({"id": unique("session"), "user_id": id}));
+    apply(&bed.store, Origin::Webhook, &[session]).await.unwrap();
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+        and query like '%handlers.move%'";
+    until("it waits", async || sqlx::query_scalar::<_, i64>(waits).fetch_one(&bed.pool).await.unwrap() > 0).await;
+    bed.delete(&id).await;
+    held.rollback().await.unwrap();
+    until("it is noted", async || bed.standing("fails").await.unwrap().waiting > 0).await;
+    let messages: i64 =
+        sqlx::query_scalar("select count(*) from workos.handler_backlog where user_id = $1 and message is not null")
+            .bind(&id)
+            .fetch_one(&bed.pool)
+            .await
+            .unwrap();
+    assert_eq!(messages, 0);
+    process.stop().await;
+}
