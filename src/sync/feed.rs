@@ -73,7 +73,8 @@ impl Feed {
     /// # Errors
     /// [`FeedError`]
     pub async fn after(&self, after: &Position, limit: usize, wait: Duration) -> Result<Page, FeedError> {
-        let until = Instant::now() + wait;
+        let asked = Instant::now();
+        let until = asked + wait;
         let mut head = self.store.feed_head().await?;
         loop {
             let page = self.page(&head, after, limit).await?;
@@ -83,7 +84,7 @@ impl Feed {
             loop {
                 tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
                 let before = head;
-                head = self.look().await?;
+                head = self.look(asked).await?;
                 if head != before || Instant::now() >= until {
                     break;
                 }
@@ -108,14 +109,16 @@ impl Feed {
         })
     }
 
-    /// How far the feed can be read, as of [`LOOK`] ago at most.
-    async fn look(&self) -> Result<Head, StoreError> {
+    /// How far the feed can be read, as of [`LOOK`] ago at most, and not as of before `asked`: the position of who asks may be
+    /// newer.
+    async fn look(&self, asked: Instant) -> Result<Head, StoreError> {
         let mut seen = self.seen.lock().await;
         match &*seen {
-            Some((at, head)) if at.elapsed() < LOOK => Ok(head.clone()),
+            Some((at, head)) if *at >= asked && at.elapsed() < LOOK => Ok(head.clone()),
             _ => {
+                let at = Instant::now();
                 let head = self.store.feed_head().await?;
-                *seen = Some((Instant::now(), head.clone()));
+                *seen = Some((at, head.clone()));
                 Ok(head)
             }
         }

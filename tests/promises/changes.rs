@@ -487,3 +487,25 @@ async fn the_library_tells_changes_as_a_stream() {
     assert!(matches!(lost.next().await, Some(Err(FeedError::Expired))));
     assert!(lost.next().await.is_none());
 }
+
+/// Those who wait look together; what one of them saw before another asked must not be held against a newer position.
+#[tokio::test]
+async fn a_short_wait_beside_a_long_one_takes_no_new_position_for_expired() {
+    let database = TestDatabase::new().await;
+    let store = store(&database.pool(4).await);
+    let feed = Feed::new(store.clone());
+    let waiting = feed.clone();
+    let long = tokio::spawn(async move {
+        let mut at = waiting.now().await.unwrap();
+        loop {
+            at = waiting.after(&at, 10, Duration::from_secs(20)).await.unwrap().position;
+        }
+    });
+    for _ in 0..30 {
+        take(&store, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
+        let now = feed.now().await.unwrap();
+        let page = feed.after(&now, 10, Duration::from_millis(30)).await.unwrap();
+        assert_eq!(page.position, now);
+    }
+    long.abort();
+}
