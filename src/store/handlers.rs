@@ -159,11 +159,11 @@ impl Store {
         Ok(enrolled.is_some())
     }
 
-    /// Users of whom the handler has changes waiting: their later ones stand behind those.
+    /// Of these users those of whom the handler has changes waiting: their later ones stand behind those.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn waiting_users(&self, handler: &str) -> Result<HashSet<String>, StoreError> {
+    pub async fn waiting_users(&self, handler: &str, among: &[&str]) -> Result<HashSet<String>, StoreError> {
         let users = self
             .lookup(async |connection| {
                 sqlx::query_scalar!(
@@ -173,8 +173,10 @@ impl Store {
                     where
                         handler = $1
                         and due_at is not null
-                        and user_id <> ''",
-                    handler
+                        and user_id <> ''
+                        and user_id = any($2::text[])",
+                    handler,
+                    among as _
                 )
                 .fetch_all(connection)
                 .await
@@ -192,25 +194,33 @@ impl Store {
         self.lookup(async |connection| {
             sqlx::query_as!(
                 Backlogged,
-                "-- handlers.due
-                select position, user_id, from_start, tries
-                from workos.handler_backlog as waiting
-                where
-                    handler = $1
-                    and due_at <= now()
-                    and (
-                        user_id = ''
-                        or position = (
-                            select min(first.position)
-                            from workos.handler_backlog as first
-                            where
-                                first.handler = waiting.handler
-                                and first.user_id = waiting.user_id
-                                and first.due_at is not null
-                        )
+                r#"-- handlers.due
+                select
+                    position as "position!",
+                    user_id as "user_id!",
+                    from_start as "from_start!",
+                    tries as "tries!"
+                from (
+                    (
+                        select distinct on (user_id) position, user_id, from_start, tries, due_at
+                        from workos.handler_backlog
+                        where
+                            handler = $1
+                            and due_at is not null
+                            and user_id <> ''
+                        order by user_id, position
                     )
+                    union all
+                    select position, user_id, from_start, tries, due_at
+                    from workos.handler_backlog
+                    where
+                        handler = $1
+                        and due_at is not null
+                        and user_id = ''
+                ) as first
+                where due_at <= now()
                 order by due_at, position
-                limit $2",
+                limit $2"#,
                 handler,
                 limit
             )

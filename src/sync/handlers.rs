@@ -202,7 +202,8 @@ impl Worker {
         let entries = store.changes(handler.position, head.horizon, BATCH).await?;
         let full = i64::try_from(entries.len()).is_ok_and(|count| count == BATCH);
         let end = entries.last().map(|last| last.position).filter(|_| full).unwrap_or(head.horizon);
-        let mut waiting = store.waiting_users(&self.name).await?;
+        let named: Vec<&str> = entries.iter().filter_map(|entry| entry.user_id.as_deref()).collect();
+        let mut waiting = store.waiting_users(&self.name, &named).await?;
         let mut at = handler.position;
         for entry in entries {
             if handler.types.take(entry.kind.event_type()) {

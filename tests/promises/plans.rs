@@ -70,12 +70,15 @@ const STATEMENTS: &[(&str, &str)] = &[
         "changes_user_id",
     ),
     (
-        "select position from workos.handler_backlog as waiting where handler = 'h' and due_at <= now() and (
-            user_id = '' or position = (
-                select min(first.position) from workos.handler_backlog as first where first.handler = waiting.handler
-                    and first.user_id = waiting.user_id and first.due_at is not null
+        "select position from (
+            (
+                select distinct on (user_id) position, user_id, due_at from workos.handler_backlog
+                where handler = 'h' and due_at is not null and user_id <> '' order by user_id, position
             )
-        ) order by due_at, position limit 100",
+            union all
+            select position, user_id, due_at from workos.handler_backlog
+            where handler = 'h' and due_at is not null and user_id = ''
+        ) as first where due_at <= now() order by due_at, position limit 100",
         "handler_backlog_waiting",
     ),
     (
