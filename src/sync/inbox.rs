@@ -10,7 +10,7 @@ use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Outcome};
 use crate::domain::timestamp::Timestamp;
 use crate::store::inbox::{Kept, Kin};
-use crate::store::{Store, StoreError, Work, events, users};
+use crate::store::{Store, StoreError, Work, events, handlers as backlog, sign_ins, users};
 use crate::workos::wire;
 
 /// Events taken at once.
@@ -100,7 +100,11 @@ impl Work for Sweep {
         let named = std::slice::from_ref(&self.user);
         let stored = users::lock(connection, named).await?;
         match stored.get(&self.user) {
-            Some(Stored::Tombstone { .. }) => events::erase(connection, named).await.map(Some),
+            Some(Stored::Tombstone { .. }) => {
+                backlog::erase(connection, named).await?;
+                sign_ins::forget(connection, named).await?;
+                events::erase(connection, named).await.map(Some)
+            }
             _ => Ok(None),
         }
     }

@@ -10,8 +10,8 @@ use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::handler::{TRIES, Types};
 use authkit_sync::store::handler_standing::HandlerStanding;
 use authkit_sync::store::{Store, lent::BoxError};
-use authkit_sync::sync::apply;
 use authkit_sync::sync::driver::Driver;
+use authkit_sync::sync::{apply, inbox};
 use authkit_sync::{AuthKit, Change, Tx};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
@@ -630,6 +630,10 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     .await;
     assert!(messages().await.iter().all(Option::is_none), "{:?}", messages().await);
     process.stop().await;
+    // Should one be there all the same, sweeping behind the user takes it along.
+    bed.pool.execute("update workos.handler_backlog set message = 'Ada'").await.unwrap();
+    assert!(inbox::sweep(&bed.store, &id).await.unwrap().is_some());
+    assert!(messages().await.iter().all(Option::is_none));
 }
 
 /// The README's own example: an application's table of users, kept in step from the first to the last.
