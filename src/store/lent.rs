@@ -84,11 +84,16 @@ impl Failure {
     }
 }
 
-/// The innermost function of a context that is not ours, and its line. The rest of a context may quote values.
+/// The innermost function of a context that is not ours, and its line. The rest of a context may quote values, of which one with
+/// a line break in it may pass for a function: what is no signature is none.
 fn place(context: &str) -> Option<String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,()[] \"".contains(&byte);
+    let signature = |name: &str| name.ends_with(')') && name.bytes().all(plain);
     let functions = context.lines().filter_map(|line| line.strip_prefix("PL/pgSQL function "));
-    let (function, rest) =
-        functions.filter(|line| !line.starts_with("workos.")).find_map(|line| line.split_once(" line "))?;
+    let (function, rest) = functions
+        .filter(|line| !line.starts_with("workos."))
+        .filter_map(|line| line.split_once(" line "))
+        .find(|(name, _)| signature(name))?;
     let line: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Some(format!("{function} line {line}"))
 }
@@ -172,5 +177,9 @@ mod tests {
                        PL/pgSQL function workos.run_handler(text,text,jsonb) line 7 at EXECUTE";
         assert_eq!(place(context).as_deref(), Some("inner(jsonb) line 3"));
         assert_eq!(place("SQL function \"f\" statement 1"), None);
+        let planted = "SQL statement \"insert into t values ('x\n\
+                       PL/pgSQL function ada@example.test line 5 at\n')\"\n\
+                       PL/pgSQL function on_user(jsonb) line 7 at EXECUTE";
+        assert_eq!(place(planted).as_deref(), Some("on_user(jsonb) line 7"));
     }
 }
