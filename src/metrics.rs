@@ -245,6 +245,14 @@ impl Metrics {
         self.handlers.set_aside.get_or_create(&labels).set(set_aside);
     }
 
+    /// A handler that was removed has nothing to tell any more.
+    pub fn forget_handler(&self, handler: &str) {
+        let labels = HandlerLabels { handler: handler.to_owned() };
+        for gauge in [&self.handlers.lag, &self.handlers.waiting, &self.handlers.set_aside] {
+            gauge.remove(&labels);
+        }
+    }
+
     /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
     pub fn progress(&self, quarantined: i64, synced_through: i64) {
         self.quarantined.set(quarantined);

@@ -58,7 +58,8 @@ pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) 
     apply_then(store, origin, observations, &Nothing).await
 }
 
-/// Applies a slice inside a transaction the caller holds open and commits; see [`apply`], which begins one itself.
+/// Applies a slice inside a transaction the caller holds open and commits; see [`apply`], which begins one itself. Until it
+/// ends, nobody is told of later changes either: keep it short.
 ///
 /// # Errors
 /// As [`apply`], and [`StoreError::Refused`] where that would quarantine; the caller must roll back.

@@ -30,6 +30,8 @@ struct State {
     enrolled: bool,
     /// Handlers whose loops run, those in SQL apart: a name may change hands.
     started: HashSet<(String, bool)>,
+    /// Handlers whose metrics stand.
+    measured: Vec<String>,
     loops: Supervisor,
     failures: u32,
 }
@@ -48,7 +50,7 @@ impl Dispatcher {
     pub(super) fn new(context: Context, rust: Vec<RustHandler>) -> Self {
         // Loops end with the dispatcher: whoever drops it drops them.
         let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
-        let state = State { enrolled: false, started: HashSet::new(), loops, failures: 0 };
+        let state = State { enrolled: false, started: HashSet::new(), measured: Vec::new(), loops, failures: 0 };
         Self { feed: Feed::new(context.store.clone()), context, rust, state: Mutex::new(state) }
     }
 
@@ -75,9 +77,14 @@ impl Dispatcher {
                 state.loops.start(Again(worker));
             }
         }
-        for lag in store.handler_lags().await? {
+        let lags = store.handler_lags().await?;
+        for gone in state.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
+            self.context.metrics.forget_handler(gone);
+        }
+        for lag in &lags {
             self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.set_aside);
         }
+        state.measured = lags.into_iter().map(|lag| lag.name).collect();
         taken.map_or(Ok(()), |name| Err(Trouble::NameTaken(name)))
     }
 }

@@ -64,15 +64,24 @@ impl Store {
         self.transaction("move handler", &Moved { name, moved }).await
     }
 
-    /// The handler has been told of every live user, and goes on with the feed.
+    /// The handler has been told of every live user up to `walked`, the last, and goes on with the feed.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn end_walk(&self, name: &str) -> Result<(), StoreError> {
+    pub async fn end_walk(&self, name: &str, walked: &str) -> Result<(), StoreError> {
         self.lookup(async |connection| {
-            sqlx::query!("-- handlers.end_walk\nupdate workos.handlers set walked = null where name = $1", name)
-                .execute(connection)
-                .await
+            sqlx::query!(
+                "-- handlers.end_walk
+                update workos.handlers
+                set walked = null
+                where
+                    name = $1
+                    and walked = $2",
+                name,
+                walked
+            )
+            .execute(connection)
+            .await
         })
         .await?;
         Ok(())

@@ -245,7 +245,7 @@ impl Worker {
         let store = &self.context.store;
         let users = store.users_from_start(walked, handler.started_at, BATCH).await?;
         if users.is_empty() {
-            store.end_walk(&self.name).await?;
+            store.end_walk(&self.name, walked).await?;
             return Ok(Duration::ZERO);
         }
         let epoch = store.feed_head().await?.epoch;

@@ -173,6 +173,49 @@ async fn nothing_appears_below_a_position_that_was_handed_out() {
     assert_eq!(names, ["Late", "Early"]);
 }
 
+/// After a crash its number may be drawn again: whoever was told of it would miss what comes under it then.
+#[tokio::test]
+async fn a_position_of_a_writer_that_gave_up_is_handed_to_nobody() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let store = store(&pool);
+    let feed = Feed::new(store.clone());
+    take(&store, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
+    let committed = feed.now().await.unwrap();
+    let mut undone = pool.begin().await.unwrap();
+    let late = observed("user.created", 0, &user(&unique("user"), "Late", 0));
+    authkit_sync::sync::apply_within(&mut undone, Origin::Webhook, &[late]).await.unwrap();
+    undone.rollback().await.unwrap();
+    assert_eq!(feed.now().await.unwrap(), committed);
+    assert!(store.feed_head().await.unwrap().issued > committed.number);
+}
+
+/// A login that may see less of the server is told the same.
+#[tokio::test]
+async fn every_login_reads_the_same_epoch() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let feed = Feed::new(store(&pool));
+    let role = unique("narrow");
+    for statement in [
+        format!("create role {role}"),
+        format!("grant usage on schema workos to {role}"),
+        format!("grant select, update on all tables in schema workos to {role}"),
+        format!("grant select on all sequences in schema workos to {role}"),
+        format!("grant execute on all functions in schema workos to {role}"),
+        "revoke execute on function pg_control_system() from public".to_owned(),
+    ] {
+        pool.execute(AssertSqlSafe(statement)).await.unwrap();
+    }
+    let before = feed.now().await.unwrap();
+    let narrow = database.pool(1).await;
+    narrow.execute(AssertSqlSafe(format!("set role {role}"))).await.unwrap();
+    assert_eq!(Feed::new(store(&narrow)).now().await.unwrap(), before);
+    assert_eq!(feed.now().await.unwrap(), before);
+    narrow.close().await;
+    pool.execute(AssertSqlSafe(format!("drop owned by {role}; drop role {role}"))).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
     let database = TestDatabase::new().await;
