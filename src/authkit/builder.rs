@@ -173,7 +173,8 @@ impl Builder {
         self
     }
 
-    /// Whether [`AuthKit::run`](crate::AuthKit::run) reads the Events API behind the webhooks, or instead of them. Default on.
+    /// Whether [`AuthKit::run`](crate::AuthKit::run) reads the Events API behind the webhooks, or instead of them. Default
+    /// on.
     pub fn catch_up(mut self, on: bool) -> Self {
         self.jobs.catch_up = on;
         self
@@ -199,14 +200,15 @@ impl Builder {
         self
     }
 
-    /// Whether [`AuthKit::run`](crate::AuthKit::run) fills the table with every existing user, until that has been done once. Default on.
+    /// Whether [`AuthKit::run`](crate::AuthKit::run) fills the table with every existing user, until that has been done once.
+    /// Default on.
     pub fn backfill(mut self, on: bool) -> Self {
         self.jobs.backfill = on;
         self
     }
 
-    /// How long after a complete walk [`AuthKit::run`](crate::AuthKit::run) reconciles; `None`: only when events may be lost. Default
-    /// [`RECONCILE_INTERVAL`].
+    /// How long after a complete walk [`AuthKit::run`](crate::AuthKit::run) reconciles; `None`: only when events may be lost.
+    /// Default [`RECONCILE_INTERVAL`].
     pub fn reconcile_interval(mut self, interval: Option<Duration>) -> Self {
         self.jobs.reconcile_interval = interval;
         self
@@ -292,8 +294,8 @@ impl Builder {
         self
     }
 
-    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open; more wait to be accepted. Default [`CONNECTIONS`]. Each takes a file
-    /// descriptor, and the database needs some too.
+    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open; more wait to be accepted. Default
+    /// [`CONNECTIONS`]. Each takes a file descriptor, and the database needs some too.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
         self

@@ -14,10 +14,13 @@ impl Builder {
     /// (`user.*`) or any (`*`), separated by commas.
     ///
     /// Of `user.*` the handler gets every change of that kind, whichever way it came to light; of any other type every event.
-    /// Its writes through [`Tx`](crate::store::lent::Tx) commit together with the fact that it has run: exactly once in effect, one user's changes in
-    /// order. An error rolls back and is tried again, with growing rests, for about half an hour; then the change is set aside
-    /// (`authkit-sync handlers list`), and its user's later ones go on. Progress is kept under `name`: keep it. A new name
-    /// starts at the end of the feed.
+    /// Its writes through [`Tx`](crate::Tx) commit together with the fact that it has run: exactly once in effect, one user's
+    /// changes in order. An error rolls back and is tried again, with growing rests, for about half an hour; then the change
+    /// is set aside (`authkit-sync handlers list`), and its user's later ones go on. Progress is kept under `name`: keep it. A
+    /// new name starts at the end of the feed.
+    ///
+    /// Keep it short, and call no other system from it: only what is in the database is rolled back. Write a row, as here, and
+    /// let a worker of yours send it.
     ///
     /// ```
     /// use authkit_sync::{AuthKit, Change, Tx};
