@@ -127,6 +127,11 @@ impl ReadThrough {
         let _place = self.0.places.acquire().await.map_err(|_| NotAsked)?;
         let asked = async {
             let context = &self.0.context;
+            // Whoever looked just before another's answer was committed need not ask for it again.
+            let known = context.store.user(id).await?;
+            if !matches!(known, Stored::Absent) {
+                return Ok(known);
+            }
             self.trust().await?;
             let listed: Observation = match context.api.user(id).await? {
                 Found::Unknown(_) => return Ok(Stored::Absent),

@@ -2,8 +2,10 @@
 
 use authkit_sync::AuthKit;
 use authkit_sync::dev::workos::ApiFaults;
+use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::sync::apply;
+use authkit_sync::sync::read_through::ReadThrough;
 use authkit_sync::workos::api::ApiKey;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
@@ -235,6 +237,19 @@ async fn a_thousand_first_requests_of_one_new_user_ask_workos_once() {
     assert_eq!(lab.workos.requests(&format!("/user_management/users/{id}")), 1);
     let origin = "select count(*) from workos.user_records where synced_observation like 'snapshot:%'";
     assert_eq!(lab.count(origin).await, 1);
+}
+
+/// Found by a thousand at once, under load: one had looked into the table just before the answer to another was in it.
+#[tokio::test]
+async fn whoever_looked_just_before_the_answer_came_does_not_ask_again() {
+    let lab = Lab::new().await;
+    let id = lab.create_user("Ada");
+    let read_through = ReadThrough::new(lab.context());
+    for _ in 0..3 {
+        let stored = read_through.read(&id).await.unwrap();
+        assert!(matches!(&*stored, Stored::Live { .. }));
+    }
+    assert_eq!(lab.workos.requests(&format!("/user_management/users/{id}")), 1);
 }
 
 #[tokio::test]
