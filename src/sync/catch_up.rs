@@ -152,11 +152,9 @@ impl CatchUp {
             }
             Course::StartedOver => {
                 tracing::error!("WorkOS no longer knows catch-up's cursor and began anew; the cursor is replaced");
-                guard::check(&self.context).await?;
-                let restart = restart(place, page.observed_at);
-                self.settle(page.items, &restart, state).await?;
-                state.pass_began = None;
-                return Ok(BREATH);
+                // What it begins anew with may lie before all that was ever read: the creation of a user whose deletion nobody
+                // here will hear of. The new cursor brings what is ours.
+                return self.restart(place, page.observed_at, state).await;
             }
         }
         if end {

@@ -196,6 +196,25 @@ async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
     }
 }
 
+/// SEED=145: WorkOS began anew with its first events, and one of them brought a user back whose deletion lay behind that page.
+#[tokio::test]
+async fn a_list_that_starts_over_brings_nobody_back_who_was_gone_before_anybody_listened() {
+    let lab = Lab::new().await;
+    let gone = lab.create_user("Gone");
+    lab.clock.set(lab.clock.now().plus_seconds(10));
+    lab.workos.delete_user(&gone).unwrap();
+    lab.clock.set(lab.clock.now().plus_seconds(2 * 86_400));
+    let catch_up = lab.catch_up();
+    to_the_end(&lab, &catch_up).await;
+    lab.create_users(2);
+    to_the_end(&lab, &catch_up).await;
+    lab.workos.lose_cursors();
+    let faults = ApiFaults { lost_cursors_start_over: true, page_limit: Some(1), ..ApiFaults::default() };
+    lab.workos.set_api_faults(faults);
+    to_the_end(&lab, &catch_up).await;
+    assert_eq!(lab.count("select count(*) from workos.user_records").await, 2);
+}
+
 #[tokio::test]
 async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconcile() {
     // WorkOS may refuse a cursor it has forgotten, or say nothing and begin anew.
