@@ -356,24 +356,31 @@ async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends(
         let request = service.client.get(service.url(&format!("/changes?after={position}&wait=20"))).bearer_auth(KEY);
         tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await })
     };
-    let waiting = wait(&position);
-    let sessions = || async {
-        let waits: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where query like '%feed_head%'")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-        waits > 0
+    let now = async || sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.unwrap();
+    // Nothing else in this service looks at the feed.
+    let looked = async |since: time::OffsetDateTime| {
+        let looks: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity where query like '-- changes.head%' and query_start > $1",
+        )
+        .bind(since)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        looks > 0
     };
-    until("somebody looks at the feed", sessions).await;
+    let before = now().await;
+    let waiting = wait(&position);
+    until("somebody looks at the feed", async || looked(before).await).await;
     service.deliver(&body(&unique("event"), "user.created", 0, &user(&unique("user"), "Ada", 0))).await;
     let page = waiting.await.unwrap().json();
     assert_eq!(page["data"][0]["kind"], "created");
     // A service that stops does not let its followers wait: it would be cut off by the drain deadline otherwise.
+    let before = now().await;
     let waiting = wait(page["position"].as_str().unwrap());
-    until("it waits", sessions).await;
+    until("somebody looks again", async || looked(before).await).await;
     service.stop().await.unwrap();
-    let last = waiting.await;
-    assert!(last.is_err() || last.unwrap().json()["data"] == json!([]));
+    let last = waiting.await.unwrap();
+    assert_eq!((last.status, last.json()["data"].clone()), (200, json!([])), "answered, not cut off");
 }
 
 /// Random creations, renames and deletions, until told to stop; then none for good.
