@@ -1,8 +1,8 @@
 //! Who decides about an action, in this order: the application's handler, its HTTP endpoint, the rules. One that has no
 //! opinion leaves it to the next; where nobody has, the attempt is allowed.
 //!
-//! A verdict is stored before it is answered, and the first one stored for an action counts: whoever asks again, of any
-//! replica, is told the same. So without the database there is no verdict (promise 8: our outage creates no account).
+//! A verdict is stored before it is answered, and the first one stored for an action counts: a repeated request, to any
+//! replica, gets the same answer. Two requests are the same action when kind, ID and body are the same. So without the database there is no verdict (promise 8: our outage creates no account).
 
 pub mod endpoint;
 
@@ -20,7 +20,7 @@ use crate::domain::action::{Action, Verdict};
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
-use crate::store::action_verdicts::{Decision, Kept};
+use crate::store::action_verdicts::{ActionKey, Decision, Kept};
 use crate::store::{Store, StoreError};
 use endpoint::Endpoint;
 
@@ -92,12 +92,12 @@ pub(crate) struct Decided {
 impl Actions {
     /// The verdict on an action: the stored one, or a new one that is stored when this returns.
     pub(crate) async fn decide(&self, action: &Action) -> Result<Decided, Undecided> {
-        let deadline = Instant::now() + self.deadline;
-        if let Some(decision) = in_time(deadline, self.store.verdict(&action.id)).await? {
+        let (key, deadline) = (ActionKey::of(action), Instant::now() + self.deadline);
+        if let Some(decision) = in_time(deadline, self.store.verdict(&key)).await? {
             return Ok(Decided { decision, repeated: true });
         }
         let decision = self.ask(action, deadline).await?;
-        match in_time(deadline + STORING, self.store.keep_verdict(&action.id, &decision)).await? {
+        match in_time(deadline + STORING, self.store.keep_verdict(&key, &decision)).await? {
             Kept::Earlier(decision) => Ok(Decided { decision, repeated: true }),
             Kept::Given => {
                 self.metrics.action(action.kind().as_str(), decision.verdict.as_str(), &decision.decided_by);

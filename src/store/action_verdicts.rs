@@ -1,14 +1,37 @@
-//! `workos.action_verdicts`: what was decided about an action, so that whoever asks again is told the same.
+//! `workos.action_verdicts`: the verdict on each action, so that a repeated request gets the same answer.
 
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnection;
 
 use super::{Store, StoreError, Work};
-use crate::domain::action::Verdict;
+use crate::domain::action::{Action, Kind, Verdict};
 
 /// How long a verdict is kept: longer than a signature is fresh, whichever way the clocks differ.
 pub const KEPT: Duration = Duration::from_secs(300);
+
+/// What makes two requests the same action: the kind, the ID and the SHA-256 of the body.
+///
+/// The ID alone does not: a verdict on one person's registration must never answer for another person's sign-in, whatever
+/// ID WorkOS (or whoever holds the secret) gives it. The body is hashed as it was received. WorkOS signs with the time in
+/// the header and not in the body, so a repeated request has the same bytes under a new signature. If WorkOS ever sends
+/// other bytes for the same action, the deciders are asked once more: that is safe, and a stored verdict for other
+/// content would not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActionKey {
+    kind: Kind,
+    id: String,
+    payload_hash: [u8; 32],
+}
+
+impl ActionKey {
+    /// The key of an action.
+    #[must_use]
+    pub fn of(action: &Action) -> Self {
+        Self { kind: action.kind(), id: action.id.clone(), payload_hash: Sha256::digest(&action.payload).into() }
+    }
+}
 
 /// A verdict, and what decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,20 +57,22 @@ impl From<Row> for Decision {
 }
 
 impl Store {
-    /// What was decided about this action, if anything was.
+    /// The stored decision about an action, if there is one.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn verdict(&self, action_id: &str) -> Result<Option<Decision>, StoreError> {
+    pub async fn verdict(&self, key: &ActionKey) -> Result<Option<Decision>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query_as!(
                     Row,
-                    "-- action_verdicts.by_id
+                    "-- action_verdicts.by_key
                     select verdict, message, decided_by
                     from workos.action_verdicts
-                    where id = $1",
-                    action_id
+                    where id = $1 and kind = $2 and payload_hash = $3",
+                    key.id,
+                    key.kind.as_str(),
+                    &key.payload_hash[..]
                 )
                 .fetch_optional(connection)
                 .await
@@ -60,8 +85,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn keep_verdict(&self, action_id: &str, decision: &Decision) -> Result<Kept, StoreError> {
-        self.transaction("keep verdict", &Keep { action_id, decision }).await
+    pub async fn keep_verdict(&self, key: &ActionKey, decision: &Decision) -> Result<Kept, StoreError> {
+        self.transaction("keep verdict", &Keep { key, decision }).await
     }
 
     /// Drops verdicts that nobody can ask for any more, `limit` at most, and returns how many.
@@ -74,8 +99,8 @@ impl Store {
                 sqlx::query!(
                     "-- action_verdicts.expire
                     delete from workos.action_verdicts
-                    where id in (
-                        select id
+                    where (id, kind, payload_hash) in (
+                        select id, kind, payload_hash
                         from workos.action_verdicts
                         where decided_at < now() - make_interval(secs => $1)
                         order by decided_at
@@ -103,7 +128,7 @@ pub enum Kept {
 }
 
 struct Keep<'a> {
-    action_id: &'a str,
+    key: &'a ActionKey,
     decision: &'a Decision,
 }
 
@@ -112,19 +137,21 @@ impl Work for Keep<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Kept, StoreError> {
         let Decision { verdict, decided_by } = self.decision;
-        // The update changes nothing: it waits for another insert of the same id, and returns what that one stored.
+        // The update changes nothing: it waits for another insert of the same key, and returns what that one stored.
         let row = sqlx::query!(
             r#"-- action_verdicts.keep
-            insert into workos.action_verdicts as stored (id, verdict, message, decided_by)
-            values ($1, $2, $3, $4)
-            on conflict (id) do update
+            insert into workos.action_verdicts as stored (id, kind, payload_hash, verdict, message, decided_by)
+            values ($1, $2, $3, $4, $5, $6)
+            on conflict (id, kind, payload_hash) do update
             set decided_at = stored.decided_at
             returning
                 verdict,
                 message,
                 decided_by,
                 xmax = 0 as "is_new!""#,
-            self.action_id,
+            self.key.id,
+            self.key.kind.as_str(),
+            &self.key.payload_hash[..],
             verdict.as_str(),
             verdict.message(),
             decided_by

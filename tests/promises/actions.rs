@@ -260,7 +260,7 @@ async fn rules_decide_and_nothing_else_is_allowed_or_denied_by_them() {
     service.stop().await.unwrap();
 }
 
-/// Whatever the body says, and whatever the rules are by now.
+/// Whatever the rules are by now.
 #[tokio::test]
 async fn the_same_action_is_told_the_same_by_every_replica_until_it_can_no_longer_be_asked() {
     let database = TestDatabase::new().await;
@@ -269,7 +269,6 @@ async fn the_same_action_is_told_the_same_by_every_replica_until_it_can_no_longe
     let other = Service::start_with(&pool, rules("allow * *")).await;
     assert_eq!(one.verdict(&registration("action_1", "eve@gmail.com")).await, denied("First."));
     assert_eq!(other.verdict(&registration("action_1", "eve@gmail.com")).await, denied("First."));
-    assert_eq!(other.verdict(&authentication("action_1", "user_1")).await, denied("First."), "another body");
     let first = one.act(&registration("action_1", "eve@gmail.com")).await.json();
     one.clock.set(one.clock.now().plus_seconds(20));
     let later = one.act(&registration("action_1", "eve@gmail.com")).await.json();
@@ -283,14 +282,31 @@ async fn the_same_action_is_told_the_same_by_every_replica_until_it_can_no_longe
     assert!(kept.len() == 1 && !kept[0].contains("gmail"), "{kept:?}");
 }
 
+/// An ID alone proves nothing: each kind of action, and each content, gets its own verdict.
+#[tokio::test]
+async fn a_verdict_answers_only_for_the_kind_id_and_content_it_was_made_for() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let service = Service::start_with(&pool, rules("allow registration *; deny authentication * \"No.\"")).await;
+    assert_eq!(service.verdict(&registration("action_1", "eve@example.com")).await, allowed());
+    assert_eq!(service.verdict(&authentication("action_1", "user_1")).await, denied("No."), "another kind");
+    service.stop().await.unwrap();
+    let service = Service::start_with(&pool, rules(GMAIL)).await;
+    assert_eq!(service.verdict(&registration("action_2", "eve@example.com")).await, allowed());
+    let no = denied("Please sign up with your work address.");
+    assert_eq!(service.verdict(&registration("action_2", "eve@gmail.com")).await, no, "another person");
+    assert_eq!(service.verdict(&registration("action_2", "eve@example.com")).await, allowed(), "the first again");
+    service.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn housekeeping_drops_verdicts_nobody_can_ask_for_any_more() {
     let lab = Lab::new().await;
     lab.pool
         .execute(
-            "insert into workos.action_verdicts (id, verdict, decided_by, decided_at) values
-            ('old', 'allow', 'default', now() - interval '6 minutes'),
-            ('new', 'allow', 'default', now() - interval '4 minutes')",
+            "insert into workos.action_verdicts (id, kind, payload_hash, verdict, decided_by, decided_at)
+            select id, 'authentication', sha256(convert_to(id, 'utf8')), 'allow', 'default', now() - age
+            from (values ('old', interval '6 minutes'), ('new', interval '4 minutes')) as verdicts (id, age)",
         )
         .await
         .unwrap();
@@ -421,8 +437,9 @@ async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
     let judged = lab.workos.attempt(sign_up("eve@gmail.com")).await.unwrap();
     assert_eq!((judged.verdict.as_str(), judged.failure), ("Deny", None));
     assert_eq!(judged.error_message.as_deref(), Some("Please sign up with your work address."));
-    let again = ActionAttempt { id: Some(judged.id.clone()), ..sign_up("ada@example.com") };
-    assert_eq!(lab.workos.attempt(again).await.unwrap().verdict, "Deny", "of the same action");
+    let of_the_same_id = |email: &str| ActionAttempt { id: Some(judged.id.clone()), ..sign_up(email) };
+    assert_eq!(lab.workos.attempt(of_the_same_id("eve@gmail.com")).await.unwrap().verdict, "Deny");
+    assert_eq!(lab.workos.attempt(of_the_same_id("ada@example.com")).await.unwrap().verdict, "Allow", "another person");
     let over_http = lab.workos.base_url().to_owned() + "/_simulate/actions";
     let answer = service.client.post(over_http).json(&json!({"user_id": user})).send().await.unwrap();
     let judged: serde_json::Value = answer.json().await.unwrap();

@@ -115,10 +115,14 @@ const STATEMENTS: &[(&str, &str)] = &[
         where (webhook_at is null) <> (catch_up_at is null) and webhook_at is null and received_at >= now() - interval '1 day'",
         "events_one_feed",
     ),
-    ("select * from workos.action_verdicts where id = 'action_7'", "action_verdicts_pkey"),
     (
-        "delete from workos.action_verdicts where id in (
-            select id from workos.action_verdicts where decided_at < now() - interval '5 minutes'
+        "select * from workos.action_verdicts
+        where id = 'action_7' and kind = 'authentication' and payload_hash = sha256('')",
+        "action_verdicts_pkey",
+    ),
+    (
+        "delete from workos.action_verdicts where (id, kind, payload_hash) in (
+            select id, kind, payload_hash from workos.action_verdicts where decided_at < now() - interval '5 minutes'
             order by decided_at limit 1000 for update skip locked
         )",
         "action_verdicts_decided_at",
@@ -163,8 +167,8 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     pool.execute("analyze workos.changes").await.unwrap();
     pool.execute("analyze workos.handler_backlog").await.unwrap();
     pool.execute(
-        "insert into workos.action_verdicts (id, verdict, decided_by)
-        select 'action_' || n, 'allow', 'default'
+        "insert into workos.action_verdicts (id, kind, payload_hash, verdict, decided_by)
+        select 'action_' || n, 'authentication', sha256(''), 'allow', 'default'
         from generate_series(1, 50000) as n",
     )
     .await
@@ -187,7 +191,7 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
 
 /// Every statement the program sends.
 const NAMES: &[&str] = &[
-    "action_verdicts.by_id",
+    "action_verdicts.by_key",
     "action_verdicts.expire",
     "action_verdicts.keep",
     "catch_up.advance",

@@ -19,3 +19,9 @@ pub(crate) fn fixture_bytes(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
+
+/// How many migrations there are.
+pub(crate) fn migrations() -> usize {
+    let folder = std::fs::read_dir(format!("{}/migrations", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    folder.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|it| it == "sql")).count()
+}
