@@ -341,11 +341,7 @@ impl SimulatedWorkos {
         self.0.clock.now()
     }
 
-    /// The `Date` header's form of now.
-    fn date(&self) -> String {
-        self.date_of(self.now())
-    }
-
+    /// The `Date` header's form of an instant.
     fn date_of(&self, at: Timestamp) -> String {
         OffsetDateTime::from(at).format(HTTP_DATE).unwrap_or_default()
     }
@@ -356,6 +352,11 @@ impl SimulatedWorkos {
         let mut state = self.state();
         let before = state.events.len();
         let outcome = change(&mut state, now);
+        for event in state.events.iter_mut().skip(before) {
+            if let Some(late_by) = self.0.trouble.late_by() {
+                event.insert("created_at".into(), json!(now.minus(late_by)));
+            }
+        }
         let events: Vec<Map<String, Value>> = state.events.get(before..).unwrap_or_default().to_vec();
         drop(state);
         self.save();

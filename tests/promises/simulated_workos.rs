@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use authkit_sync::AuthKit;
-use authkit_sync::dev::workos::{Faults, Options, SimulatedWorkos};
+use authkit_sync::dev::workos::{ApiFaults, Faults, Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
@@ -172,6 +172,53 @@ async fn deliveries_are_retried_until_taken_and_as_unreliable_as_told() {
     workos.settle().await;
     assert_eq!(hits.load(Ordering::SeqCst), 5);
     server.abort();
+}
+
+#[tokio::test]
+async fn the_api_is_late_dated_wrongly_and_unreadable_as_told() {
+    let api = Api::start().await;
+    let get = async |path: &str| api.call("GET", path, None).await;
+    let list = async || get("/events?events=user.created&limit=100").await.json()["data"].clone();
+    let create =
+        |name: &str| api.workos.create_user(&object(json!({"email": format!("{name}@example.test")}))).unwrap();
+    let told = |faults: ApiFaults| api.workos.set_api_faults(faults);
+    create("first");
+    told(ApiFaults { late: 100, late_by_s: 300, ..ApiFaults::default() });
+    create("late");
+    told(ApiFaults { unreadable_last: true, ..ApiFaults::default() });
+    create("last");
+    let events = list().await;
+    let created = |at: usize| events[at]["created_at"].as_str().unwrap();
+    assert!(created(1) < created(0) && created(0) <= created(2), "{events}");
+    assert!(events[0]["id"].as_str() < events[1]["id"].as_str(), "IDs keep the listing order");
+    assert_eq!((events[1]["id"].is_string(), &events[2]["id"]), (true, &Value::Null));
+    told(ApiFaults { unreadable_page: true, ..ApiFaults::default() });
+    assert!(list().await.as_array().unwrap().iter().all(|event| event["id"].is_null()));
+    let year = async || -> u32 {
+        get("/events?events=user.created").await.header("date").split(' ').nth(3).unwrap().parse().unwrap()
+    };
+    let this_year = year().await;
+    told(ApiFaults { date_offset_s: 2 * 366 * 86_400, ..ApiFaults::default() });
+    assert!(year().await > this_year);
+    for (faults, status) in [
+        (ApiFaults { rate_limit: 100, retry_after_s: Some(30), ..ApiFaults::default() }, 429),
+        (ApiFaults { error: 100, retry_after_s: Some(30), ..ApiFaults::default() }, 503),
+    ] {
+        told(faults);
+        let answer = get("/user_management/users").await;
+        assert_eq!((answer.status, answer.header("retry-after")), (status, "30"));
+    }
+    told(ApiFaults { emulator_not_found: true, ..ApiFaults::default() });
+    let unknown = get("/user_management/users/user_1").await;
+    assert_eq!((unknown.status, &unknown.json()["code"]), (404, &json!("not_found")));
+    assert_eq!(unknown.json().get("entity_id"), None);
+    let missing_routes = vec!["/user_management/users/".to_owned()];
+    for missing_routes_html in [false, true] {
+        told(ApiFaults { missing_routes: missing_routes.clone(), missing_routes_html, ..ApiFaults::default() });
+        let missing = get("/user_management/users/user_1").await;
+        assert_eq!((missing.status, missing.text.contains("Cannot GET /")), (404, !missing_routes_html));
+        assert_eq!(get("/user_management/users").await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -52,7 +52,8 @@ async fn demand_key(State(workos): State<SimulatedWorkos>, request: Request, nex
 async fn stamp(State(workos): State<SimulatedWorkos>, mut response: Response) -> Response {
     let id = HeaderValue::from_str(&workos.next_id("req")).unwrap_or(HeaderValue::from_static("req"));
     response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
-    if let Ok(date) = HeaderValue::from_str(&workos.date()) {
+    let date = workos.now().plus_seconds(workos.trouble().faults().date_offset_s);
+    if let Ok(date) = HeaderValue::from_str(&workos.date_of(date)) {
         response.headers_mut().insert(header::DATE, date);
     }
     response
@@ -73,11 +74,17 @@ async fn list_events(State(workos): State<SimulatedWorkos>, Query(parameters): P
 }
 
 async fn user(State(workos): State<SimulatedWorkos>, Path(id): Path<String>) -> Answer {
-    workos.read(|state| state.user(&id)).map(Json)
+    workos.read(|state| state.user(&id)).map(Json).map_err(|fault| not_found(&workos, fault))
+}
+
+/// A 404 in the form that the faults ask for.
+fn not_found(workos: &SimulatedWorkos, fault: Fault) -> Fault {
+    if workos.trouble().faults().emulator_not_found { Fault::emulator_not_found() } else { fault }
 }
 
 async fn user_by_external_id(State(workos): State<SimulatedWorkos>, Path(id): Path<String>) -> Answer {
-    workos.read(|state| state.user_by("external_id", &id)).map(Json).ok_or_else(|| Fault::not_found(&id))
+    let user = workos.read(|state| state.user_by("external_id", &id));
+    user.map(Json).ok_or_else(|| not_found(&workos, Fault::not_found(&id)))
 }
 
 async fn create_user(

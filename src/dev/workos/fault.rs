@@ -41,6 +41,11 @@ impl Fault {
         }
     }
 
+    /// As WorkOS's emulator words it.
+    pub(super) fn emulator_not_found() -> Self {
+        Self { status: StatusCode::NOT_FOUND, body: json!({"message": "User not found", "code": "not_found"}) }
+    }
+
     pub(super) fn bad(code: &str, message: &str) -> Self {
         Self { status: StatusCode::BAD_REQUEST, body: json!({"message": message, "code": code}) }
     }

@@ -128,7 +128,22 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
     let more = rest.len() > limit;
     rest.truncate(limit);
     let after = rest.last().filter(|_| more).map(|event| text(event, "id"));
-    Ok(json!({"object": "list", "data": rest, "list_metadata": {"after": after}}))
+    let mut page = json!({"object": "list", "data": rest, "list_metadata": {"after": after}});
+    spoil_ids(&mut page, &window.faults);
+    Ok(page)
+}
+
+/// Takes the usable ID from the events that the faults name.
+fn spoil_ids(page: &mut Value, faults: &ApiFaults) {
+    let events = page.get_mut("data").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
+    let first = match events.len() {
+        _ if faults.unreadable_page => 0,
+        count if faults.unreadable_last => count.saturating_sub(1),
+        count => count,
+    };
+    for event in events.iter_mut().skip(first) {
+        event["id"] = Value::Null;
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -11,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::SimulatedWorkos;
 use super::fault::Fault;
@@ -46,6 +48,24 @@ pub struct ApiFaults {
     pub page_limit: Option<usize>,
     /// A list of users asked for behind a user who was deleted begins anew, instead of going on.
     pub lists_start_over: bool,
+    /// `Retry-After` of every 429 and of every error, which is then a 503; seconds.
+    pub retry_after_s: Option<u32>,
+    /// The `Date` header of every answer is off by this many seconds.
+    pub date_offset_s: i64,
+    /// An event is late: its `created_at` lies [`ApiFaults::late_by_s`] before the change. Its ID keeps the listing order.
+    pub late: u8,
+    /// How late, seconds.
+    pub late_by_s: u32,
+    /// The last event of every page has no usable ID.
+    pub unreadable_last: bool,
+    /// Every event of every page has no usable ID.
+    pub unreadable_page: bool,
+    /// 404 as WorkOS's emulator answers it: the code is `not_found`, and there is no `entity_id`.
+    pub emulator_not_found: bool,
+    /// Paths that begin so are no routes, as behind a wrong base URL: 404 with a `message`.
+    pub missing_routes: Vec<String>,
+    /// The 404 of a missing route is an HTML page.
+    pub missing_routes_html: bool,
 }
 
 /// The faults in force, and the dice.
@@ -124,6 +144,14 @@ impl Trouble {
         self.inner(|inner| inner.requests.get(path).copied().unwrap_or_default())
     }
 
+    /// How long before its change an event says that it was made.
+    pub(super) fn late_by(&self) -> Option<Duration> {
+        self.inner(|Inner { faults, random, .. }| {
+            let is_late = faults.late > 0 && random.happens(faults.late);
+            is_late.then(|| Duration::from_secs(faults.late_by_s.into()))
+        })
+    }
+
     fn count(&self, path: &str) {
         self.inner(|inner| *inner.requests.entry(path.to_owned()).or_default() += 1);
     }
@@ -150,16 +178,38 @@ impl Trouble {
 /// Lets a request of an API client go wrong.
 pub(super) async fn meet(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Response {
     workos.trouble().count(request.uri().path());
-    if workos.trouble().faults().refuse_key {
+    let faults = workos.trouble().faults();
+    if faults.refuse_key {
         return Fault::unauthorized().into_response();
     }
-    match workos.trouble().fate() {
-        Fate::Well => next.run(request).await,
-        Fate::RateLimited(dice) => rate_limited(&workos, dice),
-        Fate::Failed(status) => (status, "upstream connect error").into_response(),
-        Fate::Garbled => ([(header::CONTENT_TYPE, "text/html")], "<html>We'll be right back</html>").into_response(),
-        Fate::Cut => cut(next.run(request).await).await,
+    if faults.missing_routes.iter().any(|missing| request.uri().path().starts_with(missing)) {
+        return missing_route(request.uri().path(), faults.missing_routes_html);
     }
+    match (workos.trouble().fate(), faults.retry_after_s) {
+        (Fate::Well, _) => next.run(request).await,
+        (Fate::RateLimited(_), Some(seconds)) => retry_after(Fault::rate_limited(), seconds),
+        (Fate::RateLimited(dice), None) => rate_limited(&workos, dice),
+        (Fate::Failed(_), Some(seconds)) => retry_after(StatusCode::SERVICE_UNAVAILABLE, seconds),
+        (Fate::Failed(status), None) => (status, "upstream connect error").into_response(),
+        (Fate::Garbled, _) => {
+            ([(header::CONTENT_TYPE, "text/html")], "<html>We'll be right back</html>").into_response()
+        }
+        (Fate::Cut, _) => cut(next.run(request).await).await,
+    }
+}
+
+fn retry_after(response: impl IntoResponse, seconds: u32) -> Response {
+    ([(header::RETRY_AFTER, seconds.to_string())], response).into_response()
+}
+
+/// The 404 of a server that has no such route.
+fn missing_route(path: &str, html: bool) -> Response {
+    let status = StatusCode::NOT_FOUND;
+    if html {
+        return (status, [(header::CONTENT_TYPE, "text/html")], "<html><h1>404 Not Found</h1></html>").into_response();
+    }
+    let body = json!({"message": format!("Cannot GET {path}"), "error": "Not Found", "statusCode": 404});
+    (status, Json(body)).into_response()
 }
 
 fn rate_limited(workos: &SimulatedWorkos, dice: u64) -> Response {
