@@ -22,7 +22,7 @@ use crate::auth::{Identity, TokenError};
 use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, Served};
-pub use crate::http::{ACTION_PATH, CONNECTIONS, KEY_LENGTH, Rejection};
+pub use crate::http::{ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
 use crate::store::environment::Unfit;
 use crate::store::migrations::{self, MigrationsError};

@@ -6,6 +6,7 @@ mod body;
 mod changes;
 mod conditional;
 mod error;
+mod headers;
 mod openapi;
 mod ops;
 mod server;
@@ -19,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware;
 use axum::routing::get;
 use bytes::Bytes;
@@ -43,6 +44,8 @@ pub use action::ACTION_PATH;
 pub(crate) use action::ActionEdge;
 pub(crate) use auth::bearer;
 pub use error::Refusal as Rejection;
+pub use headers::HEADERS;
+use headers::REQUEST_ID;
 pub use server::CONNECTIONS;
 pub(crate) use server::{Limits, Served, serve};
 pub use service_keys::KEY_LENGTH;
@@ -144,12 +147,11 @@ fn dressed(routes: Router<Arc<Edge>>, edge: Arc<Edge>) -> Router {
 
 /// Lets pages of these origins, and no others, ask with a token of their user. No cookies: there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
-    let own = ["x-request-id", "authkit-sync-synced-through", "authkit-sync-position"].map(HeaderName::from_static);
-    let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(own);
+    let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(HEADERS);
     let layer = CorsLayer::new()
         .allow_origin(origins.to_vec())
         .allow_methods([Method::GET, Method::HEAD])
-        .allow_headers([header::AUTHORIZATION, header::IF_NONE_MATCH, HeaderName::from_static("x-request-id")])
+        .allow_headers([header::AUTHORIZATION, header::IF_NONE_MATCH, REQUEST_ID])
         .expose_headers(exposed.collect::<Vec<_>>())
         .max_age(Duration::from_secs(600));
     (!origins.is_empty()).then_some(layer)

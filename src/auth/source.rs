@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{AGE, DATE, HeaderMap};
 
 use crate::domain::timestamp::Timestamp;
-use crate::workos::http::{BodyError, HttpClientError, http_client, http_date, read_body, why};
+use crate::workos::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
 
 /// The longest document read. WorkOS's is a few kilobytes.
 const DOCUMENT_LIMIT: usize = 1024 * 1024;
@@ -57,7 +57,7 @@ impl HttpKeySource {
     /// [`HttpClientError`] when the URL is malformed or no TLS can be set up.
     pub fn new(url: &str) -> Result<Self, HttpClientError> {
         let url = url.parse().map_err(|_| HttpClientError::new("the JWKS URL is malformed"))?;
-        Ok(Self { client: http_client()?, url, date: ArcSwapOption::empty() })
+        Ok(Self { client: workos_client(&url)?, url, date: ArcSwapOption::empty() })
     }
 
     /// Fetches from where WorkOS publishes the keys of this client.

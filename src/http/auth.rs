@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Edge;
 use super::error::Refusal;
+use super::headers::SYNCED_THROUGH;
 use super::openapi::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
 use crate::auth::Identity;
 use crate::domain::timestamp::Timestamp;
@@ -98,7 +99,7 @@ pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -
 pub(super) async fn synced_through(State(edge): State<Arc<Edge>>, mut response: Response) -> Response {
     let synced_through = edge.watch.progress().synced_through.map(|at| at.to_string());
     if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
-        response.headers_mut().insert(HeaderName::from_static("authkit-sync-synced-through"), value);
+        response.headers_mut().insert(SYNCED_THROUGH, value);
     }
     response
 }

@@ -7,22 +7,20 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::{IntoResponses, ToSchema};
 
 use super::Edge;
+use super::headers::POSITION;
 use super::openapi::{NotModified, UserShape};
 use super::wide_log::Facts;
 use crate::domain::user::User;
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::store::pages::{Order, PageOf};
-
-/// Where a list says from which position the change feed follows it.
-const POSITION: HeaderName = HeaderName::from_static("authkit-sync-position");
 
 /// A refusal in WorkOS's words.
 #[derive(Debug)]

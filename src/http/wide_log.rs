@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Edge;
+use super::headers::REQUEST_ID;
 use crate::domain::action::Action;
 
 /// What a handler adds to its request's line.
@@ -84,8 +85,6 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
     );
     response
 }
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The caller's own id of the request, when it is short and plain; else a new one.
 fn request_id(headers: &HeaderMap) -> String {

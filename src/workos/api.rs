@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::http::{BodyError, HttpClientError, http_client, http_date, read_body, why};
+use super::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
 use super::wire;
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Observation};
@@ -152,7 +152,7 @@ impl Api {
     pub fn new(base: &str, key: ApiKey, clock: Clock) -> Result<Self, HttpClientError> {
         let base = Url::parse(base).ok().filter(|url| !url.cannot_be_a_base());
         let base = base.ok_or_else(|| HttpClientError::new("the API's address is malformed"))?;
-        Ok(Self { client: http_client()?, base, key, clock })
+        Ok(Self { client: workos_client(&base)?, base, key, clock })
     }
 
     /// A page of events of these types, oldest first. WorkOS demands that types are named, and some of its emulators give

@@ -1,5 +1,9 @@
 //! The one place where HTTP clients are made: bounded in time, and never sent to another host.
+//!
+//! Only requests to WorkOS use the proxy that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`). Requests to
+//! this service itself, to a server on this machine and to the action endpoint never do.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -71,12 +75,37 @@ impl HttpClientError {
     }
 }
 
-/// A client that gives up after 30 s and follows redirects within a host only: what we send may carry a key.
+/// A client for this service itself. It never uses a proxy, so that a proxy setting cannot make a healthy service look
+/// unhealthy. It gives up after 30 s and follows redirects within a host only.
 ///
 /// # Errors
 /// [`HttpClientError`] when TLS cannot be set up.
 pub fn http_client() -> Result<reqwest::Client, HttpClientError> {
-    let same_host = Policy::custom(|attempt| {
+    build(same_host_client().no_proxy())
+}
+
+/// A client for WorkOS at `base`. It uses the environment's proxy, except for a WorkOS on this machine (an emulator). It
+/// gives up after 30 s and follows redirects within a host only: what it sends may carry a key.
+///
+/// # Errors
+/// [`HttpClientError`] when TLS cannot be set up.
+pub(crate) fn workos_client(base: &reqwest::Url) -> Result<reqwest::Client, HttpClientError> {
+    if is_loopback(base) { http_client() } else { build(same_host_client()) }
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = host(url);
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// The URL's host; an IPv6 address without its brackets.
+fn host(url: &reqwest::Url) -> &str {
+    let host = url.host_str().unwrap_or_default();
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+fn same_host_client() -> reqwest::ClientBuilder {
+    client().redirect(Policy::custom(|attempt| {
         let first = attempt.previous().first();
         let same = first.is_some_and(|first| {
             first.host_str() == attempt.url().host_str()
@@ -87,8 +116,7 @@ pub fn http_client() -> Result<reqwest::Client, HttpClientError> {
             (true, hops) if hops <= REDIRECTS => attempt.follow(),
             _ => attempt.error("a redirect to another host, or too many"),
         }
-    });
-    build(client().redirect(same_host))
+    }))
 }
 
 /// A client for an address that was configured and might point inside: it follows no redirect, ignores the environment's
@@ -101,9 +129,7 @@ pub(crate) fn guarded_client(private: bool) -> Result<reqwest::Client, HttpClien
 
 /// Whether a guarded client would dial the URL's host: names are judged when they are resolved.
 pub(crate) fn is_dialled(url: &reqwest::Url, private: bool) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    private || literal.parse().map_or(true, is_public)
+    private || host(url).parse().map_or(true, is_public)
 }
 
 /// Whether a guarded client found nothing but addresses it may not dial.

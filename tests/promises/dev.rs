@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::proxies::DEAD_PROXY;
 use crate::support::binary::{binary, first_line, run, said};
 
 #[test]
@@ -13,11 +14,15 @@ fn the_tour_ends_well_and_ignores_every_real_setting() {
     let tour = run(
         &["dev", "--tour"],
         &[
-            ("DATABASE_URL", "postgres://production"),
-            ("WORKOS_API_KEY", "sk_live"),
-            ("WORKOS_CLIENT_ID", "x y"),
-            ("PGPORT", "1"),
-        ],
+            &DEAD_PROXY[..],
+            &[
+                ("DATABASE_URL", "postgres://production"),
+                ("WORKOS_API_KEY", "sk_live"),
+                ("WORKOS_CLIENT_ID", "x y"),
+                ("PGPORT", "1"),
+            ],
+        ]
+        .concat(),
     );
     assert_eq!(tour.status.code(), Some(0), "{}", said(&tour));
     let text = said(&tour);
