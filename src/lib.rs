@@ -1,15 +1,7 @@
-//! Keeps a live copy of an application's WorkOS users in its own PostgreSQL, and answers who is behind a token.
+//! Keeps a live copy of an application's WorkOS users in its own PostgreSQL, and answers who is behind an access token.
 //!
-//! The layers, top to bottom. A file imports only from its own layer or one below; a test reads the imports:
-//!
-//! | layer | files | holds |
-//! |---|---|---|
-//! | process | `main`, `cli`, `config`, `telemetry`, `dev` | parsing, wiring, exit codes |
-//! | composition | `authkit`, `supervise` | [`AuthKit`], its loops and its shutdown |
-//! | edges | `http` | requests in, status codes out; no SQL, no rules |
-//! | sync | `sync`, `lookup`, `actions` | the one write path, the one question, and who may sign in or up |
-//! | adapters | `store`, `workos`, `auth` | PostgreSQL, WorkOS's wire, tokens and keys |
-//! | core | `domain`, `metrics` | what a user, an event and a version are; no I/O |
+//! Start with [`AuthKit`]. The [guides](docs) explain how to read users, react to changes and run the service, and how the code
+//! is organized: [`docs::architecture`] describes the layers and four walks through the files.
 
 pub mod actions;
 pub mod auth;
@@ -20,6 +12,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod docs;
 pub mod domain;
 mod http;
 pub mod lookup;
@@ -35,7 +28,7 @@ pub use authkit::{AuthKit, AuthUser};
 pub use domain::change::Change;
 pub use store::lent::Tx;
 
-/// The README's examples are compiled with the tests.
+/// The doctests compile the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -15,46 +15,9 @@ use crate::support::lab::Lab;
 use crate::support::service::{CLIENT_ID, SECRET, until};
 use crate::support::{fixture_bytes, migrations};
 
-fn project_file(name: &str) -> String {
-    std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
-}
-
 #[test]
 fn the_command_line_is_well_formed() {
     authkit_sync::cli::command().debug_assert();
-}
-
-#[test]
-fn the_readme_and_the_example_show_the_programs_own_settings() {
-    let readme = project_file("README.md");
-    let example = project_file("deploy/env.example");
-    for setting in SETTINGS {
-        let default = setting.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        let row = format!(
-            "| `{}` | {}{}| {} |",
-            setting.name,
-            default,
-            if default.is_empty() { "" } else { " " },
-            setting.help
-        );
-        assert!(readme.contains(&row), "the README's table lacks: {row}");
-        let name = setting.name;
-        let shown = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name}=")));
-        assert!(shown, "deploy/env.example lacks {name}");
-        if let Some(default) = setting.default {
-            assert!(
-                example.contains(&format!("# {name}={default}\n")),
-                "deploy/env.example shows another default of {name}"
-            );
-        }
-    }
-    let table = readme.split("<!-- settings").nth(1).unwrap();
-    let rows = table.lines().skip(3).take_while(|line| line.starts_with('|')).count();
-    assert_eq!(rows, SETTINGS.len(), "the README's table has rows of its own");
-    for line in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
-        let known = SETTINGS.iter().any(|setting| setting.name == line.0) || line.0 == "POSTGRES_PASSWORD";
-        assert!(known || line.0.contains(' '), "deploy/env.example has {}, which is no setting", line.0);
-    }
 }
 
 #[test]

@@ -636,13 +636,12 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     assert!(messages().await.iter().all(Option::is_none));
 }
 
-/// The README's own example: an application's table of users, kept in step from the first to the last.
+/// The guide's own example: an application's table of users, kept in step from the first to the last.
 #[tokio::test]
-async fn the_readmes_function_keeps_an_applications_users_in_step() {
+async fn the_guides_function_keeps_an_applications_users_in_step() {
     let bed = Bed::new().await;
-    let readme = include_str!("../../README.md");
-    let example =
-        readme.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    let guide = include_str!("../../src/docs/reacting.md");
+    let example = guide.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
     bed.pool.execute(example).await.unwrap();
     let ids: Vec<String> = (0..5).map(|_| unique("user")).collect();
     for id in &ids[..3] {

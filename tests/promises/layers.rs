@@ -13,10 +13,9 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 fn layer(module: &str) -> usize {
-    LAYERS
-        .iter()
-        .position(|layer| layer.contains(&module))
-        .unwrap_or_else(|| panic!("src/{module} belongs to no layer: add it to the table here and in lib.rs"))
+    LAYERS.iter().position(|layer| layer.contains(&module)).unwrap_or_else(|| {
+        panic!("src/{module} belongs to no layer: add it to the table here and in src/docs/architecture.md")
+    })
 }
 
 fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
@@ -47,7 +46,8 @@ fn imports_point_downward() {
     for file in files {
         let module = file.strip_prefix(&src).unwrap().components().next().unwrap();
         let module = Path::new(module.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned();
-        if module == "lib" {
+        // The root re-exports from everywhere; the guides hold no code.
+        if module == "lib" || module == "docs" {
             continue;
         }
         let own = layer(&module);

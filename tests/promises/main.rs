@@ -15,6 +15,7 @@ mod documents;
 mod embedding;
 mod erasure;
 mod explain;
+mod guides;
 mod handlers;
 mod image;
 mod inbox;

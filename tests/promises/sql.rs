@@ -212,16 +212,16 @@ async fn roles_are_asserted_by_many_at_once_and_what_is_not_allowed_is_said() {
     connection.execute("select 1").await.unwrap();
 }
 
-/// Prisma drops what it is not told to leave alone: the README's list has to be whole.
+/// Prisma drops what it is not told to leave alone: the guide's list has to be whole.
 #[tokio::test]
-async fn the_readme_names_every_table_that_prisma_must_leave_alone() {
+async fn the_guide_names_every_table_that_prisma_must_leave_alone() {
     let database = TestDatabase::new().await;
     let pool = database.pool(1).await;
     let tables = "select table_name::text from information_schema.tables
         where table_schema = 'workos' and table_type = 'BASE TABLE' order by 1";
     let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&pool).await.unwrap();
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let list = readme.split("external: [").nth(1).unwrap().split(']').next().unwrap();
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/reading.md")).unwrap();
+    let list = guide.split("external: [").nth(1).unwrap().split(']').next().unwrap();
     let named = list.split('"').skip(1).step_by(2).map(|name| name.strip_prefix("workos.").unwrap().to_owned());
     assert_eq!(named.collect::<Vec<_>>(), tables);
 }

@@ -1,0 +1,304 @@
+//! The documents are true: settings, commands, headers, routes, codes, metrics, files and SQL examples that they show exist.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use authkit_sync::cli::command;
+use authkit_sync::config::SETTINGS;
+use authkit_sync::store::roles;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::actions::secrets;
+use crate::support::binary::{run, said};
+use crate::support::database::TestDatabase;
+use crate::support::service::{Service, http_ok};
+
+const SERVICE_KEY: &str = "a-service-key-of-at-least-32-characters";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The files below a folder with one of these extensions, as paths from the project's root.
+fn files_below(folder: &str, extensions: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| extensions.contains(&it.to_str().unwrap())) {
+                found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every document with its text.
+fn documents() -> Vec<(String, String)> {
+    let mut names: Vec<String> =
+        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "deploy/env.example", "deploy/compose.yaml"]
+            .map(str::to_owned)
+            .to_vec();
+    for folder in ["src/docs", "deploy", "migrations"] {
+        names.extend(files_below(folder, &["md"]));
+    }
+    let documents: Vec<_> = names.into_iter().map(|name| (name.clone(), file(&name))).collect();
+    assert!(documents.len() >= 11, "only {} documents were found", documents.len());
+    documents
+}
+
+/// The fenced blocks in a language, whole.
+fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item = &'a str> {
+    let fences = text.split("```").skip(1).step_by(2);
+    fences.filter_map(move |block| block.trim_start().strip_prefix(language)?.strip_prefix('\n'))
+}
+
+/// The text between backticks, outside fenced blocks.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
+    text.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn the_settings_are_the_programs_own() {
+    let guide = file("src/docs/operating.md");
+    let example = file("deploy/env.example");
+    for setting in SETTINGS {
+        let name = setting.name;
+        let default = setting.default.map(|default| format!("`{default}` ")).unwrap_or_default();
+        let row = format!("| `{name}` | {default}| {} |", setting.help);
+        assert!(guide.contains(&row), "the table of settings in src/docs/operating.md lacks: {row}");
+        let shown = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name}=")));
+        assert!(shown, "deploy/env.example lacks {name}");
+        if let Some(default) = setting.default {
+            let line = format!("# {name}={default}\n");
+            assert!(example.contains(&line), "deploy/env.example shows another default of {name}");
+        }
+    }
+    let table = guide.split("<!-- settings").nth(1).unwrap();
+    let rows = table.lines().skip(3).take_while(|line| line.starts_with('|')).count();
+    assert_eq!(rows, SETTINGS.len(), "the table has rows of its own");
+    for (name, _) in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
+        let known = SETTINGS.iter().any(|setting| setting.name == name) || name == "POSTGRES_PASSWORD";
+        assert!(known || name.contains(' '), "deploy/env.example has {name}, which is no setting");
+    }
+    let plain = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    for (document, text) in documents() {
+        for name in text.split(|char| !plain(char)).filter(|word| word.starts_with("AUTHKIT_SYNC_")) {
+            let known = SETTINGS.iter().any(|setting| setting.name == name) || name == "AUTHKIT_SYNC_";
+            assert!(known, "{document} names {name}, which is no setting");
+        }
+    }
+}
+
+#[test]
+fn the_metrics_are_the_programs_own() {
+    let source = file("src/metrics.rs");
+    let names = source.split("register(").chain(source.split("gauge(")).filter_map(|call| {
+        let name = call.trim_start().strip_prefix('"')?.split('"').next()?;
+        Some(format!("authkit_sync_{name}"))
+    });
+    let names: BTreeSet<String> = names.collect();
+    assert!(names.len() > 10, "only {names:?} were found; this test no longer reads them");
+    let guide = file("src/docs/operating.md");
+    let table: BTreeSet<String> = guide
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `authkit_sync_")?.split('`').next())
+        .map(|name| format!("authkit_sync_{}", name.trim_end_matches("_total")))
+        .collect();
+    assert_eq!(table, names, "left: the table of metrics in src/docs/operating.md; right: src/metrics.rs");
+    for (document, text) in documents() {
+        for name in code_spans(&text).filter(|span| span.starts_with("authkit_sync_") && !span.contains([' ', '…'])) {
+            assert!(names.contains(name.trim_end_matches("_total")), "{document} names {name}, which is no metric");
+        }
+    }
+}
+
+/// The words that follow the program's name, in examples, in code spans, and in the messages of the program itself.
+fn shown_commands() -> Vec<(String, String)> {
+    let mut texts: Vec<(String, String)> = Vec::new();
+    for (document, text) in documents() {
+        let lines = blocks(&text, "sh").flat_map(str::lines).filter(|line| !line.trim_start().starts_with('#'));
+        let spans = code_spans(&text);
+        let all: Vec<_> = lines.chain(spans).map(|line| (document.clone(), line.to_owned())).collect();
+        texts.extend(all);
+    }
+    for source in files_below("src", &["rs"]) {
+        let text = file(&source);
+        texts.extend(text.split('`').skip(1).step_by(2).map(|span| (source.clone(), span.to_owned())));
+    }
+    let mut commands = Vec::new();
+    for (place, text) in texts {
+        for part in text.split(['|', ';']) {
+            let words = part.trim();
+            let arguments = words.strip_prefix("authkit-sync ").or_else(|| words.strip_prefix("cargo run -- "));
+            let arguments = arguments.filter(|arguments| !arguments.starts_with('='));
+            commands.extend(arguments.map(|arguments| (place.clone(), arguments.to_owned())));
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_that_is_shown_exists() {
+    let commands = shown_commands();
+    assert!(commands.len() > 40, "only {} commands were found", commands.len());
+    for (place, arguments) in commands {
+        let mut innermost = command();
+        for word in arguments.split('#').next().unwrap().split_whitespace() {
+            if let Some(flag) = word.strip_prefix("--") {
+                let flag = flag.split('=').next().unwrap();
+                let known = innermost.get_arguments().any(|argument| argument.get_long() == Some(flag));
+                assert!(known || flag == "help", "{place}: `authkit-sync {arguments}` has no flag --{flag}");
+            } else if innermost.has_subcommands() {
+                let inner = innermost.find_subcommand(word).cloned();
+                innermost = inner.unwrap_or_else(|| panic!("{place}: there is no command `authkit-sync {arguments}`"));
+            } else {
+                let allowed = innermost.get_positionals().flat_map(|argument| argument.get_possible_values());
+                let allowed: Vec<String> = allowed.map(|value| value.get_name().to_owned()).collect();
+                let known = allowed.is_empty() || allowed.iter().any(|value| value == word);
+                assert!(known, "{place}: `authkit-sync {arguments}` must be one of {allowed:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_exit_codes_are_those_of_the_help() {
+    let help = said(&run(&["--help"], &[]));
+    let about = help.split("Exit codes:").nth(1).expect("the help lists the exit codes");
+    let numbers = |text: &str| -> BTreeSet<u8> {
+        text.split(|char: char| !char.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    let guide = file("src/docs/operating.md");
+    let table = guide.split("## Exit codes").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.split('|').nth(1));
+    assert_eq!(rows.flat_map(numbers).collect::<BTreeSet<u8>>(), numbers(about));
+}
+
+/// Paths of requests in examples, without their query.
+fn shown_paths(text: &str) -> impl Iterator<Item = String> {
+    let lines = blocks(text, "sh").flat_map(str::lines).filter(|line| line.contains("curl"));
+    let urls = lines.flat_map(|line| line.split([' ', '"', '\''])).filter(|word| word.contains('/'));
+    urls.filter_map(|url| {
+        let url = url.split("://").last()?;
+        Some(format!("/{}", url.split_once('/')?.1.split('?').next()?))
+    })
+}
+
+#[tokio::test]
+async fn every_route_header_and_code_that_a_document_shows_is_the_services() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(5).await;
+    let service =
+        Service::start_with(&pool, |builder| builder.service_key("test", SERVICE_KEY).action_secrets(secrets())).await;
+    let described: Value = service.get("/openapi.json").await.json();
+    let ops = http_ok(&format!("http://{}/readyz", service.ops)).await;
+    let paths: BTreeSet<&str> = described["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let text = described.to_string();
+    let source: String = files_below("src", &["rs"]).iter().map(|name| file(name).to_ascii_lowercase()).collect();
+    let mut shown = 0;
+    for (document, document_text) in documents() {
+        for path in shown_paths(&document_text) {
+            assert!(
+                paths.contains(path.as_str()) || ["/readyz", "/metrics"].contains(&path.as_str()),
+                "{document} requests {path}, which is no route"
+            );
+            shown += 1;
+        }
+        for span in code_spans(&document_text) {
+            let route = span.strip_prefix("GET ").or_else(|| span.strip_prefix("POST "));
+            let route =
+                route.map(|route| route.split('?').next().unwrap()).filter(|_| !document.ends_with("protocol.md"));
+            if let Some(route) = route.filter(|route| route.starts_with('/') && !route.contains("_simulate")) {
+                let known = paths.contains(route) || ["/metrics"].contains(&route);
+                assert!(known, "{document} names {route}, which is no route");
+                shown += 1;
+            }
+            if span.to_ascii_lowercase().starts_with("authkit-sync-") {
+                let known = source.contains(&format!("\"{}\"", span.to_ascii_lowercase()));
+                assert!(known, "{document} names the header {span}, which the service does not have");
+            }
+        }
+        // Rows of answers: a status, then codes.
+        let rows = document_text.lines().filter(|line| line.starts_with("| 4") || line.starts_with("| 5"));
+        for code in rows.flat_map(|row| row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2)) {
+            assert!(text.contains(&format!("`{code}`")), "{document} names the code {code}, which no route answers");
+            shown += 1;
+        }
+    }
+    assert!(shown > 30, "only {shown} routes and codes were found");
+    for field in ["synced_through", "lag_seconds", "jobs", "quarantined"] {
+        assert!(ops.contains(&format!("\"{field}\"")), "/readyz lacks {field}, which the runbook names: {ops}");
+    }
+    service.stop().await.unwrap();
+}
+
+#[test]
+fn every_file_and_section_that_is_named_exists() {
+    let mut named = 0;
+    for (document, text) in documents() {
+        let folder = Path::new(&document).parent().unwrap().to_owned();
+        let links = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+        for link in links.filter(|link| !link.contains("://") && !link.contains("::")) {
+            let target = root().join(&folder).join(link.split('#').next().unwrap());
+            assert!(target.exists(), "{document} links to {link}, which does not exist");
+            named += 1;
+        }
+        let folders = ["src/", "tests/", "migrations/", "deploy/", "examples/", ".ci/", "benches/"];
+        let plain =
+            |span: &&str| !span.contains([' ', '*', '<', '…', '{']) && !span.contains("NNNN") && !span.contains("NAME");
+        for path in code_spans(&text).filter(plain).filter(|span| folders.iter().any(|it| span.starts_with(it))) {
+            assert!(root().join(path).exists(), "{document} names {path}, which does not exist");
+            named += 1;
+        }
+    }
+    assert!(named > 40, "only {named} files were found");
+    for source in files_below("src", &["rs"]) {
+        for rest in file(&source).split("docs::").skip(1) {
+            let word = rest.split([')', '`', ' ', '\n', ']']).next().unwrap();
+            let Some((guide, anchor)) = word.split_once('#') else { continue };
+            let headings = file(&format!("src/docs/{guide}.md"));
+            let anchors = headings.lines().filter_map(|line| line.strip_prefix("## "));
+            let known = anchors.map(|line| line.to_ascii_lowercase().replace(' ', "-")).any(|it| it == anchor);
+            assert!(known, "{source} cites {word}, which is no section of that guide");
+        }
+    }
+}
+
+/// The examples of the guide `reading`, in order, as an application's owner would run them.
+#[tokio::test]
+async fn the_sql_examples_run() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(1).await;
+    roles::assert(&pool).await.unwrap();
+    // Roles belong to the server, so this one has a name of its own.
+    let role = format!("{}_authenticated", database.name());
+    pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
+    let mut ran = 0;
+    for name in ["README.md", "src/docs/reading.md", "deploy/README.md"] {
+        for example in blocks(&file(name), "sql") {
+            let example = ["to authenticated", "to service"]
+                .iter()
+                .fold(example.to_owned(), |example, grantee| example.replace(grantee, &format!("to {role}")));
+            let outcome = pool.execute(AssertSqlSafe(example.clone())).await;
+            assert!(outcome.is_ok(), "{name}: {outcome:?}: {example}");
+            ran += 1;
+        }
+    }
+    assert!(ran >= 6, "only {ran} examples were found");
+    pool.execute(AssertSqlSafe(format!("drop table notes; drop owned by {role}; drop role {role}"))).await.unwrap();
+}
+
+#[test]
+fn the_readme_stays_short() {
+    assert!(file("README.md").lines().count() <= 160, "move details to a guide in src/docs");
+}
