@@ -1,5 +1,5 @@
-//! What the documents say about the program, checked against the program: header names and commands. Settings are checked
-//! beside the command line.
+//! What the documents say about the program, checked against the program: header names and commands. [`super::guides`] checks
+//! settings, metrics, routes, codes, files and examples.
 
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,11 @@ use authkit_sync::authkit::HEADERS;
 use authkit_sync::workos::signature;
 
 /// Every guide, and every source file: doc comments, help and error messages name commands and headers too.
-fn documents() -> Vec<(PathBuf, String)> {
+pub(crate) fn documents() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut folders = vec![(root.to_owned(), false)];
-    folders.extend(["deploy", "docs", "examples", "migrations", "src"].map(|name| (root.join(name), true)));
+    folders.extend(["deploy", "examples", "migrations", "src"].map(|name| (root.join(name), true)));
     while let Some((folder, deep)) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten() {
             let path = entry.unwrap().path();
@@ -57,7 +57,7 @@ fn the_documents_name_only_headers_that_the_program_uses_and_name_all_of_them() 
 }
 
 /// The texts between backticks, and the lines of blocks that are fenced.
-fn code(text: &str) -> Vec<&str> {
+pub(crate) fn code(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut fenced = false;
     for line in text.lines() {
