@@ -30,7 +30,12 @@ pub(super) fn command() -> Command {
     let add = Command::new("add")
         .about("Have a function in the database called for every change")
         .long_about(ADD)
-        .arg(Arg::new("function").value_name("FUNCTION").required(true).help("for example public.on_workos_user"))
+        .arg(
+            Arg::new("function")
+                .value_name("FUNCTION")
+                .required(true)
+                .help("with its schema, for example public.on_workos_user"),
+        )
         .arg(
             option("types", "TYPES", "event types: whole, as user.* or *, separated by commas")
                 .default_value("user.*")

@@ -14,10 +14,9 @@ const SETTINGS: [&str; 5] =
 
 pub(super) fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
-    let action = Arg::new("action")
-        .value_parser(["run", "status"])
-        .default_value("run")
-        .help("run: apply what is pending; status: say what is, and exit 1 when something is");
+    let action = Arg::new("action").value_parser(["run", "status"]).default_value("run").help(
+        "run: apply pending migrations; status: list pending migrations and invalid indexes, exit 1 if there are any",
+    );
     let command = Command::new("migrate")
         .about("Bring the database's schema up to this release; safe from any number of replicas at once")
         .arg(action)
@@ -32,10 +31,12 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if only_look || matches.get_flag("dry-run") {
-        let mut connection = pool.acquire().await.map_err(StoreError::from)?;
+        let mut connection = migrations::session(&pool).await.map_err(StoreError::from)?;
         let status = migrations::status(&mut connection).await.map_err(StoreError::from)?;
-        print(&status, json);
-        return Ok(if only_look && !status.pending.is_empty() { Exit::No } else { Exit::Yes });
+        let invalid = migrations::invalid_indexes(&mut connection).await.map_err(StoreError::from)?;
+        print(&status, &invalid, json);
+        let is_current = status.pending.is_empty() && invalid.is_empty();
+        return Ok(if only_look && !is_current { Exit::No } else { Exit::Yes });
     }
     let applied = migrations::run(&pool).await?;
     let refused = roles::assert(&pool).await?;
@@ -57,9 +58,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(Exit::Yes)
 }
 
-fn print(status: &Status, json: bool) {
+fn print(status: &Status, invalid: &[String], json: bool) {
     if json {
-        println!("{}", json!({ "applied": status.applied, "pending": status.pending, "newer": status.newer }));
+        let Status { applied, pending, newer } = status;
+        println!("{}", json!({ "applied": applied, "pending": pending, "newer": newer, "invalid_indexes": invalid }));
         return;
     }
     for migration in &status.applied {
@@ -70,5 +72,11 @@ fn print(status: &Status, json: bool) {
     }
     for migration in &status.pending {
         println!("pending {migration}");
+    }
+    for index in invalid {
+        println!("invalid index workos.{index}");
+    }
+    if !invalid.is_empty() {
+        println!("`authkit-sync migrate` rebuilds the indexes of migrations; drop any other invalid index yourself");
     }
 }

@@ -12,7 +12,7 @@ use crate::domain::handler::Types;
 pub struct NewHandler {
     /// Under which its progress is kept; nothing takes the function's.
     pub name: Option<String>,
-    /// The function, with or without its schema and `(jsonb)`.
+    /// The function with its schema, with or without `(jsonb)`.
     pub function: String,
     /// The role it runs as; nothing takes the function's owner.
     pub role: Option<String>,
@@ -28,8 +28,11 @@ pub struct NewHandler {
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     /// There is no such function.
-    #[error("there is no function {0}(jsonb); create it first, and name it with its schema")]
+    #[error("there is no function {0}(jsonb); create it first")]
     NoFunction(String),
+    /// No search path decides which function is meant.
+    #[error("the function {0} is named without its schema; add it, for example public.{0}")]
+    NoSchema(String),
     /// There is no such role.
     #[error("there is no role {0}")]
     NoRole(String),
@@ -66,7 +69,7 @@ impl Store {
     /// [`AddError`]
     pub async fn add_handler(&self, new: &NewHandler) -> Result<(String, String), AddError> {
         let given = new.function.strip_suffix("(jsonb)").unwrap_or(&new.function);
-        let callee = self.callee(given).await?.ok_or_else(|| AddError::NoFunction(given.to_owned()))?;
+        let callee = self.callee(given).await?;
         let role = new.role.clone().unwrap_or(callee.owner);
         let rights = self.rights(&role, &callee.function).await?;
         if !rights.present {
@@ -104,30 +107,41 @@ impl Store {
         if added.is_some() { Ok((name, role)) } else { Err(AddError::NameTaken(name)) }
     }
 
-    async fn callee(&self, function: &str) -> Result<Option<Callee>, StoreError> {
+    async fn callee(&self, given: &str) -> Result<Callee, AddError> {
         let found = self
             .lookup(async |connection| {
-                sqlx::query_as!(
-                    Callee,
+                sqlx::query!(
                     r#"-- handlers.callee
                     select
-                        format('%I.%I(jsonb)', nspname, proname) as "function!",
-                        pg_get_userbyid(proowner)::text as "owner!"
-                    from pg_proc
-                    join pg_namespace on pg_namespace.oid = pronamespace
-                    where
-                        pg_proc.oid = to_regprocedure($1 || '(jsonb)')
+                        cardinality(parts) = 1 as "without_schema!",
+                        quote_ident(nspname) || '.' || quote_ident(proname) || '(jsonb)' as function,
+                        pg_get_userbyid(proowner)::text as owner
+                    from parse_ident($1) as parts
+                    left join pg_namespace on
+                        nspname = parts[1]
+                        and cardinality(parts) = 2
+                    left join pg_proc on
+                        pronamespace = pg_namespace.oid
+                        and proname = parts[2]
+                        and pronargs = 1
+                        and proargtypes[0] = 'jsonb'::regtype
                         and prokind = 'f'"#,
-                    function
+                    given
                 )
-                .fetch_optional(connection)
+                .fetch_one(connection)
                 .await
             })
             .await;
+        let no_function = || AddError::NoFunction(given.to_owned());
         match found {
-            // What is no name at all names no function.
-            Err(StoreError::Unavailable(why)) if why.starts_with("SQLSTATE 42") => Ok(None),
-            other => other,
+            Ok(found) if found.without_schema => Err(AddError::NoSchema(given.to_owned())),
+            Ok(found) => {
+                let callee = found.function.zip(found.owner);
+                callee.map(|(function, owner)| Callee { function, owner }).ok_or_else(no_function)
+            }
+            // It is not an identifier.
+            Err(StoreError::Refused { .. }) => Err(no_function()),
+            Err(error) => Err(error.into()),
         }
     }
 

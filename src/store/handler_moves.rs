@@ -109,7 +109,7 @@ impl Store {
 /// Any of sqlx's.
 pub(crate) async fn call(mut tx: Tx, handler: SqlHandler, change: String) -> Result<(), BoxError> {
     sqlx::query!(
-        "-- handlers.call\nselect workos.run_handler($1, $2, $3::text::jsonb)",
+        "-- handlers.call\nselect workos.run_handler($1, $2, $3::pg_catalog.text::pg_catalog.jsonb)",
         &handler.function,
         &handler.role,
         change

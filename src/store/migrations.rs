@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection};
 
 /// Where applied migrations are recorded: inside our schema, so that nothing of the application's is touched.
 const TABLE: &str = "workos.migrations";
@@ -58,6 +59,10 @@ fn migrator() -> Migrator {
     migrator
 }
 
+fn title(migration: &Migration) -> String {
+    format!("{:04} {}", migration.version, migration.description)
+}
+
 /// The newest version this release knows.
 #[must_use]
 pub fn newest() -> i64 {
@@ -71,7 +76,7 @@ pub fn newest() -> i64 {
 pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.present
-        select to_regclass('workos.migrations') is not null as "present!""#
+        select pg_catalog.to_regclass('workos.migrations') is not null as "present!""#
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -87,28 +92,103 @@ pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error
     let mut status = Status::default();
     let migrator = migrator();
     for migration in migrator.iter() {
-        let name = format!("{:04} {}", migration.version, migration.description);
-        if applied.contains(&migration.version) { &mut status.applied } else { &mut status.pending }.push(name);
+        let list = if applied.contains(&migration.version) { &mut status.applied } else { &mut status.pending };
+        list.push(title(migration));
     }
     status.newer = applied.into_iter().filter(|version| !migrator.version_exists(*version)).collect();
     status.newer.sort_unstable();
     Ok(status)
 }
 
-/// Runs what is pending, waiting for any other run, and returns what it applied. Safe from any number of replicas at once.
+/// How a session of migrations begins. What a migration binds to a constraint, an index or a default is what every later
+/// statement runs, so no unqualified name may reach an object outside `pg_catalog`. Building an index takes longer than the
+/// timeouts of other sessions allow; migrations set the timeout of their locks themselves.
+const SESSION: &str = "set search_path = pg_catalog, pg_temp; set statement_timeout = 0; set lock_timeout = 0; \
+     set idle_in_transaction_session_timeout = 0";
+
+/// Opens a session for migrations: with settings of its own, and no part of the pool.
+///
+/// # Errors
+/// Any of sqlx's.
+pub async fn session(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = pool.acquire().await?.detach();
+    sqlx::raw_sql(SESSION).execute(&mut connection).await?;
+    Ok(connection)
+}
+
+/// Runs what is pending, waiting for any other run, and returns what it applied or rebuilt. Safe from any number of replicas
+/// at once.
 ///
 /// # Errors
 /// [`MigrationsError`]; what was applied before the failure stays applied.
 pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
-    // A session's lock is gone when the session is: detached from the pool, so that a failure cannot leave it held.
-    let mut connection = pool.acquire().await?.detach();
+    // A session's lock is released when the session ends: a failure cannot leave it held.
+    let mut connection = session(pool).await?;
     lock(&mut connection).await?;
     create_schema(&mut connection).await?;
     let pending = status(&mut connection).await?.pending;
+    let rebuilt = rebuild_invalid_indexes(&mut connection).await?;
     // `run` is this behind a trait that makes the future unfit for `tokio::spawn`.
     migrator().run_direct(None, &mut connection, false).await.map_err(explain)?;
-    sqlx::Connection::close(connection).await?;
-    Ok(pending)
+    check_indexes(&mut connection).await?;
+    connection.close().await?;
+    Ok(rebuilt.into_iter().chain(pending).collect())
+}
+
+/// The index that a migration outside a transaction creates. A test checks that each such migration creates exactly one.
+fn index_of(migration: &Migration) -> Option<&str> {
+    let created = migration.sql.as_str().split_once("create index concurrently if not exists ")?.1;
+    migration.no_tx.then_some(created)?.split_whitespace().next()
+}
+
+/// The indexes of the schema that PostgreSQL does not use, because their build was interrupted or has not ended.
+///
+/// # Errors
+/// Any of sqlx's.
+pub async fn invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"-- migrations.invalid_indexes
+        select relname::text as "name!"
+        from pg_index
+        join pg_class on pg_class.oid = indexrelid
+        where
+            relnamespace = to_regnamespace('workos')
+            and not indisvalid
+        order by 1"#
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Drops what an interrupted `create index concurrently` left behind, because `if not exists` would accept it. sqlx records
+/// nothing about a migration that failed outside a transaction, so a pending one builds its index again by itself. The index
+/// of an applied one (an earlier release accepted an invalid index) is built here. Returns the rebuilt indexes.
+async fn rebuild_invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String>, MigrationsError> {
+    let invalid = invalid_indexes(&mut *connection).await?;
+    let pending = status(&mut *connection).await?.pending;
+    let mut rebuilt = Vec::new();
+    for migration in migrator().iter() {
+        let Some(index) = index_of(migration).filter(|index| invalid.iter().any(|it| it == index)) else { continue };
+        let failed = |error| explain(MigrateError::ExecuteMigration(error, migration.version));
+        // Not static, but text of our own migration.
+        let drop = format!("drop index concurrently if exists workos.{index}");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await.map_err(failed)?;
+        if !pending.contains(&title(migration)) {
+            sqlx::raw_sql(migration.sql.clone()).execute(&mut *connection).await.map_err(failed)?;
+            rebuilt.push(format!("index {index}"));
+        }
+    }
+    Ok(rebuilt)
+}
+
+/// A run has succeeded only when PostgreSQL uses every index that our migrations create.
+async fn check_indexes(connection: &mut PgConnection) -> Result<(), MigrationsError> {
+    let invalid = invalid_indexes(connection).await?;
+    let ours = invalid.iter().find(|name| migrator().iter().filter_map(index_of).any(|index| index == *name));
+    let Some(index) = ours else { return Ok(()) };
+    Err(MigrationsError::Migration(format!(
+        "index workos.{index} is invalid although its migration succeeded; run `authkit-sync migrate` again to rebuild it"
+    )))
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), MigrationsError> {
@@ -149,10 +229,10 @@ fn explain(error: MigrateError) -> MigrationsError {
             "migration {version:04} was changed after this database applied it; install the release that applied it, or a newer one"
         ),
         MigrateError::Dirty(version) => format!(
-            "migration {version:04} was interrupted; drop the index it left invalid, delete its row from {TABLE} and run `authkit-sync migrate` again"
+            "migration {version:04} was interrupted; delete its row from {TABLE} and run `authkit-sync migrate` again"
         ),
         MigrateError::ExecuteMigration(sqlx::Error::Database(database), version) => format!(
-            "migration {version:04} failed: {} (SQLSTATE {}); nothing of it was kept, run `authkit-sync migrate` again once that is mended",
+            "migration {version:04} failed: {} (SQLSTATE {}); fix the cause and run `authkit-sync migrate` again",
             database.message(),
             database.code().unwrap_or_default()
         ),

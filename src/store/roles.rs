@@ -10,7 +10,7 @@
 
 use sqlx::postgres::{PgConnection, PgPool};
 
-use super::StoreError;
+use super::{StoreError, migrations};
 
 /// The roles, and how each is made.
 const ROLES: [(&str, &str); 2] = [
@@ -37,7 +37,7 @@ const TRIES: usize = 5;
 /// # Errors
 /// [`StoreError`] when the database cannot be asked.
 pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = migrations::session(pool).await?;
     let mut refused = Vec::new();
     for (role, create) in ROLES {
         let present = sqlx::query_scalar!(
@@ -45,7 +45,7 @@ pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
             select to_regrole($1) is not null as "present!""#,
             role
         );
-        if !present.fetch_one(&mut *connection).await? && !run(&mut connection, create).await? {
+        if !present.fetch_one(&mut connection).await? && !run(&mut connection, create).await? {
             refused.push(create);
         }
     }
@@ -54,6 +54,7 @@ pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
             refused.push(grant);
         }
     }
+    sqlx::Connection::close(connection).await?;
     Ok(refused)
 }
 

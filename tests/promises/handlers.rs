@@ -425,6 +425,8 @@ async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_comma
     bed.pool.execute(LOG).await.unwrap();
     let (code, said) = handlers(&bed, &["add", "public.on_nobody"]).await;
     assert_eq!((code, said.contains("there is no function public.on_nobody(jsonb)")), (78, true), "{said}");
+    let (code, said) = handlers(&bed, &["add", "on_user"]).await;
+    assert_eq!((code, said.contains("without its schema; add it, for example public.on_user")), (78, true), "{said}");
     let (code, said) = handlers(&bed, &["add", "public.on_user", "--types", "User"]).await;
     assert_eq!((code, said.contains("user.created, user.* or *")), (64, true), "{said}");
     let (code, said) = handlers(&bed, &["add", "public.on_user", "--types", "user.created,user.deleted"]).await;

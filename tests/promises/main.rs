@@ -31,6 +31,7 @@ mod proxies;
 mod reads;
 mod receiver;
 mod reconcile;
+mod search_path;
 mod sign_ins;
 mod signature;
 mod simulated_workos;

@@ -9,9 +9,10 @@ use authkit_sync::store::{Store, StoreError, migrations};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
+use crate::support::binary;
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, observed, user};
-use crate::support::service::{CLIENT_ID, Service, store};
+use crate::support::service::{CLIENT_ID, Service, store, until};
 
 async fn tables(pool: &PgPool) -> Vec<String> {
     sqlx::query_scalar(
@@ -200,4 +201,133 @@ async fn an_applications_foreign_key_view_and_policy_survive() {
     assert_eq!((notes, shown), (2, 0), "the rows stay, the person is gone");
     assert!(migrations::run(&pool).await.unwrap().is_empty());
     service.stop().await.unwrap();
+}
+
+/// Runs `build` until its `create index concurrently` waits for a writer, and cancels it there: the index remains, invalid.
+async fn interrupt<F>(pool: &PgPool, build: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut writer = pool.acquire().await.unwrap();
+    writer.execute("begin").await.unwrap();
+    writer.execute("update workos.events set reason = null").await.unwrap();
+    let building = tokio::spawn(build);
+    until("the build waits for the writer", async || {
+        let cancelled: Option<bool> = sqlx::query_scalar(
+            "select pg_cancel_backend(pid) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and wait_event_type = 'Lock'
+                and query ~ 'create index concurrently'",
+        )
+        .fetch_optional(pool)
+        .await
+        .unwrap();
+        cancelled == Some(true)
+    })
+    .await;
+    building.await.unwrap();
+    writer.execute("rollback").await.unwrap();
+}
+
+async fn is_valid(pool: &PgPool, index: &str) -> Option<bool> {
+    sqlx::query_scalar("select indisvalid from pg_index where indexrelid = to_regclass($1)")
+        .bind(index)
+        .fetch_optional(pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_interrupted_index_build_is_reported_and_built_again() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(6).await;
+    let index = "workos.events_received_at";
+    pool.execute("insert into workos.events (id, type, outcome) values ('event_1', 'user.created', 'applied')")
+        .await
+        .unwrap();
+    let status = async || {
+        let url = database.url();
+        let run = move || binary::run(&["migrate", "status"], &[("DATABASE_URL", &url)]);
+        let output = tokio::task::spawn_blocking(run).await.unwrap();
+        (output.status.code().unwrap(), binary::said(&output))
+    };
+    let (code, said) = status().await;
+    assert_eq!((code, said.contains("invalid")), (0, false), "{said}");
+
+    // `migrate` is interrupted: nothing is recorded, and the invalid index is there.
+    pool.execute("drop index workos.events_received_at").await.unwrap();
+    pool.execute("delete from workos.migrations where version = 5").await.unwrap();
+    let other = pool.clone();
+    interrupt(&pool, async move {
+        let failed = migrations::run(&other).await.unwrap_err().to_string();
+        assert!(failed.contains("0005 failed") && failed.contains("57014"), "{failed}");
+    })
+    .await;
+    assert_eq!(is_valid(&pool, index).await, Some(false));
+    let (code, said) = status().await;
+    assert!(code == 1 && said.contains("pending 0005") && said.contains("invalid index workos.events_received_at"));
+    assert_eq!(migrations::run(&pool).await.unwrap(), ["0005 events received at"]);
+    assert_eq!(is_valid(&pool, index).await, Some(true));
+
+    // An earlier release accepted the invalid index, and recorded the migration.
+    pool.execute("drop index workos.events_received_at").await.unwrap();
+    let other = pool.clone();
+    interrupt(&pool, async move {
+        let build = "create index concurrently events_received_at on workos.events (received_at)";
+        other.execute(build).await.unwrap_err();
+    })
+    .await;
+    assert_eq!(is_valid(&pool, index).await, Some(false));
+    let (code, said) = status().await;
+    assert!(code == 1 && !said.contains("pending") && said.contains("invalid index workos.events_received_at"));
+    assert_eq!(migrations::run(&pool).await.unwrap(), ["index events_received_at"]);
+    assert_eq!(is_valid(&pool, index).await, Some(true));
+    assert_eq!(status().await.0, 0);
+
+    // A build of the application's own is reported, and left alone.
+    let other = pool.clone();
+    interrupt(&pool, async move {
+        other.execute("create index concurrently theirs on workos.events (type)").await.unwrap_err();
+    })
+    .await;
+    assert!(migrations::run(&pool).await.unwrap().is_empty());
+    assert_eq!(is_valid(&pool, "workos.theirs").await, Some(false));
+    let (code, said) = status().await;
+    assert!(code == 1 && said.contains("invalid index workos.theirs"), "{said}");
+}
+
+/// What marks a build as invalid after its migration was recorded is not accepted either.
+#[tokio::test]
+async fn a_run_fails_when_an_index_of_its_migrations_is_invalid_in_the_end() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    for sql in [
+        "drop index workos.events_received_at",
+        "delete from workos.migrations where version = 5",
+        "create function spoil() returns trigger language plpgsql as $$
+        begin
+            update pg_index set indisvalid = false where indexrelid = 'workos.events_received_at'::regclass;
+            return null;
+        end $$",
+        "create trigger spoil after insert on workos.migrations execute function spoil()",
+    ] {
+        pool.execute(sql).await.unwrap();
+    }
+    let failed = migrations::run(&pool).await.unwrap_err().to_string();
+    assert!(failed.contains("index workos.events_received_at is invalid"), "{failed}");
+    pool.execute("drop trigger spoil on workos.migrations").await.unwrap();
+    assert_eq!(migrations::run(&pool).await.unwrap(), ["index events_received_at"]);
+}
+
+/// The runner drops and rebuilds an index by the name in its file.
+#[test]
+fn a_migration_outside_a_transaction_creates_exactly_one_index_of_our_schema() {
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let concurrently = text.matches("concurrently").count();
+        let expected = usize::from(text.starts_with("-- no-transaction"));
+        let shape = text.matches("\ncreate index concurrently if not exists ").count();
+        assert!(path.ends_with("README.md") || (concurrently, shape) == (expected, expected), "{}", path.display());
+        assert!(shape == 0 || text.contains(" on workos."), "{}", path.display());
+    }
 }

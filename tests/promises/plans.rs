@@ -258,6 +258,7 @@ const NAMES: &[&str] = &[
     "leases.release",
     "migrations.applied",
     "migrations.create_schema",
+    "migrations.invalid_indexes",
     "migrations.lock",
     "migrations.present",
     "migrations.schema",
