@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Identity, TokenError};
 use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
-use crate::http::{self, Edge, Limits, Served};
-pub use crate::http::{ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
+use crate::http::{self, Edge, Limits, OPS_CONNECTIONS, Served};
+pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
 use crate::store::environment::Unfit;
 use crate::store::migrations::{self, MigrationsError};
@@ -45,8 +45,8 @@ pub struct AuthKit {
     edge: Arc<Edge>,
     /// Where to run pending migrations first, if that was asked for.
     migrate: Option<PgPool>,
-    /// Open connections at most.
-    connections: usize,
+    /// What each listener allows.
+    limits: Limits,
     /// What background work goes with.
     context: Context,
     /// Where handlers run.
@@ -147,10 +147,10 @@ impl AuthKit {
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
         let metrics = self.edge.metrics.clone();
-        let limits = Limits { connections: self.connections, ..Limits::default() };
+        let (limits, ops_limits) = (self.limits, Limits { connections: OPS_CONNECTIONS, ..self.limits });
         let service = http::service(self.edge.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
-        let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), limits, metrics, stop.clone())));
+        let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), ops_limits, metrics, stop.clone())));
         let ended = self.until(shutdown).await;
         tracing::info!("shutting down: no new connections, open requests are answered");
         self.edge.closing.cancel();

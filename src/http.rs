@@ -5,6 +5,7 @@ mod auth;
 mod body;
 mod changes;
 mod conditional;
+mod connections;
 mod error;
 mod headers;
 mod openapi;
@@ -15,6 +16,7 @@ mod signed;
 mod users;
 mod webhook;
 mod wide_log;
+mod write_timeout;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,7 +26,6 @@ use axum::http::{HeaderValue, Method, header};
 use axum::middleware;
 use axum::routing::get;
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
@@ -40,14 +41,15 @@ use crate::sync::feed::Feed;
 use crate::sync::progress::Watch;
 use crate::workos::signature::Secret;
 
-pub use action::ACTION_PATH;
 pub(crate) use action::ActionEdge;
+pub use action::{ACTION_BODY_LIMIT, ACTION_PATH};
 pub(crate) use auth::bearer;
+pub(crate) use body::BodyBudget;
 pub use error::Refusal as Rejection;
 pub use headers::HEADERS;
 use headers::REQUEST_ID;
 pub use server::CONNECTIONS;
-pub(crate) use server::{Limits, Served, serve};
+pub(crate) use server::{Limits, OPS_CONNECTIONS, Served, WRITE_TIMEOUT, serve};
 pub use service_keys::KEY_LENGTH;
 pub(crate) use service_keys::ServiceKeys;
 
@@ -70,12 +72,10 @@ pub(crate) struct Edge {
     pub(crate) webhook_path: String,
     /// How far a signature's time may lie from ours.
     pub(crate) signature_tolerance: Duration,
-    /// The largest body taken, bytes.
-    pub(crate) body_limit: usize,
     /// How long a body may take to arrive.
     pub(crate) body_timeout: Duration,
-    /// Body bytes being read now, all requests together.
-    pub(crate) bytes_in_flight: Arc<Semaphore>,
+    /// The memory for webhooks that are arriving.
+    pub(crate) webhook_bodies: Arc<BodyBudget>,
     /// Tells the time.
     pub(crate) clock: Clock,
     /// Counts.

@@ -34,6 +34,7 @@ pub struct Metrics {
     quarantined: Gauge,
     synced_through: Gauge,
     connections: Gauge,
+    closed_connections: Family<ReasonLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +60,11 @@ struct ActionLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailureLabels {
     failure: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,6 +169,12 @@ impl Default for Metrics {
         );
         let connections = Gauge::default();
         registry.register("connections", "Open HTTP connections", connections.clone());
+        let closed_connections = Family::default();
+        registry.register(
+            "connections_closed",
+            "Connections that the service closed, by reason (limit: to make room; write_timeout: the client did not read)",
+            closed_connections.clone(),
+        );
         Self {
             registry,
             types: Mutex::default(),
@@ -178,6 +190,7 @@ impl Default for Metrics {
             quarantined,
             synced_through,
             connections,
+            closed_connections,
         }
     }
 }
@@ -263,6 +276,11 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self) -> &Gauge {
         &self.connections
+    }
+
+    /// Counts a connection that was closed for a reason of ours.
+    pub fn closed_connection(&self, reason: &'static str) {
+        self.closed_connections.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Everything, in the OpenMetrics text format.

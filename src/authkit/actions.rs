@@ -10,7 +10,7 @@ use crate::actions::{Actions, DEADLINE, Handler, Opinion};
 use crate::domain::action::Action;
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
-use crate::http::{ACTION_PATH, ActionEdge};
+use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, ActionEdge, BodyBudget};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::workos::signature::Secret;
@@ -63,6 +63,7 @@ impl Deciders {
         store: &Store,
         clock: &Clock,
         metrics: &Arc<Metrics>,
+        connections: usize,
     ) -> Result<Option<Arc<ActionEdge>>, BuildError> {
         if self.secrets.is_empty() {
             return Ok(None);
@@ -77,7 +78,8 @@ impl Deciders {
             clock: clock.clone(),
             metrics: metrics.clone(),
         };
-        Ok(Some(Arc::new(ActionEdge { secrets: self.secrets, actions })))
+        let bodies = BodyBudget::new(ACTION_BODY_LIMIT, connections.saturating_mul(ACTION_BODY_LIMIT));
+        Ok(Some(Arc::new(ActionEdge { secrets: self.secrets, actions, bodies })))
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::AuthKit;
 use super::background::Jobs;
-use super::builder::{BYTES_IN_FLIGHT, BuildError, Builder, KeySourceArgument};
+use super::builder::{BuildError, Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
-use crate::http::Edge;
+use crate::http::{BodyBudget, Edge, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -49,11 +48,11 @@ impl Builder {
         let api = api.map_err(|error| BuildError(error.to_string()))?;
         let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
-        let actions = self.actions.build(&store, &self.clock, &metrics)?;
+        let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;
         let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
             migrate,
-            connections: self.connections,
+            limits: Limits { connections: self.connections, write: self.write_timeout, ..Limits::default() },
             edge: Arc::new(Edge {
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
                 service_keys: self.service_keys,
@@ -68,9 +67,8 @@ impl Builder {
                 actions,
                 webhook_path: self.webhook_path,
                 signature_tolerance: self.signature_tolerance,
-                body_limit: self.body_limit,
                 body_timeout: self.body_timeout,
-                bytes_in_flight: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
+                webhook_bodies: BodyBudget::new(self.body_limit, WEBHOOK_MEMORY),
                 clock: self.clock,
                 metrics,
                 keys,

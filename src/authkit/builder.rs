@@ -10,7 +10,7 @@ use super::actions::Deciders;
 use super::background::Jobs;
 use crate::auth::KeySource;
 use crate::domain::clock::Clock;
-use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys};
+use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::handlers::TIMEOUT;
@@ -26,8 +26,8 @@ pub const BODY_LIMIT: usize = 1024 * 1024;
 /// Where WorkOS posts by default.
 pub const WEBHOOK_PATH: &str = "/workos/webhook";
 
-/// Body bytes in memory, all requests together.
-pub(super) const BYTES_IN_FLIGHT: usize = 64 * 1024 * 1024;
+/// Bytes of webhooks in memory, all requests together.
+pub(super) const WEBHOOK_MEMORY: usize = 64 * 1024 * 1024;
 
 /// How long catch-up rests at the end by default.
 pub const CATCH_UP_INTERVAL: Duration = Duration::from_secs(5);
@@ -62,6 +62,7 @@ pub struct Builder {
     pub(super) body_limit: usize,
     pub(super) body_timeout: Duration,
     pub(super) connections: usize,
+    pub(super) write_timeout: Duration,
     pub(super) clock: Clock,
     pub(super) migrate: bool,
     pub(super) api_key: Option<ApiKey>,
@@ -110,6 +111,7 @@ impl Builder {
             body_limit: BODY_LIMIT,
             body_timeout: Duration::from_secs(10),
             connections: CONNECTIONS,
+            write_timeout: WRITE_TIMEOUT,
             clock: Clock::system(),
             migrate: false,
             api_key: None,
@@ -288,16 +290,24 @@ impl Builder {
         self
     }
 
-    /// How long a webhook's body may take to arrive. Default 10 s.
+    /// How long the body of a webhook or an action may take to arrive. Default 10 s.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.body_timeout = timeout;
         self
     }
 
-    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open; more wait to be accepted. Default
-    /// [`CONNECTIONS`]. Each takes a file descriptor, and the database needs some too.
+    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open. For one more it closes the connection that has
+    /// gone longest without completing a request. Default [`CONNECTIONS`]. Each takes a file descriptor, and the database
+    /// needs some too.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
+        self
+    }
+
+    /// How long a client of [`AuthKit::run`](crate::AuthKit::run) may take not one byte of an answer before its connection is
+    /// closed. Default 30 s.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.write_timeout = timeout;
         self
     }
 

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::ToSchema;
 
 use super::Edge;
+use super::body::BodyBudget;
 use super::error::{Refusal, no_route};
 use super::openapi::Error;
 use super::signed::{self, RETRY_AFTER};
@@ -24,12 +25,21 @@ use crate::workos::signature::{ACTION_TOLERANCE, Secret};
 /// Where WorkOS asks.
 pub const ACTION_PATH: &str = "/workos/action";
 
+/// The longest action, bytes: 32 KiB. WorkOS's own examples are up to 2 KiB long. The longest parts are the metadata of the
+/// user and of the organization, each at most 10 pairs of 640 ASCII characters.
+///
+/// This times the number of connections is the memory for all actions (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)), so
+/// connections alone can never fill it: nobody who cannot sign can keep WorkOS from asking.
+pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
+
 /// The actions endpoint: its own secrets, and who decides.
 #[derive(Debug)]
 pub(crate) struct ActionEdge {
     /// What WorkOS may sign with; never a webhook secret.
     pub(crate) secrets: Vec<Secret>,
     pub(crate) actions: Actions,
+    /// The memory for bodies that are arriving.
+    pub(crate) bodies: Arc<BodyBudget>,
 }
 
 /// Whether somebody may sign in or up: signed by WorkOS, answered with a signature.
@@ -57,7 +67,7 @@ pub(crate) struct ActionEdge {
 pub(super) async fn decide(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     // Without deciders there is no such route.
     let Some(asked) = &edge.actions else { return Err(no_route().await) };
-    let signed = signed::read(&edge, &headers, body, &asked.secrets, ACTION_TOLERANCE).await?;
+    let signed = signed::read(&edge, &headers, body, &asked.bodies, &asked.secrets, ACTION_TOLERANCE).await?;
     let action = actions::action(&signed.body)?;
     let decided = match asked.actions.decide(&action).await {
         Ok(decided) => decided,

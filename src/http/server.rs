@@ -14,24 +14,33 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::connections::{Connection, Connections};
+use super::write_timeout::{self, WriteTimeout};
 use crate::metrics::Metrics;
 
 /// Open connections by default; at some tens of kilobytes each, well within a small machine.
 pub const CONNECTIONS: usize = 4_096;
 
+/// Open connections of the operator's listener. They come out of the file descriptors that `serve` keeps for other things.
+pub(crate) const OPS_CONNECTIONS: usize = 64;
+
+/// How long a client may take not one byte of an answer by default.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// What one listener allows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections; the next one waits in the kernel's queue.
+    /// Open connections; for one more, the one that has gone longest without completing a request is closed.
     pub(crate) connections: usize,
     /// How long a request's head may take, and how long a connection may idle between requests.
     pub(crate) head: Duration,
     /// How long a request may take from its head to its answer, whatever it does.
     pub(crate) request: Duration,
+    /// How long a client may take not one byte of an answer.
+    pub(crate) write: Duration,
     /// How long a shutdown waits for answers before it drops connections.
     pub(crate) drain: Duration,
 }
@@ -42,6 +51,7 @@ impl Default for Limits {
             connections: CONNECTIONS,
             head: Duration::from_secs(30),
             request: Duration::from_secs(30),
+            write: WRITE_TIMEOUT,
             drain: Duration::from_secs(20),
         }
     }
@@ -64,26 +74,30 @@ pub(crate) async fn serve(
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> Served {
-    let room = Arc::new(Semaphore::new(limits.connections));
+    let connections = Connections::new(limits.connections);
     let graceful = GracefulShutdown::new();
     let hard = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener, &connections, &metrics) => accepted,
         };
-        let (stream, permit) = accepted;
-        let served = graceful.watch(connection(stream, router.clone(), limits));
+        let Some((stream, connection)) = accepted else { continue };
+        let evicted = connection.evicted();
+        let served = graceful.watch(answer(stream, connection, router.clone(), limits));
         let (metrics, hard) = (metrics.clone(), hard.clone());
         tokio::spawn(async move {
             metrics.connections().inc();
             tokio::select! {
-                _ = served => {}
+                biased;
                 () = hard.cancelled() => {}
+                () = evicted => {}
+                ended = served => if ended.is_err_and(|error| write_timeout::has_stalled(&error)) {
+                    metrics.closed_connection("write_timeout");
+                }
             }
             metrics.connections().dec();
-            drop(permit);
         });
     }
     drop(listener);
@@ -95,32 +109,46 @@ pub(crate) async fn serve(
     }
 }
 
-/// The next connection, once there is room for it.
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
-    loop {
-        // The semaphore is never closed, so waiting for room always ends in a permit.
-        let Ok(permit) = room.clone().acquire_owned().await else { continue };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Answers are small and awaited: sent at once, not when the packet is full.
-                let _ = stream.set_nodelay(true);
-                return (stream, permit);
+/// The next connection, with a place among the others; `None` where there was none.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Connections>,
+    metrics: &Metrics,
+) -> Option<(TcpStream, Connection)> {
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // Answers are small and awaited: sent at once, not when the packet is full.
+            let _ = stream.set_nodelay(true);
+            let (connection, has_evicted) = connections.admit().await.ok()?;
+            if has_evicted {
+                metrics.closed_connection("limit");
             }
-            Err(error) => {
-                // Out of file descriptors, or a connection that died in the queue. Neither may end the service.
-                tracing::warn!(error = %error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            Some((stream, connection))
+        }
+        Err(error) => {
+            // Out of file descriptors, or a connection that died in the queue. Neither may end the service.
+            tracing::warn!(error = %error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
         }
     }
 }
 
-fn connection(stream: TcpStream, router: Router, limits: Limits) -> impl GracefulConnection + Send {
+/// Answers the requests of one connection.
+fn answer(
+    stream: TcpStream,
+    connection: Connection,
+    router: Router,
+    limits: Limits,
+) -> impl GracefulConnection<Error = hyper::Error> + Send {
+    let connection = Arc::new(connection);
     let service = tower::service_fn(move |request| {
-        let router = router.clone();
+        let (router, connection) = (router.clone(), connection.clone());
         async move {
             let answer = AssertUnwindSafe(router.oneshot(request)).catch_unwind();
-            match tokio::time::timeout(limits.request, answer).await {
+            let answer = tokio::time::timeout(limits.request, answer).await;
+            connection.completed();
+            match answer {
                 Ok(Ok(Ok(response))) => Ok::<_, Infallible>(response),
                 Ok(Ok(Err(never))) => match never {},
                 Ok(Err(_panic)) => {
@@ -135,7 +163,7 @@ fn connection(stream: TcpStream, router: Router, limits: Limits) -> impl Gracefu
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write)), TowerToHyperService::new(service))
 }
 
 /// The answer where no handler is left to give one.

@@ -1,13 +1,14 @@
 //! A body that WorkOS must have signed: what can be refused is refused before it is read, and nothing is parsed before its
 //! signature.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::Edge;
-use super::body::{self, BodyError, Held};
+use super::body::{BodyBudget, BodyError, Held};
 use super::error::Refusal;
 use crate::workos::signature::{self, Secret, SignatureError, SignatureHeader, VerifiedBody};
 
@@ -25,18 +26,20 @@ pub(super) async fn read(
     edge: &Edge,
     headers: &HeaderMap,
     body: Body,
+    bodies: &Arc<BodyBudget>,
     secrets: &[Secret],
     tolerance: Duration,
 ) -> Result<Signed, Refusal> {
     let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
     let header = SignatureHeader::parse(header, edge.clock.now(), tolerance)?;
-    if body::declared_too_large(headers, edge.body_limit) {
-        return Err(too_large(edge.body_limit));
+    let limit = bodies.body_limit();
+    if bodies.is_declared_too_large(headers) {
+        return Err(too_large(limit));
     }
-    let held = body::read(body, edge.body_limit, edge.body_timeout, &edge.bytes_in_flight)
-        .await
-        .map_err(|error| refuse_body(&error, edge.body_limit))?;
+    let held = bodies.read(body, edge.body_timeout).await;
+    let mut held = held.map_err(|error| refuse_body(&error, limit))?;
     let body = header.verify(secrets, held.bytes.clone())?;
+    held.keep().map_err(|error| refuse_body(&error, limit))?;
     Ok(Signed { body, _held: held })
 }
 

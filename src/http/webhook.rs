@@ -49,7 +49,8 @@ pub(super) async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let signed = signed::read(&edge, &headers, body, &edge.webhook_secrets, edge.signature_tolerance).await?;
+    let (secrets, tolerance) = (&edge.webhook_secrets, edge.signature_tolerance);
+    let signed = signed::read(&edge, &headers, body, &edge.webhook_bodies, secrets, tolerance).await?;
     let event = wire::event(&signed.body)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
     let mut facts =

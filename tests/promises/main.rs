@@ -14,6 +14,7 @@ mod dev;
 mod documents;
 mod embedding;
 mod erasure;
+mod exhaustion;
 mod explain;
 mod guides;
 mod handlers;

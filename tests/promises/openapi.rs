@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use authkit_sync::authkit::ACTION_BODY_LIMIT;
 use authkit_sync::domain::user::FIELDS;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -177,7 +178,7 @@ async fn hold_actions(service: &Service, described: &mut Described) {
         service.act(&registration(&fresh(), "eve@gmail.com")).await,
         service.act(&"{}".into()).await,
         service.act(&r#"{"object": "of_tomorrow", "id": "action_1"}"#.into()).await,
-        service.act(&vec![b' '; 3_000].into()).await,
+        service.act(&vec![b' '; ACTION_BODY_LIMIT + 1].into()).await,
         service.act_signed(&"{}".into(), None).await,
         slow(service, ACTION, ACTION_SECRET).await,
     ];

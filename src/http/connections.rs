@@ -1,0 +1,95 @@
+//! The open connections of one listener. Their number is bounded, and the bound refuses nobody: where it is reached, the
+//! connection that has gone longest without completing a request is closed to make room. So idle, slow and silent
+//! connections, which cost their owner nothing, cannot keep an active client out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// The connections of a listener.
+#[derive(Debug)]
+pub(super) struct Connections {
+    room: Arc<Semaphore>,
+    queue: Mutex<Queue>,
+}
+
+/// The connections in the order of their last completed request, or of their acceptance.
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    waiting: BTreeMap<u64, CancellationToken>,
+}
+
+impl Queue {
+    fn push(&mut self, closing: CancellationToken) -> u64 {
+        self.next += 1;
+        self.waiting.insert(self.next, closing);
+        self.next
+    }
+}
+
+impl Connections {
+    /// Room for `limit` connections.
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { room: Arc::new(Semaphore::new(limit)), queue: Mutex::default() })
+    }
+
+    /// Makes room for one more connection, and waits until it is there. `true`: another connection was closed for it.
+    ///
+    /// # Errors
+    /// None: the semaphore is never closed.
+    pub(super) async fn admit(self: &Arc<Self>) -> Result<(Connection, bool), AcquireError> {
+        let (permit, has_evicted) = match self.room.clone().try_acquire_owned() {
+            Ok(permit) => (permit, false),
+            Err(_) => {
+                let oldest = self.queue().waiting.pop_first();
+                if let Some((_, closing)) = &oldest {
+                    closing.cancel();
+                }
+                (self.room.clone().acquire_owned().await?, oldest.is_some())
+            }
+        };
+        let closing = CancellationToken::new();
+        let place = Mutex::new(self.queue().push(closing.clone()));
+        Ok((Connection { connections: self.clone(), place, closing, _permit: permit }, has_evicted))
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one connection; free again when dropped.
+#[derive(Debug)]
+pub(super) struct Connection {
+    connections: Arc<Connections>,
+    place: Mutex<u64>,
+    closing: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// A request was completed: every other connection makes room before this one.
+    pub(super) fn completed(&self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.connections.queue();
+        // Where it is gone, the connection is being closed.
+        if let Some(closing) = queue.waiting.remove(&place) {
+            *place = queue.push(closing);
+        }
+    }
+
+    /// Resolves when this connection has to make room.
+    pub(super) fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.closing.clone().cancelled_owned()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let place = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        self.connections.queue().waiting.remove(&place);
+    }
+}
