@@ -309,3 +309,19 @@ fn fix(reason: &str, client_id: &str) -> String {
     };
     fixed.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_agree_within_a_second_and_a_difference_is_named() {
+        let says = |clock_ahead_seconds| Explanation { clock_ahead_seconds, ..Explanation::new("client_1") }.clock();
+        assert_eq!(says(None), "");
+        for agrees in -1..=1 {
+            assert_eq!(says(Some(agrees)), "; this machine's clock agrees with WorkOS's");
+        }
+        assert_eq!(says(Some(7)), "; this machine's clock is 7 s ahead of WorkOS's");
+        assert_eq!(says(Some(-7)), "; this machine's clock is 7 s behind WorkOS's");
+    }
+}

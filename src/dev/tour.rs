@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::workos::{Faults, SimulatedWorkos};
 
 /// How long a step may take: far more than it does.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A step that did not end as promised.
 #[derive(Debug, thiserror::Error)]

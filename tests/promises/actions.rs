@@ -348,20 +348,24 @@ async fn the_first_verdict_stored_counts_however_many_decide_at_once() {
 async fn a_handler_that_fails_panics_or_hangs_is_ours_and_allows_nobody() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    let service = Service::start_with(&pool, |builder| {
-        let builder = builder.action_secrets(secrets()).action_deadline(Duration::from_millis(300));
-        builder.action_rules("allow * *".parse().unwrap()).on_action(|action| async move {
-            match action.email.as_str() {
-                "fails@example.com" => Err("fails@example.com is not here".into()),
-                "panics@example.com" => panic!("a handler of the test panics"),
-                "hangs@example.com" => std::future::pending().await,
-                "denied@example.com" => Ok(Some(Verdict::deny(""))),
-                _ => Ok(None),
-            }
+    let start = |deadline| {
+        Service::start_with(&pool, move |builder| {
+            let builder = builder.action_secrets(secrets()).action_deadline(deadline);
+            builder.action_rules("allow * *".parse().unwrap()).on_action(|action| async move {
+                match action.email.as_str() {
+                    "fails@example.com" => Err("fails@example.com is not here".into()),
+                    "panics@example.com" => panic!("a handler of the test panics"),
+                    "hangs@example.com" => std::future::pending().await,
+                    "denied@example.com" => Ok(Some(Verdict::deny(""))),
+                    _ => Ok(None),
+                }
+            })
         })
-    })
-    .await;
-    for email in ["fails@example.com", "panics@example.com", "hangs@example.com"] {
+    };
+    let (service, hurried) = (start(Duration::from_secs(30)).await, start(Duration::from_secs(2)).await);
+    for (service, email) in
+        [(&service, "fails@example.com"), (&service, "panics@example.com"), (&hurried, "hangs@example.com")]
+    {
         let answer = service.act(&registration(&fresh(), email)).await;
         assert_eq!(answer.code(), (503, "handler_failed".to_owned()));
         assert!(!answer.header("retry-after").is_empty() && !answer.text.contains("example.com"), "{}", answer.text);
@@ -369,27 +373,30 @@ async fn a_handler_that_fails_panics_or_hangs_is_ours_and_allows_nobody() {
     assert_eq!(service.verdict(&registration(&fresh(), "denied@example.com")).await, ("Deny".to_owned(), None));
     assert_eq!(service.verdict(&registration(&fresh(), "other@example.com")).await, allowed());
     service.stop().await.unwrap();
+    hurried.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn without_the_database_there_is_no_verdict() {
     let database = TestDatabase::new().await;
     let (pool, blocker) = (database.pool(4).await, database.pool(1).await);
-    let slow =
+    let hurried =
         Service::start_with(&pool, |builder| rules("allow * *")(builder).action_deadline(Duration::from_millis(200)))
             .await;
-    assert_eq!(slow.verdict(&registration(&fresh(), "a@example.com")).await, allowed());
+    let service = Service::start_with(&pool, rules("allow * *")).await;
+    assert_eq!(service.verdict(&registration(&fresh(), "a@example.com")).await, allowed());
     let mut open = blocker.acquire().await.unwrap();
     open.execute("begin; lock table workos.action_verdicts in access exclusive mode").await.unwrap();
-    let answer = slow.act(&registration(&fresh(), "a@example.com")).await;
+    let answer = hurried.act(&registration(&fresh(), "a@example.com")).await;
     assert_eq!(answer.code(), (503, "database_unavailable".to_owned()), "{}", answer.text);
     open.execute("rollback").await.unwrap();
-    assert_eq!(slow.verdict(&registration(&fresh(), "a@example.com")).await, allowed(), "and it comes back");
+    assert_eq!(service.verdict(&registration(&fresh(), "a@example.com")).await, allowed(), "and it comes back");
     pool.close().await;
-    let answer = slow.act(&registration(&fresh(), "a@example.com")).await;
+    let answer = service.act(&registration(&fresh(), "a@example.com")).await;
     assert_eq!(answer.code(), (503, "database_unavailable".to_owned()));
     assert!(!answer.header("retry-after").is_empty());
-    slow.stop().await.unwrap();
+    service.stop().await.unwrap();
+    hurried.stop().await.unwrap();
 }
 
 #[tokio::test]

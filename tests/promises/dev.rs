@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::proxies::DEAD_PROXY;
 use crate::support::binary::{binary, first_line, run, said};
+use crate::support::service::until;
 
 #[test]
 fn the_tour_ends_well_and_ignores_every_real_setting() {
@@ -68,9 +69,15 @@ async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
         .unwrap();
     assert!(signed_in.json::<Value>().await.unwrap()["access_token"].is_string());
     for (email, verdict) in [("eve@gmail.com", "Deny"), ("eve@example.test", "Allow")] {
-        let request = client.post(format!("{}/_simulate/actions", text("workos_url")));
-        let judged = request.json(&serde_json::json!({ "email": email })).send().await.unwrap();
-        assert_eq!(judged.json::<Value>().await.unwrap()["verdict"], verdict);
+        // On a busy machine WorkOS may give up on one attempt.
+        until("the action is decided", async || {
+            let request = client.post(format!("{}/_simulate/actions", text("workos_url")));
+            let judged = request.json(&serde_json::json!({ "email": email })).send().await.unwrap();
+            let judged = judged.json::<Value>().await.unwrap();
+            assert!(judged["verdict"] == verdict || judged["failure"].is_string(), "{judged}");
+            judged["failure"].is_null()
+        })
+        .await;
     }
     assert!(text("action_secret").starts_with("actsec_"));
     let ops = client.get(format!("{}/readyz", text("ops_url"))).send().await.unwrap().json::<Value>().await.unwrap();

@@ -209,8 +209,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     let service = Service::start_with(&pool, |builder| {
         let rules = "deny registration @gmail.com".parse().unwrap();
         let builder = builder.action_secrets(secrets()).action_rules(rules);
-        let builder = builder.service_key("crm", KEY).body_limit(2_048).body_timeout(Duration::from_millis(300));
-        builder.database_timeout(Duration::from_secs(5))
+        builder.service_key("crm", KEY).body_limit(2_048).body_timeout(Duration::from_secs(2))
     })
     .await;
     let mut described = Described::by(&service).await;

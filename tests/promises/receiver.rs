@@ -193,7 +193,7 @@ async fn endless_and_slow_bodies_end_in_413_and_408_and_hold_up_nobody() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service =
-        Service::start_with(&pool, |builder| builder.body_limit(10_000).body_timeout(Duration::from_millis(300))).await;
+        Service::start_with(&pool, |builder| builder.body_limit(10_000).body_timeout(Duration::from_secs(3))).await;
     let signature = Secret::new(SECRET).sign(service.clock.now(), b"");
     let head = format!(
         "POST /workos/webhook HTTP/1.1\r\nHost: x\r\nWorkOS-Signature: {signature}\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,6 +1,8 @@
 //! Actions as WorkOS would send them, and who decides about them.
 
-use authkit_sync::actions::endpoint::{ActionEndpoint, OnFailure, TIMEOUT};
+use std::time::Duration;
+
+use authkit_sync::actions::endpoint::{ActionEndpoint, OnFailure};
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -44,7 +46,13 @@ pub(crate) fn fresh() -> String {
 /// An endpoint on this machine.
 pub(crate) fn endpoint(url: &str, on_failure: OnFailure) -> ActionEndpoint {
     let secret = Secret::new(ENDPOINT_SECRET);
-    ActionEndpoint { url: url.to_owned(), secret, on_failure, timeout: TIMEOUT, private_addresses: true }
+    ActionEndpoint {
+        url: url.to_owned(),
+        secret,
+        on_failure,
+        timeout: Duration::from_secs(30),
+        private_addresses: true,
+    }
 }
 
 impl Service {

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use super::service::{CLIENT_ID, SECRET};
 
@@ -42,6 +43,7 @@ pub(crate) struct Served {
     pub(crate) address: SocketAddr,
     pub(crate) ops: SocketAddr,
     log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Served {
@@ -91,7 +93,7 @@ impl Served {
         let log = Arc::new(Mutex::new(String::new()));
         let (listening, listens) = std::sync::mpsc::channel();
         let (stderr, kept) = (child.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut lines = BufReader::new(stderr);
             let mut line = String::new();
             while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
@@ -102,9 +104,9 @@ impl Served {
                 line.clear();
             }
         });
-        let listens = listens.recv_timeout(std::time::Duration::from_secs(30));
+        let listens = listens.recv_timeout(std::time::Duration::from_secs(120));
         assert!(listens.is_ok(), "it does not listen: {}", log.lock().unwrap());
-        Self { child, address, ops, log }
+        Self { child, address, ops, log, reader: Some(reader) }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -119,13 +121,22 @@ impl Served {
     /// SIGKILL: it gets no chance to do anything.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.wait();
     }
 
     /// SIGTERM, and how it ended.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
-        self.child.wait().unwrap()
+        self.wait()
+    }
+
+    /// Waits until it has ended and its log has been read to the last line.
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let status = self.child.wait().unwrap();
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status
     }
 }
 
