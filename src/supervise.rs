@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
 use crate::metrics::Metrics;
-use crate::sync::driver::Driver;
+use crate::sync::driver::{Driver, keeping};
 
 /// The rest after a panic doubles from here up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ impl Supervisor {
             let mut rest_after_panic = FIRST_REST;
             let rounds = async {
                 loop {
-                    let rest = match AssertUnwindSafe(driver.tick()).catch_unwind().await {
+                    let rest = match keeping(&driver, AssertUnwindSafe(driver.tick()).catch_unwind()).await {
                         Ok(rest) => {
                             rest_after_panic = FIRST_REST;
                             rest
@@ -55,7 +55,7 @@ impl Supervisor {
                             rest
                         }
                     };
-                    tokio::time::sleep(rest).await;
+                    keeping(&driver, tokio::time::sleep(rest)).await;
                 }
             };
             stop.run_until_cancelled(rounds).await;

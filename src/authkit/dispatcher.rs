@@ -42,7 +42,7 @@ impl Driver for Dispatcher {
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.look(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome.map(|()| Some(INTERVAL)))
+        self.context.rest(Self::JOB, &mut state.failures, outcome.map(|()| Some(INTERVAL))).await
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let context = context(source)?;
     let dry_run = matches.get_flag("dry-run");
     let backfill = Backfill::new(context.clone(), dry_run);
-    let counts = follow(&context, "backfill", async || {
+    let counts = follow(&context, &backfill, async || {
         Ok(match backfill.step().await? {
             Step::Standby => Reached::Elsewhere,
             Step::Page { counts, position } => {

@@ -69,7 +69,11 @@ impl From<Trouble> for Failure {
             Trouble::Store(error) => return error.into(),
             Trouble::Api(ApiError::KeyRefused(_)) | Trouble::NameTaken(_) => Exit::Config,
             Trouble::WrongKey { .. } | Trouble::TooMany { .. } | Trouble::NobodyListed { .. } => Exit::No,
-            Trouble::Api(_) | Trouble::Endless | Trouble::Backwards => Exit::Unavailable,
+            Trouble::Api(_)
+            | Trouble::Paused { .. }
+            | Trouble::Endless
+            | Trouble::CursorRefused
+            | Trouble::Backwards => Exit::Unavailable,
         };
         Self::new(exit, trouble)
     }

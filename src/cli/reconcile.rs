@@ -27,7 +27,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         context.store.accept_deletions().await?;
     }
     let reconcile = Reconcile::new(context.clone(), mode, None);
-    let report = follow(&context, "reconcile", async || {
+    let report = follow(&context, &reconcile, async || {
         Ok(match reconcile.step().await? {
             Step::Standby => Reached::Elsewhere,
             Step::Going { counts, open } if open > 0 => Reached::Going(counts, format!("{open} to be asked about")),

@@ -13,7 +13,7 @@ use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::walks::Counts;
-use crate::sync::driver::{BREATH, Context, STANDBY, Trouble};
+use crate::sync::driver::{BREATH, Context, Driver, STANDBY, Trouble, keeping};
 use crate::workos::api::{Api, ApiKey};
 
 const SETTINGS: [&str; 10] = [
@@ -68,16 +68,16 @@ pub(super) enum Reached<T> {
 }
 
 /// Steps until the end, through passing trouble; gives way to Ctrl-C.
-pub(super) async fn follow<T>(
+pub(super) async fn follow<T, D: Driver>(
     context: &Context,
-    name: &str,
+    driver: &D,
     mut step: impl AsyncFnMut() -> Result<Reached<T>, Trouble>,
 ) -> Result<T, Failure> {
-    let progress = Progress::start();
+    let (progress, name) = (Progress::start(), D::JOB);
     let steps = async {
         let (mut failures, mut turns) = (0, 0);
         loop {
-            let rest = match step().await {
+            let rest = match keeping(driver, step()).await {
                 Ok(Reached::End(end)) => return Ok(end),
                 Ok(Reached::Going(counts, place)) => {
                     failures = 0;
@@ -94,6 +94,7 @@ pub(super) async fn follow<T>(
                     return Err(Failure::unavailable(message));
                 }
                 Err(trouble) if trouble.may_pass() && failures < PATIENCE => {
+                    context.pass_on_pause(name, &trouble).await;
                     let rest = context.rest_after(&trouble, failures);
                     failures += 1;
                     progress.say(&format!("{trouble}; trying again in {} s", rest.as_secs().max(1)));
@@ -101,7 +102,7 @@ pub(super) async fn follow<T>(
                 }
                 Err(trouble) => return Err(trouble.into()),
             };
-            tokio::time::sleep(rest).await;
+            keeping(driver, tokio::time::sleep(rest)).await;
         }
     };
     let outcome = tokio::select! {

@@ -24,6 +24,8 @@ pub struct Place {
     pub cursor: Option<Cursor>,
     /// Where reading begins while there is no cursor.
     pub range_start: Timestamp,
+    /// The earliest `range_start` so far. What WorkOS did before is not applied: nobody listened then.
+    pub first_range_start: Timestamp,
     /// When that was decided, by WorkOS's clock.
     pub began_at: Timestamp,
     /// Everything WorkOS had done by then is in the table.
@@ -52,9 +54,17 @@ impl Store {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    "-- catch_up.place
-                    select revision, cursor, cursor_created_at, range_start, began_at, synced_through, reconcile_wanted
-                    from workos.catch_up"
+                    r#"-- catch_up.place
+                    select
+                        revision,
+                        cursor,
+                        cursor_created_at,
+                        range_start,
+                        coalesce(first_range_start, range_start) as "first_range_start!",
+                        began_at,
+                        synced_through,
+                        reconcile_wanted
+                    from workos.catch_up"#
                 )
                 .fetch_optional(connection)
                 .await
@@ -64,10 +74,35 @@ impl Store {
             revision: row.revision,
             cursor: row.cursor.map(|id| Cursor { id, created_at: row.cursor_created_at.map(Timestamp::from) }),
             range_start: row.range_start.into(),
+            first_range_start: row.first_range_start.into(),
             began_at: row.began_at.into(),
             synced_through: row.synced_through.map(Timestamp::from),
             reconcile_wanted: row.reconcile_wanted,
         }))
+    }
+
+    /// Whether catch-up has brought one of these events already. What webhooks alone have brought does not count.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn has_read(&self, events: &[String]) -> Result<bool, StoreError> {
+        let has_read = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    r#"-- catch_up.has_read
+                    select exists (
+                        select from workos.events
+                        where
+                            id = any($1)
+                            and catch_up_at is not null
+                    ) as "has_read!""#,
+                    events
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        Ok(has_read)
     }
 
     /// How far the table is complete.
@@ -124,8 +159,8 @@ impl Work for Begin<'_> {
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         sqlx::query!(
             "-- catch_up.begin
-            insert into workos.catch_up (range_start, began_at)
-            select $2, $3
+            insert into workos.catch_up (range_start, first_range_start, began_at)
+            select $2, $2, $3
             from workos.environment
             where client_id = $1
             on conflict do nothing",
@@ -179,6 +214,8 @@ pub(crate) struct Restart {
     pub(crate) now: Timestamp,
     /// What lies before that instant may be lost.
     pub(crate) reconcile_wanted: bool,
+    /// `synced_through` is wrong: it is unknown until the end is reached again.
+    pub(crate) forget_synced_through: bool,
 }
 
 impl Work for Restart {
@@ -193,13 +230,16 @@ impl Work for Restart {
                 cursor = null,
                 cursor_created_at = null,
                 range_start = $2,
+                first_range_start = least(coalesce(first_range_start, range_start), $2),
                 began_at = $3,
-                reconcile_wanted = reconcile_wanted or $4
+                reconcile_wanted = reconcile_wanted or $4,
+                synced_through = case when not $5 then synced_through end
             where revision = $1",
             self.revision,
             OffsetDateTime::from(self.range_start),
             OffsetDateTime::from(self.now),
-            self.reconcile_wanted
+            self.reconcile_wanted,
+            self.forget_synced_through
         )
         .execute(connection)
         .await?;

@@ -65,7 +65,11 @@ impl Driver for Backfill {
     async fn tick(&self) -> Duration {
         let outcome = self.unless_completed().await;
         let mut state = self.state.lock().await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome)
+        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+    }
+
+    async fn keep(&self) {
+        self.context.keep(Self::JOB).await;
     }
 }
 

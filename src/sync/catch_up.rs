@@ -50,6 +50,8 @@ struct State {
     trusted: bool,
     /// WorkOS's clock when the first page of this pass was asked for.
     pass_began: Option<Timestamp>,
+    /// The cursor was replaced in this pass.
+    replaced: bool,
     /// Types that WorkOS refuses to know.
     refused: BTreeSet<String>,
     /// A page is being applied; still set at the next step when that panicked.
@@ -58,23 +60,17 @@ struct State {
     failures: u32,
 }
 
-/// How a page lies to the cursor and in itself.
-#[derive(Debug, PartialEq, Eq)]
-enum Course {
-    Forward,
-    /// Newest first.
-    Backward,
-    /// It begins well before the cursor: WorkOS does not know it and began anew.
-    StartedOver,
-}
-
 impl Driver for CatchUp {
     const JOB: &'static str = "catch_up";
 
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.step(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome)
+        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+    }
+
+    async fn keep(&self) {
+        self.context.keep(Self::JOB).await;
     }
 }
 
@@ -124,44 +120,77 @@ impl CatchUp {
     }
 
     async fn take(&self, place: &Place, page: Page<Event>, state: &mut State) -> Result<Duration, Trouble> {
+        if is_misdated(place, page.latest) {
+            tracing::error!(
+                synced_through = ?place.synced_through.map(|at| at.to_string()),
+                "catch-up's place was recorded under a wrong date, and events may have been skipped; it reads what there is, \
+                 and a full reconcile follows"
+            );
+            let restart = Restart {
+                forget_synced_through: true,
+                ..restart(&Place { synced_through: None, ..place.clone() }, page.observed_at)
+            };
+            return self.restart(restart, state).await;
+        }
         if last_word(place) < page.observed_at.plus_seconds(-TOO_OLD) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
                 "catch-up was away for longer than WorkOS is sure to keep events; it reads what there is, and a full reconcile follows"
             );
-            return self.restart(place, page.observed_at, state).await;
+            return self.restart(restart(place, page.observed_at), state).await;
         }
         let pass_began = *state.pass_began.get_or_insert(page.observed_at);
-        let last = page.items.last().map(|event| Cursor { id: event.id.clone(), created_at: event.created_at });
+        let last = page.resume.clone().map(|id| {
+            let created_at = page.items.iter().find(|event| event.id == id).and_then(|event| event.created_at);
+            Cursor { id, created_at }
+        });
         let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == place.cursor.as_ref().map(|it| &it.id);
         if repeats && page.more {
             tracing::warn!("the Events API repeats its last page and says that more follow; taken for the end");
         }
-        let course = course(place.cursor.as_ref(), &page.items);
-        let end = repeats || !page.more;
-        match course {
-            Course::Forward => {
-                let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
-                let cursor = last.as_ref().filter(|_| !repeats);
-                let advance = Advance { revision: place.revision, cursor, synced_through };
-                self.settle(page.items, &advance, state).await?;
-            }
-            Course::Backward => {
-                self.settle(page.items, &Nothing, state).await?;
-                return Err(Trouble::Backwards);
-            }
-            Course::StartedOver => {
-                tracing::error!("WorkOS no longer knows catch-up's cursor and began anew; the cursor is replaced");
-                // What it begins anew with may lie before all that was ever read: the creation of a user whose deletion nobody
-                // here will hear of. The new cursor brings what is ours.
-                return self.restart(place, page.observed_at, state).await;
-            }
+        if self.starts_over(place, &page).await? {
+            tracing::error!(
+                "WorkOS no longer knows catch-up's cursor and lists its events from the start; the cursor is replaced"
+            );
+            return self.restart(restart(place, page.observed_at), state).await;
         }
+        let backwards = runs_backwards(&page.items);
+        let end = repeats || !page.more;
+        // What was done before anybody listened is not applied: it could revive a user whose deletion nobody heard of.
+        let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.first_range_start);
+        let events: Vec<Event> = page.items.into_iter().filter(listened).collect();
+        if backwards {
+            self.settle(events, &Nothing, state).await?;
+            return Err(Trouble::Backwards);
+        }
+        let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
+        let cursor = last.as_ref().filter(|_| !repeats);
+        let advance = Advance { revision: place.revision, cursor, synced_through };
+        self.settle(events, &advance, state).await?;
         if end {
             state.pass_began = None;
+            state.replaced = false;
             return Ok(self.context.about(self.interval));
         }
         Ok(BREATH)
+    }
+
+    /// Whether WorkOS lists its events from the start, because it does not know the cursor.
+    ///
+    /// To read on would do no harm, and would bring everything again; a new cursor is only the shorter way. So this is
+    /// said of pages alone that the new cursor lies behind, and on evidence: the page repeats what catch-up has brought, or
+    /// lies before all that it ever read. A late event is neither.
+    async fn starts_over(&self, place: &Place, page: &Page<Event>) -> Result<bool, Trouble> {
+        let Some(newest) = page.items.iter().filter_map(|event| event.created_at).max() else { return Ok(false) };
+        let range_start = restart(place, page.observed_at).range_start;
+        if place.cursor.is_none() || range_start <= place.range_start || newest >= range_start {
+            return Ok(false);
+        }
+        if newest < place.first_range_start {
+            return Ok(true);
+        }
+        let ids: Vec<String> = page.items.iter().map(|event| event.id.clone()).collect();
+        Ok(self.context.store.has_read(&ids).await?)
     }
 
     /// Applies a page's events, with the move that comes with them.
@@ -230,7 +259,7 @@ impl CatchUp {
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
                 "WorkOS no longer serves catch-up's cursor; it is replaced"
             );
-            return self.restart(place, now, state).await;
+            return self.restart(restart(place, now), state).await;
         }
         // Halfway between then and now, until WorkOS takes it.
         let distance = now.unix_seconds() - place.range_start.unix_seconds();
@@ -240,16 +269,17 @@ impl CatchUp {
             range_start = %range_start,
             "WorkOS does not list events from so long ago; catch-up begins later, and a full reconcile follows"
         );
-        let restart = Restart { revision: place.revision, range_start, now, reconcile_wanted: true };
+        let restart = Restart { range_start, reconcile_wanted: true, ..restart(place, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;
         Ok(BREATH)
     }
 
-    async fn restart(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, Trouble> {
+    async fn restart(&self, restart: Restart, state: &mut State) -> Result<Duration, Trouble> {
         guard::check(&self.context).await?;
-        self.context.store.transaction("restart catch-up", &restart(place, now)).await?;
+        self.context.store.transaction("restart catch-up", &restart).await?;
         state.pass_began = None;
-        Ok(BREATH)
+        // A cursor that WorkOS gives and refuses must not have us ask without a rest.
+        if std::mem::replace(&mut state.replaced, true) { Err(Trouble::CursorRefused) } else { Ok(BREATH) }
     }
 }
 
@@ -258,23 +288,38 @@ fn last_word(place: &Place) -> Timestamp {
     place.synced_through.map_or(place.began_at, |at| at.max(place.began_at))
 }
 
+/// The place was recorded under a wrong clock: it lies ahead of every clock. Releases that believed every `Date` header left such.
+fn is_misdated(place: &Place, now: Timestamp) -> bool {
+    let ahead = |at: Timestamp| at > now.plus_seconds(OVERLAP);
+    place.synced_through.is_some_and(ahead)
+        || ahead(place.began_at)
+        || (place.cursor.is_none() && place.range_start > now)
+}
+
 /// The place that replaces a cursor (promise 5).
 fn restart(place: &Place, now: Timestamp) -> Restart {
     let recent = place.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
-    let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.plus_seconds(-OVERLAP));
-    Restart { revision: place.revision, range_start: from, now, reconcile_wanted: recent.is_none() }
+    let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.min(now).plus_seconds(-OVERLAP));
+    Restart {
+        revision: place.revision,
+        range_start: from,
+        now,
+        reconcile_wanted: recent.is_none(),
+        forget_synced_through: false,
+    }
 }
 
-fn course(cursor: Option<&Cursor>, events: &[Event]) -> Course {
-    let times: Vec<Timestamp> = events.iter().filter_map(|event| event.created_at).collect();
-    let falls = |before: Timestamp, after: Timestamp| after < before.plus_seconds(-INVERSION);
-    if times.iter().zip(times.iter().skip(1)).any(|(before, after)| falls(*before, *after)) {
-        return Course::Backward;
-    }
-    match (cursor.and_then(|cursor| cursor.created_at), times.first()) {
-        (Some(before), Some(first)) if falls(before, *first) => Course::StartedOver,
-        _ => Course::Forward,
-    }
+/// The page lists its newest event first. Its direction as a whole decides, because single events may be late; and IDs that
+/// rise from event to event are those of a list in order, however late its events.
+fn runs_backwards(events: &[Event]) -> bool {
+    let dated: Vec<(Timestamp, &str)> =
+        events.iter().filter_map(|event| Some((event.created_at?, event.id.as_str()))).collect();
+    let (Some((first, _)), Some((last, _))) = (dated.first(), dated.last()) else { return false };
+    let pairs = || dated.iter().zip(dated.iter().skip(1));
+    let rises = pairs().filter(|((before, _), (after, _))| before < after).count();
+    let falls = pairs().filter(|((before, _), (after, _))| before > after).count();
+    let in_order = dated.is_sorted_by(|(_, before), (_, after)| before < after);
+    *last < first.plus_seconds(-INVERSION) && falls > rises && !in_order
 }
 
 fn unreadable(event: &Event) -> bool {
@@ -343,18 +388,27 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_runs_backwards_or_starts_over_is_told_from_a_small_inversion() {
-        let cursor = Cursor { id: "c".into(), created_at: Some(at(1_000)) };
-        for (times, expected) in [
-            (&[1_001, 1_002][..], Course::Forward),
-            (&[1_050, 1_000, 1_049], Course::Forward),
-            (&[950, 1_100], Course::Forward),
-            (&[], Course::Forward),
-            (&[1_200, 1_100], Course::Backward),
-            (&[900, 1_100], Course::StartedOver),
+    fn a_page_runs_backwards_as_a_whole_or_not_at_all() {
+        for (events, expected) in [
+            (&[("a", 1_001), ("b", 1_002)][..], false),
+            (&[("a", 1_050), ("b", 1_000), ("c", 1_049)], false),
+            (&[("b", 1_000), ("a", 950)], false),
+            (&[], false),
+            (&[("a", 500)], false),
+            // One late event, wherever it stands, even where the IDs tell nothing.
+            (&[("c", 300), ("b", 1_000), ("a", 1_100), ("d", 1_200)], false),
+            (&[("c", 1_000), ("b", 300), ("a", 1_100), ("d", 1_200)], false),
+            (&[("c", 1_000), ("b", 1_100), ("a", 1_200), ("d", 300)], false),
+            // Only the IDs can tell a late event from a short page that runs backwards.
+            (&[("a", 1_000), ("b", 300)], false),
+            (&[("b", 1_000), ("a", 300)], true),
+            (&[("d", 1_200), ("c", 1_100), ("b", 1_100), ("a", 1_000)], true),
+            // A late event in a list that runs backwards, and a small inversion there.
+            (&[("d", 1_200), ("c", 300), ("b", 1_100), ("a", 1_000)], true),
+            (&[("d", 1_200), ("c", 1_100), ("b", 1_110), ("a", 1_000)], true),
         ] {
-            let events: Vec<Event> = times.iter().map(|seconds| event("e", *seconds)).collect();
-            assert_eq!(course(Some(&cursor), &events), expected, "{times:?}");
+            let page: Vec<Event> = events.iter().map(|(id, seconds)| event(id, *seconds)).collect();
+            assert_eq!(runs_backwards(&page), expected, "{events:?}");
         }
     }
 
@@ -365,6 +419,7 @@ mod tests {
             revision: 1,
             cursor: None,
             range_start: at(0),
+            first_range_start: at(0),
             began_at: at(0),
             synced_through: days.map(|days| now.plus_seconds(-days * 86_400)),
             reconcile_wanted: false,

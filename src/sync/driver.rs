@@ -1,6 +1,6 @@
 //! What background drivers share: their surroundings, their troubles, and how long to rest after each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
+use crate::store::leases::{Lease, RENEWAL};
 use crate::store::{Store, StoreError};
 use crate::workos::api::{Api, ApiError};
 
@@ -36,6 +37,23 @@ pub trait Driver: Send + Sync + 'static {
 
     /// One step; returns how long to rest. It may be dropped at any await point, and panic: nothing is lost by either.
     fn tick(&self) -> impl Future<Output = Duration> + Send;
+
+    /// Renews what the job holds, such as its lease. Called every few seconds, during a tick and between two.
+    fn keep(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// Awaits a step of a driver, or its rest, and renews meanwhile what the driver holds: many a rest, and a request that WorkOS
+/// answers slowly, take longer than a lease lasts.
+pub async fn keeping<D: Driver, T>(driver: &D, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            outcome = &mut work => return outcome,
+            () = tokio::time::sleep(RENEWAL) => driver.keep().await,
+        }
+    }
 }
 
 /// Why a step of a background job did not go well. Every text says what to do, where there is something.
@@ -47,6 +65,12 @@ pub enum Trouble {
     /// The database did not do its part.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// WorkOS asked this job for a pause, which is not over yet; the job may have been another process's then.
+    #[error("WorkOS asked for a pause; {} s of it are left", left.as_secs())]
+    Paused {
+        /// What is left of it.
+        left: Duration,
+    },
     /// Most of a sample of our live users is unknown to WorkOS.
     #[error(
         "{unknown} of {sampled} live users are unknown to WorkOS: WORKOS_API_KEY is the suspect (another environment's?), \
@@ -80,6 +104,12 @@ pub enum Trouble {
     /// The walk cannot come to an end.
     #[error("WorkOS's list of users starts over again and again; the walk is begun anew later")]
     Endless,
+    /// WorkOS refuses cursors that it has just given.
+    #[error(
+        "WorkOS refused catch-up's cursor again before the end was reached; reading starts again, by `synced_through`. If \
+         this repeats, report the cursor in `workos.catch_up` to WorkOS"
+    )]
+    CursorRefused,
     /// The Events API lists events newest first.
     #[error("the Events API lists events newest first; they are applied, and the cursor stays where it is")]
     Backwards,
@@ -92,7 +122,7 @@ impl Trouble {
         match self {
             Self::Api(error) => matches!(error, ApiError::Unavailable { .. }),
             Self::Store(error) => !matches!(error, StoreError::Unfit(_)),
-            Self::Endless | Self::Backwards => true,
+            Self::Paused { .. } | Self::Endless | Self::CursorRefused | Self::Backwards => true,
             Self::WrongKey { .. } | Self::TooMany { .. } | Self::NobodyListed { .. } | Self::NameTaken(_) => false,
         }
     }
@@ -105,9 +135,14 @@ impl Trouble {
         match self {
             Self::Api(ApiError::KeyRefused(_)) => SUSPENDED,
             Self::Api(ApiError::Unavailable { retry_after: Some(wish), .. }) => (*wish).max(jittered),
+            Self::Paused { left } => *left,
             Self::WrongKey { .. } => SUSPECTED,
             Self::TooMany { .. } | Self::NobodyListed { .. } => STOPPED,
-            Self::Api(ApiError::Refused { .. }) | Self::Endless | Self::Backwards | Self::NameTaken(_) => LONGEST_REST,
+            Self::Api(ApiError::Refused { .. })
+            | Self::Endless
+            | Self::CursorRefused
+            | Self::Backwards
+            | Self::NameTaken(_) => LONGEST_REST,
             Self::Store(StoreError::Overtaken) => FIRST_REST,
             Self::Api(ApiError::Unavailable { .. }) | Self::Store(_) => jittered,
         }
@@ -168,6 +203,8 @@ pub struct Context {
     /// This process's name in leases.
     pub holder: Arc<str>,
     random: Arc<Mutex<fastrand::Rng>>,
+    /// The jobs whose lease this process keeps.
+    held: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl Context {
@@ -176,7 +213,8 @@ impl Context {
     pub fn new(store: Store, api: Api, clock: Clock, metrics: Arc<Metrics>, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let holder = format!("{:032x}", random.u128(..)).into();
-        Self { store, api, clock, metrics, jobs: Arc::default(), holder, random: Arc::new(Mutex::new(random)) }
+        let random = Arc::new(Mutex::new(random));
+        Self { store, api, clock, metrics, jobs: Arc::default(), holder, random, held: Arc::default() }
     }
 
     /// The same process on another pool.
@@ -195,22 +233,60 @@ impl Context {
     }
 
     /// Whether this process does the job now.
+    ///
+    /// # Errors
+    /// [`Trouble::Paused`] while the job is this process's and must leave WorkOS alone.
     pub(super) async fn leads(&self, job: &'static str) -> Result<bool, Trouble> {
-        let leads = self.store.hold_lease(job, &self.holder).await?;
-        if !leads {
+        let Lease { held, pause, .. } = self.hold(job).await?;
+        if !held {
             self.jobs.note(job, "standby", None, self.clock.now());
         }
-        Ok(leads)
+        match pause {
+            Some(left) => Err(Trouble::Paused { left }),
+            None => Ok(held),
+        }
+    }
+
+    async fn hold(&self, job: &'static str) -> Result<Lease, StoreError> {
+        let lease = self.store.hold_lease(job, &self.holder).await?;
+        self.api.note_second_clock(lease.now);
+        let mut jobs = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if lease.held {
+            jobs.insert(job)
+        } else {
+            jobs.remove(job)
+        };
+        Ok(lease)
+    }
+
+    /// Renews the lease of a job that this process does.
+    pub(super) async fn keep(&self, job: &'static str) {
+        let holds = self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(job);
+        if holds {
+            // Should it fail, the next renewal or the next step tells.
+            let _ = self.hold(job).await;
+        }
+    }
+
+    /// Keeps every process from doing a job for as long as WorkOS asked for.
+    pub(crate) async fn pass_on_pause(&self, job: &str, trouble: &Trouble) {
+        let Trouble::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) = trouble else { return };
+        if let Err(error) = self.store.pause_job(job, *pause).await {
+            tracing::debug!(job, error = %error, "the pause WorkOS asked for is kept by this process alone");
+        }
     }
 
     /// Notes how a step went, and how long to rest now. `None` is a process standing by.
-    pub(crate) fn rest(
+    pub(crate) async fn rest(
         &self,
         job: &'static str,
         failures: &mut u32,
         outcome: Result<Option<Duration>, Trouble>,
     ) -> Duration {
         let now = self.clock.now();
+        if let Err(Trouble::Paused { left }) = outcome {
+            return left;
+        }
         self.metrics.job(job, outcome.is_ok());
         match outcome {
             Ok(rest) => {
@@ -224,6 +300,7 @@ impl Context {
             Err(trouble @ Trouble::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
             Err(trouble) => {
                 self.jobs.note(job, "trouble", Some(trouble.to_string()), now);
+                self.pass_on_pause(job, &trouble).await;
                 let rest = trouble.rest(*failures, self.dice());
                 *failures = failures.saturating_add(1);
                 rest
@@ -239,6 +316,7 @@ impl Context {
 
     /// Lets another process have a job that is done.
     pub(super) async fn yield_job(&self, job: &'static str) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
         // Nobody minds when it fails: the lease runs out by itself.
         let _ = self.store.release_leases(&self.holder, Some(job)).await;
     }

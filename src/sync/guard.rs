@@ -74,11 +74,10 @@ async fn deleted_since(
         let page = deletions(context, since, last.as_deref()).await?;
         let ids = page.items.iter().filter(|event| event.event_type == "user.deleted");
         deleted.extend(ids.filter_map(|event| event.user_id.clone()).filter(|id| unknown.contains(id)));
-        let next = page.items.last().map(|event| event.id.clone());
-        if !page.more || next == last || deleted.len() == unknown.len() {
+        if !page.more || page.resume == last || deleted.len() == unknown.len() {
             break;
         }
-        last = next;
+        last = page.resume;
     }
     Ok(deleted)
 }

@@ -25,6 +25,7 @@ use crate::store::StoreError;
 use crate::store::changes::{Entry, Head};
 use crate::store::handler_moves::{Move, Waiting, call};
 use crate::store::handlers::{Backlogged, Handler};
+use crate::store::leases::RENEWAL;
 use crate::store::lent::{BoxError, Failure, Tx};
 
 /// Changes dealt with before a handler's row is read again.
@@ -33,9 +34,6 @@ const BATCH: i64 = 100;
 /// Between two looks at the feed, and at what is due again.
 const LOOK: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// A lease is taken again this long before it could run out.
-const RENEW: Duration = Duration::from_secs(3);
 
 /// How long a handler in Rust may take by default.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -180,12 +178,12 @@ impl Worker {
     async fn leads(&self) -> Result<bool, StoreError> {
         let mut held = self.held.lock().await;
         let now = Instant::now();
-        if held.is_some_and(|at| now.duration_since(at) < RENEW) {
+        if held.is_some_and(|at| now.duration_since(at) < RENEWAL) {
             return Ok(true);
         }
-        let leads = self.context.store.hold_lease(&format!("handler:{}", self.name), &self.context.holder).await?;
-        *held = leads.then_some(now);
-        Ok(leads)
+        let lease = self.context.store.hold_lease(&format!("handler:{}", self.name), &self.context.holder).await?;
+        *held = lease.held.then_some(now);
+        Ok(lease.held)
     }
 
     /// One batch along the feed, or of the live users it is told of first.
@@ -346,7 +344,7 @@ impl Worker {
             tokio::select! {
                 outcome = &mut run => return outcome,
                 // Should it fail, the run decides at its end whether it still counts.
-                () = tokio::time::sleep(RENEW) => drop(self.leads().await),
+                () = tokio::time::sleep(RENEWAL) => drop(self.leads().await),
             }
         }
     }

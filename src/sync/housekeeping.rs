@@ -56,7 +56,11 @@ impl Driver for Housekeeping {
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.step(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome)
+        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+    }
+
+    async fn keep(&self) {
+        self.context.keep(Self::JOB).await;
     }
 }
 

@@ -107,7 +107,11 @@ impl Driver for Reconcile {
     async fn tick(&self) -> Duration {
         let outcome = self.when_due().await;
         let mut state = self.state.lock().await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome)
+        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+    }
+
+    async fn keep(&self) {
+        self.context.keep(Self::JOB).await;
     }
 }
 

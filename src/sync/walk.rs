@@ -62,7 +62,8 @@ impl Walk {
             other => other?,
         };
         let listed: Vec<Position> = page.items.iter().filter_map(position).collect();
-        let last = listed.last().cloned();
+        // A page of which nothing can be read is no reason to stop.
+        let last = listed.last().cloned().or_else(|| page.resume.clone().map(|id| (id, None)));
         let stands_still = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
         let end = !page.more || stands_still;
         let newest = last.as_ref().and_then(|(_, created_at)| *created_at);

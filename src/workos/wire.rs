@@ -16,7 +16,7 @@ use crate::domain::version::Version;
 
 /// A longer id is no id WorkOS would make, and PostgreSQL could not index it: an event is then kept under a hash of its
 /// id, and a user is unusable.
-const ID_LIMIT: usize = 512;
+pub(super) const ID_LIMIT: usize = 512;
 
 /// A signed body that is not a JSON object with text `id` and `event`; WorkOS hears 400, so that it shows in its dashboard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

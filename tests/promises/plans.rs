@@ -95,6 +95,10 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     ("select * from workos.events where outcome = 'quarantined' order by received_at", "events_quarantined"),
     (
+        "select exists (select from workos.events where id = any(array['event_1', 'event_2']) and catch_up_at is not null)",
+        "events_pkey",
+    ),
+    (
         "select id from workos.user_records
         where id > 'user_4' and not synced_deleted and email is not null and coalesce(created_at, updated_at) < now()
         order by id limit 1000",
@@ -197,6 +201,7 @@ const NAMES: &[&str] = &[
     "catch_up.advance",
     "catch_up.begin",
     "catch_up.forget",
+    "catch_up.has_read",
     "catch_up.place",
     "catch_up.progress",
     "catch_up.restart",
@@ -255,6 +260,7 @@ const NAMES: &[&str] = &[
     "handlers.waiting_users",
     "handlers.walk",
     "leases.hold",
+    "leases.pause",
     "leases.release",
     "migrations.applied",
     "migrations.create_schema",
