@@ -1,7 +1,8 @@
-//! The adapter to WorkOS's access tokens: which are ours, who signed them, whom they are about.
+//! Access tokens of WorkOS: signature, claims, and the keys that verify them.
 //!
-//! A token decides nothing before its signature (promise 7): [`TokenVerifier::verify`] runs its checks in one fixed order,
-//! and every refusal names its reason; [`TokenVerifier::explain`] shows the same checks one by one. Facts: WorkOS's session and custom-domain guides, and what its SDKs accept.
+//! No claim is trusted before the signature (promise 7). [`TokenVerifier::verify`] runs its checks in a fixed order, and every
+//! refusal has a reason. [`TokenVerifier::explain`] shows the same checks one by one. Facts about the tokens:
+//! [`docs::protocol`](crate::docs::protocol#access-tokens).
 
 mod cache;
 mod claims;
@@ -21,11 +22,11 @@ pub use policy::TokenPolicy;
 pub use source::{HttpKeySource, KeyFetchError, KeySource};
 pub use token::TokenVerifier;
 
-/// What a caller sent, fit for a message or a quoted header value: at most 80 characters of printable ASCII, without quotes
-/// and backslashes. What looks like an e-mail address is nobody's business.
+/// Returns text from a caller for a message or a quoted header value: at most 80 characters of printable ASCII, without quotes
+/// and backslashes. Text with an @ can be an e-mail address and is withheld.
 fn plain(text: &str) -> String {
     if text.contains('@') {
-        return "(withheld: it holds an @)".to_owned();
+        return "(withheld: it contains an @)".to_owned();
     }
     let plain = |char: char| char == ' ' || (char.is_ascii_graphic() && char != '"' && char != '\\');
     let mut short: String = text.chars().take(80).map(|char| if plain(char) { char } else { '?' }).collect();

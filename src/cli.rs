@@ -26,15 +26,20 @@ use crate::telemetry;
 pub use exit::{Exit, Failure};
 
 const ABOUT: &str =
-    "Keeps a live copy of an application's WorkOS users in its own PostgreSQL, and answers who is behind a token";
+    "Keep a live copy of your WorkOS users in your own PostgreSQL, and look up the user behind an access token";
 
 const AFTER: &str = "\
-Settings are environment variables; the environment beats a .env file, a flag beats both. Secrets are never flags.
+Settings are environment variables. The environment overrides the file .env, and a flag overrides both. Secrets have no flag.
 
-Exit codes: 0 yes; 1 the answer is no; 64 usage; 69 unavailable (database, WorkOS, port in use); 70 our defect;
-78 configuration.";
+Exit codes:
+   0  success, or the answer is yes
+   1  the answer is no
+  64  the command line is wrong
+  69  the database, WorkOS or a port is unavailable: retry
+  70  a defect of authkit-sync: please report it
+  78  the configuration is wrong: correct it";
 
-/// Parses the command line, runs the command, and says on stderr what went wrong.
+/// Parses the command line, runs the command, and prints a failure to stderr.
 #[must_use]
 pub fn main() -> ExitCode {
     let exit = match command().try_get_matches_from(std::env::args_os()) {
@@ -47,7 +52,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// The whole command line, for `--help` and for the test that it is well formed.
+/// Returns the whole command line, for `--help` and for tests.
 #[must_use]
 pub fn command() -> Command {
     let command = Command::new("authkit-sync")
@@ -75,7 +80,7 @@ pub fn command() -> Command {
 
 fn run(matches: &ArgMatches) -> Exit {
     let Some((name, matches)) = matches.subcommand() else { return Exit::Usage };
-    // `dev` must never come near a real environment: it gets no settings at all.
+    // `dev` must never touch a real environment, so it gets no settings.
     let source = if name == "dev" { Source::default() } else { source(matches) };
     telemetry::start(log_filter(name, &source), config::logs_json(&source));
     let outcome = runtime().and_then(|runtime| {
@@ -104,7 +109,7 @@ fn run(matches: &ArgMatches) -> Exit {
     })
 }
 
-/// Which lines are logged. `dev` is watched by a person: trouble only, unless `RUST_LOG` says more.
+/// Returns the log filter. `dev` logs warnings and errors only, unless `RUST_LOG` is set.
 fn log_filter(command: &str, source: &Source) -> Option<String> {
     if command == "dev" {
         let set = std::env::var_os("RUST_LOG").and_then(|filter| filter.into_string().ok());
@@ -117,12 +122,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::defect)
 }
 
-/// Flags, then the environment, then `.env`.
+/// Reads the settings: flags, then the environment, then `.env`.
 fn source(matches: &ArgMatches) -> Source {
-    // A command's own subcommand holds the flags.
+    // The innermost subcommand has the flags.
     let innermost = std::iter::successors(Some(matches), |matches| matches.subcommand().map(|(_, inner)| inner)).last();
     let matches = innermost.unwrap_or(matches);
-    // Read into a map, not into the process: nothing but this function sees it.
+    // Into a map and not into the process environment, so that only this function sees the file.
     let dotenv: std::collections::HashMap<String, String> =
         dotenvy::dotenv_iter().map(|lines| lines.filter_map(Result::ok).collect()).unwrap_or_default();
     let flag = |setting: &Setting| {
@@ -136,7 +141,7 @@ fn source(matches: &ArgMatches) -> Source {
     Source::new(flag, environment)
 }
 
-/// The flags of the settings that `used` names, and a list of its secrets for the end of the help.
+/// Adds a flag for each setting in `used`, and lists the settings without a flag at the end of the help.
 fn with_settings(command: Command, used: &[&str]) -> Command {
     let settings = || SETTINGS.iter().filter(|setting| used.contains(&setting.name));
     let flags = settings().filter_map(|setting| {
@@ -149,7 +154,10 @@ fn with_settings(command: Command, used: &[&str]) -> Command {
         .filter(|setting| setting.flag().is_none())
         .map(|setting| format!("  {:<22} {}", setting.name, setting.help))
         .collect();
-    let after =
-        if others.is_empty() { String::new() } else { format!("From the environment alone:\n{}", others.join("\n")) };
+    let after = if others.is_empty() {
+        String::new()
+    } else {
+        format!("Environment variables without a flag:\n{}", others.join("\n"))
+    };
     command.args(flags).after_help(after)
 }

@@ -1,8 +1,7 @@
-//! Settings: one table, from which the flags, `--help`, the README and `deploy/env.example` are made or checked.
+//! Settings. The flags, `--help`, the guide `operating` and `deploy/env.example` come from one table or are compared with it.
 //!
-//! A setting is an environment variable; what is not secret is also a flag, and a flag beats the environment. Secrets are
-//! never flags, because `ps` shows those. A command reads all it needs before anything starts and reports every problem at
-//! once.
+//! A setting is an environment variable and, unless it is secret, a flag that overrides it. Secrets have no flag, because `ps`
+//! shows flags. A command reads all its settings before it starts anything and reports every problem at once.
 
 mod actions;
 mod table;
@@ -19,14 +18,14 @@ use crate::workos::signature::Secret;
 pub use actions::Actions;
 pub use table::{SETTINGS, Setting};
 
-/// Where settings come from: flags first, then the environment. Empty text is as good as none.
+/// The values of the settings: flags first, then the environment. Empty text counts as unset.
 #[derive(Debug, Default)]
 pub struct Source {
     values: BTreeMap<&'static str, String>,
 }
 
 impl Source {
-    /// Takes every setting of the table from `flag`, else from `environment`.
+    /// Reads every setting of the table from `flag`, else from `environment`.
     #[must_use]
     pub fn new(
         flag: impl Fn(&Setting) -> Option<String>,
@@ -41,12 +40,12 @@ impl Source {
     }
 }
 
-/// Everything wrong with the settings, one line each. It never shows a secret's value.
+/// Everything that is wrong with the settings, one line each. It never contains a value.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Problems(Vec<String>);
 
-/// Reads settings out of a source, collecting problems instead of stopping at the first.
+/// Reads settings and collects all problems.
 #[derive(Debug)]
 pub struct Reader<'a> {
     source: &'a Source,
@@ -54,7 +53,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Begins to read.
+    /// Creates a reader.
     #[must_use]
     pub fn new(source: &'a Source) -> Self {
         Self { source, problems: Vec::new() }
@@ -68,7 +67,7 @@ impl<'a> Reader<'a> {
     fn required(&mut self, name: &str) -> &'a str {
         self.text(name).unwrap_or_else(|| {
             let help = SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
-            self.problems.push(format!("{name} is not set: {help}"));
+            self.problems.push(format!("{name} is not set. Set it to: {help}"));
             ""
         })
     }
@@ -83,7 +82,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `Ok` when nothing was missing or malformed.
+    /// Returns the settings if there are no problems.
     fn finish<T>(self, settings: Option<T>) -> Result<T, Problems> {
         match settings {
             Some(settings) if self.problems.is_empty() => Ok(settings),
@@ -92,29 +91,29 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How to reach the database.
+/// The database.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Where it is, and as whom.
+    /// Address and role.
     pub options: PgConnectOptions,
-    /// Connections per pool; receipts and lookups have one each.
+    /// Connections per pool.
     pub pool: u32,
-    /// How long one transaction or lookup may take.
+    /// Timeout of one transaction or lookup.
     pub timeout: Duration,
 }
 
-/// How to reach one WorkOS environment.
+/// The WorkOS environment.
 #[derive(Debug)]
 pub struct Environment {
     /// `WORKOS_CLIENT_ID`
     pub client_id: String,
     /// `WORKOS_API_KEY`
     pub api_key: Option<ApiKey>,
-    /// `WORKOS_API_HTTPS`, `_HOSTNAME` and `_PORT` put together.
+    /// Base URL from `WORKOS_API_HTTPS`, `_HOSTNAME` and `_PORT`.
     pub api_base: String,
 }
 
-/// What runs behind the requests.
+/// The background jobs.
 #[derive(Debug)]
 pub struct Background {
     /// `AUTHKIT_SYNC_CATCH_UP`
@@ -146,16 +145,16 @@ pub struct Tokens {
     pub allow_shared_issuer: bool,
 }
 
-/// What `serve` needs.
+/// The settings of `serve`.
 #[derive(Debug)]
 pub struct Serve {
     /// The database.
     pub database: Database,
-    /// The environment it serves.
+    /// The WorkOS environment.
     pub environment: Environment,
-    /// What runs behind the requests.
+    /// The background jobs.
     pub background: Background,
-    /// `AUTHKIT_SYNC_API_KEYS`, label and key.
+    /// `AUTHKIT_SYNC_API_KEYS`: labels and keys.
     pub service_keys: Vec<(String, String)>,
     /// `AUTHKIT_SYNC_CORS_ORIGINS`
     pub cors_origins: Vec<String>,
@@ -165,9 +164,9 @@ pub struct Serve {
     pub webhook_secrets: Vec<Secret>,
     /// Which access tokens are accepted.
     pub tokens: Tokens,
-    /// Who decides who may sign in or up.
+    /// The settings of actions.
     pub actions: Actions,
-    /// `AUTHKIT_SYNC_LISTEN`, or all addresses on `PORT`.
+    /// `AUTHKIT_SYNC_LISTEN`, or all addresses with `PORT`.
     pub listen: SocketAddr,
     /// `AUTHKIT_SYNC_OPS_LISTEN`
     pub ops_listen: SocketAddr,
@@ -179,7 +178,7 @@ pub struct Serve {
     pub body_limit: usize,
 }
 
-/// What `migrate` needs.
+/// Reads the settings of `migrate`.
 ///
 /// # Errors
 /// [`Problems`]
@@ -189,7 +188,7 @@ pub fn database(source: &Source) -> Result<Database, Problems> {
     reader.finish(database)
 }
 
-/// What `rebind` needs: the database and its new client id.
+/// Reads the settings of `rebind`: the database and its new client ID.
 ///
 /// # Errors
 /// [`Problems`]
@@ -199,7 +198,7 @@ pub fn rebind(source: &Source) -> Result<(Database, String), Problems> {
     reader.finish(database.zip(client_id))
 }
 
-/// What `backfill` and `reconcile` need: the database, and an environment with its key.
+/// Reads the settings of `backfill` and `reconcile`: the database and the environment with its API key.
 ///
 /// # Errors
 /// [`Problems`]
@@ -211,7 +210,7 @@ pub fn walk(source: &Source) -> Result<(Database, Environment), Problems> {
     reader.finish(database.zip(environment))
 }
 
-/// What `token explain` needs; the database only if it is set.
+/// Reads the settings of `token explain`. The database is optional.
 ///
 /// # Errors
 /// [`Problems`]
@@ -223,7 +222,7 @@ pub fn token(source: &Source) -> Result<(Environment, Tokens, Option<Database>),
     reader.finish(settings)
 }
 
-/// What `serve` needs.
+/// Reads the settings of `serve`.
 ///
 /// # Errors
 /// [`Problems`]
@@ -233,7 +232,7 @@ pub fn serve(source: &Source) -> Result<Serve, Problems> {
     reader.finish(settings)
 }
 
-/// What `webhook sign` needs: the newest secret.
+/// Reads the setting of `webhook sign`: the first secret.
 ///
 /// # Errors
 /// [`Problems`]
@@ -244,7 +243,7 @@ pub fn signing_secret(source: &Source) -> Result<Secret, Problems> {
     reader.finish(secret)
 }
 
-/// What `healthcheck` needs: where the service listens, as seen from this machine.
+/// Reads the setting of `healthcheck`: the address of the public listener.
 ///
 /// # Errors
 /// [`Problems`]
@@ -254,13 +253,13 @@ pub fn listen(source: &Source) -> Result<SocketAddr, Problems> {
     reader.finish(listen)
 }
 
-/// `json` or `text`; a malformed one is reported by the command, not here.
+/// Returns true for the log format `json`. The command itself reports a malformed value.
 #[must_use]
 pub fn logs_json(source: &Source) -> bool {
     source.values.get("AUTHKIT_SYNC_LOG_FORMAT").is_some_and(|format| format == "json")
 }
 
-/// `RUST_LOG`, when set.
+/// Returns `RUST_LOG`, if set.
 #[must_use]
 pub fn log_filter(source: &Source) -> Option<&str> {
     source.values.get("RUST_LOG").map(String::as_str)
@@ -315,7 +314,7 @@ impl Reader<'_> {
         let service_keys = self.parsed("AUTHKIT_SYNC_API_KEYS", value::service_keys).unwrap_or_default();
         if service_keys.iter().any(|(_, key)| self.text("WORKOS_API_KEY") == Some(key)) {
             self.problems.push(
-                "AUTHKIT_SYNC_API_KEYS holds WORKOS_API_KEY: whoever reads users here could write at WorkOS".to_owned(),
+                "AUTHKIT_SYNC_API_KEYS contains WORKOS_API_KEY, which also allows writing to WorkOS. Create separate keys".to_owned(),
             );
         }
         let works = |it: &Background| it.catch_up || it.backfill || it.reconcile_interval.is_some();
@@ -325,7 +324,7 @@ impl Reader<'_> {
         let webhook_secrets = self.webhook_secrets();
         if webhook_secrets.is_empty() && background.as_ref().is_some_and(|it| !it.catch_up) {
             self.problems.push(
-                "WORKOS_WEBHOOK_SECRET is not set and AUTHKIT_SYNC_CATCH_UP is off: no event would ever come in"
+                "WORKOS_WEBHOOK_SECRET is not set and AUTHKIT_SYNC_CATCH_UP is off, so no event can arrive. Set one of them"
                     .to_owned(),
             );
         }
@@ -367,12 +366,12 @@ impl Reader<'_> {
         self.secrets("WORKOS_WEBHOOK_SECRET", "Webhooks")
     }
 
-    /// An endpoint's signing secrets; `page` is where the dashboard shows them.
+    /// Reads the signing secrets of an endpoint. `page` is the page of the dashboard that shows them.
     fn secrets(&mut self, name: &str, page: &str) -> Vec<Secret> {
         let secrets = self.parsed(name, value::list).unwrap_or_default();
         if secrets.iter().any(|secret| secret.starts_with("sk_")) {
             self.problems.push(format!(
-                "{name} holds an API key (sk_…): take the endpoint's signing secret from the dashboard's {page} page"
+                "{name} contains an API key (sk_…). Copy the signing secret of the endpoint from the dashboard, page {page}"
             ));
         }
         secrets.into_iter().map(Secret::new).collect()
@@ -388,7 +387,7 @@ impl Reader<'_> {
         Some(format!("{}://{}{port}", if https? { "https" } else { "http" }, host?))
     }
 
-    /// The address of our own setting, else every address on the `PORT` a platform gave us, else the default.
+    /// Returns `AUTHKIT_SYNC_LISTEN`, else all addresses with `PORT`, else the default.
     fn listen(&mut self) -> Option<SocketAddr> {
         if self.source.values.contains_key("AUTHKIT_SYNC_LISTEN") || self.text("PORT").is_none() {
             return self.parsed("AUTHKIT_SYNC_LISTEN", value::address);

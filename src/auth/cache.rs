@@ -1,7 +1,7 @@
-//! WorkOS's signing keys, kept.
+//! The cache of WorkOS's signing keys.
 //!
-//! A lookup takes no lock. The set is swapped whole, and only for one that was parsed; keys outlive failing refreshes for a
-//! day. An unknown key id asks WorkOS once per cooldown, whoever asks and however many do.
+//! A lookup takes no lock. A refresh replaces the whole set, and only with a parsed one. After failed refreshes the keys stay in
+//! use for a day. Unknown key IDs cause at most one request to WorkOS per cooldown.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,42 +16,42 @@ use super::source::{KeyFetchError, KeySource};
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 
-/// A set this old is fetched anew in the background.
+/// Age after which the set is refreshed in the background, seconds.
 const FRESH: i64 = 600;
 
-/// A set older than this is not believed any more.
+/// Age after which the set is no longer used, seconds.
 const USABLE: i64 = 24 * 3_600;
 
-/// Rest between two fetches for unknown key ids: after a good one, and after a failed one.
+/// Pause between two requests for unknown key IDs, seconds: after a success, and after a failure.
 const COOLDOWN: i64 = 30;
 const COOLDOWN_FAILING: i64 = 5;
 
-/// How long a caller waits for a fetch, and how long one may run.
+/// Timeout of a request, and of a caller that waits for it.
 const PATIENCE: Duration = Duration::from_secs(6);
 
-/// What an operator wants to know of the keys.
+/// The state of the keys, for operators.
 #[derive(Clone, Debug, Serialize)]
 pub struct KeyStatus {
-    /// Usable keys held.
+    /// Number of usable keys.
     pub keys: usize,
     /// When they were fetched.
     pub fetched_at: Option<Timestamp>,
-    /// Since when every refresh has failed.
+    /// Time of the first failed refresh since the last success.
     pub failing_since: Option<Timestamp>,
-    /// Why the last one did.
+    /// Why the last refresh failed.
     pub error: Option<String>,
-    /// How far this machine's clock is ahead of WorkOS's, seconds, to about one; negative when it is behind.
+    /// Seconds by which this machine's clock is ahead of WorkOS's, within about one second. Negative if it is behind.
     pub clock_ahead_seconds: Option<i64>,
 }
 
-/// No key for a token.
+/// Why there is no key for a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoKey {
-    /// WorkOS was asked, and does not publish it.
+    /// WorkOS does not publish the key.
     Unknown,
-    /// WorkOS could not be asked.
+    /// WorkOS is unreachable.
     Unavailable {
-        /// When asking again may help.
+        /// Pause before a retry.
         retry_after: Duration,
     },
 }
@@ -64,7 +64,7 @@ struct Inner {
     source: Arc<dyn KeySource>,
     clock: Clock,
     held: ArcSwap<Held>,
-    /// The fetch under way, if any. Held for an instant only, never across the fetch.
+    /// The running request, if any. The lock is never held during the request.
     flight: Mutex<Option<watch::Receiver<bool>>>,
 }
 
@@ -95,19 +95,19 @@ impl Held {
     }
 }
 
-/// Seconds since `at`; a clock that was set back makes it long ago rather than never.
+/// Returns the seconds since `at`. After the clock was set back, it returns the maximum, so that a refresh is due.
 fn age(at: Timestamp, now: Timestamp) -> i64 {
     if at > now { i64::MAX } else { now.unix_seconds() - at.unix_seconds() }
 }
 
 impl KeyCache {
-    /// Holds nothing yet.
+    /// Creates an empty cache.
     #[must_use]
     pub fn new(source: Arc<dyn KeySource>, clock: Clock) -> Self {
         Self(Arc::new(Inner { source, clock, held: ArcSwap::default(), flight: Mutex::default() }))
     }
 
-    /// How the keys stand.
+    /// Returns the state of the keys.
     #[must_use]
     pub fn status(&self) -> KeyStatus {
         let held = self.0.held.load();
@@ -120,7 +120,7 @@ impl KeyCache {
         }
     }
 
-    /// Refreshes when that is due, and says how long until it is again.
+    /// Refreshes the keys if that is due, and returns the time until the next refresh.
     pub async fn refresh_when_due(&self) -> Duration {
         let now = self.0.clock.now();
         let held = self.0.held.load_full();
@@ -134,7 +134,7 @@ impl KeyCache {
         Duration::from_secs(until_stale.max(held.cooldown_left(now)).max(1).unsigned_abs())
     }
 
-    /// Verifies `signature` over `message` with the key `kid`, fetching it if it is new: `Ok(false)` is a bad signature.
+    /// Verifies `signature` over `message` with the key `kid`. Fetches an unknown key. `Ok(false)` means a wrong signature.
     pub(super) async fn verify(&self, kid: &str, message: &[u8], signature: &[u8]) -> Result<bool, NoKey> {
         let verify = |held: &Held, now| {
             let key = held.usable(now).then(|| held.set.get(kid)).flatten()?;
@@ -147,7 +147,7 @@ impl KeyCache {
         if self.0.held.load().cooldown_left(now) <= 0 {
             self.refresh().await;
         }
-        // Keys fetched a moment ago lie ahead of a `now` from before.
+        // The keys were fetched after the first `now`.
         let (held, now) = (self.0.held.load(), self.0.clock.now());
         if let Some(genuine) = verify(&held, now) {
             return Ok(genuine);
@@ -159,14 +159,14 @@ impl KeyCache {
         Err(NoKey::Unavailable { retry_after: Duration::from_secs(wait) })
     }
 
-    /// Waits for the fetch under way, or starts one. The fetch runs in a task of its own: a caller that gives up takes
-    /// nothing from those who wait on.
+    /// Waits for the running request, or starts one. The request has its own task, so a caller that stops waiting does not
+    /// cancel it for the others.
     async fn refresh(&self) {
         let mut flight = {
             let mut flight = self.0.flight.lock().unwrap_or_else(PoisonError::into_inner);
             match &*flight {
                 Some(running) if running.has_changed().is_ok() => running.clone(),
-                // Between this caller's look and now, another's fetch may have ended.
+                // Another caller's request may have ended since this caller looked.
                 _ if self.0.held.load().cooldown_left(self.0.clock.now()) > 0 => return,
                 _ => {
                     let (done, waiting) = watch::channel(false);
@@ -187,9 +187,9 @@ impl KeyCache {
 impl Inner {
     async fn fetch(&self) {
         let fetched = tokio::time::timeout(PATIENCE, self.source.fetch()).await;
-        let fetched = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("it timed out")));
+        let fetched = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("the request timed out")));
         let set = fetched.and_then(|document| {
-            KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer holds no usable key"))
+            KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer contains no usable key"))
         });
         let now = self.clock.now();
         let before = self.held.load_full();
@@ -197,12 +197,12 @@ impl Inner {
         let after = match set {
             Ok(set) => {
                 if before.error.is_some() {
-                    tracing::info!(keys = set.len(), "WorkOS's signing keys can be had again");
+                    tracing::info!(keys = set.len(), "WorkOS's signing keys are reachable again");
                 }
                 Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), clock_ahead, ..Held::default() }
             }
             Err(error) => {
-                tracing::warn!(error = %error, keys = before.set.len(), "WorkOS's signing keys could not be refreshed; those held stay in use");
+                tracing::warn!(error = %error, keys = before.set.len(), "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
                 Held {
                     asked_at: Some(now),
                     failing_since: before.failing_since.or(Some(now)),

@@ -1,4 +1,4 @@
-//! What the claims of a signed token must say: one table, in one order, for the verdict and for its explanation.
+//! The checks of the claims of a signed token: one ordered table for the verdict and for its explanation.
 
 use serde_json::{Map, Value};
 
@@ -7,17 +7,17 @@ use super::plain;
 use super::policy::TokenPolicy;
 use crate::domain::timestamp::Timestamp;
 
-/// How far WorkOS's clock and ours may differ, seconds.
+/// Tolerated difference between WorkOS's clock and ours, seconds.
 pub(super) const LEEWAY: i64 = 10;
 
-/// The claims, and what they are held against.
+/// The claims, and what they are compared with.
 pub(super) struct Claims<'a> {
     pub(super) claims: &'a Map<String, Value>,
     pub(super) policy: &'a TokenPolicy,
     pub(super) now: Timestamp,
 }
 
-/// One check. The verdict runs `run` alone; an explanation words what was found and what was expected beside it.
+/// One check. The verdict only calls `run`; an explanation also calls `found` and `expected`.
 pub(super) struct ClaimCheck {
     pub(super) name: &'static str,
     pub(super) run: fn(&Claims<'_>) -> Result<(), TokenError>,
@@ -31,19 +31,19 @@ pub(super) const CHECKS: [ClaimCheck; 8] = [
         name: "expiry",
         run: expiry,
         found: |it| it.time("exp"),
-        expected: |it| format!("an exp after {} (less {LEEWAY} s)", it.now),
+        expected: |it| format!("exp after {} (tolerance {LEEWAY} s)", it.now),
     },
     ClaimCheck {
         name: "not_before",
         run: |it| not_ahead(it, "nbf"),
         found: |it| it.time("nbf"),
-        expected: |it| format!("no nbf, or one before {} (and {LEEWAY} s)", it.now),
+        expected: |it| format!("no nbf, or nbf before {} (tolerance {LEEWAY} s)", it.now),
     },
     ClaimCheck {
         name: "issued_at",
         run: |it| not_ahead(it, "iat"),
         found: |it| it.time("iat"),
-        expected: |it| format!("no iat, or one before {} (and {LEEWAY} s)", it.now),
+        expected: |it| format!("no iat, or iat before {} (tolerance {LEEWAY} s)", it.now),
     },
     ClaimCheck {
         name: "issuer",
@@ -63,12 +63,12 @@ pub(super) const CHECKS: [ClaimCheck; 8] = [
         found: |it| it.policy.bindings(it.claims),
         expected: |it| it.policy.expected_client(),
     },
-    ClaimCheck { name: "subject", run: subject, found: |it| it.shown("sub"), expected: |_| "a user's id".to_owned() },
+    ClaimCheck { name: "subject", run: subject, found: |it| it.shown("sub"), expected: |_| "a user ID".to_owned() },
     ClaimCheck {
         name: "session",
         run: session,
         found: |it| it.shown("sid"),
-        expected: |_| "a session's id (sid)".to_owned(),
+        expected: |_| "a session ID (sid)".to_owned(),
     },
 ];
 
@@ -79,7 +79,7 @@ impl Claims<'_> {
             Err(_) => "not a time in seconds".to_owned(),
             Ok(Some(at)) => {
                 let instant = at.checked_mul(1_000_000).map(Timestamp::from_unix_micros);
-                let instant = instant.map_or_else(|| "beyond every calendar".to_owned(), |at| at.to_string());
+                let instant = instant.map_or_else(|| "out of range".to_owned(), |at| at.to_string());
                 let away = at.saturating_sub(self.now.unix_seconds());
                 let side = if away < 0 { "ago" } else { "ahead" };
                 format!("{instant}, {} s {side}", away.unsigned_abs())
@@ -92,7 +92,7 @@ impl Claims<'_> {
     }
 }
 
-/// A claim for people's eyes: short, printable, and of another type than text only named.
+/// Returns a claim as short printable text. For other types than text it only says so.
 pub(super) fn shown(claim: Option<&Value>) -> String {
     match claim {
         None => "none".to_owned(),
@@ -101,32 +101,32 @@ pub(super) fn shown(claim: Option<&Value>) -> String {
             plain(&items.join(", "))
         }
         Some(Value::String(text)) if !text.is_empty() => plain(text),
-        Some(_) => "not a text, or an empty one".to_owned(),
+        Some(_) => "not text, or empty".to_owned(),
     }
 }
 
-/// `exp` must be there and ahead.
+/// Checks that `exp` is present and in the future.
 fn expiry(it: &Claims<'_>) -> Result<(), TokenError> {
     let now = it.now.unix_seconds();
     let expires = seconds(it.claims, "exp")?
-        .ok_or_else(|| TokenError::invalid("no_expiry", "it never expires (no exp)".to_owned()))?;
+        .ok_or_else(|| TokenError::invalid("no_expiry", "the token has no exp, so it would never expire".to_owned()))?;
     if expires.saturating_add(LEEWAY) <= now {
         return Err(TokenError::Expired { seconds: now.saturating_sub(expires) });
     }
     Ok(())
 }
 
-/// `nbf` and `iat`, where they are, must not lie ahead.
+/// Checks that `nbf` and `iat`, if present, are not in the future.
 fn not_ahead(it: &Claims<'_>, name: &str) -> Result<(), TokenError> {
     let ahead = seconds(it.claims, name)?.map_or(0, |at| at.saturating_sub(it.now.unix_seconds()));
     if ahead > LEEWAY {
-        let reason = format!("not valid yet: {name} lies {ahead} s ahead; check this machine's clock");
+        let reason = format!("not valid yet: {name} is {ahead} s in the future; check this machine's clock");
         return Err(TokenError::invalid("not_yet_valid", reason));
     }
     Ok(())
 }
 
-/// A NumericDate (RFC 7519): any JSON number of seconds that an instant can have.
+/// Reads a NumericDate (RFC 7519): a JSON number of seconds.
 fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, TokenError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let absurd = || TokenError::invalid("malformed", format!("{name} is not a time in seconds"));
@@ -138,25 +138,29 @@ fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, Token
     Ok(Some(fraction.floor() as i64))
 }
 
-/// Machine tokens are signed with the same keys, and are no user's.
+/// Checks that the subject is a user. Machine tokens are signed with the same keys.
 fn subject(it: &Claims<'_>) -> Result<(), TokenError> {
     match text(it.claims, "sub") {
-        "" => Err(TokenError::invalid("no_subject", "it is about nobody (no sub)".to_owned())),
-        machine if machine.starts_with("client_") => {
-            Err(TokenError::invalid("machine_token", "a machine token: its subject is a client".to_owned()))
-        }
+        "" => Err(TokenError::invalid("no_subject", "the token has no sub, so it names no user".to_owned())),
+        machine if machine.starts_with("client_") => Err(TokenError::invalid(
+            "machine_token",
+            "the token belongs to a machine: its subject is a client".to_owned(),
+        )),
         _ => Ok(()),
     }
 }
 
 fn session(it: &Claims<'_>) -> Result<(), TokenError> {
     if text(it.claims, "sid").is_empty() {
-        return Err(TokenError::invalid("no_session", "no user's session: it has no sid".to_owned()));
+        return Err(TokenError::invalid(
+            "no_session",
+            "the token has no sid, so it belongs to no user session".to_owned(),
+        ));
     }
     Ok(())
 }
 
-/// A claim's text; empty where there is none.
+/// Returns the text of a claim, or empty text.
 pub(super) fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> &'a str {
     claims.get(name).and_then(Value::as_str).unwrap_or_default()
 }

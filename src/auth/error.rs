@@ -5,24 +5,24 @@ use std::time::Duration;
 /// Why a token is refused. The text is short printable ASCII without quotes, fit for a header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It was good once.
-    #[error("expired {seconds} s ago")]
+    /// The token has expired.
+    #[error("the token expired {seconds} s ago")]
     Expired {
-        /// How long ago, beyond nothing: the leeway is not taken off.
+        /// Seconds since `exp`, without the tolerance.
         seconds: i64,
     },
-    /// It is not ours, or not genuine.
+    /// The token is not genuine, or not for this environment.
     #[error("{description}")]
     Invalid {
         /// A short stable word for metrics and logs.
         reason: &'static str,
-        /// What is wrong, and with what.
+        /// What is wrong and what to do.
         description: String,
     },
-    /// It may be good: no key to judge it by can be had.
-    #[error("WorkOS's signing keys cannot be had now, so this token can be judged neither way")]
+    /// The token cannot be checked, because the signing keys are unreachable.
+    #[error("WorkOS's signing keys are unreachable, so the token cannot be checked; retry")]
     KeysUnavailable {
-        /// When asking again may help.
+        /// Pause before a retry.
         retry_after: Duration,
     },
 }
@@ -32,7 +32,7 @@ impl TokenError {
         Self::Invalid { reason, description }
     }
 
-    /// A short stable word for metrics and logs.
+    /// Returns a short stable word for metrics and logs.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {

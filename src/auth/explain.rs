@@ -1,7 +1,7 @@
-//! One token, explained: every check with what was found and what was expected, and what to do about the first that fails.
+//! The explanation of a token: every check, what was found, what was expected, and what to do about the first failure.
 //!
-//! The checks are [`TokenVerifier::verify`]'s own, in its order. What the token says is shown even where no signature vouches
-//! for it, and marked so. The token itself, and claims that a JWT template may fill, are not shown.
+//! The checks and their order are those of [`TokenVerifier::verify`]. Claims without a valid signature are shown too and marked as
+//! not trusted. The token itself and the claims of a JWT template are not shown.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -12,26 +12,26 @@ use super::plain;
 use super::token::{Form, TokenVerifier, impersonated};
 use crate::domain::decide::Stored;
 
-/// How one check came out.
+/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it must be.
+    /// The check passed.
     Pass,
-    /// Not as it must be.
+    /// The check failed.
     Fail,
-    /// There was nothing to look at.
+    /// There was nothing to check.
     Skipped,
 }
 
 /// One check of a token.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// Its name, which stays.
+    /// Its stable name.
     pub check: &'static str,
-    /// How it came out.
+    /// Its result.
     pub verdict: Verdict,
-    /// `false` for a claim that no signature vouches for: it decides nothing.
+    /// `false` for a claim without a valid signature.
     pub trusted: bool,
     /// What was found: short printable ASCII.
     pub found: String,
@@ -39,44 +39,44 @@ pub struct Check {
     pub expected: String,
 }
 
-/// What the table knows of a token's subject.
+/// The user behind the token, in our table.
 #[derive(Clone, Copy, Debug)]
 pub enum UserStanding<'a> {
-    /// The table was asked.
+    /// The state of the row.
     Asked(&'a Stored),
-    /// There is no table to ask: the token alone decides.
+    /// There is no database: only the token is checked.
     NotAsked,
-    /// The table could not be asked.
+    /// The database is unreachable.
     Unavailable,
 }
 
-/// Every check of one token, in order, and the verdict: the first failure's.
+/// Every check of one token, in order, and the verdict of the first failure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
-    /// `good`, `bad`, or `unknown` where the keys or the database could not be asked.
+    /// `good`, `bad`, or `unknown` if the keys or the database are unreachable.
     pub verdict: &'static str,
-    /// The first failure's stable word, as [`TokenError::reason`] gives it to logs and metrics.
+    /// The stable reason of the first failure, as in logs and metrics ([`TokenError::reason`]).
     pub reason: Option<&'static str>,
-    /// The first failure in words, as callers hear it in `WWW-Authenticate`.
+    /// The message of the first failure, as in the header `WWW-Authenticate`.
     pub message: Option<String>,
-    /// What to do about it.
+    /// What to do.
     pub fix: Option<String>,
-    /// How far this machine's clock is ahead of WorkOS's, seconds; null where that is not known.
+    /// Seconds by which this machine's clock is ahead of WorkOS's. Null if unknown.
     pub clock_ahead_seconds: Option<i64>,
     /// Every check.
     pub checks: Vec<Check>,
-    /// The subject, where a signature vouches for it.
+    /// The subject, if the signature is valid.
     #[serde(skip)]
     subject: Option<String>,
     #[serde(skip)]
     client_id: String,
-    /// What is noted from here on may be believed.
+    /// The checks from here on are trusted.
     #[serde(skip)]
     trusted: bool,
 }
 
 impl TokenVerifier {
-    /// Shows every check of the token. Those after the first failure are shown too, where they can be looked at.
+    /// Runs every check of the token, also those after the first failure if possible.
     pub async fn explain(&self, token: &str) -> Explanation {
         let mut it = Explanation::new(self.policy.client_id());
         let form = Form::read(token);
@@ -104,7 +104,7 @@ impl TokenVerifier {
         it
     }
 
-    /// Whether a published key made the signature.
+    /// Explains the key and the signature. Returns true if the signature is valid.
     async fn explain_signature(&self, it: &mut Explanation, form: &Form<'_>, ours: bool) -> bool {
         let expected = format!("a key WorkOS publishes for {}", self.policy.client_id());
         let kid = match form.key_id() {
@@ -120,13 +120,13 @@ impl TokenVerifier {
         let status = self.keys.status();
         let made = match outcome {
             Err(error @ TokenError::KeysUnavailable { .. }) => {
-                let why = status.error.unwrap_or_else(|| "no answer in time".to_owned());
-                let found = format!("{name}; WorkOS's keys cannot be had: {}", plain(&why));
+                let why = status.error.unwrap_or_else(|| "the request timed out".to_owned());
+                let found = format!("{name}; WorkOS's keys are unreachable: {}", plain(&why));
                 it.note("key", Err::<(), _>(error), |_| found, &expected);
                 None
             }
             Err(error) if error.reason() == "unknown_key" => {
-                let found = format!("{name}, not among the {} that WorkOS publishes", status.keys);
+                let found = format!("{name}, which is not one of the {} keys that WorkOS publishes", status.keys);
                 it.note("key", Err::<(), _>(error), |_| found, &expected);
                 None
             }
@@ -139,9 +139,8 @@ impl TokenVerifier {
             it.skip(&["signature"]);
             return false;
         };
-        let found =
-            if made.is_ok() { "made by that key" } else { "not made by that key over this header and these claims" };
-        it.note("signature", made, |_| found.to_owned(), "made by that key").is_some()
+        let found = if made.is_ok() { "matches the key" } else { "does not match the key, the header and the claims" };
+        it.note("signature", made, |_| found.to_owned(), "matches the key").is_some()
     }
 
     fn explain_claims(&self, it: &mut Explanation, claims: &Map<String, Value>, vouched: bool) {
@@ -179,13 +178,13 @@ impl Explanation {
         }
     }
 
-    /// Whom to look up: the subject of a token that WorkOS signed, whatever else is wrong with it.
+    /// Returns the subject of a token with a valid signature, even if another check failed.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
 
-    /// Adds what the table knows of the subject: the last check.
+    /// Adds the last check: the user in our table.
     pub fn note_user(&mut self, standing: UserStanding<'_>) {
         let expected = "a live user";
         let add = |it: &mut Self, verdict, found: String| {
@@ -195,10 +194,10 @@ impl Explanation {
         let (found, reason, message) = match standing {
             UserStanding::NotAsked => return add(self, Verdict::Skipped, "DATABASE_URL is not set".to_owned()),
             _ if self.subject.is_none() => {
-                return add(self, Verdict::Skipped, "nobody vouches for the subject".to_owned());
+                return add(self, Verdict::Skipped, "the subject is not trusted".to_owned());
             }
             UserStanding::Asked(Stored::Live { version, .. }) => {
-                let found = format!("synced, as of {}; changed at WorkOS {}", version.observed_at, version.updated_at);
+                let found = format!("synced at {}; updated at WorkOS at {}", version.observed_at, version.updated_at);
                 return add(self, Verdict::Pass, found);
             }
             UserStanding::Asked(Stored::Tombstone { deleted_at }) => {
@@ -206,17 +205,17 @@ impl Explanation {
                 (format!("deleted at WorkOS{when}"), "user_deleted", "its user was deleted at WorkOS")
             }
             UserStanding::Asked(Stored::Absent) => {
-                ("not synced".to_owned(), "user_not_found", "its user is not here (yet)")
+                ("not synced".to_owned(), "user_not_found", "its user is not synced")
             }
             UserStanding::Unavailable => {
-                ("the database cannot be asked".to_owned(), "database_unavailable", "the database cannot be asked")
+                ("the database is unreachable".to_owned(), "database_unavailable", "the database is unreachable")
             }
         };
         add(self, Verdict::Fail, found);
         self.fail(reason, format!("the token is valid, but {message}"), fix(reason, &self.client_id));
     }
 
-    /// Adds a check that was run, and gives back what came of it.
+    /// Adds a check and returns its value.
     fn note<T>(
         &mut self,
         check: &'static str,
@@ -235,13 +234,13 @@ impl Explanation {
             check,
             verdict: Verdict::Skipped,
             trusted: false,
-            found: "nothing to look at".to_owned(),
+            found: "nothing to check".to_owned(),
             expected: String::new(),
         };
         self.checks.extend(checks.iter().map(skipped));
     }
 
-    /// The first failure is the reason.
+    /// Stores the reason of the first failure.
     fn fail(&mut self, reason: &'static str, message: String, fix: String) {
         if self.reason.is_none() {
             self.verdict = if reason.ends_with("_unavailable") { "unknown" } else { "bad" };
@@ -249,7 +248,7 @@ impl Explanation {
         }
     }
 
-    /// How this machine's clock stands to WorkOS's, in words.
+    /// Returns the difference of the clocks as text.
     fn clock(&self) -> String {
         match self.clock_ahead_seconds {
             None => String::new(),
@@ -260,52 +259,52 @@ impl Explanation {
     }
 }
 
-/// What to do about a reason, in one sentence.
+/// Returns what to do about a reason.
 fn fix(reason: &str, client_id: &str) -> String {
     let fixed = match reason {
         "malformed" => {
-            "give the access token itself, whole, as it stands behind `Authorization: Bearer`: no session cookie, no refresh token and no API key"
+            "pass the whole access token, as in the header `Authorization: Bearer`. A session cookie, a refresh token or an API key does not work"
         }
-        "wrong_algorithm" => "take an access token that AuthKit issued; this one was made by something else",
-        "no_key_id" => "take an access token that AuthKit issued; WorkOS names its key in every one",
+        "wrong_algorithm" => "use an access token from AuthKit. Another system made this one",
+        "no_key_id" => "use an access token from AuthKit. Each of them has a key ID",
         "unknown_key" => {
             return format!(
-                "the application signs in to another environment than {client_id}, or the key was withdrawn: compare WORKOS_CLIENT_ID on both sides, then sign in again"
+                "use the same WORKOS_CLIENT_ID here ({client_id}) and in the application that signs users in, then sign in again. WorkOS may also have withdrawn the key"
             );
         }
-        "wrong_signature" => "the token was changed on its way, or forged: take a fresh one, and copy it whole",
+        "wrong_signature" => "get a new token and copy all of it. This one was changed or forged",
         "keys_unavailable" => {
-            "let this machine reach WorkOS (WORKOS_API_HOSTNAME, WORKOS_JWKS_URL, proxy, firewall) and check WORKOS_CLIENT_ID; the token may be good"
+            "make WorkOS reachable from this machine (WORKOS_API_HOSTNAME, WORKOS_JWKS_URL, proxy, firewall) and check WORKOS_CLIENT_ID. The token may be good"
         }
         "token_expired" => {
-            "refresh the session for a new access token; if a new one is expired as well, set this machine's clock"
+            "refresh the session to get a new access token. If a new token is expired too, correct this machine's clock"
         }
-        "no_expiry" => "take an access token that AuthKit issued; those expire",
-        "not_yet_valid" => "set this machine's clock (NTP): it is behind WorkOS's",
+        "no_expiry" => "use an access token from AuthKit. All of them expire",
+        "not_yet_valid" => "correct this machine's clock (NTP). It is behind WorkOS's",
         "wrong_issuer" => {
-            "if this is your environment's custom auth domain, set WORKOS_API_HOSTNAME or WORKOS_ISSUER; else the application signs in to another environment"
+            "if the issuer is your custom auth domain, set WORKOS_API_HOSTNAME or WORKOS_ISSUER. Otherwise the application uses another WorkOS environment"
         }
-        "wrong_audience" => "if this audience is yours (a JWT template sets it), add it to AUTHKIT_SYNC_AUDIENCES",
+        "wrong_audience" => "if the audience is yours (a JWT template sets it), add it to AUTHKIT_SYNC_AUDIENCES",
         "wrong_client" => {
             return format!(
-                "the token was issued to another client than {client_id}: compare WORKOS_CLIENT_ID on both sides"
+                "use the same WORKOS_CLIENT_ID here ({client_id}) and in the application that signs users in"
             );
         }
         "unbound" => {
             return format!(
-                "this environment issues tokens without an audience; add {{\"aud\": \"{client_id}\"}} to its JWT template, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER=true"
+                "add {{\"aud\": \"{client_id}\"}} to the JWT template of the environment, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER=true. The token names no client"
             );
         }
-        "machine_token" => "call with a signed-in user's access token; a machine's has no user to look up",
-        "no_subject" | "no_session" => "call with the access token of a user's AuthKit session",
-        "user_deleted" => "nothing: the account is gone at WorkOS, and its tokens are refused until they expire",
+        "machine_token" => "use the access token of a signed-in user. A machine token has no user",
+        "no_subject" | "no_session" => "use the access token of a user's AuthKit session",
+        "user_deleted" => "nothing. The user was deleted at WorkOS, and its tokens are refused until they expire",
         "user_not_found" => {
-            "wait for the event if the user has just signed up; else see `authkit-sync user ID` and `authkit-sync reconcile --check`"
+            "wait some seconds if the user has just signed up. Otherwise run `authkit-sync user ID` and `authkit-sync reconcile --check`"
         }
         "database_unavailable" => {
-            "check DATABASE_URL, that the database answers, and that it is migrated; the token is good"
+            "check DATABASE_URL, that the database is running, and that it is migrated. The token is good"
         }
-        _ => "see the README, When `get_auth_user` does not answer what you expect",
+        _ => "read the section Troubleshoot a lookup of the guide `operating`",
     };
     fixed.to_owned()
 }

@@ -1,27 +1,27 @@
-//! What a verified token says.
+//! The claims of a verified token.
 
 use std::fmt;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::{Map, Value};
 
-/// The claims of a token that passed every check. `Debug` shows the subject alone.
+/// The claims of a token that passed every check. `Debug` shows only the subject.
 #[derive(Clone)]
 pub struct Identity {
-    /// The user's id (`sub`).
+    /// The user ID (`sub`).
     pub subject: String,
-    /// Who issued the token (`iss`), as it stands there.
+    /// The issuer (`iss`), unchanged.
     pub issuer: String,
-    /// The session's id (`sid`).
+    /// The session ID (`sid`).
     pub session_id: String,
-    /// Somebody of yours acts as the user (`act` or `impersonator`).
+    /// An administrator is impersonating the user (`act` or `impersonator`).
     pub impersonated: bool,
-    /// Every claim, those of your JWT template included.
+    /// Every claim, including those of your JWT template.
     pub claims: Map<String, Value>,
 }
 
 impl Identity {
-    /// `issuer|subject`, the identifier that Convex knows a user by.
+    /// Returns `issuer|subject`, the identifier of a user in Convex.
     #[must_use]
     pub fn token_identifier(&self) -> String {
         format!("{}|{}", self.issuer, self.subject)

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Smaller keys could be factored; larger ones would only cost us work.
+/// Smaller keys are insecure, larger ones slow.
 const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
 /// The usable keys of one JWKS document, parsed once, by key id.
@@ -40,7 +40,7 @@ struct Jwk {
 }
 
 impl KeySet {
-    /// Takes what can be used and passes over the rest: one bad entry must not void the set. `None` when nothing is left.
+    /// Reads the usable keys and skips the others: one bad key must not make the set unusable. Returns `None` without a key.
     pub(super) fn parse(document: &[u8]) -> Option<Self> {
         let document: Document = serde_json::from_slice(document).ok()?;
         let keys: HashMap<_, _> = document.keys.into_iter().filter_map(usable).collect();
@@ -64,7 +64,7 @@ fn usable(entry: Value) -> Option<(String, ParsedPublicKey)> {
         && !jwk.kid.is_empty();
     let n = URL_SAFE_NO_PAD.decode(jwk.n).ok()?;
     let e = URL_SAFE_NO_PAD.decode(jwk.e).ok()?;
-    // Leading zeros are legal in the wild and refused by the parser.
+    // Leading zeros occur, and the parser refuses them.
     let n: Vec<u8> = n.into_iter().skip_while(|byte| *byte == 0).collect();
     if !for_us || !MODULUS_BYTES.contains(&n.len()) {
         return None;

@@ -1,4 +1,4 @@
-//! Which tokens are ours.
+//! Which issuers, audiences and clients are accepted.
 
 use serde_json::{Map, Value};
 
@@ -6,14 +6,14 @@ use super::claims::{shown, text};
 use super::error::TokenError;
 use super::plain;
 
-/// The issuer every WorkOS customer shares: it binds a token to nobody.
+/// The issuer that all WorkOS customers share. It does not say which environment a token belongs to.
 const SHARED_ISSUER: &str = "https://api.workos.com";
 
 /// Which issuers, audiences and client a token must name.
 ///
-/// WorkOS issues tokens in several forms: under the shared issuer or one that ends in the client id, on its own host or a
-/// custom domain, with or without an audience or a `client_id`. A token is ours when its issuer is accepted, nothing in it
-/// names another client, and something binds it to this one.
+/// WorkOS issues tokens in several forms: with the shared issuer or one that ends with the client ID, on its own host or a custom
+/// domain, with or without an audience and a `client_id`. A token is accepted if its issuer is accepted, nothing in it names
+/// another client, and something in it names this client.
 #[derive(Clone, Debug)]
 pub struct TokenPolicy {
     client_id: String,
@@ -23,7 +23,7 @@ pub struct TokenPolicy {
 }
 
 impl TokenPolicy {
-    /// Accepts the issuers WorkOS uses for this client at `api_base`, and at its own host.
+    /// Accepts the issuers that WorkOS uses for this client at `api_base` and at its own host.
     #[must_use]
     pub fn new(client_id: &str, api_base: &str) -> Self {
         let mut issuers = Vec::new();
@@ -37,7 +37,7 @@ impl TokenPolicy {
         Self { client_id: client_id.to_owned(), issuers, audiences: Vec::new(), allow_shared_issuer: false }
     }
 
-    /// Accepts these issuers instead, if there are any. Trailing slashes do not matter, everything else does.
+    /// Accepts these issuers instead, if there are any. Trailing slashes are ignored.
     #[must_use]
     pub fn issuers(mut self, issuers: Vec<String>) -> Self {
         if issuers.is_empty() {
@@ -47,26 +47,26 @@ impl TokenPolicy {
         self
     }
 
-    /// Accepts these audiences beside the client id.
+    /// Accepts these audiences in addition to the client ID.
     #[must_use]
     pub fn audiences(mut self, audiences: Vec<String>) -> Self {
         self.audiences = audiences;
         self
     }
 
-    /// Accepts tokens of the shared issuer that name no client at all.
+    /// Accepts tokens of the shared issuer that name no client.
     #[must_use]
     pub fn allow_shared_issuer(mut self, allow: bool) -> Self {
         self.allow_shared_issuer = allow;
         self
     }
 
-    /// The issuer, without the trailing slashes that do not matter.
+    /// Returns the issuer without trailing slashes.
     fn issuer(claims: &Map<String, Value>) -> &str {
         text(claims, "iss").trim_end_matches('/')
     }
 
-    /// The issuer must be accepted.
+    /// Checks that the issuer is accepted.
     pub(super) fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
         let issuer = Self::issuer(claims);
         if self.issuers.iter().any(|accepted| accepted == issuer) {
@@ -74,11 +74,11 @@ impl TokenPolicy {
         }
         let said = if issuer.is_empty() { "none".to_owned() } else { plain(text(claims, "iss")) };
         let accepted = self.accepted_issuers();
-        let reason = format!("issuer {said} is not among {accepted}; if it is yours, set WORKOS_ISSUER");
+        let reason = format!("issuer {said} is not accepted (accepted: {accepted}); if it is yours, set WORKOS_ISSUER");
         Err(TokenError::invalid("wrong_issuer", reason))
     }
 
-    /// An audience, where there is one, must be ours.
+    /// Checks that the audience, if present, is accepted.
     pub(super) fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
         let ours = |audience: &str| audience == self.client_id || self.audiences.iter().any(|own| own == audience);
         let good = match claims.get("aud") {
@@ -88,7 +88,7 @@ impl TokenPolicy {
                 list.is_empty() || list.iter().filter_map(Value::as_str).any(ours)
             }
             Some(_) => {
-                let reason = "aud is neither text nor a list of texts".to_owned();
+                let reason = "aud is neither text nor a list of text".to_owned();
                 return Err(TokenError::invalid("wrong_audience", reason));
             }
         };
@@ -96,11 +96,13 @@ impl TokenPolicy {
             return Ok(());
         }
         let (said, accepted) = (shown(claims.get("aud")), self.accepted_audiences());
-        let reason = format!("audience {said} names none of {accepted}; if it is yours, set AUTHKIT_SYNC_AUDIENCES");
+        let reason = format!(
+            "audience {said} is not accepted (accepted: {accepted}); if it is yours, set AUTHKIT_SYNC_AUDIENCES"
+        );
         Err(TokenError::invalid("wrong_audience", reason))
     }
 
-    /// Nothing may name another client, and something must bind the token to this one.
+    /// Checks that nothing names another client, and that something names this client.
     pub(super) fn check_client(&self, claims: &Map<String, Value>) -> Result<(), TokenError> {
         let issuer = Self::issuer(claims);
         if let Some(other) = client_of(issuer).filter(|named| *named != self.client_id) {
@@ -109,10 +111,10 @@ impl TokenPolicy {
         }
         let claimed = claims.get("client_id");
         if let Some(other) = claimed.filter(|named| named.as_str() != Some(&self.client_id)) {
-            let other = plain(other.as_str().unwrap_or("something that is no text"));
+            let other = plain(other.as_str().unwrap_or("not text"));
             return Err(TokenError::invalid("wrong_client", format!("client_id is {other}, not {}", self.client_id)));
         }
-        // A custom domain belongs to one environment, so its bare issuer is a binding of its own.
+        // A custom domain belongs to one environment, so its issuer is enough.
         let bound = client_of(issuer).is_some() || claimed.is_some() || has_audience(claims);
         if bound || issuer != SHARED_ISSUER || self.allow_shared_issuer {
             return Ok(());
@@ -120,7 +122,7 @@ impl TokenPolicy {
         Err(TokenError::invalid(
             "unbound",
             format!(
-                "issuer {SHARED_ISSUER} is shared by all WorkOS customers and the token names no client: give the JWT template an aud of {}, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+                "issuer {SHARED_ISSUER} is shared by all WorkOS customers and the token names no client; add aud {} to the JWT template, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
                 self.client_id
             ),
         ))
@@ -130,42 +132,42 @@ impl TokenPolicy {
         &self.client_id
     }
 
-    /// For people: the accepted issuers.
+    /// Returns the accepted issuers for a message.
     pub(super) fn accepted_issuers(&self) -> String {
         self.issuers.iter().map(|issuer| plain(issuer)).collect::<Vec<_>>().join(", ")
     }
 
-    /// For people: the accepted audiences.
+    /// Returns the accepted audiences for a message.
     pub(super) fn accepted_audiences(&self) -> String {
         let accepted = std::iter::once(&self.client_id).chain(&self.audiences);
         accepted.map(|own| plain(own)).collect::<Vec<_>>().join(", ")
     }
 
-    /// For people: what in the token names a client.
+    /// Returns what names a client in the token, for a message.
     pub(super) fn bindings(&self, claims: &Map<String, Value>) -> String {
         let issuer = Self::issuer(claims);
         let by_issuer = client_of(issuer).map(|client| format!("issuer of {}", plain(client)));
         let claimed = claims.get("client_id").map(|claimed| format!("client_id {}", shown(Some(claimed))));
         let audience = has_audience(claims).then(|| "an audience".to_owned());
-        let host =
-            (issuer != SHARED_ISSUER && self.check_issuer(claims).is_ok()).then(|| "an issuer of its own".to_owned());
+        let host = (issuer != SHARED_ISSUER && self.check_issuer(claims).is_ok())
+            .then(|| "the issuer of a custom domain".to_owned());
         let named: Vec<String> = [by_issuer, claimed, audience].into_iter().flatten().collect();
         if named.is_empty() { host.unwrap_or_else(|| "nothing names a client".to_owned()) } else { named.join(", ") }
     }
 
-    /// For people: what is asked of it.
+    /// Returns the expected client for a message.
     pub(super) fn expected_client(&self) -> String {
-        let unbound = if self.allow_shared_issuer { ", or nothing" } else { "" };
+        let unbound = if self.allow_shared_issuer { ", or no client" } else { "" };
         format!("{} named by issuer, client_id or audience{unbound}", self.client_id)
     }
 }
 
-/// The client whose id an issuer ends in.
+/// Returns the client ID at the end of an issuer.
 fn client_of(issuer: &str) -> Option<&str> {
     issuer.rsplit('/').next().filter(|segment| segment.starts_with("client_"))
 }
 
-/// There is an audience; that it is ours has been checked.
+/// Returns true if the token has an audience. Another check has accepted it.
 fn has_audience(claims: &Map<String, Value>) -> bool {
     match claims.get("aud") {
         Some(Value::Array(list)) => !list.is_empty(),

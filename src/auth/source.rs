@@ -18,31 +18,31 @@ const DOCUMENT_LIMIT: usize = 1024 * 1024;
 /// How long one fetch may take, from the connection to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Fetches a JWKS document (RFC 7517) as it stands now.
+/// Fetches the current JWKS document (RFC 7517).
 pub trait KeySource: Send + Sync + 'static {
-    /// One fetch, bounded in time by the caller.
+    /// Fetches it once. The caller sets the timeout.
     fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>>;
 
-    /// WorkOS's own time at its last answer, where the source can tell.
+    /// Returns WorkOS's time at its last answer, if known.
     fn date(&self) -> Option<Timestamp> {
         None
     }
 }
 
-/// Why a document could not be had; its text is safe to show.
+/// Why a document could not be fetched. The text contains no personal data and no secret.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct KeyFetchError(String);
 
 impl KeyFetchError {
-    /// Says why.
+    /// Creates the error with a reason.
     #[must_use]
     pub fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }
 }
 
-/// The document at a URL, whatever its content type.
+/// The document at a URL. The content type is ignored.
 #[derive(Debug)]
 pub struct HttpKeySource {
     client: reqwest::Client,
@@ -56,7 +56,9 @@ impl HttpKeySource {
     /// # Errors
     /// [`HttpClientError`] when the URL is malformed or no TLS can be set up.
     pub fn new(url: &str) -> Result<Self, HttpClientError> {
-        let url = url.parse().map_err(|_| HttpClientError::new("the JWKS URL is malformed"))?;
+        let url = url.parse().map_err(|_| {
+            HttpClientError::new("the JWKS URL is malformed: it must be an absolute http:// or https:// URL")
+        })?;
         Ok(Self { client: workos_client(&url)?, url, date: ArcSwapOption::empty() })
     }
 
@@ -74,8 +76,8 @@ impl HttpKeySource {
         self.date.store(date(answer.headers()).map(Arc::new));
         match answer.status().as_u16() {
             200 => {}
-            404 => return Err(KeyFetchError::new("WorkOS answers 404: it does not know this client id")),
-            status => return Err(KeyFetchError::new(format!("WorkOS answers {status}"))),
+            404 => return Err(KeyFetchError::new("WorkOS answered 404: the client ID is unknown")),
+            status => return Err(KeyFetchError::new(format!("WorkOS answered {status}"))),
         }
         read_body(answer, DOCUMENT_LIMIT).await.map_err(|error| match error {
             BodyError::TooLong => KeyFetchError::new("the document is longer than 1 MiB"),
@@ -94,7 +96,7 @@ impl KeySource for HttpKeySource {
     }
 }
 
-/// When an answer was given: its `Date`, and the `Age` that a cache on the way has added.
+/// Returns the time of an answer: its `Date` plus the `Age` that a cache has added.
 fn date(headers: &HeaderMap) -> Option<Timestamp> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let age = text(AGE).and_then(|age| age.trim().parse::<u32>().ok()).unwrap_or(0);

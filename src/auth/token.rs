@@ -1,4 +1,4 @@
-//! One token, judged.
+//! Verification of an access token.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,10 +12,10 @@ use super::plain;
 use super::policy::TokenPolicy;
 use crate::domain::clock::Clock;
 
-/// A longer token is refused unread. WorkOS's templates render at most 3 KiB.
+/// A longer token is refused before it is parsed. WorkOS's templates render at most 3 KiB.
 const SIZE_LIMIT: usize = 16 * 1024;
 
-/// Judges access tokens: form, algorithm, key, signature, then time, issuer, audience, client, subject and session.
+/// Verifies access tokens: form, algorithm, key, signature, then time, issuer, audience, client, subject and session.
 #[derive(Clone, Debug)]
 pub struct TokenVerifier {
     pub(super) policy: TokenPolicy,
@@ -24,14 +24,14 @@ pub struct TokenVerifier {
 }
 
 impl TokenVerifier {
-    /// Accepts what `policy` accepts and a key of `keys` signed.
+    /// Accepts tokens that `policy` accepts and that a key of `keys` has signed.
     #[must_use]
     pub fn new(policy: TokenPolicy, keys: KeyCache, clock: Clock) -> Self {
         Self { policy, keys, clock }
     }
 
-    /// Runs every check in order; no claim is believed before the signature. With a known key it neither waits nor locks.
-    /// [`TokenVerifier::explain`] runs the same checks, and goes on after the first that fails.
+    /// Runs every check in order. No claim is trusted before the signature. With a known key it neither waits nor locks.
+    /// [`TokenVerifier::explain`] runs the same checks and continues after the first failure.
     ///
     /// # Errors
     /// [`TokenError`]
@@ -48,12 +48,12 @@ impl TokenVerifier {
         Ok(identity(claims))
     }
 
-    /// Whether the key `kid`, which WorkOS has to publish, made the signature.
+    /// Checks the signature with the key `kid`, which WorkOS must publish.
     pub(super) async fn check_signature(&self, form: &Form<'_>, kid: &str) -> Result<(), TokenError> {
         match self.keys.verify(kid, form.signed.as_bytes(), &form.signature).await {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let reason = format!("key {} did not make this signature", plain(kid));
+                let reason = format!("the signature does not match key {}", plain(kid));
                 Err(TokenError::invalid("wrong_signature", reason))
             }
             Err(NoKey::Unknown) => {
@@ -73,46 +73,46 @@ fn identity(claims: Map<String, Value>) -> Identity {
     Identity { subject, issuer, session_id, impersonated, claims }
 }
 
-/// Somebody acts as the user: `act` as WorkOS documents it, `impersonator` as some of its SDKs read it.
+/// Returns true if an administrator is impersonating the user: `act` (documented) or `impersonator` (read by some SDKs).
 pub(super) fn impersonated(claims: &Map<String, Value>) -> bool {
     ["act", "impersonator"].iter().any(|name| claims.get(*name).is_some_and(Value::is_object))
 }
 
-/// A compact JWS (RFC 7515), its header and signature decoded; the claims are not, before the signature is checked.
+/// A compact JWS (RFC 7515) with decoded header and signature. The claims are decoded after the signature check.
 pub(super) struct Form<'a> {
     header: Map<String, Value>,
     claims: &'a str,
-    /// What the signature is over: header, dot, claims.
+    /// The signed text: header, dot, claims.
     signed: &'a str,
     signature: Vec<u8>,
 }
 
 impl<'a> Form<'a> {
-    /// What is no JWT at all is refused here, and so is what demands extensions that nobody here knows.
+    /// Refuses text that is not a JWT, and tokens that require extensions.
     pub(super) fn read(token: &'a str) -> Result<Self, TokenError> {
         if token.len() > SIZE_LIMIT {
-            return Err(TokenError::invalid("malformed", "longer than 16 KiB".to_owned()));
+            return Err(TokenError::invalid("malformed", "the token is longer than 16 KiB".to_owned()));
         }
         let parts = token.rsplit_once('.').and_then(|(signed, signature)| {
             let (header, claims) = signed.split_once('.')?;
             (!claims.contains('.')).then_some((signed, header, claims, signature))
         });
-        let (signed, header, claims, signature) =
-            parts.ok_or_else(|| TokenError::invalid("malformed", "not a JWT: it has not three parts".to_owned()))?;
+        let (signed, header, claims, signature) = parts
+            .ok_or_else(|| TokenError::invalid("malformed", "not a JWT: it does not have three parts".to_owned()))?;
         let header = object(&decode(header, "header")?, "header")?;
         if header.contains_key("crit") {
-            return Err(TokenError::invalid("malformed", "the header demands extensions (crit)".to_owned()));
+            return Err(TokenError::invalid("malformed", "the header requires extensions (crit)".to_owned()));
         }
         Ok(Self { header, claims, signed, signature: decode(signature, "signature")? })
     }
 
-    /// The algorithm is pinned here, and whatever else the header offers (`jwk`, `jku`, `x5u`, `x5c`) is ignored: the token
-    /// does not choose how it is judged.
+    /// Accepts one algorithm and ignores the other parts of the header (`jwk`, `jku`, `x5u`, `x5c`): the token does not choose how
+    /// it is verified.
     pub(super) fn check_algorithm(&self) -> Result<(), TokenError> {
         match self.algorithm() {
             Some("RS256") => Ok(()),
             other => {
-                let reason = format!("algorithm {}, only RS256 is accepted", plain(other.unwrap_or("missing")));
+                let reason = format!("algorithm {} is not accepted, only RS256", plain(other.unwrap_or("missing")));
                 Err(TokenError::invalid("wrong_algorithm", reason))
             }
         }
@@ -124,10 +124,10 @@ impl<'a> Form<'a> {
 
     pub(super) fn key_id(&self) -> Result<&str, TokenError> {
         let kid = self.header.get("kid").and_then(Value::as_str).filter(|kid| !kid.is_empty());
-        kid.ok_or_else(|| TokenError::invalid("no_key_id", "the header names no key (kid)".to_owned()))
+        kid.ok_or_else(|| TokenError::invalid("no_key_id", "the header has no key ID (kid)".to_owned()))
     }
 
-    /// The claims, believed only after the signature.
+    /// Returns the claims. The caller has checked the signature.
     pub(super) fn claims(&self) -> Result<Map<String, Value>, TokenError> {
         object(&decode(self.claims, "claims")?, "claims")
     }

@@ -1,4 +1,4 @@
-//! `backfill`: every existing user into the table.
+//! `backfill`: read every existing user from WorkOS into the table.
 
 use clap::{ArgMatches, Command};
 use serde_json::json;
@@ -10,9 +10,9 @@ use crate::sync::backfill::{Backfill, Step};
 
 pub(super) fn command() -> Command {
     let command = Command::new("backfill")
-        .about("Read every user WorkOS has into the table; an interrupted one goes on where it was")
-        .arg(flag("dry-run", "count what it would do, and change nothing"))
-        .arg(flag("json", "print the summary for machines"));
+        .about("Read all users from WorkOS into the table. Continue an interrupted backfill")
+        .arg(flag("dry-run", "Count the changes, but change nothing"))
+        .arg(flag("json", "Print the summary as JSON"));
     with_walk_settings(command)
 }
 
@@ -33,7 +33,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if matches.get_flag("json") {
         println!("{}", json!({ "dry_run": dry_run, "users": counts }));
     } else {
-        println!("{}{}", if dry_run { "would be: " } else { "" }, super::reconcile::summary(counts));
+        println!("{}{}", if dry_run { "dry run, nothing changed: " } else { "" }, super::reconcile::summary(counts));
     }
     Ok(Exit::Yes)
 }

@@ -1,4 +1,4 @@
-//! `dev`: the whole thing on one machine, with nothing to configure.
+//! `dev`: the service, a private PostgreSQL and a simulated WorkOS on one machine, without configuration.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -21,23 +21,23 @@ use crate::store::{migrations, roles};
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
 
-/// Preferred ports; where one is taken, a free one is.
+/// Preferred ports. If one is in use, `dev` takes a free one.
 const SERVICE_PORT: u16 = 8080;
 const OPS_PORT: u16 = 9464;
 const WORKOS_PORT: u16 = 4100;
 
-/// Lets backends on this machine read users and changes; it opens nothing that is not on this machine.
+/// The service key. It is public, because it only opens services on this machine.
 const SERVICE_KEY: &str = "service-key-of-authkit-sync-dev-alone";
 
-/// So that there is something to see.
+/// An example rule.
 const ACTION_RULES: &str = "deny registration @gmail.com \"Please sign up with your work address.\"";
 
-/// People watch: what webhooks lose should not take long.
+/// Short, so that a person sees lost webhooks recovered.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
-Everything on this machine: a private PostgreSQL, a simulated WorkOS, and the service wired to both. It plays a short tour
-and stays up. It reads no .env, no DATABASE_URL and no WORKOS_* variable, so that it can never touch a real database.";
+Start a private PostgreSQL, a simulated WorkOS, and the service on this machine. Play a short tour, then keep running. The command
+reads no .env file, no DATABASE_URL and no WORKOS_* variable, so it cannot touch a real database.";
 
 pub(super) fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
@@ -45,16 +45,16 @@ pub(super) fn command() -> Command {
         Arg::new(name).long(name).value_name("PATH").value_parser(clap::value_parser!(PathBuf)).help(help)
     };
     Command::new("dev")
-        .about("A private PostgreSQL, a simulated WorkOS and the service, with nothing to configure")
+        .about("Start a private PostgreSQL, a simulated WorkOS and the service, without configuration")
         .long_about(ABOUT)
-        .arg(flag("tour", "play the tour on throwaway data and exit with its verdict"))
-        .arg(flag("ephemeral", "keep nothing, take free ports, play no tour: a test double"))
-        .arg(flag("json", "print one line of JSON with every URL and secret when ready").requires("ephemeral"))
-        .arg(path("seed", "a JSON array of users to begin with"))
-        .arg(path("data", "where to keep data between runs").conflicts_with_all(["ephemeral", "tour"]))
+        .arg(flag("tour", "Play the tour on temporary data, then exit: 0 if it succeeded, 1 if not"))
+        .arg(flag("ephemeral", "Keep no data, use free ports, play no tour. For tests of other projects"))
+        .arg(flag("json", "Print one line of JSON with all URLs and secrets when ready").requires("ephemeral"))
+        .arg(path("seed", "File with a JSON array of users to create first"))
+        .arg(path("data", "Folder that keeps the data between runs").conflicts_with_all(["ephemeral", "tour"]))
 }
 
-/// Everything that runs.
+/// Everything that is running.
 struct Machine {
     // Declared before the server: connections are closed before it stops.
     pool: PgPool,
@@ -90,7 +90,7 @@ impl Machine {
             eprintln!("keeping data in {}", home.unwrap_or(Path::new("")).display());
         }
         let admin = pool(&postgres.url("postgres"), 1)?;
-        // Refused when it is there from an earlier run, which is as good.
+        // It fails if the database exists from an earlier run, which is fine.
         let _ = sqlx::raw_sql("create database app").execute(&admin).await;
         admin.close().await;
         let database_url = postgres.url("app");
@@ -134,15 +134,15 @@ impl Machine {
         Ok(Self { pool, database_url, workos, service, ops: ops_address, stop, running, _postgres: postgres })
     }
 
-    /// The tour, and then the rest until Ctrl-C.
+    /// Plays the tour, prints the URLs, and runs until Ctrl-C.
     async fn show(&self, only_tour: bool, ephemeral: bool, json: bool) -> Result<Exit, Failure> {
         let url = format!("http://{}", self.service);
         if !ephemeral {
-            println!("authkit-sync: a user's life at WorkOS, as your own database tells it\n");
+            println!("A short tour: one user at WorkOS, and what your own database knows\n");
             tour::play(&self.workos, &url, |step| println!("   {step}"))
                 .await
                 .map_err(|error| Failure::new(Exit::No, error))?;
-            println!("\nThe tour went well: every step was a real webhook, a real commit and a real lookup.");
+            println!("\nThe tour succeeded. Every step was a real webhook, a real commit and a real lookup.");
         }
         if only_tour {
             return Ok(Exit::Yes);
@@ -172,7 +172,7 @@ impl Machine {
     fn print_urls(&self, url: &str) -> Result<(), Failure> {
         let grace = json!({"email": "grace@example.test", "first_name": "Grace", "last_name": "Hopwood"});
         let grace = grace.as_object().cloned().unwrap_or_default();
-        // She is there already when the data is.
+        // It fails if an earlier run created her.
         let _ = self.workos.create_user(&grace);
         let users = self.workos.users();
         let id = users.last().and_then(|user| user.get("id")).and_then(Value::as_str).unwrap_or_default();
@@ -180,26 +180,26 @@ impl Machine {
         let (workos, key) = (self.workos.base_url(), self.workos.api_key());
         println!(
             "\nservice    {url}\nWorkOS     {workos}   (simulated; API key {key})\nPostgreSQL {database}\n\n\
-             # who is behind this token? (good for five minutes)\n\
+             # look up the user behind a token (valid for five minutes)\n\
              TOKEN={token}\n\
              curl -i -H \"Authorization: Bearer $TOKEN\" {url}/auth/user\n\n\
-             # rename the user at WorkOS, and ask again\n\
+             # rename the user at WorkOS, then look it up again\n\
              curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n     \
              -d '{{\"first_name\":\"Amazing Grace\"}}' {workos}/user_management/users/{id}\n\n\
-             # what happened, and what happens in the next 20 seconds\n\
+             # read the change feed, and wait up to 20 seconds for the next change\n\
              curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes'\n\
              curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes?after=POSITION&wait=20'\n\n\
-             # a fresh token\n\
+             # get a new token\n\
              curl -X POST {workos}/_simulate/users/{id}/token\n\n\
-             # may this person sign up? (a rule says no to gmail.com)\n\
+             # ask whether a person may sign up (a rule denies gmail.com)\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n\
-             # every delivery twice, some out of order, some never\n\
+             # deliver every webhook twice, half of them out of order, and lose some\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
-             # catch-up makes good what is lost, whatever the API does meanwhile\n\
+             # make the API fail too: catch-up recovers the lost webhooks all the same\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"error\":30,\"rate_limit\":30}}' {workos}/_simulate/api\n\n\
-             # what an operator sees\n\
+             # read the health and the metrics\n\
              curl http://{ops}/readyz; curl http://{ops}/metrics\n\n\
-             Ctrl-C ends it; the data stays for the next time.",
+             Press Ctrl-C to stop. The data is kept for the next start.",
             database = self.database_url,
             ops = self.ops,
         );
@@ -225,13 +225,13 @@ async fn start_postgres(home: Option<&Path>) -> Result<PrivatePostgres, Failure>
 }
 
 fn pool(url: &str, connections: u32) -> Result<PgPool, Failure> {
-    // Whatever PG* variables are set, this is a socket of our own.
+    // PG* variables must not apply: this is a socket of our own.
     let options =
         PgConnectOptions::from_str(url).map_err(|_| Failure::defect("the private PostgreSQL's URL is malformed"))?;
     Ok(PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.ssl_mode(PgSslMode::Disable)))
 }
 
-/// The preferred port of a run that people look at, when it is free; any free one otherwise.
+/// Returns the preferred port if data is kept and the port is free, else any free port.
 async fn preferred(port: u16, home: Option<&Path>) -> SocketAddr {
     let preferred = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let free = home.is_some() && TcpListener::bind(preferred).await.is_ok();
@@ -239,9 +239,9 @@ async fn preferred(port: u16, home: Option<&Path>) -> SocketAddr {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failure::unavailable(format!("cannot listen on {address}: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::unavailable(format!("cannot listen on {address}: {error}; free the port and start again"))
+    })
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, Failure> {
@@ -249,7 +249,12 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, Failure> {
 }
 
 fn read_seed(path: &Path) -> Result<Vec<Value>, Failure> {
-    let wanted = |_| Failure::new(Exit::Config, format!("--seed {}: it must be a JSON array of users", path.display()));
+    let wanted = |_| {
+        Failure::new(
+            Exit::Config,
+            format!("cannot read --seed {}: it must be a file with a JSON array of users", path.display()),
+        )
+    };
     let bytes = std::fs::read(path).map_err(wanted)?;
     serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(wanted)
 }
@@ -259,18 +264,25 @@ fn home(matches: &ArgMatches) -> Result<PathBuf, Failure> {
         .get_one::<PathBuf>("data")
         .map_or_else(default_home, |data| std::path::absolute(data).map_err(Failure::unavailable))?;
     let created = std::fs::create_dir_all(&home);
-    created.map_err(|error| Failure::unavailable(format!("cannot create {}: {error}", home.display())))?;
+    created.map_err(|error| {
+        Failure::unavailable(format!(
+            "cannot create the folder {}: {error}; choose another one with --data",
+            home.display()
+        ))
+    })?;
     Ok(home)
 }
 
-/// Beside the user's other data; for root where PostgreSQL's own user can get at it, which a root-only home forbids.
+/// The user's data folder. For root a folder outside of its home, which PostgreSQL's user cannot enter.
 fn default_home() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/authkit-sync-dev"));
     }
     let data = std::env::var_os("XDG_DATA_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let data = data.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
-    let data = data.ok_or_else(|| Failure::new(Exit::Config, "HOME is not set; say where to keep data with --data"))?;
+    let data = data.ok_or_else(|| {
+        Failure::new(Exit::Config, "there is no folder for the data, because HOME is not set: choose one with --data")
+    })?;
     Ok(data.join("authkit-sync-dev"))
 }
 

@@ -1,4 +1,4 @@
-//! `events`: the inbox, seen and worked by an operator.
+//! `events`: list, retry and replay the events in the inbox.
 
 use std::io::Write;
 use std::time::Duration;
@@ -18,47 +18,49 @@ use crate::sync::inbox::{self, Retried};
 pub(super) const SETTINGS: [&str; 5] =
     ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
 
-const WHEN: &str = "2026-09-01T08:15:30Z, or how long ago: 90s, 2h, 7d";
+const WHEN: &str = "a time like 2026-09-01T08:15:30Z, or an age like 90s, 2h or 7d";
 
 pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &str| {
         Arg::new(name).long(name).value_name(value).help(help.to_owned())
     };
-    let json = || flag("json", "print for machines");
+    let json = || flag("json", "Print the result as JSON");
     let list = Command::new("list")
-        .about("The newest events, newest first")
-        .arg(option("outcome", "OUTCOME", "only of this outcome").value_parser([
+        .about("List the latest events, newest first")
+        .arg(option("outcome", "OUTCOME", "Only events with this outcome").value_parser([
             "applied",
             "stale",
             "ignored",
             "quarantined",
         ]))
-        .arg(option("type", "TYPE", "only of this type"))
-        .arg(option("user", "ID", "only about this user"))
-        .arg(option("since", "TIME", &format!("received since then: {WHEN}")).value_parser(instant))
-        .arg(option("until", "TIME", "received before then").value_parser(instant))
+        .arg(option("type", "TYPE", "Only events of this type"))
+        .arg(option("user", "ID", "Only events about this user"))
+        .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(instant))
+        .arg(option("until", "TIME", "Only events received before this time").value_parser(instant))
         .arg(
-            option("limit", "N", "at most so many")
+            option("limit", "N", "Largest number of events")
                 .value_parser(clap::value_parser!(i64).range(1..=100_000))
                 .default_value("50"),
         )
         .arg(json());
-    let id = Arg::new("id").value_name("EVENT").help("WorkOS's id, event_…");
+    let id = Arg::new("id").value_name("EVENT").help("Event ID, for example event_01H…");
     let show = Command::new("show")
-        .about("One event with its payload, which may hold personal data")
+        .about("Show one event with its payload. The payload can contain personal data")
         .arg(id.clone().required(true))
         .arg(json());
     let retry = Command::new("retry")
-        .about("Try the quarantine again, all of it or one event; exit 1 when something stays")
+        .about("Retry all quarantined events, or one of them. Exit with 1 if one is still quarantined")
         .arg(id)
         .arg(json());
     let replay = Command::new("replay")
-        .about("Apply every kept event once more; where the table is right, nothing changes")
-        .arg(option("since", "TIME", &format!("received since then: {WHEN}")).value_parser(instant).required(true))
+        .about("Apply all stored events again. Rows that are already correct do not change")
+        .arg(
+            option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(instant).required(true),
+        )
         .arg(json());
     let commands = [list, show, retry, replay].map(|command| with_settings(command, &SETTINGS));
     Command::new("events")
-        .about("The inbox: every event WorkOS sent, and what became of it")
+        .about("List, show, retry or replay the events that WorkOS sent")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands(commands)
@@ -89,7 +91,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     }
 }
 
-/// The inbox can be looked after without knowing whose it is.
+/// Opens the database without a client ID: these commands need none.
 pub(super) fn store(source: &Source) -> Result<Store, Failure> {
     let database = config::database(source)?;
     Ok(Store::of_any_client(serve::pool(&database), database.timeout))
@@ -130,12 +132,12 @@ async fn show(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     match (as_json, text) {
         (Some(json), _) => println!("{json:#}"),
         (None, Some(text)) => println!("{}", text.escape_debug()),
-        (None, None) => println!("its payload is no longer kept"),
+        (None, None) => println!("the payload was erased or has expired"),
     }
     Ok(Exit::Yes)
 }
 
-/// A line per event.
+/// Prints one line for each event.
 pub(super) fn print(entries: &[Entry]) {
     let mut out = std::io::stdout().lock();
     for entry in entries {
@@ -146,7 +148,7 @@ pub(super) fn print(entries: &[Entry]) {
             (None, None) => "read",
         };
         let reason = entry.reason.as_deref().map(|reason| format!("  ({reason})")).unwrap_or_default();
-        let erased = if entry.erased { "  [payload gone]" } else { "" };
+        let erased = if entry.erased { "  [payload erased]" } else { "" };
         let written = writeln!(
             out,
             "{}  {:<11}  {:<16}  {}  {}  {}{reason}{erased}",
@@ -167,7 +169,7 @@ fn told(retried: &Retried, json: bool) -> Exit {
     if json {
         println!("{}", json!(retried));
     } else if retried.tried() == 0 {
-        println!("nothing to try");
+        println!("nothing to do: no event matches");
     } else {
         let outcomes: Vec<String> =
             retried.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
@@ -180,11 +182,14 @@ fn told(retried: &Retried, json: bool) -> Exit {
 }
 
 fn unknown(id: &str) -> Failure {
-    Failure::new(Exit::No, format!("there is no event {}", id.escape_debug()))
+    Failure::new(
+        Exit::No,
+        format!("event {} not found; list events with `authkit-sync events list`", id.escape_debug()),
+    )
 }
 
 fn instant(text: &str) -> Result<Timestamp, String> {
     let ago = |ago: Duration| Clock::system().now().minus(ago);
     let instant = Timestamp::parse(text).or_else(|| humantime::parse_duration(text).ok().map(ago));
-    instant.ok_or_else(|| format!("it must be {WHEN}"))
+    instant.ok_or_else(|| format!("expected {WHEN}"))
 }

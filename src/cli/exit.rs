@@ -13,24 +13,24 @@ use crate::workos::api::ApiError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done, or the answer is yes.
+    /// Success, or the answer is yes.
     Yes = 0,
     /// The answer is no.
     No = 1,
-    /// The command line makes no sense.
+    /// The command line is wrong.
     Usage = 64,
-    /// The database, WorkOS or a port is not to be had.
+    /// The database, WorkOS or a port is unavailable.
     Unavailable = 69,
-    /// A defect of ours.
+    /// A defect of authkit-sync.
     Defect = 70,
-    /// Configuration.
+    /// The configuration is wrong.
     Config = 78,
 }
 
-/// A command that failed: what to tell the operator, and how to end.
+/// A failed command: the message for the operator and the exit code.
 #[derive(Debug)]
 pub struct Failure {
-    /// What is wrong and what to do.
+    /// What failed, why, and what to do.
     pub message: String,
     /// The exit code.
     pub exit: Exit,
@@ -52,7 +52,7 @@ impl Failure {
 
 impl From<Problems> for Failure {
     fn from(problems: Problems) -> Self {
-        Self::new(Exit::Config, format!("the configuration cannot be used:\n{problems}"))
+        Self::new(Exit::Config, format!("the configuration is wrong; correct these settings:\n{problems}"))
     }
 }
 
@@ -83,7 +83,7 @@ impl From<MigrationsError> for Failure {
     fn from(error: MigrationsError) -> Self {
         match error {
             MigrationsError::Database(error) => error.into(),
-            // A role without the right, a schema of another making: trying again changes nothing.
+            // A missing privilege or a changed schema: a retry does not help.
             MigrationsError::Migration(_) => Self::new(Exit::Config, error),
             MigrationsError::Locked => Self::new(Exit::Unavailable, error),
         }

@@ -1,4 +1,4 @@
-//! `handlers`: what reacts to changes, seen and worked by an operator.
+//! `handlers`: add, list, pause and retry handlers of changes.
 
 use std::io::Write;
 use std::time::Duration;
@@ -17,49 +17,49 @@ use crate::store::handler_admin::{AddError, NewHandler};
 use crate::store::handler_standing::HandlerStanding;
 
 const ADD: &str = "\
-Has a PL/pgSQL function (change jsonb) called for every change of the given types, in a transaction of its own that commits
-together with the fact that it ran. It runs as the function's owner, or as --role; the service's own role has to be a member
-of that. This keeps mistakes apart, not hostile code: a function may give the role back by itself.";
+Register a PL/pgSQL function (change jsonb) that the service calls for every change of the given types. Each call has its own
+transaction, which also stores that the call was made. The function runs as its owner, or as --role; the service's role must be
+a member of that role. This protects against mistakes, not against hostile code: a function can reset its role.";
 
 pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
-    let name = || Arg::new("name").value_name("HANDLER").required(true).help("its name, as `handlers list` shows it");
-    let json = || flag("json", "print for machines");
+    let name =
+        || Arg::new("name").value_name("HANDLER").required(true).help("Name of the handler, as in `handlers list`");
+    let json = || flag("json", "Print the result as JSON");
     let add = Command::new("add")
-        .about("Have a function in the database called for every change")
+        .about("Register a function in the database that is called for every change")
         .long_about(ADD)
         .arg(
             Arg::new("function")
                 .value_name("FUNCTION")
                 .required(true)
-                .help("with its schema, for example public.on_workos_user"),
+                .help("Function with its schema, for example public.on_workos_user"),
         )
         .arg(
-            option("types", "TYPES", "event types: whole, as user.* or *, separated by commas")
+            option("types", "TYPES", "Event types, separated by commas: user.created, user.* or *")
                 .default_value("user.*")
                 .value_parser(|text: &str| Types::parse(text).map_err(|error| error.to_string())),
         )
-        .arg(option("name", "NAME", "keeps the progress; the function's name unless given").value_parser(checked_name))
-        .arg(option("role", "ROLE", "runs it; the function's owner unless given"))
         .arg(
-            option("timeout", "DURATION", "how long it may take with one change")
-                .default_value("10s")
-                .value_parser(timeout),
+            option("name", "NAME", "Name under which the progress is stored. Default: the name of the function")
+                .value_parser(checked_name),
         )
-        .arg(flag("from-start", "call it first for every live user, as created of origin backfill"));
-    let list = Command::new("list").about("Every handler: how far it is, and its last error").arg(json());
-    let pause = Command::new("pause").about("Let a handler take nothing until it is resumed").arg(name());
-    let resume = Command::new("resume").about("Let a paused handler go on where it was").arg(name());
-    let remove = Command::new("remove").about("Forget a handler, its progress and its backlog").arg(name());
+        .arg(option("role", "ROLE", "Role that runs the function. Default: the owner of the function"))
+        .arg(option("timeout", "DURATION", "Timeout of one call").default_value("10s").value_parser(timeout))
+        .arg(flag("from-start", "Call it first for every live user, as a created change of origin backfill"));
+    let list = Command::new("list").about("List all handlers with their progress and last error").arg(json());
+    let pause = Command::new("pause").about("Pause a handler. Resume it with `handlers resume`").arg(name());
+    let resume = Command::new("resume").about("Resume a paused handler at its position").arg(name());
+    let remove = Command::new("remove").about("Remove a handler with its progress and its backlog").arg(name());
     let redrive = Command::new("redrive")
-        .about("Try what was set aside again, and what waits at once")
+        .about("Retry dead-lettered changes, and changes that wait for a retry, now")
         .arg(name())
-        .arg(option("user", "ID", "only this user's changes"));
+        .arg(option("user", "ID", "Only changes of this user"));
     let commands = [add, list, pause, resume, remove, redrive].map(|it| with_settings(it, &events::SETTINGS));
     Command::new("handlers")
-        .about("What reacts to changes: functions in the database, and handlers of applications in Rust")
+        .about("Manage handlers: code that runs for every change, in SQL or in Rust")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands(commands)
@@ -84,11 +84,14 @@ async fn work(store: &Store, command: &str, matches: &ArgMatches) -> Result<Exit
         _ => {
             let user = matches.get_one::<String>("user").map(String::as_str);
             let redriven = store.redrive_handler(name, user).await?;
-            redriven.map(|count| format!("changes tried again: {count}"))
+            redriven.map(|count| format!("{count} changes will be retried"))
         }
     };
     let done = done.ok_or_else(|| {
-        Failure::new(Exit::No, format!("there is no handler {}; see `handlers list`", name.escape_debug()))
+        Failure::new(
+            Exit::No,
+            format!("handler {} not found; list handlers with `authkit-sync handlers list`", name.escape_debug()),
+        )
     })?;
     println!("{done}");
     Ok(Exit::Yes)
@@ -98,7 +101,10 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let function = text("function").unwrap_or_default();
     if text("name").is_none() && !is_name(function.trim_end_matches("(jsonb)")) {
-        return Err(Failure::new(Exit::Config, format!("give the handler a --name: {NAME}")));
+        return Err(Failure::new(
+            Exit::Config,
+            format!("the function has no usable handler name: add --name ({NAME})"),
+        ));
     }
     let new = NewHandler {
         name: text("name"),
@@ -109,8 +115,8 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
         from_start: matches.get_flag("from-start"),
     };
     let (name, role) = store.add_handler(&new).await?;
-    let start = if new.from_start { "with every live user" } else { "at the end of the feed" };
-    println!("{name} runs as {role}, and starts {start}");
+    let start = if new.from_start { "with all live users" } else { "at the end of the feed" };
+    println!("added {name}: it runs as {role} and starts {start}");
     Ok(Exit::Yes)
 }
 
@@ -123,7 +129,7 @@ async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {
     let now = Clock::system().now();
     let mut out = std::io::stdout().lock();
     for standing in &standings {
-        // A reader that is gone wants no more.
+        // The reader closed the pipe.
         if tell(&mut out, standing, now).is_err() {
             break;
         }
@@ -139,7 +145,7 @@ fn tell(out: &mut impl Write, handler: &HandlerStanding, now: Timestamp) -> std:
     let age = handler.oldest_at.map_or(0, |at| (now.unix_seconds() - at.unix_seconds()).max(0));
     writeln!(
         out,
-        "{}  {}  {}  [{}]  depth {}, oldest {age} s, waiting {}, set aside {}",
+        "{}  {}  {}  [{}]  depth {}, oldest {age} s, waiting {}, dead-lettered {}",
         handler.name,
         handler.state,
         what.escape_debug(),
@@ -165,7 +171,7 @@ fn checked_name(text: &str) -> Result<String, String> {
 fn timeout(text: &str) -> Result<Duration, String> {
     let range = Duration::from_millis(100)..=Duration::from_secs(300);
     let duration = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
-    duration.ok_or_else(|| "it must be a duration like 10s, of at most 5m".to_owned())
+    duration.ok_or_else(|| "expected a duration from 100ms to 5m, for example 10s".to_owned())
 }
 
 impl From<AddError> for Failure {

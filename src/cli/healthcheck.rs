@@ -1,4 +1,4 @@
-//! `healthcheck`: ask the service on this machine whether it is well, for containers that have no curl.
+//! `healthcheck`: check the service on this machine, for containers without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,10 +9,13 @@ use crate::config::{self, Source};
 use crate::workos::http::http_client;
 
 pub(super) fn command() -> Command {
-    let ready =
-        Arg::new("ready").long("ready").action(ArgAction::SetTrue).help("ask whether it is ready, not only alive");
-    let command =
-        Command::new("healthcheck").about("Exit 0 when the service on this machine is well, else 1").arg(ready);
+    let ready = Arg::new("ready")
+        .long("ready")
+        .action(ArgAction::SetTrue)
+        .help("Check readiness (/readyz) instead of liveness (/healthz)");
+    let command = Command::new("healthcheck")
+        .about("Check the service on this machine. Exit with 0 if it is healthy, else with 1")
+        .arg(ready);
     with_settings(command, &["AUTHKIT_SYNC_LISTEN", "PORT"])
 }
 
@@ -23,12 +26,20 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let answer = client.get(format!("http://{address}/{path}")).send().await;
     match answer {
         Ok(answer) if answer.status().is_success() => Ok(Exit::Yes),
-        Ok(answer) => Err(Failure::new(Exit::No, format!("/{path} on {address} answers {}", answer.status().as_u16()))),
-        Err(_) => Err(Failure::new(Exit::No, format!("nothing answers on {address}"))),
+        Ok(answer) => Err(Failure::new(
+            Exit::No,
+            format!("the service at {address} is not healthy: /{path} answered {}", answer.status().as_u16()),
+        )),
+        Err(_) => Err(Failure::new(
+            Exit::No,
+            format!(
+                "the service at {address} does not answer: start `authkit-sync serve`, or correct AUTHKIT_SYNC_LISTEN"
+            ),
+        )),
     }
 }
 
-/// An address to listen on, as one to connect to.
+/// Returns the address to connect to for an address to listen on.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

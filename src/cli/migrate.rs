@@ -1,4 +1,4 @@
-//! `migrate`: bring the schema up to this release.
+//! `migrate`: update the database schema to this release.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
@@ -15,13 +15,13 @@ const SETTINGS: [&str; 5] =
 pub(super) fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     let action = Arg::new("action").value_parser(["run", "status"]).default_value("run").help(
-        "run: apply pending migrations; status: list pending migrations and invalid indexes, exit 1 if there are any",
+        "run: apply pending migrations. status: list pending migrations and invalid indexes, and exit with 1 if there are any",
     );
     let command = Command::new("migrate")
-        .about("Bring the database's schema up to this release; safe from any number of replicas at once")
+        .about("Update the database schema to this release. Several replicas may run it at the same time")
         .arg(action)
-        .arg(flag("dry-run", "say what would be applied, and apply nothing"))
-        .arg(flag("json", "print for machines"));
+        .arg(flag("dry-run", "List the migrations that would be applied, but apply nothing"))
+        .arg(flag("json", "Print the result as JSON"));
     with_settings(command, &SETTINGS)
 }
 
@@ -43,14 +43,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if json {
         println!("{}", json!({ "applied": applied, "not_allowed": refused }));
     } else if applied.is_empty() {
-        println!("nothing to apply: the schema is current");
+        println!("no pending migrations: the schema is current");
     } else {
         for migration in applied {
             println!("applied {migration}");
         }
     }
     if !json && !refused.is_empty() {
-        println!("not allowed to do this; somebody who is may want to, for the roles of applications:");
+        println!("this role lacks the privilege for these statements; let a superuser run them:");
         for statement in refused {
             println!("    {statement};");
         }
@@ -77,6 +77,8 @@ fn print(status: &Status, invalid: &[String], json: bool) {
         println!("invalid index workos.{index}");
     }
     if !invalid.is_empty() {
-        println!("`authkit-sync migrate` rebuilds the indexes of migrations; drop any other invalid index yourself");
+        println!(
+            "run `authkit-sync migrate` to rebuild the indexes of migrations; drop any other invalid index yourself"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `rebind`: give a copied database to another environment.
+//! `rebind`: assign a copied database to another WorkOS environment.
 
 use clap::{ArgMatches, Command};
 use serde_json::json;
@@ -9,18 +9,18 @@ use crate::config::{self, Source};
 use crate::store::Store;
 
 const ABOUT: &str = "\
-Gives this database to the environment of WORKOS_CLIENT_ID, for a dump restored into another environment: forgets how far
-catch-up and backfill had come, and lets the first complete reconcile make tombstones of the old environment's users.
-Services that run on this database have to be restarted.
+Assign this database to the environment of WORKOS_CLIENT_ID, for example after restoring a dump of another environment. This
+resets the progress of catch-up and backfill. The first complete reconcile then deletes the users of the old environment.
+Restart all services that use this database.
 
-Positions of the change feed become void, so that followers begin anew. To the client id it has already, that is all it does:
-run it so after a snapshot of the disk was put back, which the database cannot notice by itself.";
+This also invalidates all positions of the change feed, so followers start again. With the current client ID, that is the only
+effect. Run it after restoring a disk snapshot, because the database cannot detect that.";
 
 pub(super) fn command() -> Command {
     let command = Command::new("rebind")
-        .about("Give a copied database to another WorkOS environment")
+        .about("Assign a copied database to another WorkOS environment")
         .long_about(ABOUT)
-        .arg(flag("json", "print for machines"));
+        .arg(flag("json", "Print the result as JSON"));
     let settings = [
         "DATABASE_URL",
         "WORKOS_CLIENT_ID",
@@ -39,9 +39,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if matches.get_flag("json") {
         println!("{}", json!({ "from": old, "to": client_id }));
     } else if old.as_ref() == Some(&client_id) {
-        println!("{client_id} already; only the positions of the change feed are void now, and followers begin anew");
+        println!(
+            "the client ID is still {client_id}; all positions of the change feed are invalid now, and followers start again"
+        );
     } else {
-        println!("from {} to {client_id}; now restart the service", old.as_deref().unwrap_or("nobody"));
+        println!(
+            "changed the client ID from {} to {client_id}; restart the service now",
+            old.as_deref().unwrap_or("none")
+        );
     }
     Ok(Exit::Yes)
 }

@@ -1,4 +1,4 @@
-//! `reconcile`: compare the table with WorkOS, and repair it.
+//! `reconcile`: compare the table with WorkOS and repair it.
 
 use clap::{ArgMatches, Command};
 use serde_json::json;
@@ -10,13 +10,16 @@ use crate::store::walks::Counts;
 use crate::sync::reconcile::{Mode, Reconcile, Step};
 
 pub(super) fn command() -> Command {
-    let accept = "deletions beyond the bound are meant, and so is what looks like another environment's key; good for one \
-                  complete reconcile";
+    let accept = "Allow one complete reconcile to delete more than 5 % of the users (and more than 5), also if the API key looks \
+                  like another environment's";
     let command = Command::new("reconcile")
-        .about("Compare every user with WorkOS and repair the table")
-        .arg(flag("check", "change nothing; print what differs (ids and field names), and exit 1 when something does"))
+        .about("Compare all users with WorkOS and repair the table")
+        .arg(flag(
+            "check",
+            "Change nothing. Print the differences (IDs and field names), and exit with 1 if there are any",
+        ))
         .arg(flag("accept-deletions", accept).conflicts_with("check"))
-        .arg(flag("json", "print for machines"));
+        .arg(flag("json", "Print the result as JSON"));
     with_walk_settings(command)
 }
 
@@ -30,7 +33,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let report = follow(&context, &reconcile, async || {
         Ok(match reconcile.step().await? {
             Step::Standby => Reached::Elsewhere,
-            Step::Going { counts, open } if open > 0 => Reached::Going(counts, format!("{open} to be asked about")),
+            Step::Going { counts, open } if open > 0 => {
+                Reached::Going(counts, format!("{open} missing users to confirm"))
+            }
             Step::Going { counts, .. } => Reached::Going(counts, String::new()),
             Step::Done(report) => Reached::End(report),
         })
@@ -42,14 +47,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         for drift in &report.drift {
             println!("{drift}");
         }
-        println!("{}{}", if mode == Mode::Check { "would be: " } else { "" }, summary(report.counts));
+        println!("{}{}", if mode == Mode::Check { "check, nothing changed: " } else { "" }, summary(report.counts));
     }
     let drifted = mode == Mode::Check && !report.drift.is_empty();
     Ok(if drifted { Exit::No } else { Exit::Yes })
 }
 
-/// One line for people.
+/// Returns the counts as one line of text.
 pub(super) fn summary(counts: Counts) -> String {
     let Counts { new, updated, unchanged, tombstoned, quarantined } = counts;
-    format!("{new} new, {updated} updated, {unchanged} unchanged, {tombstoned} tombstoned, {quarantined} quarantined")
+    format!("{new} new, {updated} updated, {unchanged} unchanged, {tombstoned} deleted, {quarantined} quarantined")
 }

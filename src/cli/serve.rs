@@ -1,4 +1,4 @@
-//! `serve`: receive webhooks, answer lookups.
+//! `serve`: receive webhooks and answer lookups.
 
 use std::net::SocketAddr;
 
@@ -52,8 +52,11 @@ const SETTINGS: [&str; 38] = [
 ];
 
 pub(super) fn command() -> Command {
-    let migrate = Arg::new("migrate").long("migrate").action(ArgAction::SetTrue).help("run pending migrations first");
-    with_settings(Command::new("serve").about("Receive webhooks and answer lookups").arg(migrate), &SETTINGS)
+    let migrate = Arg::new("migrate").long("migrate").action(ArgAction::SetTrue).help("Run pending migrations first");
+    with_settings(
+        Command::new("serve").about("Receive webhooks, answer lookups and run the background jobs").arg(migrate),
+        &SETTINGS,
+    )
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
@@ -74,13 +77,11 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         "authkit-sync is listening"
     );
     if polling_only {
-        tracing::info!(
-            "polling only: there is no WORKOS_WEBHOOK_SECRET, so users follow WorkOS by catch-up, seconds behind"
-        );
+        tracing::info!("polling only, because WORKOS_WEBHOOK_SECRET is not set: users are some seconds behind WorkOS");
     }
     if undecided {
         tracing::warn!(
-            "WORKOS_ACTION_SECRET is set and neither AUTHKIT_SYNC_ACTION_RULES nor AUTHKIT_SYNC_ACTION_URL is: everybody is allowed"
+            "every action is allowed, because WORKOS_ACTION_SECRET is set and neither AUTHKIT_SYNC_ACTION_RULES nor AUTHKIT_SYNC_ACTION_URL is"
         );
     }
     authkit.run(listener, Some(ops), terminated()).await?;
@@ -129,11 +130,11 @@ fn builder(settings: config::Serve, migrate: bool) -> Builder {
     builder
 }
 
-/// File descriptors kept free for the database, WorkOS and the rest.
+/// File descriptors reserved for the database, WorkOS and everything else.
 const OTHER_FILES: usize = 256;
 
-/// As many connections as this process's limit on open files allows, once that is raised as far as it may be: without a
-/// descriptor left for the database, idle connections alone could take the service down.
+/// Raises the limit of open files and returns how many connections it allows. Without free descriptors for the database, idle
+/// connections could stop the service.
 fn affordable_connections() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -146,25 +147,25 @@ fn affordable_connections() -> usize {
         tracing::warn!(
             open_files = files,
             connections = affordable,
-            "the limit on open files is low; fewer connections are accepted at once (ulimit -n)"
+            "the limit of open files is low, so the service accepts fewer connections: raise it with `ulimit -n`"
         );
     }
     affordable
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failure::unavailable(format!("cannot listen on {address} ({setting}): {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::unavailable(format!("cannot listen on {address}: {error}; free the port, or change {setting}"))
+    })
 }
 
-/// A pool that connects when it is used, so that a database that is away at start is no reason not to start.
+/// Creates a pool that connects at first use, so that the service starts while the database is unreachable.
 pub(super) fn pool(database: &Database) -> PgPool {
     PgPoolOptions::new()
         .max_connections(database.pool)
         .acquire_timeout(database.timeout)
-        // A connection that was in use a second ago is not asked whether it still lives: that would be a round trip more
-        // for every lookup.
+        // A connection that was used less than a second ago is not tested: that would be one more round trip for every
+        // lookup.
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move {
@@ -177,7 +178,7 @@ pub(super) fn pool(database: &Database) -> PgPool {
         .connect_lazy_with(database.options.clone())
 }
 
-/// Ctrl-C, or the SIGTERM that orchestrators send.
+/// Waits for Ctrl-C or SIGTERM.
 pub(super) async fn terminated() {
     use tokio::signal::unix::{SignalKind, signal};
     let term = async {

@@ -1,4 +1,4 @@
-//! `token explain`: why is this access token refused? Every check, and what to do about the first that fails.
+//! `token explain`: show every check of an access token, and what to do about the first that fails.
 
 use std::io::{IsTerminal, Read};
 use std::sync::Arc;
@@ -31,27 +31,27 @@ const SETTINGS: [&str; 13] = [
 ];
 
 const ABOUT: &str = "\
-Reads an access token from stdin and shows every check it has to pass, in order, with what was found and what was expected;
-at the end the verdict, and what to do. The token is not printed. Without DATABASE_URL the token alone decides.
+Read an access token from stdin. Show every check in order, what was found and what was expected, then the verdict and what to
+do. The token is not printed. Without DATABASE_URL, only the token is checked, not its user.
 
-Exit codes: 0 good; 1 bad, or its user is deleted or not synced; 69 WorkOS's keys or the database cannot be had;
-78 configuration.";
+Exit codes: 0 good; 1 bad, or its user is deleted or not synced; 69 WorkOS's keys or the database are unreachable;
+78 the configuration is wrong.";
 
-/// More than any token: what is longer is refused, and need not be read to its end.
+/// Bytes read from stdin: more than the longest accepted token.
 const READ_LIMIT: u64 = 64 * 1024;
 
-/// A terminal hands over lines of at most this many bytes, and drops the rest.
+/// A terminal passes at most this many bytes of a line and drops the rest.
 const TERMINAL_LINE: usize = 4_095;
 
 pub(super) fn command() -> Command {
     let misplaced = Arg::new("misplaced").hide(true).num_args(0..).allow_hyphen_values(true).trailing_var_arg(true);
     let explain = Command::new("explain")
-        .about("Why is this access token (on stdin) good or bad?")
+        .about("Show why an access token (on stdin) is accepted or refused")
         .long_about(ABOUT)
-        .arg(flag("json", "print for machines"))
+        .arg(flag("json", "Print the result as JSON"))
         .arg(misplaced.action(ArgAction::Append));
     Command::new("token")
-        .about("Access tokens by hand")
+        .about("Check access tokens")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(explain, &SETTINGS))
@@ -60,7 +60,7 @@ pub(super) fn command() -> Command {
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let Some(("explain", matches)) = matches.subcommand() else { return Ok(Exit::Usage) };
     if matches.contains_id("misplaced") {
-        let message = "give the token on stdin, not as an argument: shells and `ps` keep those (and it is valid still)";
+        let message = "the token was given as an argument, where shells and `ps` can show it: pass it on stdin instead";
         return Err(Failure::new(Exit::Usage, message));
     }
     let (environment, tokens, database) = config::token(source)?;
@@ -87,7 +87,7 @@ fn store(database: &Database, environment: &Environment) -> Store {
     Store::new(pool.clone(), pool, &environment.client_id, database.timeout)
 }
 
-/// Judges as `serve` would with the same settings.
+/// Creates a verifier with the same settings as `serve`.
 fn verifier(environment: Environment, tokens: Tokens) -> Result<TokenVerifier, Failure> {
     let Environment { client_id, api_base, .. } = environment;
     let source = match &tokens.jwks_url {
@@ -103,17 +103,16 @@ fn verifier(environment: Environment, tokens: Tokens) -> Result<TokenVerifier, F
     Ok(TokenVerifier::new(policy, KeyCache::new(Arc::new(source), clock.clone()), clock))
 }
 
-/// The whole of stdin; of a terminal one line, so that Enter is enough.
+/// Reads stdin: all of it, or one line from a terminal.
 fn read() -> Result<String, Failure> {
     let stdin = std::io::stdin();
     let mut bytes = Vec::new();
     if stdin.is_terminal() {
-        eprintln!("waiting for an access token on stdin: paste it and press Enter");
+        eprintln!("paste an access token and press Enter");
         let mut line = String::new();
         stdin.read_line(&mut line).map_err(Failure::unavailable)?;
         if line.len() >= TERMINAL_LINE {
-            let message =
-                "a terminal cuts lines off at 4,095 characters; give a token this long through a pipe or a file";
+            let message = "the token is too long for a terminal, which cuts lines after 4,095 characters: pass it through a pipe or a file";
             return Err(Failure::new(Exit::Usage, message));
         }
         return Ok(line);
@@ -122,7 +121,7 @@ fn read() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The token of what people paste: a header's value, or one in quotes, too.
+/// Returns the token of the pasted text, which can be a header or quoted.
 fn bare(pasted: &str) -> &str {
     let mut token = pasted.trim().trim_matches(['"', '\'']);
     for before in ["authorization:", "bearer "] {
@@ -133,13 +132,13 @@ fn bare(pasted: &str) -> &str {
     token
 }
 
-/// Adds what the table says of the subject. A database of another environment is configuration, returned to end with.
+/// Adds the state of the user. Returns a failure if the database belongs to another environment.
 async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Result<Option<Failure>, Failure> {
     let Some(store) = store else {
         explanation.note_user(UserStanding::NotAsked);
         return Ok(None);
     };
-    // PostgreSQL's text holds no NUL, so nobody has such an id.
+    // PostgreSQL text cannot contain NUL, so no user has such an ID.
     let Some(subject) = explanation.subject().filter(|subject| !subject.contains('\0')) else {
         explanation.note_user(UserStanding::Asked(&Stored::Absent));
         return Ok(None);
@@ -172,9 +171,7 @@ fn print(explanation: &Explanation) {
         }
     }
     if explanation.checks.iter().any(|check| !check.trusted && check.verdict != Verdict::Skipped) {
-        println!(
-            "\nA token decides nothing before its signature: what is marked as not trusted, anybody may have written."
-        );
+        println!("\nValues marked as not trusted have no valid signature: anybody can have written them.");
     }
     println!("\n{}: {}", explanation.verdict, explanation.message.as_deref().unwrap_or("every check passed"));
     if let (Some(reason), Some(fix)) = (explanation.reason, &explanation.fix) {

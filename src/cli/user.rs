@@ -1,4 +1,4 @@
-//! `user`: is this user right? Everything received about one user, and the row it came to.
+//! `user`: show every event about one user, and its row.
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
@@ -12,10 +12,10 @@ use crate::sync::inbox;
 
 pub(super) fn command() -> Command {
     let command = Command::new("user")
-        .about("Everything received about one user, what was done with each, and the row as it stands")
-        .arg(Arg::new("id").value_name("USER").required(true).help("WorkOS's id, user_…"))
-        .arg(flag("erase", "sweep once more behind a deleted user, and say how many payloads there were"))
-        .arg(flag("json", "print for machines"));
+        .about("Show one user: the current row, and every event about it with its outcome")
+        .arg(Arg::new("id").value_name("USER").required(true).help("User ID, for example user_01H…"))
+        .arg(flag("erase", "Erase the personal data of a deleted user again, and print the number of payloads found"))
+        .arg(flag("json", "Print the result as JSON"));
     with_settings(command, &events::SETTINGS)
 }
 
@@ -26,7 +26,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if matches.get_flag("erase") {
         let erased = inbox::sweep(&store, id).await?;
         let erased = erased.ok_or_else(|| {
-            let message = format!("{} is not deleted here; delete the user at WorkOS first", id.escape_debug());
+            let message = format!(
+                "user {} is not deleted, so nothing was erased: delete the user at WorkOS first",
+                id.escape_debug()
+            );
             Failure::new(Exit::No, message)
         })?;
         if json {
@@ -40,7 +43,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let mut received = store.entries(&Filter { user: Some(id.to_owned()), ..Filter::default() }, i64::MAX).await?;
     received.reverse();
     if matches!(stored, Stored::Absent) && received.is_empty() {
-        return Err(Failure::new(Exit::No, format!("nothing was ever received about {}", id.escape_debug())));
+        return Err(Failure::new(
+            Exit::No,
+            format!("user {} not found: no event and no row; check the ID", id.escape_debug()),
+        ));
     }
     if json {
         println!("{}", json!({ "id": id, "stands": standing(&stored), "received": received }));
@@ -49,7 +55,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     match &stored {
         Stored::Live { user, version } => {
             println!(
-                "alive, as of {} (updated {}, observed {})",
+                "live, from {} (updated {}, observed {})",
                 version.id.escape_debug(),
                 version.updated_at,
                 version.observed_at
@@ -60,7 +66,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             let when = deleted_at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("at {at}"));
             println!("deleted {when}");
         }
-        Stored::Absent => println!("there is no such user; these events named one"),
+        Stored::Absent => println!("no row: only these events name the user"),
     }
     println!();
     events::print(&received);

@@ -1,4 +1,4 @@
-//! What `backfill` and `reconcile` share: their settings, patience with passing trouble, and progress on stderr.
+//! Shared by `backfill` and `reconcile`: their settings, retries after temporary failures, and progress on stderr.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -29,13 +29,13 @@ const SETTINGS: [&str; 10] = [
     "RUST_LOG",
 ];
 
-/// So many failures in a row are no passing trouble: some minutes.
+/// Failures in a row before the command gives up: some minutes.
 const PATIENCE: u32 = 8;
 
-/// Another process's lease has run out by then, if that process is dead.
+/// Attempts to get the lease. A lease of a dead process has expired by then.
 const TURNS: u32 = 8;
 
-/// Between two lines where there is no terminal.
+/// Pause between two progress lines if stderr is not a terminal.
 const LINES: Duration = Duration::from_secs(5);
 
 pub(super) fn with_walk_settings(command: Command) -> Command {
@@ -46,7 +46,7 @@ pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-/// What the settings give to work with.
+/// Connects the database and the API of the settings.
 pub(super) fn context(source: &Source) -> Result<Context, Failure> {
     let (database, environment) = config::walk(source)?;
     let pool = serve::pool(&database);
@@ -57,17 +57,17 @@ pub(super) fn context(source: &Source) -> Result<Context, Failure> {
     Ok(Context::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
 }
 
-/// Where a step leaves a walk.
+/// The result of one step.
 pub(super) enum Reached<T> {
-    /// Another process has it.
+    /// Another process has the lease.
     Elsewhere,
-    /// So many users so far, and where that is.
+    /// Users so far, and the position.
     Going(Counts, String),
-    /// The end.
+    /// The last step.
     End(T),
 }
 
-/// Steps until the end, through passing trouble; gives way to Ctrl-C.
+/// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C.
 pub(super) async fn follow<T, D: Driver>(
     context: &Context,
     driver: &D,
@@ -86,18 +86,18 @@ pub(super) async fn follow<T, D: Driver>(
                 }
                 Ok(Reached::Elsewhere) if turns < TURNS => {
                     turns += 1;
-                    progress.say(&format!("another process does a {name}; waiting for it to stop"));
+                    progress.say(&format!("another process is running a {name}: waiting for it to finish"));
                     STANDBY
                 }
                 Ok(Reached::Elsewhere) => {
-                    let message = format!("another process does a {name} already, and goes on with it by itself");
+                    let message = format!("another process is running a {name} and continues it; nothing to do");
                     return Err(Failure::unavailable(message));
                 }
                 Err(trouble) if trouble.may_pass() && failures < PATIENCE => {
                     context.pass_on_pause(name, &trouble).await;
                     let rest = context.rest_after(&trouble, failures);
                     failures += 1;
-                    progress.say(&format!("{trouble}; trying again in {} s", rest.as_secs().max(1)));
+                    progress.say(&format!("{trouble}: retrying in {} s", rest.as_secs().max(1)));
                     rest
                 }
                 Err(trouble) => return Err(trouble.into()),
@@ -107,14 +107,14 @@ pub(super) async fn follow<T, D: Driver>(
     };
     let outcome = tokio::select! {
         outcome = steps => outcome,
-        () = serve::terminated() => Err(Failure::unavailable("interrupted")),
+        () = serve::terminated() => Err(Failure::unavailable("interrupted; run the command again to continue")),
     };
     progress.bar.finish_and_clear();
     let _ = context.release().await;
     outcome
 }
 
-/// A bar on a terminal, plain lines elsewhere.
+/// A progress bar on a terminal, plain lines otherwise.
 struct Progress {
     bar: ProgressBar,
     plain: bool,

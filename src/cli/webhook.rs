@@ -1,4 +1,4 @@
-//! `webhook sign`: what WorkOS would have sent, to try the receiver by hand.
+//! `webhook sign`: sign a body as WorkOS does, to test the webhook endpoint.
 
 use std::io::{Read, Write};
 
@@ -8,16 +8,15 @@ use clap::{Arg, ArgMatches, Command};
 use super::{Exit, Failure, with_settings};
 use crate::config::{self, Source};
 use crate::domain::clock::Clock;
-use crate::workos::http::http_client;
+use crate::workos::http::{http_client, why};
 use crate::workos::signature;
 
 pub(super) fn command() -> Command {
     let send =
-        Arg::new("send").long("send").value_name("URL").help("post the body there, signed, and print the answer");
-    let sign =
-        Command::new("sign").about("Print the WorkOS-Signature header for the body on stdin, byte for byte").arg(send);
+        Arg::new("send").long("send").value_name("URL").help("Post the signed body to this URL and print the answer");
+    let sign = Command::new("sign").about("Sign the body on stdin as WorkOS does, and print the header").arg(send);
     Command::new("webhook")
-        .about("Webhooks by hand")
+        .about("Test the webhook endpoint")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(sign, &["WORKOS_WEBHOOK_SECRET"]))
@@ -36,7 +35,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let client = http_client().map_err(Failure::defect)?;
     let request = client.post(url).header(signature::HEADER, header).header("content-type", "application/json");
     let answer = request.body(Bytes::from(body)).send().await;
-    let answer = answer.map_err(|error| Failure::unavailable(format!("{} cannot be reached", place(&error, url))))?;
+    let answer = answer.map_err(|error| unreachable(&error, url))?;
     let status = answer.status();
     let text = answer.text().await.unwrap_or_default();
     let mut out = std::io::stdout();
@@ -44,7 +43,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(if status.is_success() { Exit::Yes } else { Exit::No })
 }
 
-/// The URL for an error message, or what is wrong with it.
-fn place<'a>(error: &reqwest::Error, url: &'a str) -> &'a str {
-    if error.is_builder() { "that URL is malformed and" } else { url }
+fn unreachable(error: &reqwest::Error, url: &str) -> Failure {
+    if error.is_builder() {
+        return Failure::unavailable("the URL of --send is malformed: give an absolute http:// or https:// URL");
+    }
+    Failure::unavailable(format!("{url} does not answer: {}; check the URL and that the service runs", why(error)))
 }

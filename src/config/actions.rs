@@ -1,4 +1,4 @@
-//! The settings of actions: who decides who may sign in or up.
+//! The settings of actions: who may sign in or sign up.
 
 use super::{Reader, value};
 use crate::actions::endpoint::{ActionEndpoint, EndpointError};
@@ -6,26 +6,26 @@ use crate::authkit::ACTION_PATH;
 use crate::domain::action_rules::Rules;
 use crate::workos::signature::Secret;
 
-/// What `serve` does with actions.
+/// The settings of actions.
 #[derive(Debug)]
 pub struct Actions {
     /// `WORKOS_ACTION_SECRET`
     pub secrets: Vec<Secret>,
-    /// `AUTHKIT_SYNC_ACTION_URL` and its company.
+    /// `AUTHKIT_SYNC_ACTION_URL` and the settings that begin with it.
     pub endpoint: Option<ActionEndpoint>,
     /// `AUTHKIT_SYNC_ACTION_RULES`
     pub rules: Rules,
 }
 
 impl Actions {
-    /// WorkOS asks, and the answer is always yes.
+    /// Returns true if the endpoint is enabled and allows every action.
     #[must_use]
     pub fn nobody_decides(&self) -> bool {
         !self.secrets.is_empty() && self.endpoint.is_none() && self.rules.is_empty()
     }
 }
 
-/// What decides, and would never be asked without a secret.
+/// Settings that have no effect without `WORKOS_ACTION_SECRET`.
 const DECIDERS: [&str; 2] = ["AUTHKIT_SYNC_ACTION_URL", "AUTHKIT_SYNC_ACTION_RULES"];
 
 impl Reader<'_> {
@@ -33,17 +33,20 @@ impl Reader<'_> {
         let secrets = self.secrets("WORKOS_ACTION_SECRET", "Actions");
         if secrets.iter().any(|secret| webhook_secrets.contains(secret)) {
             self.problems.push(
-                "WORKOS_ACTION_SECRET is a WORKOS_WEBHOOK_SECRET too: each endpoint has its own in the WorkOS dashboard"
+                "WORKOS_ACTION_SECRET and WORKOS_WEBHOOK_SECRET contain the same secret. Copy the secret of each endpoint from the WorkOS dashboard"
                     .to_owned(),
             );
         }
         for name in DECIDERS {
             if secrets.is_empty() && self.text(name).is_some() {
-                self.problems.push(format!("{name} is set and WORKOS_ACTION_SECRET is not: it would never be asked"));
+                self.problems.push(format!(
+                    "{name} has no effect, because WORKOS_ACTION_SECRET is not set. Set it, or remove {name}"
+                ));
             }
         }
         if !secrets.is_empty() && self.text("AUTHKIT_SYNC_WEBHOOK_PATH") == Some(ACTION_PATH) {
-            self.problems.push(format!("AUTHKIT_SYNC_WEBHOOK_PATH is {ACTION_PATH}, where WorkOS asks about actions"));
+            self.problems
+                .push(format!("AUTHKIT_SYNC_WEBHOOK_PATH is {ACTION_PATH}, the path of actions. Choose another path"));
         }
         let rules = self.text("AUTHKIT_SYNC_ACTION_RULES").unwrap_or_default().parse();
         let rules = rules.unwrap_or_else(|error| {
@@ -54,7 +57,7 @@ impl Reader<'_> {
         let theirs = |secret: &Secret| secrets.contains(secret) || webhook_secrets.contains(secret);
         if endpoint.as_ref().is_some_and(|endpoint| theirs(&endpoint.secret)) {
             self.problems.push(
-                "AUTHKIT_SYNC_ACTION_URL_SECRET is one of WorkOS's: whoever holds it could speak for WorkOS".to_owned(),
+                "AUTHKIT_SYNC_ACTION_URL_SECRET is also a secret of WorkOS, so your endpoint could send requests as WorkOS. Create a separate secret".to_owned(),
             );
         }
         Actions { secrets, endpoint, rules }
@@ -76,7 +79,7 @@ impl Reader<'_> {
         };
         if let Err(error) = endpoint.check() {
             let allow = match error {
-                EndpointError::Plain | EndpointError::Private => "; AUTHKIT_SYNC_ACTION_URL_PRIVATE=true allows them",
+                EndpointError::Plain | EndpointError::Private => "; AUTHKIT_SYNC_ACTION_URL_PRIVATE=true allows it",
                 _ => "",
             };
             self.problems.push(format!("AUTHKIT_SYNC_ACTION_URL cannot be used: {error}{allow}"));

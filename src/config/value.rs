@@ -1,4 +1,4 @@
-//! How a setting's text is read. An error says what it must be, and never what it was.
+//! Parsers of the values of settings. An error says what the value must be, and never contains the value.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ type Parsed<T> = Result<T, &'static str>;
 
 pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
     let wanted =
-        "a URL like postgres://user:password@host:5432/database (percent-encode what is special in the password)";
+        "a URL like postgres://user:password@host:5432/database (percent-encode special characters of the password)";
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
         return Err(wanted);
     }
@@ -24,17 +24,17 @@ pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
 pub(super) fn client_id(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     if text.starts_with("sk_") {
-        Err("the client id (client_…), and this is an API key")
+        Err("the client ID (client_…), but it is an API key (sk_…)")
     } else if plain {
         Ok(text.to_owned())
     } else {
-        Err("the client id as the dashboard shows it (client_…)")
+        Err("the client ID from the dashboard (client_…)")
     }
 }
 
 pub(super) fn list(text: &str) -> Parsed<Vec<String>> {
     let items: Vec<String> = text.split(',').map(|item| item.trim().to_owned()).collect();
-    if items.iter().any(String::is_empty) { Err("a list separated by single commas") } else { Ok(items) }
+    if items.iter().any(String::is_empty) { Err("a list without empty items, separated by commas") } else { Ok(items) }
 }
 
 pub(super) fn url(text: &str) -> Parsed<String> {
@@ -47,9 +47,9 @@ pub(super) fn urls(text: &str) -> Parsed<Vec<String>> {
     list(text)?.iter().map(|item| url(item)).collect()
 }
 
-/// Scheme, host and port, and nothing behind them.
+/// Parses origins: scheme, host and optional port, without a path.
 pub(super) fn origins(text: &str) -> Parsed<Vec<String>> {
-    let wanted = "origins like https://app.example.com, without a path and never *, separated by commas";
+    let wanted = "origins like https://app.example.com, separated by commas, without paths and wildcards";
     let origin = |item: &String| {
         let host = item.strip_prefix("https://").or_else(|| item.strip_prefix("http://"))?;
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
@@ -60,20 +60,20 @@ pub(super) fn origins(text: &str) -> Parsed<Vec<String>> {
 
 pub(super) fn hostname(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
-    if plain { Ok(text.to_owned()) } else { Err("a host name alone, without scheme, port or path") }
+    if plain { Ok(text.to_owned()) } else { Err("a host name without scheme, port and path") }
 }
 
 pub(super) fn port(text: &str) -> Parsed<u16> {
-    text.parse().map_err(|_| "a port number")
+    text.parse().map_err(|_| "a port number from 0 to 65535")
 }
 
 pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
-    text.parse().map_err(|_| "an address and a port, like 0.0.0.0:8080 or [::]:8080")
+    text.parse().map_err(|_| "an IP address and a port, like 0.0.0.0:8080 or [::]:8080")
 }
 
 pub(super) fn path(text: &str) -> Parsed<String> {
     let plain = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#{}".contains(&byte));
-    if plain { Ok(text.to_owned()) } else { Err("a path that begins with /") }
+    if plain { Ok(text.to_owned()) } else { Err("a path that begins with / and contains none of ? # { }") }
 }
 
 pub(super) fn boolean(text: &str) -> Parsed<bool> {
@@ -84,19 +84,19 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     }
 }
 
-/// Between a millisecond and a day, so that nothing waits for ever and nothing fails at once.
+/// Parses a duration from 1 ms to 1 day.
 pub(super) fn duration(text: &str) -> Parsed<Duration> {
     let range = Duration::from_millis(1)..=Duration::from_secs(86_400);
     humantime::parse_duration(text)
         .ok()
         .filter(|duration| range.contains(duration))
-        .ok_or("a duration with its unit, like 180s or 5m, of at most a day")
+        .ok_or("a duration with a unit, like 300ms, 180s or 5m, from 1ms to 1day")
 }
 
-/// As long as WorkOS might wait for an action's answer.
+/// Parses the timeout of the decision endpoint.
 pub(super) fn action_timeout(text: &str) -> Parsed<Duration> {
     let short = duration(text).ok().filter(|timeout| *timeout <= DEADLINE);
-    short.ok_or("a duration with its unit, like 800ms or 1s, of at most 1500ms")
+    short.ok_or("a duration with a unit, like 800ms or 1s, of at most 1500ms")
 }
 
 pub(super) fn allow_deny(text: &str) -> Parsed<OnFailure> {
@@ -107,18 +107,19 @@ pub(super) fn allow_deny(text: &str) -> Parsed<OnFailure> {
     }
 }
 
-/// From a minute to ten years.
+/// Parses a duration from 1 minute to 10 years.
 pub(super) fn long_duration(text: &str) -> Parsed<Duration> {
     let range = Duration::from_secs(60)..=Duration::from_secs(10 * 365 * 86_400);
     humantime::parse_duration(text)
         .ok()
         .filter(|duration| range.contains(duration))
-        .ok_or("a duration with its unit, like 24h or 90d, of at least a minute")
+        .ok_or("a duration with a unit, like 24h or 90d, from 1m to 3650d")
 }
 
-/// A duration, or `None` for `off`.
+/// Parses a duration; `off` is `None`.
 pub(super) fn interval(text: &str) -> Parsed<Option<Duration>> {
-    if text == "off" { Ok(None) } else { long_duration(text).map(Some) }
+    let wanted = "off, or a duration with a unit, like 24h or 7d, from 1m to 3650d";
+    if text == "off" { Ok(None) } else { long_duration(text).map(Some).map_err(|_| wanted) }
 }
 
 pub(super) fn on_off(text: &str) -> Parsed<bool> {
@@ -140,21 +141,22 @@ pub(super) fn auto_off(text: &str) -> Parsed<bool> {
 pub(super) fn event_types(text: &str) -> Parsed<Vec<String>> {
     let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_lowercase() || b"._".contains(&byte));
     let types = list(text)?;
-    if types.iter().all(plain) { Ok(types) } else { Err("event names like session.created, separated by commas") }
+    if types.iter().all(plain) { Ok(types) } else { Err("event types like session.created, separated by commas") }
 }
 
 pub(super) fn api_key(text: &str) -> Parsed<String> {
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
     match text {
-        _ if text.starts_with("client_") => Err("the API key (sk_…), and this is the client id"),
-        _ if !graphic => Err("the API key as the dashboard shows it (sk_…)"),
+        _ if text.starts_with("client_") => Err("the API key (sk_…), but it is a client ID (client_…)"),
+        _ if !graphic => Err("the API key from the dashboard (sk_…)"),
         _ => Ok(text.to_owned()),
     }
 }
 
-/// `label:key` pairs.
+/// Parses `label:key` pairs.
 pub(super) fn service_keys(text: &str) -> Parsed<Vec<(String, String)>> {
-    let wanted = "label:key pairs separated by commas, each label plain and each key at least 32 characters";
+    let wanted =
+        "label:key pairs separated by commas: labels of letters, digits, - and _; keys of at least 32 characters";
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let pair = |item: &String| {
         let (label, key) = item.split_once(':')?;
@@ -168,7 +170,7 @@ pub(super) fn pool_size(text: &str) -> Parsed<u32> {
     text.parse().ok().filter(|size| (1..=1_000).contains(size)).ok_or("a number from 1 to 1000")
 }
 
-/// Bytes, with an optional binary unit; at most what all requests together may hold in memory.
+/// Parses a number of bytes with an optional unit, from 1 KiB to 16 MiB.
 pub(super) fn size(text: &str) -> Parsed<usize> {
     let digits = text.trim_end_matches(|char: char| !char.is_ascii_digit());
     let unit = text.strip_prefix(digits).map(str::trim).unwrap_or_default();

@@ -468,7 +468,7 @@ async fn positions_are_void_after_a_rebind_and_in_another_database() {
     lab.create_users(1);
     lab.backfill().await;
     let (code, out, _) = lab.run(&["rebind"]).await;
-    assert_eq!((code, out.contains("only the positions")), (0, true), "{out}");
+    assert_eq!((code, out.contains("all positions of the change feed are invalid")), (0, true), "{out}");
     let after = feed.now().await.unwrap();
     assert!(after.epoch != before.epoch && after.number >= before.number);
     assert!(matches!(feed.after(&before, 1, Duration::ZERO).await, Err(FeedError::Expired)));

@@ -90,7 +90,7 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
     assert!(!text.contains("hunter2"), "a secret is shown: {text}");
     let same = "a-key-of-at-least-32-characters-1";
     let both = [("WORKOS_API_KEY", same), ("AUTHKIT_SYNC_API_KEYS", "crm:a-key-of-at-least-32-characters-1")];
-    assert!(said(&run(&["serve"], &both)).contains("holds WORKOS_API_KEY"));
+    assert!(said(&run(&["serve"], &both)).contains("contains WORKOS_API_KEY"));
 }
 
 /// Nothing about who may sign in or up is left to chance, or to whoever holds another secret.
@@ -105,8 +105,8 @@ fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
     let webhook = [("WORKOS_WEBHOOK_SECRET", "whsec_new,whsec_old")];
     let own = [("WORKOS_ACTION_SECRET", "actsec_1"), ("AUTHKIT_SYNC_ACTION_URL", "https://decide.example.com/")];
     let with = |more: &[(&'static str, &'static str)]| said_by(&[&webhook[..], &own[..], more].concat());
-    assert!(with(&[("WORKOS_ACTION_SECRET", "actsec_1,whsec_old")]).contains("is a WORKOS_WEBHOOK_SECRET too"));
-    assert!(with(&[("WORKOS_ACTION_SECRET", "sk_test_1")]).contains("WORKOS_ACTION_SECRET holds an API key"));
+    assert!(with(&[("WORKOS_ACTION_SECRET", "actsec_1,whsec_old")]).contains("contain the same secret"));
+    assert!(with(&[("WORKOS_ACTION_SECRET", "sk_test_1")]).contains("WORKOS_ACTION_SECRET contains an API key"));
     let bare = with(&[]);
     for name in ["AUTHKIT_SYNC_ACTION_URL_FAILURE is not set", "AUTHKIT_SYNC_ACTION_URL_SECRET is not set"] {
         assert!(bare.contains(name), "{bare}");
@@ -124,14 +124,17 @@ fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
         ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "no password"),
         ("AUTHKIT_SYNC_ACTION_URL", "decide.example.com", "absolute"),
         ("AUTHKIT_SYNC_ACTION_RULES", "allow * *; deny sign-up hunter2@example.com", "rule 2 must say"),
-        ("WORKOS_ACTION_SECRET", "an-endpoint-key-of-32-characters-", "one of WorkOS's"),
-        ("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/action", "asks about actions"),
+        ("WORKOS_ACTION_SECRET", "an-endpoint-key-of-32-characters-", "also a secret of WorkOS"),
+        ("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/action", "the path of actions"),
     ] {
         let text = with(&[(name, value)]);
         assert!(text.contains(says) && !text.contains("hunter2"), "{name}={value}: {text}");
     }
     let unheard = said_by(&[("AUTHKIT_SYNC_ACTION_RULES", "deny * *")]);
-    assert!(unheard.contains("AUTHKIT_SYNC_ACTION_RULES is set and WORKOS_ACTION_SECRET is not"), "{unheard}");
+    assert!(
+        unheard.contains("AUTHKIT_SYNC_ACTION_RULES has no effect, because WORKOS_ACTION_SECRET is not set"),
+        "{unheard}"
+    );
 }
 
 #[test]

@@ -454,7 +454,7 @@ async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_comma
     assert_eq!(handlers(&bed, &["remove", "public.on_user"]).await.0, 0);
     for command in ["pause", "resume", "remove", "redrive"] {
         let (code, said) = handlers(&bed, &[command, "public.on_user"]).await;
-        assert_eq!((code, said.contains("there is no handler")), (1, true), "{said}");
+        assert_eq!((code, said.contains("not found; list handlers")), (1, true), "{said}");
     }
     process.stop().await;
 }

@@ -88,25 +88,28 @@ async fn a_refusal_names_the_real_reason() {
     service.clock.set(Timestamp::from_unix_micros((1_788_250_830 + 12) * 1_000_000));
     let expired = service.ask("/auth/user", &token("expired")).await;
     assert_eq!(expired.code(), (401, "token_expired".to_owned()));
-    assert!(expired.header("www-authenticate").contains("error_description=\"expired 12 s ago\""), "{expired:?}");
+    assert!(
+        expired.header("www-authenticate").contains("error_description=\"the token expired 12 s ago\""),
+        "{expired:?}"
+    );
     for (name, says) in [
         (
             "other_client_issuer",
-            "is not among https://api.workos.com, https://api.workos.com/user_management/client_01KT",
+            "is not accepted (accepted: https://api.workos.com, https://api.workos.com/user_management/client_01KT",
         ),
-        ("custom_domain_bare", "issuer https://auth.customer.example.test is not among"),
-        ("other_client_aud", "audience client_00000000000000000000000000 names none of client_01KT"),
+        ("custom_domain_bare", "issuer https://auth.customer.example.test is not accepted"),
+        ("other_client_aud", "audience client_00000000000000000000000000 is not accepted (accepted: client_01KT"),
         ("other_client_id_claim", "client_id is client_00000000000000000000000000, not client_01KT"),
         ("legacy_issuer_unbound", "names no client"),
-        ("machine_to_machine", "machine token"),
-        ("no_exp", "never expires"),
+        ("machine_to_machine", "belongs to a machine"),
+        ("no_exp", "never expire"),
         ("no_sid", "no sid"),
         ("issued_far_in_future", "not valid yet"),
-        ("wrong_key_same_kid", "did not make this signature"),
+        ("wrong_key_same_kid", "the signature does not match key"),
         ("unknown_kid", "which WorkOS does not publish"),
-        ("no_kid", "names no key"),
-        ("alg_none", "algorithm none, only RS256"),
-        ("alg_hs256_confusion", "algorithm HS256, only RS256"),
+        ("no_kid", "has no key ID"),
+        ("alg_none", "algorithm none is not accepted, only RS256"),
+        ("alg_hs256_confusion", "algorithm HS256 is not accepted, only RS256"),
     ] {
         let answer = service.ask("/auth/user", &token(name)).await;
         assert_eq!(answer.code(), (401, "token_invalid".to_owned()), "{name}");

@@ -107,7 +107,7 @@ async fn a_database_away_at_start_is_waited_for() {
 async fn idle_connections_leave_files_for_the_database() {
     let database = TestDatabase::new().await;
     let mut served = Served::start_with_files(320, &database.url(), free_address());
-    assert!(served.log().contains("the limit on open files is low"), "{}", served.log());
+    assert!(served.log().contains("the limit of open files is low"), "{}", served.log());
     // As many as the kernel's queue takes; the service has accepted all it affords long before.
     let mut idle = Vec::new();
     for _ in 0..150 {

@@ -43,7 +43,7 @@ async fn drift_is_shown_by_id_and_field_and_then_repaired() {
         format!("{}  outdated: last_sign_in_at", ids[1]),
         format!("{}  alive here, gone at WorkOS", ids[2]),
         format!("{missing}  missing here"),
-        "would be: 1 new, 2 updated, 5 unchanged, 1 tombstoned, 0 quarantined".to_owned(),
+        "check, nothing changed: 1 new, 2 updated, 5 unchanged, 1 deleted, 0 quarantined".to_owned(),
     ] {
         assert!(out.contains(&line), "{line} in {out}");
     }

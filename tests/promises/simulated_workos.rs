@@ -279,7 +279,7 @@ async fn the_service_follows_it_through_unreliable_deliveries() {
     let user = authkit.get_auth_user(&token).await.unwrap();
     assert_eq!(serde_json::to_value(&user).unwrap(), alive);
     let expired = workos.token(&user.id, "session_1", -60).unwrap();
-    assert!(authkit.identity(&expired).await.unwrap_err().to_string().starts_with("expired "));
+    assert!(authkit.identity(&expired).await.unwrap_err().to_string().starts_with("the token expired "));
     let _ = stop.send(());
     running.await.unwrap().unwrap();
     workos.stop().await;
