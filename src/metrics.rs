@@ -32,7 +32,7 @@ pub struct Metrics {
     missed: Family<FeedLabels, Gauge>,
     handlers: Handlers,
     quarantined: Gauge,
-    synced_through: Gauge,
+    synced_through: Family<NoLabels, Gauge>,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
 }
@@ -93,6 +93,9 @@ struct HandledLabels {
     handler: String,
     outcome: &'static str,
 }
+
+/// Of a gauge that can be absent.
+type NoLabels = [(&'static str, &'static str); 0];
 
 /// What is counted of handlers.
 struct Handlers {
@@ -161,10 +164,11 @@ impl Default for Metrics {
         let handlers = Handlers::register(&mut registry);
         let quarantined = Gauge::default();
         registry.register("quarantined_events", "Events waiting in quarantine", quarantined.clone());
-        let synced_through = Gauge::default();
+        // A family without labels, because it can be absent.
+        let synced_through = Family::default();
         registry.register(
             "synced_through_timestamp_seconds",
-            "Everything WorkOS had done by then is in the table; 0 until that is known",
+            "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
             synced_through.clone(),
         );
         let connections = Gauge::default();
@@ -267,9 +271,12 @@ impl Metrics {
     }
 
     /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
-    pub fn progress(&self, quarantined: i64, synced_through: i64) {
+    pub fn progress(&self, quarantined: i64, synced_through: Option<i64>) {
         self.quarantined.set(quarantined);
-        self.synced_through.set(synced_through);
+        match synced_through {
+            Some(at) => drop(self.synced_through.get_or_create(&[]).set(at)),
+            None => drop(self.synced_through.remove(&[])),
+        }
     }
 
     /// The number of open connections.

@@ -68,7 +68,10 @@ impl From<Trouble> for Failure {
         let exit = match trouble {
             Trouble::Store(error) => return error.into(),
             Trouble::Api(ApiError::KeyRefused(_)) | Trouble::NameTaken(_) => Exit::Config,
-            Trouble::WrongKey { .. } | Trouble::TooMany { .. } | Trouble::NobodyListed { .. } => Exit::No,
+            Trouble::WrongKey { .. }
+            | Trouble::NotConfirmed
+            | Trouble::TooMany { .. }
+            | Trouble::NobodyListed { .. } => Exit::No,
             Trouble::Api(_)
             | Trouble::Paused { .. }
             | Trouble::Endless

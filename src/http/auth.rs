@@ -110,7 +110,8 @@ pub(super) struct Session {
     user: User,
     #[schema(value_type = IdentityShape)]
     identity: Identity,
-    /// How far the table is complete; null until catch-up has read to the end once.
+    /// How far the table is complete. Null until a first backfill or reconcile has completed and catch-up has read to the
+    /// end.
     #[schema(required, value_type = Option<String>, format = DateTime)]
     synced_through: Option<Timestamp>,
 }

@@ -37,7 +37,8 @@ pub struct Place {
 /// How far the table is complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Everything WorkOS had done by then is in the table.
+    /// Everything WorkOS had done by then is in the table. `None` until WorkOS's list of users was read to its end once, by a
+    /// backfill or a reconcile, and catch-up has reached the end of the events.
     pub synced_through: Option<Timestamp>,
     /// A backfill has been completed.
     pub backfilled: bool,
@@ -115,7 +116,11 @@ impl Store {
                 sqlx::query!(
                     r#"-- catch_up.progress
                     select
-                        (select synced_through from workos.catch_up) as synced_through,
+                        (
+                            select synced_through
+                            from workos.catch_up
+                            where exists (select from workos.walks where completed_at is not null)
+                        ) as synced_through,
                         exists (
                             select from workos.walks
                             where kind = 'backfill' and completed_at is not null

@@ -83,6 +83,12 @@ pub enum Trouble {
         /// Of them, unknown to WorkOS and not deleted by an event.
         unknown: usize,
     },
+    /// A 404 that may be any server's, and no live user that can be read by ID.
+    #[error(
+        "WorkOS answers 404 without an `entity_id`, and no live user can be read by ID: the API address is the suspect \
+         (WORKOS_API_HOSTNAME), or a proxy before it. No deletion is inferred"
+    )]
+    NotConfirmed,
     /// More deletions would be inferred than go without saying.
     #[error(
         "more than {bound} users are gone at WorkOS without an event that says so, and none was deleted here. If they are \
@@ -123,7 +129,11 @@ impl Trouble {
             Self::Api(error) => matches!(error, ApiError::Unavailable { .. }),
             Self::Store(error) => !matches!(error, StoreError::Unfit(_)),
             Self::Paused { .. } | Self::Endless | Self::CursorRefused | Self::Backwards => true,
-            Self::WrongKey { .. } | Self::TooMany { .. } | Self::NobodyListed { .. } | Self::NameTaken(_) => false,
+            Self::WrongKey { .. }
+            | Self::NotConfirmed
+            | Self::TooMany { .. }
+            | Self::NobodyListed { .. }
+            | Self::NameTaken(_) => false,
         }
     }
 
@@ -136,7 +146,7 @@ impl Trouble {
             Self::Api(ApiError::KeyRefused(_)) => SUSPENDED,
             Self::Api(ApiError::Unavailable { retry_after: Some(wish), .. }) => (*wish).max(jittered),
             Self::Paused { left } => *left,
-            Self::WrongKey { .. } => SUSPECTED,
+            Self::WrongKey { .. } | Self::NotConfirmed => SUSPECTED,
             Self::TooMany { .. } | Self::NobodyListed { .. } => STOPPED,
             Self::Api(ApiError::Refused { .. })
             | Self::Endless

@@ -8,13 +8,16 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::driver::{Context, Trouble};
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Observation};
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
 use crate::workos::api::{Api, ApiError, Found, PAGE, Page, Start};
 
 /// Live users asked about.
 const SAMPLE: i64 = 20;
+
+/// Live users tried before one that WorkOS lists.
+const WITNESSES: i64 = 2;
 
 /// Questions under way at once.
 const AT_ONCE: usize = 5;
@@ -54,7 +57,28 @@ pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
 /// The id, when WorkOS does not know it.
 async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
     let found = api.user(&id).await?;
-    Ok(matches!(found, Found::Unknown(_)).then_some(id))
+    Ok(matches!(found, Found::Unknown { .. }).then_some(id))
+}
+
+/// Passes when a live user can be read by ID, or when WorkOS lists none. Until then a 404 that does not name the ID may be
+/// any server's answer to any path.
+///
+/// # Errors
+/// [`Trouble::NotConfirmed`], or why it could not be told.
+pub(super) async fn check_reads_by_id(context: &Context) -> Result<(), Trouble> {
+    for id in context.store.sample_live(WITNESSES).await? {
+        if let Found::Live(_) = context.api.user(&id).await? {
+            return Ok(());
+        }
+    }
+    let listed = context.api.users(None).await?.items;
+    let Some(id) = listed.iter().find_map(Observation::user_id) else {
+        return if listed.is_empty() { Ok(()) } else { Err(Trouble::NotConfirmed) };
+    };
+    match context.api.user(id).await? {
+        Found::Live(_) => Ok(()),
+        Found::Unknown { .. } => Err(Trouble::NotConfirmed),
+    }
 }
 
 fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::driver::Driver;
+use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::catch_up::Progress;
 use crate::store::{Store, StoreError};
@@ -44,7 +45,7 @@ impl Watch {
     pub async fn refresh(&self) -> Result<Progress, StoreError> {
         let progress = self.store.progress().await?;
         self.held.store(Arc::new(progress));
-        let synced_through = progress.synced_through.map_or(0, |at| at.unix_seconds());
+        let synced_through = progress.synced_through.map(Timestamp::unix_seconds);
         self.metrics.progress(progress.quarantined, synced_through);
         Ok(progress)
     }

@@ -45,10 +45,18 @@ pub struct ReadThrough(Arc<Inner>);
 
 struct Inner {
     context: Context,
-    /// When the key was last found to be this environment's. Held while it is judged, so that all wait for one judgement.
-    trusted: AsyncMutex<Option<Timestamp>>,
+    /// What was last found good. Held while that is judged, so that all wait for one judgement.
+    trusted: AsyncMutex<Option<Trust>>,
     places: Semaphore,
     shared: Mutex<Shelf>,
+}
+
+#[derive(Clone, Copy)]
+struct Trust {
+    /// When the key was found to be this environment's.
+    at: Timestamp,
+    /// Live users can be read by ID.
+    reads_by_id: bool,
 }
 
 #[derive(Default)]
@@ -115,10 +123,20 @@ impl ReadThrough {
         let context = &self.0.context;
         let mut trusted = self.0.trusted.lock().await;
         let now = context.clock.now();
-        if !trusted.is_some_and(|at| at <= now && now < at.plus_seconds(TRUSTED_FOR)) {
+        if !trusted.is_some_and(|Trust { at, .. }| at <= now && now < at.plus_seconds(TRUSTED_FOR)) {
             *trusted = None;
             guard::check(context).await?;
-            *trusted = Some(now);
+            *trusted = Some(Trust { at: now, reads_by_id: false });
+        }
+        Ok(())
+    }
+
+    /// Passes when a 404 that names no ID can be believed.
+    async fn trust_not_found(&self) -> Result<(), Trouble> {
+        let mut trusted = self.0.trusted.lock().await;
+        if !trusted.is_some_and(|trust| trust.reads_by_id) {
+            guard::check_reads_by_id(&self.0.context).await?;
+            *trusted = trusted.map(|trust| Trust { reads_by_id: true, ..trust });
         }
         Ok(())
     }
@@ -134,7 +152,12 @@ impl ReadThrough {
             }
             self.trust().await?;
             let listed: Observation = match context.api.user(id).await? {
-                Found::Unknown(_) => return Ok(Stored::Absent),
+                Found::Unknown { names_it, .. } => {
+                    if !names_it {
+                        self.trust_not_found().await?;
+                    }
+                    return Ok(Stored::Absent);
+                }
                 Found::Live(listed) => *listed,
             };
             apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;

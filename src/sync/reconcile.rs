@@ -97,6 +97,10 @@ struct UnderWay {
     looked_through: Option<String>,
     /// Live users WorkOS does not know, and when it said so.
     gone: Vec<(String, Timestamp)>,
+    /// For one of them WorkOS gave no ID: that counts once a live user was read by ID.
+    to_confirm: bool,
+    /// A live user was read by ID.
+    reads_by_id: bool,
     /// Deletions that go without saying; none when the operator said that all are meant.
     bound: Option<usize>,
 }
@@ -204,6 +208,8 @@ impl Reconcile {
             open: VecDeque::new(),
             looked_through: Some(String::new()),
             gone: Vec::new(),
+            to_confirm: false,
+            reads_by_id: false,
             bound: None,
         })
     }
@@ -289,11 +295,16 @@ impl Reconcile {
 
     async fn ask_about(&self, it: &mut UnderWay, id: String) -> Result<(), Trouble> {
         match self.context.api.user(&id).await? {
-            Found::Unknown(at) => it.gone.push((id, at)),
-            Found::Live(listed) if self.mode == Mode::Repair => {
-                apply(&self.context.store, Origin::Reconcile, &[*listed]).await?;
+            Found::Unknown { at, names_it } => {
+                it.to_confirm |= !names_it;
+                it.gone.push((id, at));
             }
-            Found::Live(_) => {}
+            Found::Live(listed) => {
+                it.reads_by_id = true;
+                if self.mode == Mode::Repair {
+                    apply(&self.context.store, Origin::Reconcile, &[*listed]).await?;
+                }
+            }
         }
         match it.bound {
             Some(bound) if it.gone.len() > bound => Err(Trouble::TooMany { bound }),
@@ -303,6 +314,9 @@ impl Reconcile {
 
     async fn finish(&self, it: &mut UnderWay) -> Result<(), Trouble> {
         let store = &self.context.store;
+        if it.to_confirm && !it.reads_by_id {
+            guard::check_reads_by_id(&self.context).await?;
+        }
         it.report.counts.tombstoned = i64::try_from(it.gone.len()).unwrap_or(i64::MAX);
         if self.mode == Mode::Check {
             let gone = it.gone.drain(..).map(|(id, _)| Drift { id, kind: drift::Kind::Gone });

@@ -129,6 +129,15 @@ struct Identified {
 }
 
 #[derive(Deserialize)]
+struct NotFound {
+    message: String,
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    entity_id: Option<String>,
+}
+
+#[derive(Deserialize)]
 struct Fault {
     #[serde(default)]
     code: Option<String>,
@@ -157,8 +166,14 @@ struct Answer {
 pub enum Found {
     /// It is alive.
     Live(Box<Observation>),
-    /// WorkOS does not know it (404 `entity_not_found`), as of this instant by WorkOS's clock.
-    Unknown(Timestamp),
+    /// WorkOS does not know it.
+    Unknown {
+        /// As of this instant by WorkOS's clock.
+        at: Timestamp,
+        /// The answer names the ID that was asked for. Without that, a missing route or another server may have answered: it
+        /// counts once a live user was read by ID.
+        names_it: bool,
+    },
 }
 
 /// Reads one environment. Cloning is cheap.
@@ -259,9 +274,10 @@ impl Api {
     /// [`ApiError`]; a 404 that is not WorkOS's own is one too, because a deletion may be inferred from a true one.
     pub async fn user(&self, id: &str) -> Result<Found, ApiError> {
         let answer = match self.ask(self.url(&["user_management", "users", id])).await? {
-            (StatusCode::NOT_FOUND, _, answer) if code(&answer.body) == "entity_not_found" => {
-                return Ok(Found::Unknown(answer.answered_at));
-            }
+            (StatusCode::NOT_FOUND, headers, answer) => match not_found(&answer.body, id) {
+                Some(names_it) => return Ok(Found::Unknown { at: answer.answered_at, names_it }),
+                None => settle(StatusCode::NOT_FOUND, &headers, answer)?,
+            },
             (status, headers, answer) => settle(status, &headers, answer)?,
         };
         let text = String::from_utf8_lossy(&answer.body);
@@ -368,6 +384,15 @@ fn garbled() -> ApiError {
     ApiError::unavailable("its answer is not the JSON it should be")
 }
 
+/// Whether a 404 says that WorkOS does not know `id`, and, if so, whether it names that ID. WorkOS gives `entity_not_found` and
+/// the `entity_id`; its emulator `not_found` without it.
+fn not_found(body: &[u8], id: &str) -> Option<bool> {
+    let NotFound { message, code, entity_id } = serde_json::from_slice(body).ok()?;
+    let is_code = code.is_none_or(|code| ["entity_not_found", "not_found"].contains(&code.as_str()));
+    let is_it = entity_id.as_ref().is_none_or(|entity_id| entity_id == id);
+    (!message.is_empty() && is_code && is_it).then_some(entity_id.is_some())
+}
+
 /// WorkOS's code for a refusal, when it is a word.
 fn code(body: &[u8]) -> String {
     let code = serde_json::from_slice::<Fault>(body).ok().and_then(|fault| fault.code).unwrap_or_default();
@@ -400,6 +425,27 @@ mod tests {
                 panic!("429 is no answer")
             };
             assert_eq!(retry_after, expected.map(Duration::from_secs), "{wish}");
+        }
+    }
+
+    #[test]
+    fn a_404_says_unknown_only_in_the_words_of_workos_or_its_emulator() {
+        for (body, expected) in [
+            (r#"{"message":"User not found: 'user_1'.","code":"entity_not_found","entity_id":"user_1"}"#, Some(true)),
+            (r#"{"message":"User not found","code":"not_found"}"#, Some(false)),
+            (r#"{"message":"Not Found"}"#, Some(false)),
+            (r#"{"message":"Not Found","code":null,"entity_id":null}"#, Some(false)),
+            (r#"{"message":"User not found","code":"not_found","entity_id":"user_1"}"#, Some(true)),
+            (r#"{"message":"User not found","code":"entity_not_found","entity_id":"user_2"}"#, None),
+            (r#"{"message":"No such route","code":"route_not_found"}"#, None),
+            (r#"{"message":"User not found","code":404}"#, None),
+            (r#"{"code":"entity_not_found","entity_id":"user_1"}"#, None),
+            (r#"{"message":["not","found"],"code":"not_found"}"#, None),
+            (r#"["message"]"#, None),
+            ("<html>404</html>", None),
+            ("", None),
+        ] {
+            assert_eq!(not_found(body.as_bytes(), "user_1"), expected, "{body}");
         }
     }
 

@@ -1,0 +1,57 @@
+//! How far the table is complete, as callers and operators are told.
+
+use serde_json::Value;
+
+use crate::support::binary::{Served, free_address};
+use crate::support::lab::Lab;
+use crate::support::service::{Answer, http_ok, until};
+
+/// Whoever reads it would take the users who are missing for deleted ones. Without `AUTHKIT_SYNC_BACKFILL` a command of the
+/// operator, or a scheduled reconcile, completes the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_says_how_far_the_table_is_complete_before_the_first_backfill_or_reconcile() {
+    for command in ["backfill", "reconcile"] {
+        let lab = Lab::new().await;
+        let id = lab.create_user("Ada");
+        let environment = lab.environment();
+        let mut environment: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        environment.extend([
+            ("WORKOS_WEBHOOK_SECRET", ""),
+            ("AUTHKIT_SYNC_CATCH_UP", "on"),
+            ("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "50ms"),
+            ("AUTHKIT_SYNC_BACKFILL", "off"),
+            ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "24h"),
+        ]);
+        let served = Served::start(&lab.database.url(), free_address(), &environment);
+        let ready = async || -> Value {
+            serde_json::from_str(&http_ok(&format!("http://{}/readyz", served.ops)).await).unwrap()
+        };
+        until("catch-up has read to the end", async || {
+            lab.count("select count(*) from workos.catch_up where synced_through is not null").await == 1
+        })
+        .await;
+        // The service has read that by the time at which it has read another number from the same row of answers.
+        let _ = lab.workos.emit("user.updated", serde_json::json!({"id": "user_unusable"}));
+        until("the service reads its progress", async || ready().await["quarantined"] == 1).await;
+        let token = lab.workos.sign_in(&id).unwrap();
+        let client = authkit_sync::workos::http::http_client().unwrap();
+        let session = async || {
+            let request = client.get(served.url("/auth/session")).bearer_auth(&token);
+            Answer::of(request.send().await.unwrap()).await
+        };
+        let metrics = async || http_ok(&format!("http://{}/metrics", served.ops)).await;
+        let (gauge, header) = ("\nauthkit_sync_synced_through_timestamp_seconds{} ", "authkit-sync-synced-through");
+        let detail = ready().await;
+        assert_eq!((&detail["synced_through"], &detail["lag_seconds"]), (&Value::Null, &Value::Null), "{command}");
+        let answer = session().await;
+        assert_eq!((answer.status, answer.header(header), &answer.json()["synced_through"]), (200, "", &Value::Null));
+        assert!(!metrics().await.contains(gauge), "{command}");
+        let (code, _, err) = lab.run(&[command]).await;
+        assert_eq!(code, 0, "{err}");
+        until("it is known", async || ready().await["lag_seconds"].is_number()).await;
+        let answer = session().await;
+        assert!(!answer.header(header).is_empty() && answer.json()["synced_through"].is_string());
+        assert!(metrics().await.contains(gauge));
+    }
+}
