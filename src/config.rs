@@ -188,6 +188,16 @@ pub fn database(source: &Source) -> Result<Database, Problems> {
     reader.finish(database)
 }
 
+/// Reads whether sessions are stored as sign-ins.
+///
+/// # Errors
+/// [`Problems`]
+pub fn session_sign_ins(source: &Source) -> Result<bool, Problems> {
+    let mut reader = Reader::new(source);
+    let session_sign_ins = reader.parsed("AUTHKIT_SYNC_SESSION_SIGN_INS", value::on_off);
+    reader.finish(session_sign_ins)
+}
+
 /// Reads the settings of `rebind`: the database and its new client ID.
 ///
 /// # Errors

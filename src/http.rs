@@ -66,6 +66,8 @@ pub(crate) struct Edge {
     pub(crate) actions: Option<Arc<ActionEdge>>,
     /// The keys of backends that read users; without one they cannot.
     pub(crate) service_keys: ServiceKeys,
+    /// Sessions that webhooks bring are stored as sign-ins.
+    pub(crate) session_sign_ins: bool,
     /// Whose pages may ask.
     pub(crate) cors_origins: Vec<HeaderValue>,
     /// Where WorkOS posts.

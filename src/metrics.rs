@@ -33,6 +33,7 @@ pub struct Metrics {
     handlers: Handlers,
     quarantined: Gauge,
     synced_through: Family<NoLabels, Gauge>,
+    erasures: Erasures,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
 }
@@ -126,6 +127,32 @@ impl Handlers {
     }
 }
 
+/// What is counted of erasures.
+struct Erasures {
+    pending: Gauge,
+    oldest_age: Gauge,
+}
+
+impl Erasures {
+    fn register(registry: &mut Registry) -> Self {
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            pending: gauge(
+                "erasures_pending",
+                "Deleted users of whom personal data is still to be erased; 0 when every erasure is complete",
+            ),
+            oldest_age: gauge(
+                "erasure_oldest_age_seconds",
+                "How long the oldest erasure that is not complete has waited",
+            ),
+        }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("authkit_sync");
@@ -163,7 +190,7 @@ impl Default for Metrics {
         );
         let handlers = Handlers::register(&mut registry);
         let quarantined = Gauge::default();
-        registry.register("quarantined_events", "Events waiting in quarantine", quarantined.clone());
+        registry.register("quarantined_events", "Events waiting in quarantine; counted up to 10000", quarantined.clone());
         // A family without labels, because it can be absent.
         let synced_through = Family::default();
         registry.register(
@@ -171,6 +198,7 @@ impl Default for Metrics {
             "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
             synced_through.clone(),
         );
+        let erasures = Erasures::register(&mut registry);
         let connections = Gauge::default();
         registry.register("connections", "Open HTTP connections", connections.clone());
         let closed_connections = Family::default();
@@ -193,6 +221,7 @@ impl Default for Metrics {
             handlers,
             quarantined,
             synced_through,
+            erasures,
             connections,
             closed_connections,
         }
@@ -277,6 +306,12 @@ impl Metrics {
             Some(at) => drop(self.synced_through.get_or_create(&[]).set(at)),
             None => drop(self.synced_through.remove(&[])),
         }
+    }
+
+    /// Sets the number of users whose erasure is not complete, and the age of the oldest erasure among them in seconds.
+    pub fn erasures(&self, users: i64, oldest_seconds: i64) {
+        self.erasures.pending.set(users);
+        self.erasures.oldest_age.set(oldest_seconds);
     }
 
     /// The number of open connections.

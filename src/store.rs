@@ -4,6 +4,7 @@ pub mod action_verdicts;
 pub mod catch_up;
 pub mod changes;
 pub mod environment;
+pub mod erasure;
 pub mod error;
 pub mod events;
 pub mod handler_admin;
@@ -50,7 +51,6 @@ pub struct Store {
     timeout: Duration,
     begin: Arc<str>,
     fit: Arc<OnceCell<()>>,
-    sign_ins: bool,
 }
 
 /// How a transaction begins: durable, and bounded on the server's side too. One whose client is gone must not keep its locks,
@@ -89,7 +89,6 @@ impl Store {
             timeout,
             begin: begin(timeout).into(),
             fit: Arc::new(OnceCell::new()),
-            sign_ins: false,
         }
     }
 
@@ -111,17 +110,6 @@ impl Store {
     #[must_use]
     pub fn lending_from(&self, pool: PgPool) -> Self {
         Self { handlers: pool, ..self.clone() }
-    }
-
-    /// The same store, in which sessions move `last_sign_in_at`.
-    #[must_use]
-    pub fn counting_sessions(self, sign_ins: bool) -> Self {
-        Self { sign_ins, ..self }
-    }
-
-    /// Whether sessions move `last_sign_in_at`.
-    pub(crate) fn counts_sessions(&self) -> bool {
-        self.sign_ins
     }
 
     /// Runs `work` in a transaction that is durable when this returns `Ok`, and tries again where PostgreSQL asks for it.

@@ -27,8 +27,7 @@ impl Builder {
         self.check()?;
         let keys = self.keys()?;
         let migrate = self.migrate.then(|| self.receipts.clone());
-        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
-            .counting_sessions(self.session_sign_ins);
+        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);
         let policy = TokenPolicy::new(&self.client_id, &self.api_base)
             .issuers(self.issuers)
             .audiences(self.audiences)
@@ -46,7 +45,8 @@ impl Builder {
         }
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
         let api = api.map_err(|error| BuildError(error.to_string()))?;
-        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed());
+        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed())
+            .storing_sign_ins(self.session_sign_ins);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;
         let awaited = jobs.backfill.then(|| watch.clone());
@@ -55,6 +55,7 @@ impl Builder {
             limits: Limits { connections: self.connections, write: self.write_timeout, ..Limits::default() },
             edge: Arc::new(Edge {
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
+                session_sign_ins: self.session_sign_ins,
                 service_keys: self.service_keys,
                 cors_origins: self.cors_origins,
                 watch,

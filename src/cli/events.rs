@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::walk::flag;
 use super::{Exit, Failure, serve, with_settings};
 use crate::config::{self, Source};
-use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::inbox::{Entry, Filter};
@@ -17,6 +16,16 @@ use crate::sync::inbox::{self, Retried};
 
 pub(super) const SETTINGS: [&str; 5] =
     ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
+
+/// What the commands use that apply events again.
+const APPLYING: [&str; 6] = [
+    "DATABASE_URL",
+    "AUTHKIT_SYNC_SESSION_SIGN_INS",
+    "AUTHKIT_SYNC_DB_POOL",
+    "AUTHKIT_SYNC_DB_TIMEOUT",
+    "AUTHKIT_SYNC_LOG_FORMAT",
+    "RUST_LOG",
+];
 
 const WHEN: &str = "a time like 2026-09-01T08:15:30Z, or an age like 90s, 2h or 7d";
 
@@ -35,8 +44,8 @@ pub(super) fn command() -> Command {
         ]))
         .arg(option("type", "TYPE", "Only events of this type"))
         .arg(option("user", "ID", "Only events about this user"))
-        .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(instant))
-        .arg(option("until", "TIME", "Only events received before this time").value_parser(instant))
+        .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when))
+        .arg(option("until", "TIME", "Only events received before this time").value_parser(when))
         .arg(
             option("limit", "N", "Largest number of events")
                 .value_parser(clap::value_parser!(i64).range(1..=100_000))
@@ -55,15 +64,16 @@ pub(super) fn command() -> Command {
     let replay = Command::new("replay")
         .about("Apply all stored events again. Rows that are already correct do not change")
         .arg(
-            option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(instant).required(true),
+            option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when).required(true),
         )
         .arg(json());
-    let commands = [list, show, retry, replay].map(|command| with_settings(command, &SETTINGS));
+    let [list, show] = [list, show].map(|command| with_settings(command, &SETTINGS));
+    let [retry, replay] = [retry, replay].map(|command| with_settings(command, &APPLYING));
     Command::new("events")
         .about("List, show, retry or replay the events that WorkOS sent")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(commands)
+        .subcommands([list, show, retry, replay])
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
@@ -78,12 +88,13 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             {
                 return Err(unknown(id));
             }
-            let retried = inbox::retry(&store, id.map(String::as_str)).await?;
+            let sign_ins = config::session_sign_ins(source)?;
+            let retried = inbox::retry(&store, sign_ins, id.map(String::as_str)).await?;
             Ok(told(&retried, matches.get_flag("json")))
         }
         Some(("replay", matches)) => {
-            let since = matches.get_one::<Timestamp>("since").copied().unwrap_or(Timestamp::from_unix_micros(0));
-            let replayed = inbox::replay(&store, since).await?;
+            let since = instant(&store, matches, "since").await?.unwrap_or(Timestamp::from_unix_micros(0));
+            let replayed = inbox::replay(&store, config::session_sign_ins(source)?, since).await?;
             told(&replayed, matches.get_flag("json"));
             Ok(Exit::Yes)
         }
@@ -99,13 +110,12 @@ pub(super) fn store(source: &Source) -> Result<Store, Failure> {
 
 async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let text = |name| matches.get_one::<String>(name).cloned();
-    let time = |name| matches.get_one::<Timestamp>(name).copied();
     let filter = Filter {
         outcome: text("outcome"),
         event_type: text("type"),
         user: text("user"),
-        since: time("since"),
-        until: time("until"),
+        since: instant(store, matches, "since").await?,
+        until: instant(store, matches, "until").await?,
     };
     let limit = matches.get_one::<i64>("limit").copied().unwrap_or(50);
     let entries = store.entries(&filter, limit).await?;
@@ -188,8 +198,24 @@ fn unknown(id: &str) -> Failure {
     )
 }
 
-fn instant(text: &str) -> Result<Timestamp, String> {
-    let ago = |ago: Duration| Clock::system().now().minus(ago);
-    let instant = Timestamp::parse(text).or_else(|| humantime::parse_duration(text).ok().map(ago));
-    instant.ok_or_else(|| format!("expected {WHEN}"))
+/// An instant as an operator writes it.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+fn when(text: &str) -> Result<When, String> {
+    let ago = || humantime::parse_duration(text).ok().map(When::Ago);
+    let when = Timestamp::parse(text).map(When::At).or_else(ago);
+    when.ok_or_else(|| format!("expected {WHEN}"))
+}
+
+/// The instant of an argument. What the inbox says of time is the database's clock, so "2 hours ago" is by that clock.
+async fn instant(store: &Store, matches: &ArgMatches, name: &str) -> Result<Option<Timestamp>, Failure> {
+    Ok(match matches.get_one::<When>(name) {
+        Some(When::At(at)) => Some(*at),
+        Some(When::Ago(ago)) => Some(store.now().await?.minus(*ago)),
+        None => None,
+    })
 }

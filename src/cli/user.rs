@@ -8,13 +8,13 @@ use super::{Exit, Failure, events, with_settings};
 use crate::config::Source;
 use crate::domain::decide::Stored;
 use crate::store::inbox::Filter;
-use crate::sync::inbox;
+use crate::sync::erasure;
 
 pub(super) fn command() -> Command {
     let command = Command::new("user")
         .about("Show one user: the current row, and every event about it with its outcome")
         .arg(Arg::new("id").value_name("USER").required(true).help("User ID, for example user_01H…"))
-        .arg(flag("erase", "Erase the personal data of a deleted user again, and print the number of payloads found"))
+        .arg(flag("erase", "Erase all remaining personal data of a deleted user, and print the number of payloads erased"))
         .arg(flag("json", "Print the result as JSON"));
     with_settings(command, &events::SETTINGS)
 }
@@ -24,7 +24,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let json = matches.get_flag("json");
     let id = matches.get_one::<String>("id").map(String::as_str).unwrap_or_default();
     if matches.get_flag("erase") {
-        let erased = inbox::sweep(&store, id).await?;
+        let erased = erasure::erase_user(&store, id).await?;
         let erased = erased.ok_or_else(|| {
             let message = format!(
                 "user {} is not deleted, so nothing was erased: delete the user at WorkOS first",
@@ -33,9 +33,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             Failure::new(Exit::No, message)
         })?;
         if json {
-            println!("{}", json!({ "payloads_erased": erased }));
+            println!("{}", json!({ "payloads_erased": erased, "complete": true }));
         } else {
-            println!("{erased} payloads erased");
+            println!("{erased} payloads erased; the erasure is complete");
         }
         return Ok(Exit::Yes);
     }

@@ -85,6 +85,17 @@ pub enum Observation {
 }
 
 impl Observation {
+    /// The same observation; unless `is_stored`, it tells of no sign-in. Whoever receives an event decides that.
+    #[must_use]
+    pub fn with_sign_in(self, is_stored: bool) -> Self {
+        match self {
+            Self::Event(event) if !is_stored && matches!(event.content, Content::SignedIn(_)) => {
+                Self::Event(Event { content: Content::Other, ..event })
+            }
+            other => other,
+        }
+    }
+
     /// The user it names, whose row must be locked and whose deletion erases it.
     #[must_use]
     pub fn user_id(&self) -> Option<&str> {

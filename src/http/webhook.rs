@@ -55,7 +55,8 @@ pub(super) async fn receive(
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
     let mut facts =
         Facts { event_id: Some(event.id.clone()), event_type: Some(event.event_type.clone()), ..Facts::default() };
-    let applied = sync::apply(&edge.store, Origin::Webhook, &[Observation::Event(event)]).await;
+    let observation = Observation::Event(event).with_sign_in(edge.session_sign_ins);
+    let applied = sync::apply(&edge.store, Origin::Webhook, &[observation]).await;
     let applied = applied.map_err(Refusal::from)?.pop().ok_or_else(lost)?;
     let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
     edge.metrics.event(facts.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);

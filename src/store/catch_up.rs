@@ -42,7 +42,7 @@ pub struct Progress {
     pub synced_through: Option<Timestamp>,
     /// A backfill has been completed.
     pub backfilled: bool,
-    /// Events waiting in quarantine.
+    /// Events waiting in quarantine; counted up to 10,000.
     pub quarantined: i64,
 }
 
@@ -125,7 +125,10 @@ impl Store {
                             select from workos.walks
                             where kind = 'backfill' and completed_at is not null
                         ) as "backfilled!",
-                        (select count(*) from workos.events where outcome = 'quarantined') as "quarantined!""#
+                        (
+                            select count(*)
+                            from (select from workos.events where outcome = 'quarantined' limit 10000) as counted
+                        ) as "quarantined!""#
                 )
                 .fetch_one(connection)
                 .await

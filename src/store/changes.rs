@@ -4,6 +4,8 @@
 //! than the [`Head`]'s horizon, below which nothing will appear any more; how that is known is written at
 //! `workos.feed_head()`.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
@@ -247,12 +249,13 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id, row.payload)).collect())
     }
 
-    /// Drops changes from before that instant, at most so many; whether there were any. What a handler has yet to take stays.
+    /// Drops changes that are older than `retention`, at most so many; whether there were any. What a handler has yet to take
+    /// stays.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn expire_changes(&self, before: Timestamp, limit: i64) -> Result<bool, StoreError> {
-        self.transaction("expire changes", &Expire { before, limit }).await
+    pub async fn expire_changes(&self, retention: Duration, limit: i64) -> Result<bool, StoreError> {
+        self.transaction("expire changes", &Expire { seconds: retention.as_secs_f64(), limit }).await
     }
 }
 
@@ -265,44 +268,64 @@ pub(crate) async fn renew_epoch(connection: &mut PgConnection) -> Result<(), Sto
 }
 
 struct Expire {
-    before: Timestamp,
+    seconds: f64,
     limit: i64,
 }
 
 impl Work for Expire {
     type Output = bool;
 
-    /// From the front, so that followers meet no hole. What stands in a backlog stays for its handler alone.
+    /// From the front, so that followers meet no hole. What stands in a backlog stays for its handler alone; it is dropped
+    /// once no backlog holds it any more.
     async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
         let through = sqlx::query_scalar!(
             "-- changes.expire
             with oldest as (
                 select position, at
                 from workos.changes
-                where not exists (
-                    select from workos.handler_backlog
-                    where handler_backlog.position = changes.position and not from_start
-                )
+                where position > (select expired_through from workos.feed)
                 order by position
                 limit $2
             ),
             bound as (
                 select min(position) as position
                 from (
-                    select position from oldest where at >= $1
+                    select position from oldest where at >= now() - make_interval(secs => $1)
                     union all
                     select position + 1 from workos.handlers
                 ) as kept
             ),
+            passed as (
+                select position
+                from oldest
+                where position < coalesce((select position from bound), 9223372036854775807)
+            ),
+            released as (
+                select position
+                from workos.changes
+                where position <= (select expired_through from workos.feed)
+                order by position
+                limit $2
+            ),
             dropped as (
                 delete from workos.changes
-                where
-                    position in (select position from oldest)
-                    and position < coalesce((select position from bound), 9223372036854775807)
-                returning position
+                where position in (
+                    select candidate.position
+                    from (select position from passed union all select position from released) as candidate
+                    -- The limit makes it one probe of an index for each handler.
+                    left join lateral (
+                        select true as is_needed
+                        from workos.handlers
+                        join workos.handler_backlog as backlog
+                            on backlog.handler = handlers.name and backlog.position = candidate.position
+                        where not from_start
+                        limit 1
+                    ) as waiting on true
+                    where is_needed is null
+                )
             )
-            select max(position) from dropped",
-            OffsetDateTime::from(self.before),
+            select max(position) from passed",
+            self.seconds,
             self.limit
         )
         .fetch_one(&mut *connection)

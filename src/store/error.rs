@@ -16,6 +16,9 @@ pub enum StoreError {
     /// Anything else: ours to mend and the caller's to try again.
     #[error("database unavailable: {0}")]
     Unavailable(Cow<'static, str>),
+    /// It took longer than its timeout, or waited that long for a lock or a connection.
+    #[error("database unavailable: {0}")]
+    TimedOut(Cow<'static, str>),
     /// The database answers, and must not be served by this process.
     #[error(transparent)]
     Unfit(#[from] Unfit),
@@ -32,7 +35,7 @@ pub enum StoreError {
 
 impl StoreError {
     pub(super) fn late(_: tokio::time::error::Elapsed) -> Self {
-        Self::Unavailable("timed out".into())
+        Self::TimedOut("timed out".into())
     }
 
     pub(super) fn wants_another_try(&self) -> bool {
@@ -50,6 +53,8 @@ impl From<sqlx::Error> for StoreError {
             Self::Refused { sqlstate }
         } else if sqlstate == "40001" || sqlstate == "40P01" {
             Self::Conflict { sqlstate }
+        } else if sqlstate == "57014" || sqlstate == "55P03" {
+            Self::TimedOut(format!("SQLSTATE {sqlstate}").into())
         } else {
             let constraint = database.constraint().map(|name| format!(", constraint {name}")).unwrap_or_default();
             Self::Unavailable(format!("SQLSTATE {sqlstate}{constraint}").into())

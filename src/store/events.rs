@@ -100,20 +100,3 @@ pub(crate) async fn settle(
     .await?;
     Ok(settled.into_iter().collect())
 }
-
-/// Erases every payload of these users. The caller holds their rows' locks, so none can come in behind it.
-/// Returns how many.
-pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<u64, StoreError> {
-    let erased = sqlx::query!(
-        "-- events.erase
-        update workos.events
-        set payload = null
-        where
-            user_id = any($1)
-            and payload is not null",
-        users
-    )
-    .execute(connection)
-    .await?;
-    Ok(erased.rows_affected())
-}

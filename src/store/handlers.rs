@@ -3,8 +3,6 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use super::{Store, StoreError};
 use crate::domain::handler::Types;
 
@@ -298,20 +296,4 @@ impl Store {
         .await?;
         Ok(())
     }
-}
-
-/// Takes what failures have said of these users, who are deleted.
-pub(crate) async fn erase(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
-    sqlx::query!(
-        "-- handlers.erase
-        update workos.handler_backlog
-        set message = null
-        where
-            user_id = any($1)
-            and message is not null",
-        users
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! `workos.events` as it is read: by operators, by another try of the quarantine, by the audit and by retention.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
@@ -7,6 +9,9 @@ use time::OffsetDateTime;
 
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
+
+/// Rows that the audit looks at.
+const AUDITED: i64 = 100_000;
 
 /// One row, as an operator sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -83,6 +88,24 @@ pub struct Missed {
 }
 
 impl Store {
+    /// The present instant by the database's clock.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn now(&self) -> Result<Timestamp, StoreError> {
+        let now = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    r#"-- events.now
+                    select now() as "now!""#
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        Ok(now.into())
+    }
+
     /// The newest rows that match, newest first.
     ///
     /// # Errors
@@ -213,49 +236,62 @@ impl Store {
         Ok(kept.collect())
     }
 
-    /// Drops payloads that came before `payloads_before` and rows that came before `rows_before`, at most `limit` of each;
-    /// returns how many. What is in quarantine stays, but for snapshots: WorkOS can be asked for those again.
+    /// Drops payloads that are older than `retention`, at most `limit`, and returns how many. Quarantined ones stay, but for
+    /// snapshots: WorkOS can be asked for those again.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn expire_events(
-        &self,
-        payloads_before: Timestamp,
-        rows_before: Timestamp,
-        limit: i64,
-    ) -> Result<u64, StoreError> {
-        self.transaction("expire events", &Expire { payloads_before, rows_before, limit }).await
+    pub async fn expire_payloads(&self, retention: Duration, limit: i64) -> Result<u64, StoreError> {
+        self.transaction("expire payloads", &ExpirePayloads { seconds: retention.as_secs_f64(), limit }).await
     }
 
-    /// Events of these types that catch-up has brought and no webhook, although the endpoint gets such events; received
-    /// between `since` and `until`.
+    /// Drops rows that are older than `retention`, at most `limit`, and returns how many; see
+    /// [`expire_payloads`](Self::expire_payloads).
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_webhooks(&self, since: Timestamp, until: Timestamp) -> Result<Missed, StoreError> {
+    pub async fn expire_rows(&self, retention: Duration, limit: i64) -> Result<u64, StoreError> {
+        self.transaction("expire rows", &ExpireRows { seconds: retention.as_secs_f64(), limit }).await
+    }
+
+    /// Events that catch-up has brought and no webhook, although webhooks bring events of that type. It looks at events
+    /// received within `recent` but not within `late`, at the newest 100,000 of them that one feed alone has brought.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn missed_by_webhooks(&self, recent: Duration, late: Duration) -> Result<Missed, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
                     r#"-- events.missed_by_webhooks
-                    with missed as (
-                        select type, count(*) as events, min(received_at) as since
+                    with one_feed as (
+                        select type, received_at
                         from workos.events
                         where
                             -- The index's own words: PostgreSQL does not see that they follow.
                             (webhook_at is null) <> (catch_up_at is null)
                             and webhook_at is null
-                            and received_at >= $1
-                            and received_at < $2
+                            and received_at >= now() - make_interval(secs => $1)
+                            and received_at < now() - make_interval(secs => $2)
+                        order by received_at desc
+                        limit $3
+                    ),
+                    missed as (
+                        select type, count(*) as events, min(received_at) as since
+                        from one_feed
                         group by type
                     )
                     select coalesce(sum(events), 0)::bigint as "events!", min(since) as since
                     from missed
-                    where exists (
+                    -- The limit makes it one probe of an index for each type, whatever the table's size.
+                    cross join lateral (
                         select from workos.events as sent
                         where sent.type = missed.type and sent.webhook_at is not null
-                    )"#,
-                    OffsetDateTime::from(since),
-                    OffsetDateTime::from(until)
+                        limit 1
+                    ) as sent"#,
+                    recent.as_secs_f64(),
+                    late.as_secs_f64(),
+                    AUDITED
                 )
                 .fetch_one(connection)
                 .await
@@ -264,26 +300,35 @@ impl Store {
         Ok(Missed { events: row.events, since: row.since.map(Timestamp::from) })
     }
 
-    /// Events of these types that a webhook brought since `since` and catch-up did not, although it has read past them.
+    /// Events of these types, received within `recent`, that a webhook brought and catch-up did not, although it has read
+    /// past them. It looks at the newest 100,000 that one feed alone has brought.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_catch_up(&self, types: &[String], since: Timestamp) -> Result<Missed, StoreError> {
+    pub async fn missed_by_catch_up(&self, types: &[String], recent: Duration) -> Result<Missed, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
                     r#"-- events.missed_by_catch_up
+                    with one_feed as (
+                        select type, created_at, received_at
+                        from workos.events
+                        where
+                            (webhook_at is null) <> (catch_up_at is null)
+                            and catch_up_at is null
+                            and received_at >= now() - make_interval(secs => $2)
+                        order by received_at desc
+                        limit $3
+                    )
                     select count(*) as "events!", min(received_at) as since
-                    from workos.events, workos.catch_up
+                    from one_feed, workos.catch_up
                     where
-                        (webhook_at is null) <> (catch_up_at is null)
-                        and catch_up_at is null
-                        and type = any($1)
-                        and received_at >= $2
+                        type = any($1)
                         and created_at >= catch_up.range_start
                         and created_at < catch_up.synced_through"#,
                     types,
-                    OffsetDateTime::from(since)
+                    recent.as_secs_f64(),
+                    AUDITED
                 )
                 .fetch_one(connection)
                 .await
@@ -293,34 +338,15 @@ impl Store {
     }
 }
 
-struct Expire {
-    payloads_before: Timestamp,
-    rows_before: Timestamp,
+struct ExpirePayloads {
+    seconds: f64,
     limit: i64,
 }
 
-impl Work for Expire {
+impl Work for ExpirePayloads {
     type Output = u64;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
-        let rows = sqlx::query!(
-            "-- events.expire_rows
-            delete from workos.events
-            where id in (
-                select id
-                from workos.events
-                where
-                    received_at < $1
-                    and (outcome <> 'quarantined' or type = 'snapshot')
-                order by received_at
-                limit $2
-                for update skip locked
-            )",
-            OffsetDateTime::from(self.rows_before),
-            self.limit
-        )
-        .execute(&mut *connection)
-        .await?;
         let payloads = sqlx::query!(
             "-- events.expire_payloads
             update workos.events
@@ -329,18 +355,68 @@ impl Work for Expire {
                 select id
                 from workos.events
                 where
-                    received_at < $1
+                    received_at < now() - make_interval(secs => $1)
                     and payload is not null
                     and (outcome <> 'quarantined' or type = 'snapshot')
                 order by received_at
                 limit $2
                 for update skip locked
             )",
-            OffsetDateTime::from(self.payloads_before),
+            self.seconds,
             self.limit
         )
         .execute(connection)
         .await?;
-        Ok(rows.rows_affected() + payloads.rows_affected())
+        Ok(payloads.rows_affected())
+    }
+}
+
+struct ExpireRows {
+    seconds: f64,
+    limit: i64,
+}
+
+impl Work for ExpireRows {
+    type Output = u64;
+
+    /// Rows with and without a payload have an index each.
+    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
+        let rows = sqlx::query!(
+            "-- events.expire_rows
+            with without_payload as (
+                select id
+                from workos.events
+                where
+                    received_at < now() - make_interval(secs => $1)
+                    and payload is null
+                    and (outcome <> 'quarantined' or type = 'snapshot')
+                order by received_at
+                limit $2
+                for update skip locked
+            ),
+            with_payload as (
+                select id
+                from workos.events
+                where
+                    received_at < now() - make_interval(secs => $1)
+                    and payload is not null
+                    and (outcome <> 'quarantined' or type = 'snapshot')
+                order by received_at
+                limit $2
+                for update skip locked
+            )
+            delete from workos.events
+            where id in (
+                select id from without_payload
+                union all
+                select id from with_payload
+                limit $2
+            )",
+            self.seconds,
+            self.limit
+        )
+        .execute(connection)
+        .await?;
+        Ok(rows.rows_affected())
     }
 }

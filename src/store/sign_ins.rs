@@ -26,32 +26,3 @@ pub(crate) async fn keep(connection: &mut PgConnection, seen: &[(&str, Timestamp
     .await?;
     Ok(())
 }
-
-/// Shows them in the rows of these users who are here.
-pub(crate) async fn show(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
-    sqlx::query!(
-        "-- sign_ins.show
-        update workos.user_records as stored
-        set
-            last_sign_in_at = kept.at,
-            synced_at = now()
-        from workos.sign_ins as kept
-        where
-            stored.id = kept.user_id
-            and stored.id = any($1)
-            and stored.email is not null
-            and (stored.last_sign_in_at is null or stored.last_sign_in_at < kept.at)",
-        users
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Forgets them of these users, who are deleted.
-pub(crate) async fn forget(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
-    sqlx::query!("-- sign_ins.forget\ndelete from workos.sign_ins where user_id = any($1)", users)
-        .execute(connection)
-        .await?;
-    Ok(())
-}

@@ -241,14 +241,26 @@ pub(crate) async fn hold_places(connection: &mut PgConnection, ids: &[String]) -
     Ok(())
 }
 
+/// A user whose row is locked.
+#[derive(Clone, Debug)]
+pub(crate) struct Locked {
+    /// The row.
+    pub(crate) stored: Stored,
+    /// The latest sign-in that sessions told of. Where the row is live, it shows it already; a user who is not here yet may
+    /// have one, too.
+    pub(crate) signed_in_at: Option<Timestamp>,
+}
+
 /// Locks the rows in id order and reads them. `no key`: an application's foreign keys check against these rows, and must
 /// not wait. What it returns is the last committed state, and no other transaction can change it before this one ends.
+///
+/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
+/// writes that user's row, and one of an absent user makes whoever holds a place for that user wait.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
     ids: &[String],
-) -> Result<BTreeMap<String, Stored>, StoreError> {
-    let rows = sqlx::query_as!(
-        Row,
+) -> Result<BTreeMap<String, Locked>, StoreError> {
+    let rows = sqlx::query!(
         r#"-- users.lock
         select
             id,
@@ -268,16 +280,42 @@ pub(crate) async fn lock(
             synced_observed_at,
             synced_observation,
             synced_deleted,
-            synced_deleted_at
-        from workos.user_records
+            synced_deleted_at,
+            sign_ins.at as "signed_in_at?"
+        from workos.user_records as stored
+        left join workos.sign_ins on sign_ins.user_id = stored.id
         where id = any($1)
         order by id
-        for no key update"#,
+        for no key update of stored"#,
         ids
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
+    let locked = rows.into_iter().map(|row| {
+        let signed_in_at = row.signed_in_at.map(Timestamp::from);
+        let stored = Row {
+            id: row.id.clone(),
+            email: row.email,
+            email_verified: row.email_verified,
+            first_name: row.first_name,
+            last_name: row.last_name,
+            name: row.name,
+            profile_picture_url: row.profile_picture_url,
+            external_id: row.external_id,
+            metadata: row.metadata,
+            last_sign_in_at: row.last_sign_in_at,
+            locale: row.locale,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            synced_extra: row.synced_extra,
+            synced_observed_at: row.synced_observed_at,
+            synced_observation: row.synced_observation,
+            synced_deleted: row.synced_deleted,
+            synced_deleted_at: row.synced_deleted_at,
+        };
+        (row.id, Locked { stored: stored.into_stored(), signed_in_at })
+    });
+    Ok(locked.collect())
 }
 
 /// Writes live users as they now stand.

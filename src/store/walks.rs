@@ -1,5 +1,7 @@
 //! `workos.walks`: how far walks over WorkOS's list of users have come.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
@@ -134,27 +136,26 @@ impl Store {
         self.transaction("complete walk", tally).await
     }
 
-    /// When a walk of any kind last came to its end; before the first, when the database was given to its environment.
+    /// Whether `interval` has passed, by the database's clock, since a walk of any kind was completed; before the first, since
+    /// the database was given to its environment.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn last_walk(&self) -> Result<Timestamp, StoreError> {
-        let last = self
-            .lookup(async |connection| {
-                sqlx::query_scalar!(
-                    r#"-- walks.last
-                    select
-                        coalesce(
-                            (select max(completed_at) from workos.walks),
-                            (select recorded_at from workos.environment),
-                            now()
-                        ) as "last!""#
-                )
-                .fetch_one(connection)
-                .await
-            })
-            .await?;
-        Ok(last.into())
+    pub async fn is_walk_due(&self, interval: Duration) -> Result<bool, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                r#"-- walks.due
+                select coalesce(
+                    (select max(completed_at) from workos.walks),
+                    (select recorded_at from workos.environment),
+                    now()
+                ) <= now() - make_interval(secs => $1) as "due!""#,
+                interval.as_secs_f64()
+            )
+            .fetch_one(connection)
+            .await
+        })
+        .await
     }
 }
 
@@ -229,14 +230,13 @@ impl Work for Step<'_> {
 pub(crate) struct Tally {
     pub(crate) kind: Kind,
     pub(crate) counts: Counts,
-    pub(crate) completed_at: Option<Timestamp>,
+    pub(crate) is_complete: bool,
 }
 
 impl Work for Tally {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let completed_at = self.completed_at.map(OffsetDateTime::from);
         sqlx::query!(
             "-- walks.tally
             update workos.walks
@@ -246,10 +246,10 @@ impl Work for Tally {
                 unchanged = $4,
                 deleted = $5,
                 quarantined = $6,
-                completed_at = coalesce($7, completed_at),
-                started_at = case when $7 is null then started_at end,
-                position = case when $7 is null then position end,
-                position_created_at = case when $7 is null then position_created_at end
+                completed_at = case when $7 then now() else completed_at end,
+                started_at = case when not $7 then started_at end,
+                position = case when not $7 then position end,
+                position_created_at = case when not $7 then position_created_at end
             where kind = $1",
             self.kind.as_str(),
             self.counts.new,
@@ -257,11 +257,11 @@ impl Work for Tally {
             self.counts.unchanged,
             self.counts.tombstoned,
             self.counts.quarantined,
-            completed_at
+            self.is_complete
         )
         .execute(&mut *connection)
         .await?;
-        if self.kind == Kind::Reconcile && completed_at.is_some() {
+        if self.kind == Kind::Reconcile && self.is_complete {
             // A complete reconcile makes up for lost events, and uses up the operator's word.
             sqlx::query!("-- walks.reconciled\nupdate workos.catch_up set reconcile_wanted = false")
                 .execute(&mut *connection)

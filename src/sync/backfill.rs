@@ -201,7 +201,6 @@ impl Then for PageDone<'_> {
         tally(&mut counts, applied);
         let position = self.leg.position.as_ref();
         Move { kind: Kind::Backfill, from: self.from, position }.run(connection).await?;
-        let completed_at = self.leg.end.then_some(self.leg.observed_at);
-        Tally { kind: Kind::Backfill, counts, completed_at }.run(connection).await
+        Tally { kind: Kind::Backfill, counts, is_complete: self.leg.end }.run(connection).await
     }
 }

@@ -197,7 +197,9 @@ impl CatchUp {
     async fn settle(&self, events: Vec<Event>, then: &impl Then, state: &mut State) -> Result<(), Trouble> {
         // Some emulators give every type, whatever is asked for.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
-        let observations: Vec<Observation> = events.map(Observation::Event).collect();
+        let sign_ins = self.context.session_sign_ins;
+        let observations: Vec<Observation> =
+            events.map(|event| Observation::Event(event).with_sign_in(sign_ins)).collect();
         let store = &self.context.store;
         if state.panics >= PANICS {
             one_by_one(store, &observations).await?;

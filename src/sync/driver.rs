@@ -210,6 +210,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// How this process's jobs stand.
     pub jobs: Arc<Jobs>,
+    /// Sessions are stored as sign-ins (`AUTHKIT_SYNC_SESSION_SIGN_INS`).
+    pub session_sign_ins: bool,
     /// This process's name in leases.
     pub holder: Arc<str>,
     random: Arc<Mutex<fastrand::Rng>>,
@@ -224,7 +226,14 @@ impl Context {
         let mut random = fastrand::Rng::with_seed(seed);
         let holder = format!("{:032x}", random.u128(..)).into();
         let random = Arc::new(Mutex::new(random));
-        Self { store, api, clock, metrics, jobs: Arc::default(), holder, random, held: Arc::default() }
+        let (jobs, held) = (Arc::default(), Arc::default());
+        Self { store, api, clock, metrics, jobs, session_sign_ins: false, holder, random, held }
+    }
+
+    /// The same process, which stores sessions as sign-ins, or does not.
+    #[must_use]
+    pub fn storing_sign_ins(self, session_sign_ins: bool) -> Self {
+        Self { session_sign_ins, ..self }
     }
 
     /// The same process on another pool.

@@ -1,13 +1,14 @@
-//! What has to be done now and then: retention of events and verdicts, the audit of both feeds, another try of the quarantine
-//! by a new release.
+//! Periodic maintenance: erasure that deletions left for later, retention, the audit of both feeds, and a retry of the quarantine
+//! by a new release. The database's clock decides what is old.
 
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::driver::{Context, Driver, Trouble};
-use super::inbox;
-use crate::domain::timestamp::Timestamp;
+use super::{erasure, inbox};
+use crate::store::StoreError;
 use crate::store::inbox::Missed;
 
 /// Between two rounds, and between two batches of one.
@@ -23,7 +24,7 @@ const ROWS_STAY: Duration = Duration::from_secs(35 * 86_400);
 /// A feed may be this late.
 const LATE: Duration = Duration::from_secs(15 * 60);
 
-/// Between two audits: where a type never comes by webhook, one reads the whole inbox to know that.
+/// Between two audits.
 const AUDIT: Duration = Duration::from_secs(15 * 60);
 
 /// How far the audit looks back: a feed that has worked for so long is well.
@@ -45,9 +46,34 @@ pub struct Housekeeping {
 #[derive(Debug, Default)]
 struct State {
     failures: u32,
-    audited_at: Option<Timestamp>,
+    audited_at: Option<Instant>,
     /// As last told: by webhooks, by catch-up.
     missed: [i64; 2],
+}
+
+/// What the steps of one round did.
+#[derive(Default)]
+struct Round {
+    /// A step was cut off by its bound.
+    more: bool,
+    failure: Option<Trouble>,
+}
+
+impl Round {
+    fn note(&mut self, step: &'static str, outcome: Result<bool, Trouble>) {
+        match outcome {
+            Ok(more) => self.more |= more,
+            Err(trouble) => {
+                tracing::warn!(step, "a step of housekeeping failed: {trouble}");
+                self.failure.get_or_insert(trouble);
+            }
+        }
+    }
+}
+
+/// Whether a step that dropped so many rows may have left some.
+fn more(dropped: Result<u64, StoreError>) -> Result<bool, Trouble> {
+    Ok(dropped? > 0)
 }
 
 impl Driver for Housekeeping {
@@ -71,21 +97,29 @@ impl Housekeeping {
         Self { context, retention, types, state: Mutex::default() }
     }
 
+    /// Does every step that is due, each in a bounded transaction of its own: the failure of one prevents no other. The first
+    /// failure is what is reported.
     async fn step(&self, state: &mut State) -> Result<Option<Duration>, Trouble> {
         if !self.context.leads(Self::JOB).await? {
             return Ok(None);
         }
-        self.retry_after_upgrade().await?;
-        if let Some(types) = &self.types {
-            self.audit(types, state).await?;
-        }
-        let verdicts = self.context.store.expire_verdicts(BATCH).await?;
-        let now = self.context.clock.now();
         let store = &self.context.store;
-        let rows_before = now.minus(self.retention.max(ROWS_STAY));
-        let dropped = store.expire_events(now.minus(self.retention), rows_before, BATCH).await?;
-        let forgotten = store.expire_changes(rows_before, BATCH).await?;
-        Ok(Some(if dropped > 0 || forgotten || verdicts > 0 { PAUSE } else { self.context.about(ROUND) }))
+        let rows_stay = self.retention.max(ROWS_STAY);
+        let mut round = Round::default();
+        round.note("erase", erasure::erase_pending(store).await.map_err(Trouble::from));
+        round.note("expire verdicts", more(store.expire_verdicts(BATCH).await));
+        round.note("expire events", more(store.expire_rows(rows_stay, BATCH).await));
+        // Otherwise a payload goes with its row.
+        if self.retention < ROWS_STAY {
+            round.note("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
+        }
+        round.note("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(Trouble::from));
+        if let Some(types) = &self.types {
+            round.note("audit", self.audit(types, state).await.map(|()| false));
+        }
+        round.note("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
+        let rest = if round.more { PAUSE } else { self.context.about(ROUND) };
+        round.failure.map_or(Ok(Some(rest)), Err)
     }
 
     /// Another release may be able to apply what this database has in quarantine.
@@ -94,7 +128,7 @@ impl Housekeeping {
         if store.retried_by().await?.as_deref() == Some(RELEASE) {
             return Ok(());
         }
-        let retried = inbox::retry(store, None).await?;
+        let retried = inbox::retry(store, self.context.session_sign_ins, None).await?;
         if retried.tried() > 0 {
             tracing::info!(
                 tried = retried.tried(),
@@ -107,27 +141,25 @@ impl Housekeeping {
     }
 
     async fn audit(&self, types: &[String], state: &mut State) -> Result<(), Trouble> {
-        let (store, now) = (&self.context.store, self.context.clock.now());
-        // A clock that was set back is no reason to wait.
-        if state.audited_at.is_some_and(|at| at > now.minus(AUDIT) && at <= now) {
+        let store = &self.context.store;
+        if state.audited_at.is_some_and(|at| at.elapsed() < AUDIT) {
             return Ok(());
         }
-        let since = now.minus(RECENT);
-        let webhooks = store.missed_by_webhooks(since, now.minus(LATE)).await?;
+        let webhooks = store.missed_by_webhooks(RECENT, LATE).await?;
         self.tell(
             "webhook",
             webhooks,
             &mut state.missed[0],
             "webhooks are failing: catch-up brought events that no webhook did; look at the endpoint in WorkOS's dashboard",
         );
-        let catch_up = store.missed_by_catch_up(types, since).await?;
+        let catch_up = store.missed_by_catch_up(types, RECENT).await?;
         self.tell(
             "catch_up",
             catch_up,
             &mut state.missed[1],
             "webhooks brought events that catch-up has read past without seeing them",
         );
-        state.audited_at = Some(now);
+        state.audited_at = Some(Instant::now());
         Ok(())
     }
 

@@ -47,6 +47,8 @@ impl Watch {
         self.held.store(Arc::new(progress));
         let synced_through = progress.synced_through.map(Timestamp::unix_seconds);
         self.metrics.progress(progress.quarantined, synced_through);
+        let erasures = self.store.pending_erasures().await?;
+        self.metrics.erasures(erasures.users, erasures.oldest_seconds);
         Ok(progress)
     }
 }

@@ -16,7 +16,6 @@ use super::walk::Walk;
 use super::{apply, guard};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
-use crate::store::StoreError;
 use crate::store::walks::{Counts, Kind, Tally};
 use crate::workos::api::{Found, PAGE};
 
@@ -160,8 +159,7 @@ impl Reconcile {
             return Ok(true);
         }
         let Some(interval) = self.interval else { return Ok(false) };
-        let last = store.last_walk().await?;
-        Ok(last < self.context.clock.now().minus(interval))
+        Ok(store.is_walk_due(interval).await?)
     }
 
     /// One step: a page, or one user asked about. One that was interrupted begins again.
@@ -328,10 +326,7 @@ impl Reconcile {
                 slice.iter().map(|(id, at)| Observation::Gone { user_id: id.clone(), confirmed_at: *at }).collect();
             apply(store, Origin::Reconcile, &gone).await?;
         }
-        let began = it.began.ok_or(StoreError::Overtaken)?;
-        store
-            .complete_walk(&Tally { kind: Kind::Reconcile, counts: it.report.counts, completed_at: Some(began) })
-            .await?;
+        store.complete_walk(&Tally { kind: Kind::Reconcile, counts: it.report.counts, is_complete: true }).await?;
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::{Applied, Inbox};
+use super::Applied;
+use super::slice::Inbox;
 use crate::domain::change::Difference;
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};

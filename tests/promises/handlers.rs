@@ -11,7 +11,7 @@ use authkit_sync::domain::handler::{TRIES, Types};
 use authkit_sync::store::handler_standing::HandlerStanding;
 use authkit_sync::store::{Store, lent::BoxError};
 use authkit_sync::sync::driver::Driver;
-use authkit_sync::sync::{apply, inbox};
+use authkit_sync::sync::{apply, erasure};
 use authkit_sync::{AuthKit, Change, Tx};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
@@ -636,7 +636,7 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     process.stop().await;
     // Should one be there all the same, sweeping behind the user takes it along.
     bed.pool.execute("update workos.handler_backlog set message = 'Ada'").await.unwrap();
-    assert!(inbox::sweep(&bed.store, &id).await.unwrap().is_some());
+    assert!(erasure::erase_user(&bed.store, &id).await.unwrap().is_some());
     assert!(messages().await.iter().all(Option::is_none));
 }
 

@@ -6,6 +6,7 @@ use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::driver::Driver;
 use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::sync::reconcile::{Mode, Reconcile};
 use serde_json::{Value, json};
 
 use crate::support::events::{body, event, observed, unique, user};
@@ -50,7 +51,7 @@ async fn one_user_is_explained_from_first_to_last() {
     // Something slipped in, as a bug of ours might let it.
     sqlx::query("update workos.events set payload = 'x' where id = $1").bind(&poison).execute(&lab.pool).await.unwrap();
     let (code, out, _) = lab.run(&["user", &id, "--erase", "--json"]).await;
-    assert_eq!((code, out.trim()), (0, "{\"payloads_erased\":1}"));
+    assert_eq!((code, out.trim()), (0, "{\"complete\":true,\"payloads_erased\":1}"));
     let (code, out, _) = lab.run(&["user", &id]).await;
     assert_eq!(code, 0);
     assert!(out.starts_with("deleted at ") && !out.contains("Grace") && out.contains("[payload erased]"), "{out}");
@@ -159,8 +160,11 @@ async fn retention_drops_in_batches_and_spares_quarantine_cursor_and_tombstones(
         housekeeping.tick().await;
         assert_eq!(lab.count("select count(*) from workos.events where payload is not null").await, 2_501);
         // Under 35 days only payloads go; the rest of a row stays that long.
-        let later = i64::try_from(days).unwrap() + 1;
-        lab.clock.set(lab.clock.now().plus_seconds(later * 86_400));
+        let age = async |days: i64| {
+            let age = "update workos.events set received_at = received_at - make_interval(days => $1::int)";
+            sqlx::query(age).bind(i32::try_from(days).unwrap()).execute(&lab.pool).await.unwrap();
+        };
+        age(i64::try_from(days).unwrap() + 1).await;
         let mut batches = 0;
         while housekeeping.tick().await < Duration::from_secs(1) {
             batches += 1;
@@ -168,10 +172,91 @@ async fn retention_drops_in_batches_and_spares_quarantine_cursor_and_tombstones(
         assert_eq!(batches, 3, "no more than a thousand at once");
         assert_eq!(lab.count("select count(*) from workos.events").await, rows_left, "{days} days");
         assert_eq!(lab.count("select count(*) from workos.events where payload is not null").await, payloads_left);
-        lab.clock.set(lab.clock.now().plus_seconds(36 * 86_400));
+        age(36).await;
         while housekeeping.tick().await < Duration::from_secs(1) {}
         assert_eq!(lab.count("select count(*) from workos.events").await, 1, "what is in quarantine stays");
         assert_eq!(lab.count("select count(*) from workos.user_records where synced_deleted").await, 1);
         assert_eq!(lab.count("select count(*) from workos.catch_up").await, 1);
+    }
+}
+
+/// The database's clock decides what is old, and when a reconcile is due: one replica whose clock is wrong loses nothing.
+#[tokio::test]
+async fn a_replica_whose_clock_is_far_ahead_deletes_nothing_early() {
+    let lab = Lab::new().await;
+    let store = lab.context().store;
+    let id = lab.create_user("Ada");
+    lab.backfill().await;
+    apply(&store, Origin::Webhook, &[observed("user.updated", 20, &user(&id, "Grace", 20))]).await.unwrap();
+    let day = Duration::from_secs(86_400);
+    let kept = async || {
+        let payloads = lab.count("select count(*) from workos.events where payload is not null").await;
+        (payloads, lab.count("select count(*) from workos.changes").await)
+    };
+    let before = kept().await;
+    assert_eq!(before, (1, 1));
+    lab.clock.set(lab.clock.now().plus_seconds(40 * 86_400));
+    let housekeeping = Housekeeping::new(lab.context(), 30 * day, Some(vec!["user.updated".to_owned()]));
+    let reconcile = Reconcile::new(lab.context(), Mode::Repair, Some(day));
+    for _ in 0..3 {
+        housekeeping.tick().await;
+        reconcile.tick().await;
+    }
+    assert_eq!(kept().await, before);
+    assert_eq!(lab.count("select count(*) from workos.walks where kind = 'reconcile'").await, 0, "none is due");
+    // By the database's clock it is.
+    lab.clock.set(lab.clock.now().plus_seconds(-40 * 86_400));
+    let age = "update workos.walks set completed_at = completed_at - interval '2 days'";
+    sqlx::query(age).execute(&lab.pool).await.unwrap();
+    for _ in 0..5 {
+        reconcile.tick().await;
+    }
+    assert_eq!(lab.count("select count(*) from workos.walks where kind = 'reconcile'").await, 1);
+    let age = "update workos.events set received_at = received_at - interval '31 days'";
+    sqlx::query(age).execute(&lab.pool).await.unwrap();
+    housekeeping.tick().await;
+    assert_eq!(kept().await.0, 0);
+}
+
+/// Each step of housekeeping has a transaction of its own: whichever fails, the others are done.
+#[tokio::test]
+async fn a_step_of_housekeeping_that_fails_prevents_no_other() {
+    let day = Duration::from_secs(86_400);
+    for broken in [
+        "alter table workos.erasures rename column requested_at to missing",
+        "alter table workos.action_verdicts rename column decided_at to missing",
+        "create function stop() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+        create trigger stop before delete on workos.events execute function stop()",
+        "create function stop() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+        create trigger stop before update on workos.events execute function stop()",
+        "alter table workos.feed rename column expired_through to missing",
+        "alter table workos.catch_up rename column range_start to missing",
+        "alter table workos.environment rename column retried_by to missing",
+    ] {
+        let lab = Lab::new().await;
+        let context = lab.context();
+        context.store.check().await.unwrap();
+        let fill = "insert into workos.events (id, type, outcome, payload, received_at) values
+                ('old', 'x', 'applied', 'x', now() - interval '40 days'), ('new', 'x', 'applied', 'x', now() - interval '20 days');
+            insert into workos.changes (position, kind, changed, origin, at) values (1, 'x', '[]', 'webhook', now() - interval '99 days');
+            insert into workos.action_verdicts (id, verdict, decided_by, decided_at) values ('a', 'allow', 'x', now() - interval '1 day');
+            insert into workos.user_records (id, synced_deleted) values ('user_1', true);
+            insert into workos.events (id, type, outcome, payload, user_id) values ('erase', 'x', 'applied', 'x', 'user_1');
+            insert into workos.erasures (user_id) values ('user_1')";
+        sqlx::raw_sql(fill).execute(&lab.pool).await.unwrap();
+        sqlx::raw_sql(broken).execute(&lab.pool).await.unwrap();
+        let housekeeping = Housekeeping::new(context.clone(), 10 * day, Some(vec!["x".to_owned()]));
+        housekeeping.tick().await;
+        assert_eq!(context.jobs.standing()["housekeeping"].state, "trouble", "{broken}");
+        let left = [
+            lab.count("select count(*) from workos.erasures").await,
+            lab.count("select count(*) from workos.action_verdicts").await,
+            lab.count("select count(*) from workos.events where id = 'old'").await,
+            lab.count("select count(*) from workos.events where id = 'new' and payload is not null").await,
+            lab.count("select count(*) from workos.changes").await,
+        ];
+        let undone: i64 = left.iter().sum();
+        let steps = if broken.contains("update on workos.events") { 2 } else { 1 };
+        assert!(undone <= steps, "{broken}: {left:?}");
     }
 }

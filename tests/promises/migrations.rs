@@ -47,6 +47,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.changes",
             "workos.contract",
             "workos.environment",
+            "workos.erasures",
             "workos.events",
             "workos.feed",
             "workos.handler_backlog",

@@ -6,17 +6,20 @@ use authkit_sync::AuthKit;
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::store::Store;
-use authkit_sync::sync::apply;
+use authkit_sync::sync::catch_up::CatchUp;
+use authkit_sync::sync::driver::Driver;
+use authkit_sync::sync::reconcile::Mode;
+use authkit_sync::sync::{apply, apply_within};
 use authkit_sync::workos::api::ApiKey;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::support::database::TestDatabase;
-use crate::support::events::{at, observed, snapshot, unique, user};
+use crate::support::events::{at, body, observed, snapshot, unique, user};
 use crate::support::lab::Lab;
-use crate::support::service::{store, until};
+use crate::support::service::{Service, store, until};
 
 fn session(user: &str, at_ms: i64) -> Observation {
     observed("session.created", at_ms + 1, &json!({"id": unique("session"), "user_id": user, "created_at": at(at_ms)}))
@@ -41,7 +44,7 @@ async fn kept(pool: &PgPool) -> i64 {
 async fn the_latest_session_counts_in_any_order_before_its_user_and_behind_it() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    let store = store(&pool).counting_sessions(true);
+    let store = store(&pool);
     let id = unique("user");
     take(&store, &[session(&id, 500), session(&id, 300)]).await;
     assert!(matches!(store.user(&id).await.unwrap(), Stored::Absent), "a session makes no user");
@@ -68,7 +71,7 @@ async fn the_latest_session_counts_in_any_order_before_its_user_and_behind_it() 
 async fn impersonation_does_not_count_and_a_deletion_takes_it_away_for_good() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    let store = store(&pool).counting_sessions(true);
+    let store = store(&pool);
     let id = unique("user");
     let mut impersonated = json!({"id": "session_1", "user_id": id, "created_at": at(5), "auth_method": "password"});
     impersonated["impersonator"] = json!({"email": "support@example.test", "reason": null});
@@ -85,13 +88,43 @@ async fn impersonation_does_not_count_and_a_deletion_takes_it_away_for_good() {
 }
 
 #[tokio::test]
-async fn it_is_off_unless_asked_for_and_then_polled() {
+async fn webhooks_and_catch_up_store_sign_ins_only_where_that_is_enabled() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(6).await;
+    let id = unique("user");
+    let session = |at_ms| json!({"id": unique("session"), "user_id": id, "created_at": at(at_ms)});
+    let service = Service::start(&pool).await;
+    service.deliver(&body(&unique("event"), "user.created", 0, &user(&id, "Ada", 0))).await;
+    assert_eq!(service.deliver(&body(&unique("event"), "session.created", 10, &session(10))).await.status, 200);
+    assert_eq!((last_sign_in(&store(&pool), &id).await, kept(&pool).await), (Value::Null, 0));
+    service.stop().await.unwrap();
+    let service = Service::start_with(&pool, |builder| builder.session_sign_ins(true)).await;
+    assert_eq!(service.deliver(&body(&unique("event"), "session.created", 20, &session(20))).await.status, 200);
+    assert_eq!((last_sign_in(&store(&pool), &id).await, kept(&pool).await), (json!(at(20)), 1));
+    service.stop().await.unwrap();
+    // Catch-up reads sessions because of another setting, too.
+    let lab = Lab::new().await;
+    let types = ["user.created", "session.created"].map(str::to_owned).to_vec();
+    lab.workos.sign_in(&lab.create_user("Ada")).unwrap();
+    for (sign_ins, expected) in [(false, 0), (true, 1)] {
+        let context = lab.context().storing_sign_ins(sign_ins);
+        let catch_up = CatchUp::new(context, types.clone(), Duration::ZERO);
+        sqlx::query("delete from workos.catch_up").execute(&lab.pool).await.unwrap();
+        lab.free_leases().await;
+        for _ in 0..3 {
+            catch_up.tick().await;
+        }
+        assert_eq!(lab.count("select count(*) from workos.events where type = 'session.created'").await, 1);
+        assert_eq!(kept(&lab.pool).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_polled_where_sign_ins_are_enabled() {
     let lab = Lab::new().await;
     let store = lab.context().store;
     let id = lab.create_user("Ada");
     lab.backfill().await;
-    take(&store, &[session(&id, 10)]).await;
-    assert_eq!(kept(&lab.pool).await, 0);
     lab.workos.sign_in(&id).unwrap();
     let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
@@ -110,4 +143,50 @@ async fn it_is_off_unless_asked_for_and_then_polled() {
     assert_ne!(last_sign_in(&store, &id).await, Value::Null);
     let _ = stop.send(());
     running.await.unwrap().unwrap();
+}
+
+/// Whatever writes a row shows the sign-in that was stored before: the setting decides only whether new ones are stored.
+#[tokio::test]
+async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
+    let lab = Lab::new().await;
+    let store = lab.context().store;
+    let signed_in = json!(at(900));
+    let filled = lab.create_user("Filled");
+    take(&store, &[session(&filled, 900)]).await;
+    lab.backfill().await;
+    assert_eq!(last_sign_in(&store, &filled).await, signed_in, "backfill");
+    let repaired = lab.create_user("Repaired");
+    take(&store, &[session(&repaired, 900)]).await;
+    lab.free_leases().await;
+    lab.reconcile(Mode::Repair).await.unwrap();
+    assert_eq!(last_sign_in(&store, &repaired).await, signed_in, "reconcile");
+    // Within a transaction of the caller's.
+    let within = unique("user");
+    let mut connection = lab.pool.acquire().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    for observation in [session(&within, 900), observed("user.created", 0, &user(&within, "Ada", 0))] {
+        apply_within(&mut transaction, Origin::Webhook, &[observation]).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    drop(connection);
+    assert_eq!(last_sign_in(&store, &within).await, signed_in, "apply_within");
+    // A quarantined user, retried.
+    let retried = unique("user");
+    let mut spoiled = user(&retried, "Ada", 0);
+    spoiled["email"] = json!(7);
+    take(&store, &[session(&retried, 900), observed("user.created", 0, &spoiled)]).await;
+    let mended = body("event_x", "user.created", 0, &user(&retried, "Ada", 0));
+    let mend = "update workos.events set payload = $1 where outcome = 'quarantined'";
+    sqlx::query(mend).bind(&mended[..]).execute(&lab.pool).await.unwrap();
+    let (code, out, err) = lab.run(&["events", "retry"]).await;
+    assert_eq!((code, last_sign_in(&store, &retried).await), (0, signed_in.clone()), "{out}{err}");
+    // Sessions that arrived while it was disabled: a replay stores them where it is enabled now.
+    let replayed = unique("user");
+    let late = session(&replayed, 900).with_sign_in(false);
+    take(&store, &[observed("user.created", 0, &user(&replayed, "Ada", 0)), late]).await;
+    for (setting, expected) in [("off", Value::Null), ("on", signed_in)] {
+        let setting = [("AUTHKIT_SYNC_SESSION_SIGN_INS", setting)];
+        let (code, out, err) = lab.run_with(&["events", "replay", "--since", "1h"], &setting).await;
+        assert_eq!((code, last_sign_in(&store, &replayed).await), (0, expected), "{out}{err}");
+    }
 }

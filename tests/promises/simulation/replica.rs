@@ -78,7 +78,8 @@ impl Replica {
             clock,
             catch_up: CatchUp::new(context.clone(), types.clone(), Duration::ZERO),
             backfill: Backfill::new(context.clone(), false),
-            reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(day)),
+            // The database's clock, which no world can set, says when one is due: always.
+            reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(Duration::ZERO)),
             housekeeping: Housekeeping::new(context.clone(), 90 * day, both_feeds.then_some(types)),
             handlers: handlers(&context, seed),
             context,

@@ -1,0 +1,289 @@
+//! A slice of observations and the transaction that applies it: lock, decide, write, record, erase.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+
+use super::verdict::{Life, Verdict, inbox_event, judge, news, sign_in};
+use super::{Applied, Then};
+use crate::domain::change::Difference;
+use crate::domain::decide::Stored;
+use crate::domain::event::{Observation, Origin, Outcome};
+use crate::store::events::Receipt;
+use crate::store::users::Locked;
+use crate::store::{StoreError, Work, changes, erasure, events, sign_ins, users};
+
+/// What a slice does to the inbox.
+#[derive(Clone, Copy)]
+pub(super) enum Inbox {
+    /// Enters its events.
+    Record(Origin),
+    /// Settles those of its observations that are in quarantine.
+    Settle,
+}
+
+/// Observations that one transaction applies, and how.
+pub(super) struct Slice<'a, T> {
+    pub(super) inbox: Inbox,
+    pub(super) observations: &'a [Observation],
+    /// The outcomes of earlier parts, where a slice had to be split.
+    before: &'a [Applied],
+    /// No part follows: `then` is done in this transaction.
+    pub(super) is_last: bool,
+    /// Each observation behind a savepoint of its own: slow, and only to find out whose data PostgreSQL refuses.
+    one_by_one: bool,
+    /// Rows of each table that deletions erase in this transaction at most; see [`erasure::erase`].
+    pub(super) erase_limit: i64,
+    then: &'a T,
+}
+
+impl<T> Clone for Slice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slice<'_, T> {}
+
+/// A slice that is not even tried.
+pub(super) struct Condemned<'a, T> {
+    pub(super) slice: Slice<'a, T>,
+    pub(super) reason: &'a str,
+}
+
+impl<T: Then> Work for Condemned<'_, T> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let mut stored = self.slice.lock(connection).await?;
+        let slice = &self.slice;
+        let applied = slice.settle(connection, slice.observations, &mut stored, Some(self.reason)).await?;
+        slice.finish(connection, stored, applied).await.map(drop)
+    }
+}
+
+/// The users a slice names, as the database holds them, or will once the slice is written.
+type Users = BTreeMap<String, Locked>;
+
+impl<T: Then> Work for Slice<'_, T> {
+    type Output = Vec<Applied>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
+        let mut stored = self.lock(connection).await?;
+        let applied = if self.one_by_one {
+            let mut applied = Vec::with_capacity(self.observations.len());
+            for observation in self.observations {
+                applied.push(self.settle_alone(connection, observation, &mut stored).await?);
+            }
+            applied
+        } else {
+            self.settle(connection, self.observations, &mut stored, None).await?
+        };
+        self.finish(connection, stored, applied).await
+    }
+}
+
+impl<'a, T: Then> Slice<'a, T> {
+    /// A whole slice; `then` is done in its transaction.
+    pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: &'a T) -> Self {
+        Self { inbox, observations, before: &[], is_last: true, one_by_one: false, erase_limit: erasure::BATCH, then }
+    }
+
+    /// The next part, of at most so many observations, after the ones whose outcomes are known.
+    pub(super) fn part<'b>(&self, before: &'b [Applied], length: usize) -> Slice<'b, T>
+    where
+        'a: 'b,
+    {
+        let rest = self.observations.get(before.len()..).unwrap_or_default();
+        let observations = rest.get(..length).unwrap_or(rest);
+        Slice { observations, before, is_last: observations.len() == rest.len(), ..*self }
+    }
+
+    /// The same, each observation behind a savepoint.
+    pub(super) fn one_by_one(&self) -> Self {
+        Self { one_by_one: true, ..*self }
+    }
+
+    /// Locks and reads every user the slice names.
+    async fn lock(&self, connection: &mut PgConnection) -> Result<Users, StoreError> {
+        let named: BTreeSet<&str> = self.observations.iter().filter_map(Observation::user_id).collect();
+        let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
+        if named.is_empty() {
+            return Ok(Users::new());
+        }
+        users::hold_places(connection, &named).await?;
+        users::lock(connection, &named).await
+    }
+
+    /// Takes back the places of users who are still unknown, and does what comes with the slice.
+    async fn finish(
+        &self,
+        connection: &mut PgConnection,
+        stored: Users,
+        applied: Vec<Applied>,
+    ) -> Result<Vec<Applied>, StoreError> {
+        let unknown: Vec<String> =
+            stored.into_iter().filter(|(_, user)| matches!(user.stored, Stored::Absent)).map(|(id, _)| id).collect();
+        if !unknown.is_empty() {
+            users::release_places(connection, &unknown).await?;
+        }
+        if self.is_last {
+            self.then.after(connection, &[self.before, &applied].concat()).await?;
+        }
+        Ok(applied)
+    }
+
+    async fn settle_alone(
+        &self,
+        connection: &mut PgConnection,
+        observation: &Observation,
+        stored: &mut Users,
+    ) -> Result<Applied, StoreError> {
+        let alone = std::slice::from_ref(observation);
+        let before = stored.clone();
+        let mut savepoint = connection.begin().await?;
+        let applied = match self.settle(&mut savepoint, alone, stored, None).await {
+            Ok(applied) => {
+                savepoint.commit().await?;
+                applied
+            }
+            Err(StoreError::Refused { sqlstate }) => {
+                savepoint.rollback().await?;
+                *stored = before;
+                let reason = format!("PostgreSQL refuses the data: SQLSTATE {sqlstate}");
+                self.settle(connection, alone, stored, Some(&reason)).await?
+            }
+            Err(error) => return Err(error),
+        };
+        applied.into_iter().next().ok_or(StoreError::Unavailable("an observation was lost".into()))
+    }
+
+    /// Decides and writes; `refused` quarantines the observations for that reason instead.
+    async fn settle(
+        &self,
+        connection: &mut PgConnection,
+        observations: &[Observation],
+        stored: &mut Users,
+        refused: Option<&str>,
+    ) -> Result<Vec<Applied>, StoreError> {
+        let mut written = BTreeSet::new();
+        let mut erase = Vec::new();
+        let mut applied = Vec::with_capacity(observations.len());
+        for observation in observations {
+            let id = observation.user_id();
+            let life = |stored: &Users| id.and_then(|id| stored.get(id)).map(|user| Life::of(&user.stored));
+            let before = life(stored);
+            let Verdict { outcome, reason, news } = match refused {
+                Some(reason) => Verdict::not_applied(Outcome::Quarantined, Some(reason)),
+                None => judge(observation, id.and_then(|id| stored.get_mut(id)).map(|user| &mut user.stored)),
+            };
+            let after = life(stored);
+            let difference = news.as_ref().and_then(|_| Life::difference(before, after));
+            if let Some(id) = id.filter(|_| outcome == Outcome::Applied) {
+                written.insert(id);
+                if difference == Some(Difference::Deleted) {
+                    erase.push(id.to_owned());
+                }
+            }
+            applied.push(Applied {
+                outcome,
+                reason: reason.map(str::to_owned),
+                duplicate: false,
+                difference,
+                changed: news.unwrap_or_default(),
+                deleted: after == Some(Life::Deleted),
+            });
+        }
+        if refused.is_none() {
+            keep_sign_ins(connection, observations, stored, &mut written).await?;
+        }
+        write(connection, stored, &written).await?;
+        self.record(connection, observations, stored, &mut applied).await?;
+        changes::record(connection, &news(self.inbox, observations, &applied)).await?;
+        if !erase.is_empty() {
+            erasure::erase(connection, &erase, self.erase_limit).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Enters what belongs there into the inbox, without payload where its user is by now deleted.
+    async fn record(
+        &self,
+        connection: &mut PgConnection,
+        observations: &[Observation],
+        stored: &Users,
+        applied: &mut [Applied],
+    ) -> Result<(), StoreError> {
+        // By id, so that concurrent slices with the same events meet them in one order; the first of an id counts.
+        let mut receipts = BTreeMap::new();
+        for (at, observation) in observations.iter().enumerate() {
+            let Some(Applied { outcome, reason, .. }) = applied.get(at) else { continue };
+            let Some(event) = inbox_event(observation, *outcome, self.inbox) else { continue };
+            let user = event.user_id.as_deref().and_then(|id| stored.get(id));
+            let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
+            let receipt = Receipt { event, outcome: *outcome, reason: reason.clone(), erased };
+            receipts.entry(receipt.event.id.clone()).or_insert((at, receipt));
+        }
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let firsts: BTreeSet<usize> = receipts.values().map(|(at, _)| *at).collect();
+        let receipts: Vec<Receipt<'_>> = receipts.into_values().map(|(_, receipt)| receipt).collect();
+        let new = match self.inbox {
+            Inbox::Record(origin) => events::record(connection, origin, &receipts).await?,
+            Inbox::Settle => events::settle(connection, &receipts).await?,
+        };
+        for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
+            if let Observation::Event(event) = observation {
+                applied.duplicate = !(firsts.contains(&at) && new.contains(&event.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stores the sign-ins that sessions tell of, of users who are not deleted. Every live row shows the latest stored sign-in,
+/// whoever writes the row and whichever arrived first: a row that does not is among the written ones.
+async fn keep_sign_ins<'a>(
+    connection: &mut PgConnection,
+    observations: &'a [Observation],
+    stored: &mut Users,
+    written: &mut BTreeSet<&'a str>,
+) -> Result<(), StoreError> {
+    let mut seen = Vec::new();
+    for (id, at) in observations.iter().filter_map(sign_in) {
+        let Some(user) = stored.get_mut(id) else { continue };
+        if !matches!(user.stored, Stored::Tombstone { .. }) {
+            user.signed_in_at = user.signed_in_at.max(Some(at));
+            seen.push((id, at));
+        }
+    }
+    for id in observations.iter().filter_map(Observation::user_id) {
+        let Some(Locked { stored: Stored::Live { user, .. }, signed_in_at }) = stored.get_mut(id) else { continue };
+        if user.last_sign_in_at < *signed_in_at {
+            user.last_sign_in_at = *signed_in_at;
+            written.insert(id);
+        }
+    }
+    if seen.is_empty() { Ok(()) } else { sign_ins::keep(connection, &seen).await }
+}
+
+/// Writes the users that changed, as they now stand.
+async fn write(connection: &mut PgConnection, stored: &Users, changed: &BTreeSet<&str>) -> Result<(), StoreError> {
+    let (mut live, mut deleted) = (Vec::new(), Vec::new());
+    for id in changed {
+        match stored.get(*id).map(|user| &user.stored) {
+            Some(Stored::Live { user, version }) => live.push((&**user, version)),
+            Some(Stored::Tombstone { deleted_at }) => deleted.push((*id, *deleted_at)),
+            Some(Stored::Absent) | None => {}
+        }
+    }
+    if !live.is_empty() {
+        users::write_live(connection, &live).await?;
+    }
+    if !deleted.is_empty() {
+        users::write_tombstones(connection, &deleted).await?;
+    }
+    Ok(())
+}
