@@ -135,22 +135,25 @@ struct Erasures {
 
 impl Erasures {
     fn register(registry: &mut Registry) -> Self {
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
         Self {
             pending: gauge(
+                registry,
                 "erasures_pending",
                 "Deleted users of whom personal data is still to be erased; 0 when every erasure is complete",
             ),
             oldest_age: gauge(
+                registry,
                 "erasure_oldest_age_seconds",
                 "How long the oldest erasure that is not complete has waited",
             ),
         }
     }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
 }
 
 impl Default for Metrics {
@@ -189,8 +192,8 @@ impl Default for Metrics {
             missed.clone(),
         );
         let handlers = Handlers::register(&mut registry);
-        let quarantined = Gauge::default();
-        registry.register("quarantined_events", "Events waiting in quarantine; counted up to 10000", quarantined.clone());
+        let quarantined =
+            gauge(&mut registry, "quarantined_events", "Events waiting in quarantine; counted up to 10000");
         // A family without labels, because it can be absent.
         let synced_through = Family::default();
         registry.register(
@@ -199,8 +202,7 @@ impl Default for Metrics {
             synced_through.clone(),
         );
         let erasures = Erasures::register(&mut registry);
-        let connections = Gauge::default();
-        registry.register("connections", "Open HTTP connections", connections.clone());
+        let connections = gauge(&mut registry, "connections", "Open HTTP connections");
         let closed_connections = Family::default();
         registry.register(
             "connections_closed",

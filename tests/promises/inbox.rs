@@ -239,7 +239,8 @@ async fn a_step_of_housekeeping_that_fails_prevents_no_other() {
         let fill = "insert into workos.events (id, type, outcome, payload, received_at) values
                 ('old', 'x', 'applied', 'x', now() - interval '40 days'), ('new', 'x', 'applied', 'x', now() - interval '20 days');
             insert into workos.changes (position, kind, changed, origin, at) values (1, 'x', '[]', 'webhook', now() - interval '99 days');
-            insert into workos.action_verdicts (id, verdict, decided_by, decided_at) values ('a', 'allow', 'x', now() - interval '1 day');
+            insert into workos.action_verdicts (id, kind, payload_hash, verdict, decided_by, decided_at)
+            values ('a', 'authentication', sha256('x'), 'allow', 'x', now() - interval '1 day');
             insert into workos.user_records (id, synced_deleted) values ('user_1', true);
             insert into workos.events (id, type, outcome, payload, user_id) values ('erase', 'x', 'applied', 'x', 'user_1');
             insert into workos.erasures (user_id) values ('user_1')";
