@@ -18,7 +18,11 @@ comment on table workos.erasures is 'Deleted users of whom personal data is stil
 alter table workos.walks
     -- When the walk under way began, by this database's clock; started_at is WorkOS's clock.
     add column began_here timestamptz,
-    -- A complete scan of WorkOS's list has confirmed every live row that was last written before confirmed_before (this
+    -- A complete scan of WorkOS's list has confirmed every live row whose version was last written before confirmed_before (this
     -- database's clock): the row says what WorkOS said at confirmed_at (WorkOS's clock). So a scan writes only what differs.
     add column confirmed_at timestamptz,
     add column confirmed_before timestamptz;
+
+alter table workos.user_records
+    -- When the version was last written, by this database's clock; null: before this column existed, or a tombstone.
+    add column synced_version_at timestamptz;
