@@ -63,9 +63,7 @@ pub(super) fn command() -> Command {
         .arg(json());
     let replay = Command::new("replay")
         .about("Apply all stored events again. Rows that are already correct do not change")
-        .arg(
-            option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when).required(true),
-        )
+        .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when).required(true))
         .arg(json());
     let [list, show] = [list, show].map(|command| with_settings(command, &SETTINGS));
     let [retry, replay] = [retry, replay].map(|command| with_settings(command, &APPLYING));

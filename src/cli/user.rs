@@ -14,7 +14,10 @@ pub(super) fn command() -> Command {
     let command = Command::new("user")
         .about("Show one user: the current row, and every event about it with its outcome")
         .arg(Arg::new("id").value_name("USER").required(true).help("User ID, for example user_01H…"))
-        .arg(flag("erase", "Erase all remaining personal data of a deleted user, and print the number of payloads erased"))
+        .arg(flag(
+            "erase",
+            "Erase all remaining personal data of a deleted user, and print the number of payloads erased",
+        ))
         .arg(flag("json", "Print the result as JSON"));
     with_settings(command, &events::SETTINGS)
 }

@@ -142,7 +142,11 @@ pub const SETTINGS: &[Setting] = &[
         "off",
         "on: session.created updates last_sign_in_at, except for impersonated sessions. The value can be newer than at WorkOS",
     ),
-    optional("AUTHKIT_SYNC_BACKFILL", "auto", "auto: read all existing users once. off: never, and until a reconcile completes nothing says how current the table is"),
+    optional(
+        "AUTHKIT_SYNC_BACKFILL",
+        "auto",
+        "auto: read all existing users once. off: never, and until a reconcile completes nothing says how current the table is",
+    ),
     optional("AUTHKIT_SYNC_READ_THROUGH", "on", "on: read an unknown user from WorkOS before the service answers 404"),
     optional(
         "AUTHKIT_SYNC_RECONCILE_INTERVAL",
