@@ -1,12 +1,12 @@
-//! A small application: signed-in users keep notes. Its table points at the synced users, and its routes ask who calls.
+//! A small application: signed-in users keep notes. Its table references the synced users, and its routes look up the caller.
 //!
-//! Two logins, one database. AuthKit's owns the schema `workos` and sees nothing of the notes; the application's owns the notes
-//! and holds `workos_reader`: it reads live users and points foreign keys at them, and can neither change a user nor read what
-//! WorkOS sent.
+//! There are two database roles. AuthKit's role owns the schema `workos` and cannot read the notes. The application's role owns the
+//! notes and is a member of `workos_reader`: it can read live users and reference them in foreign keys. It can neither change a user
+//! nor read the events from WorkOS.
 //!
 //! ```sql
-//! create role notes login password '…' in role workos_reader;
-//! create schema notes authorization notes;    -- first in the search path of a role of that name
+//! create role notes login password '…' in role workos_reader;   -- after `authkit-sync migrate`, which creates workos_reader
+//! create schema notes authorization notes;                      -- the default search path of the role begins with this schema
 //! ```
 //!
 //! ```sh
@@ -21,12 +21,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use sqlx::PgPool;
 
-/// What the handlers share.
+/// The state of the handlers.
 #[derive(Clone)]
 pub(crate) struct App {
-    /// Knows who calls.
+    /// Looks up the caller.
     pub(crate) authkit: AuthKit,
-    /// The application's own login: its tables, and the synced users to read.
+    /// The application's own role.
     pub(crate) pool: PgPool,
 }
 
@@ -36,7 +36,7 @@ impl FromRef<App> for AuthKit {
     }
 }
 
-/// The application's own table. A user's deletion at WorkOS leaves a tombstone, so the foreign key never breaks.
+/// The application's own table. A deleted user keeps a row in `workos.user_records`, so a deletion never violates the foreign key.
 pub(crate) const TABLE: &str = "
     create table if not exists notes (
         id      bigint generated always as identity primary key,
@@ -44,14 +44,14 @@ pub(crate) const TABLE: &str = "
         body    text not null
     )";
 
-/// The application: its own routes, and the service's below `/sync`.
+/// The routes of the application, and those of AuthKit below `/sync`.
 pub(crate) fn app(app: App) -> Router {
     let sync = app.authkit.router();
     Router::new().route("/", get(welcome)).route("/notes", get(list).post(add)).with_state(app).nest("/sync", sync)
 }
 
 async fn welcome(caller: Option<AuthUser>) -> String {
-    caller.map_or_else(|| "hello stranger".to_owned(), |caller| format!("hello {}", caller.user.email))
+    caller.map_or_else(|| "hello guest".to_owned(), |caller| format!("hello {}", caller.user.email))
 }
 
 async fn list(AuthUser { user, .. }: AuthUser, State(app): State<App>) -> Result<Json<Vec<String>>, StatusCode> {
@@ -72,11 +72,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let authkits = PgPool::connect(&variable("AUTHKIT_DATABASE_URL")?).await?;
     authkit_sync::store::migrations::run(&authkits).await?;
     for statement in authkit_sync::store::roles::assert(&authkits).await? {
-        eprintln!("not allowed; somebody who is may want to run: {statement}");
+        eprintln!("this role lacks the privilege for a statement; let a superuser run it: {statement}");
     }
     let builder = AuthKit::builder(authkits, variable("WORKOS_CLIENT_ID")?);
     let authkit = builder.api_key(ApiKey::new(variable("WORKOS_API_KEY")?)).build()?;
-    // Reads every user, and follows WorkOS from then on.
+    // Reads all users once, then polls WorkOS.
     tokio::spawn(authkit.clone().run_background(std::future::pending()));
     let pool = PgPool::connect(&variable("NOTES_DATABASE_URL")?).await?;
     sqlx::query(TABLE).execute(&pool).await?;

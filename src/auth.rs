@@ -2,7 +2,7 @@
 //!
 //! No claim is trusted before the signature (promise 7). [`TokenVerifier::verify`] runs its checks in a fixed order, and every
 //! refusal has a reason. [`TokenVerifier::explain`] shows the same checks one by one. Facts about the tokens:
-//! [`docs::protocol`](crate::docs::protocol#access-tokens).
+//! [the guide](crate::docs::protocol#access-tokens).
 
 mod cache;
 mod claims;

@@ -150,10 +150,10 @@ fn with_settings(command: Command, used: &[&str]) -> Command {
         let help = format!("{}{default} [env: {}]", setting.help, setting.name);
         Some(Arg::new(flag.clone()).long(flag).value_name("VALUE").help(help))
     });
-    let others: Vec<String> = settings()
-        .filter(|setting| setting.flag().is_none())
-        .map(|setting| format!("  {:<22} {}", setting.name, setting.help))
-        .collect();
+    let others: Vec<&Setting> = settings().filter(|setting| setting.flag().is_none()).collect();
+    let width = others.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
+    let others: Vec<String> =
+        others.iter().map(|setting| format!("  {:<width$}  {}", setting.name, setting.help)).collect();
     let after = if others.is_empty() {
         String::new()
     } else {

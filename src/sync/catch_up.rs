@@ -1,7 +1,8 @@
 //! Catch-up: reading the Events API in ascending order behind a cursor (promise 5).
 //!
 //! A page is applied and the cursor moved in one transaction, from the revision at which the page was read. So a stale
-//! leader, a crash or a lost race can repeat a page, never skip one. Facts: the fact sheet's section 5.
+//! leader, a crash or a lost race can repeat a page, never skip one. Facts about the API:
+//! [the guide](crate::docs::protocol#events-api).
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;

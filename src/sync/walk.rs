@@ -1,7 +1,7 @@
 //! A walk over WorkOS's list of users, oldest first.
 //!
 //! A page is asked for by the last user of the page before. That user may be deleted meanwhile, and what WorkOS does then
-//! is not known: it may go on, refuse, or silently begin again (fact sheet, section 6.2). So a page that does not lie
+//! is not known: it may go on, refuse, or silently begin again ([facts](crate::docs::protocol#list-of-users)). So a page that does not lie
 //! behind its cursor is asked for again by an earlier user, and at worst the walk begins again, a bounded number of times.
 
 use std::collections::VecDeque;

@@ -92,7 +92,7 @@ pub struct Page<T> {
     /// What the next page is asked for by: the last item with a usable ID, or, where no item has one, what WorkOS names.
     pub resume: Option<String>,
     /// WorkOS's clock when the request set out, at the latest: everything it knew by then could be on the page. Judged by
-    /// our clock and the database's; see [`DATE_TOLERANCE`].
+    /// our clock and the database's; see `DATE_TOLERANCE`.
     pub observed_at: Timestamp,
     /// The latest of all these clocks: what lies well ahead of it was recorded under a wrong one.
     pub latest: Timestamp,

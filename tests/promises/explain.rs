@@ -240,7 +240,7 @@ async fn the_command_names_the_cause_and_ends_by_it() {
     }
     let (code, out, _) = explain(&lab, &good, &[], &[]).await;
     assert_eq!(code, 0, "{out}");
-    for says in ["user        synced at 20", "this machine's clock ", "good: every check passed"] {
+    for says in ["user        synced with the state of 20", "this machine's clock ", "good: every check passed"] {
         assert!(out.contains(says), "{out}");
     }
     // A token of another environment, whose key is not ours.

@@ -1,4 +1,4 @@
-//! Promise: only what WorkOS signed gets in. Every vector of the wire fact sheet.
+//! Promise: only what WorkOS signed gets in. Vectors of the signature.
 
 use std::time::Duration;
 

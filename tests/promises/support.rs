@@ -9,7 +9,7 @@ pub(crate) mod service;
 
 use serde_json::Value;
 
-/// A fixture of the wire fact sheet.
+/// A fixture: invented data in the shapes that WorkOS documents.
 pub(crate) fn fixture(name: &str) -> Value {
     serde_json::from_slice(&fixture_bytes(name)).unwrap()
 }
