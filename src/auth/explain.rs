@@ -197,7 +197,10 @@ impl Explanation {
                 return add(self, Verdict::Skipped, "the subject is not trusted".to_owned());
             }
             UserStanding::Asked(Stored::Live { version, .. }) => {
-                let found = format!("synced with the state of {}; updated at WorkOS at {}", version.observed_at, version.updated_at);
+                let found = format!(
+                    "synced with the state of {}; updated at WorkOS at {}",
+                    version.observed_at, version.updated_at
+                );
                 return add(self, Verdict::Pass, found);
             }
             UserStanding::Asked(Stored::Tombstone { deleted_at }) => {

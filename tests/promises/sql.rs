@@ -224,4 +224,8 @@ async fn the_guide_names_every_table_that_prisma_must_leave_alone() {
     let list = guide.split("external: [").nth(1).unwrap().split(']').next().unwrap();
     let named = list.split('"').skip(1).step_by(2).map(|name| name.strip_prefix("workos.").unwrap().to_owned());
     assert_eq!(named.collect::<Vec<_>>(), tables);
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/architecture.md")).unwrap();
+    for table in tables {
+        assert!(guide.contains(&format!("`{table}`")), "the guide architecture lacks the table {table}");
+    }
 }
