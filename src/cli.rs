@@ -6,6 +6,7 @@ mod dev;
 mod events;
 mod exit;
 mod handlers;
+mod hangup;
 mod healthcheck;
 mod migrate;
 mod rebind;
@@ -16,7 +17,9 @@ mod user;
 mod walk;
 mod webhook;
 
+use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
@@ -81,10 +84,15 @@ pub fn command() -> Command {
 fn run(matches: &ArgMatches) -> Exit {
     let Some((name, matches)) = matches.subcommand() else { return Exit::Usage };
     // `dev` must never touch a real environment, so it gets no settings.
-    let source = if name == "dev" { Source::default() } else { source(matches) };
-    telemetry::start(log_filter(name, &source), config::logs_json(&source));
+    let dotenv = if name == "dev" { Dotenv::default() } else { Dotenv::read() };
+    let source = if name == "dev" { Source::default() } else { source(matches, &dotenv) };
+    let filter = telemetry::start(log_filter(name, &source), config::logs_json(&source));
+    if let Some(problem) = dotenv.problem {
+        tracing::warn!(problem, "the .env file cannot be used as it is; its other lines are");
+    }
     let outcome = runtime().and_then(|runtime| {
         runtime.block_on(async {
+            hangup::listen(name, matches, filter)?;
             match name {
                 "serve" => serve::run(matches, &source).await,
                 "migrate" => migrate::run(matches, &source).await,
@@ -104,7 +112,8 @@ fn run(matches: &ArgMatches) -> Exit {
         })
     });
     outcome.unwrap_or_else(|failure| {
-        eprintln!("authkit-sync {name}: {}", failure.message);
+        // The terminal may be gone; the exit code says it all the same.
+        let _ = writeln!(std::io::stderr(), "authkit-sync {name}: {}", failure.message);
         failure.exit
     })
 }
@@ -122,21 +131,51 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::defect)
 }
 
+/// Lines of a `.env` file that are read at most: a file that cannot be read may yield errors for ever.
+const DOTENV_LINES: usize = 10_000;
+
+/// The lines of the `.env` file: in a map and not in the process environment, so that only [`source`] sees them.
+#[derive(Default)]
+struct Dotenv {
+    lines: HashMap<String, String>,
+    /// What is wrong with the file. It quotes no line, because a line may hold a secret.
+    problem: Option<&'static str>,
+}
+
+impl Dotenv {
+    /// Reads the file of this directory or of the nearest one above; without a file there are no lines.
+    fn read() -> Self {
+        let mut read = Self::default();
+        let lines = match dotenvy::dotenv_iter() {
+            Ok(lines) => lines,
+            Err(error) if error.not_found() => return read,
+            Err(_) => return Self { problem: Some("it cannot be read"), ..read },
+        };
+        for line in lines.take(DOTENV_LINES) {
+            match line {
+                Ok((name, value)) => {
+                    read.lines.insert(name, value);
+                }
+                Err(dotenvy::Error::LineParse(..)) => read.problem = Some("a line is malformed"),
+                Err(_) => read.problem = Some("a line cannot be read"),
+            }
+        }
+        read
+    }
+}
+
 /// Reads the settings: flags, then the environment, then `.env`.
-fn source(matches: &ArgMatches) -> Source {
+fn source(matches: &ArgMatches, dotenv: &Dotenv) -> Source {
     // The innermost subcommand has the flags.
     let innermost = std::iter::successors(Some(matches), |matches| matches.subcommand().map(|(_, inner)| inner)).last();
     let matches = innermost.unwrap_or(matches);
-    // Into a map and not into the process environment, so that only this function sees the file.
-    let dotenv: std::collections::HashMap<String, String> =
-        dotenvy::dotenv_iter().map(|lines| lines.filter_map(Result::ok).collect()).unwrap_or_default();
     let flag = |setting: &Setting| {
         let id = setting.flag()?;
         matches.try_get_one::<String>(&id).ok().flatten().cloned()
     };
     let environment = |name: &'static str| {
         let set = std::env::var_os(name).map(OsString::into_string).and_then(Result::ok);
-        set.filter(|value| !value.trim().is_empty()).or_else(|| dotenv.get(name).cloned())
+        set.filter(|value| !value.trim().is_empty()).or_else(|| dotenv.lines.get(name).cloned())
     };
     Source::new(flag, environment)
 }

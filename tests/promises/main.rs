@@ -20,6 +20,7 @@ mod exhaustion;
 mod explain;
 mod guides;
 mod handlers;
+mod hangup;
 mod image;
 mod inbox;
 mod layers;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -62,6 +63,13 @@ impl Served {
         let mut command = binary();
         command.args(arguments);
         Self::spawn(command, database_url, address, more)
+    }
+
+    /// `serve` in a folder, whose `.env` it reads.
+    pub(crate) fn start_in(folder: &Path, database_url: &str, address: SocketAddr) -> Self {
+        let mut command = binary();
+        command.arg("serve").current_dir(folder);
+        Self::spawn(command, database_url, address, &[])
     }
 
     /// `serve` with room for so many open files.
@@ -126,7 +134,7 @@ impl Served {
 
     /// SIGTERM, and how it ended.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
-        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        signal(&self.child, "TERM");
         self.wait()
     }
 
@@ -145,6 +153,11 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends a signal by its name.
+pub(crate) fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap().success());
 }
 
 /// Reads one line of a child's output.

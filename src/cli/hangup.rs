@@ -1,0 +1,50 @@
+//! SIGHUP: reread what can change while the process runs, and never end it.
+//!
+//! That is the log filter, `RUST_LOG` in the `.env` file. Every other setting takes effect at the next start.
+
+use clap::ArgMatches;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Dotenv, Failure, log_filter, source};
+use crate::telemetry::{Kept, LogFilter};
+
+/// Rereads at every SIGHUP from now on, in the background. Call it before anything else: until then SIGHUP ends the process.
+pub(super) fn listen(command: &str, matches: &ArgMatches, filter: LogFilter) -> Result<(), Failure> {
+    let mut hangups = signal(SignalKind::hangup()).map_err(Failure::defect)?;
+    let (command, matches, mut filter) = (command.to_owned(), matches.clone(), filter);
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            reread(&command, &matches, &mut filter);
+        }
+    });
+    Ok(())
+}
+
+/// Rereads once, and logs one line that says what came of it.
+fn reread(command: &str, matches: &ArgMatches, filter: &mut LogFilter) {
+    let dotenv = if command == "dev" { Dotenv::default() } else { Dotenv::read() };
+    let overridden = std::env::var_os("RUST_LOG").is_some_and(|text| !text.is_empty());
+    if let Some(problem) = dotenv.problem {
+        tracing::warn!(filter = filter.text(), problem, "SIGHUP: reread .env; it cannot be used, so nothing changes");
+        return;
+    }
+    let wanted = log_filter(command, &source(matches, &dotenv));
+    let replaced = filter.replace(wanted.as_deref(), |from, to| {
+        tracing::info!(from, to, "SIGHUP: reread .env; the log filter changes, other settings do so at the next start");
+    });
+    match replaced {
+        Ok(()) => {}
+        Err(Kept::Malformed) => tracing::warn!(
+            filter = filter.text(),
+            "SIGHUP: reread .env; its RUST_LOG is malformed, so the log filter does not change"
+        ),
+        Err(Kept::Unchanged) if overridden => tracing::info!(
+            filter = filter.text(),
+            "SIGHUP: reread .env; the log filter does not change, because the environment's RUST_LOG overrides the file's"
+        ),
+        Err(Kept::Unchanged) => tracing::info!(
+            filter = filter.text(),
+            "SIGHUP: reread .env; the log filter is the same, other settings change at the next start"
+        ),
+    }
+}
