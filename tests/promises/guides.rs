@@ -80,6 +80,7 @@ fn the_settings_are_the_programs_own() {
 fn the_metrics_are_the_programs_own() {
     let source = file("src/metrics.rs");
     let names = source.split("register(").chain(source.split("gauge(")).filter_map(|call| {
+        let call = call.trim_start().trim_start_matches("&mut ").trim_start_matches("registry,");
         let name = call.trim_start().strip_prefix('"')?.split('"').next()?;
         Some(format!("authkit_sync_{name}"))
     });
