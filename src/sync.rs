@@ -47,7 +47,7 @@ pub struct Applied {
 ///
 /// It costs a fixed number of statements whatever the slice's length, converges whatever the order and the duplication,
 /// and may run beside any other. Where PostgreSQL refuses an observation's data, that one is quarantined and the rest of
-/// the slice applied, still in one transaction. A slice that exceeds the store's timeout is split: see [`apply_then`].
+/// the slice applied, still in one transaction. A slice that exceeds the store's timeout is split: see `apply_then`.
 ///
 /// # Errors
 /// [`StoreError`]: nothing of the slice was written, or the first parts of one that was split. Applying it again is safe.

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 use super::{Store, StoreError};
 
 /// Columns with personal data outside `workos.user_records`, as table and column. A tombstone holds none by the constraint of
-/// its own table. Each column here is erased by [`erase`].
+/// its own table. Each column here is erased by `erase`.
 pub const PERSONAL_DATA: [(&str, &str); 3] =
     [("events", "payload"), ("handler_backlog", "message"), ("sign_ins", "at")];
 

@@ -79,10 +79,13 @@ fn the_settings_are_the_programs_own() {
 #[test]
 fn the_metrics_are_the_programs_own() {
     let source = file("src/metrics.rs");
-    let names = source.split("register(").chain(source.split("gauge(")).filter_map(|call| {
-        let call = call.trim_start().trim_start_matches("&mut ").trim_start_matches("registry,");
-        let name = call.trim_start().strip_prefix('"')?.split('"').next()?;
-        Some(format!("authkit_sync_{name}"))
+    // A name, a comma, and a sentence.
+    let literals: Vec<&str> = source.split('"').collect();
+    let names = literals.windows(4).filter_map(|window| {
+        let [_, name, between, help] = window else { return None };
+        let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let sentence = between.trim() == "," && help.starts_with(|first: char| first.is_ascii_uppercase());
+        (plain && sentence).then(|| format!("authkit_sync_{name}"))
     });
     let names: BTreeSet<String> = names.collect();
     assert!(names.len() > 10, "only {names:?} were found; this test no longer reads them");
