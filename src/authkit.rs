@@ -2,6 +2,7 @@
 
 mod actions;
 mod background;
+pub(crate) mod binding;
 mod build;
 mod builder;
 mod dispatcher;
@@ -24,10 +25,10 @@ use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, OPS_CONNECTIONS, Served};
 pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
-use crate::store::environment::Unfit;
+use crate::store::fitness::Unfit;
 use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
-use crate::store::{Store, StoreError};
+use crate::store::{Pool, Store, StoreError};
 use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
 use crate::sync::feed::FeedError;
@@ -69,8 +70,10 @@ impl AuthKit {
     /// Begins with a pool on a migrated database and the WorkOS client id whose users it holds. The pool's role is the one that
     /// migrated, or one that may read and write every table of the schema `workos`; an application that holds `workos_reader`
     /// alone gives AuthKit a pool of its own, as `examples/notes.rs` does.
-    pub fn builder(pool: PgPool, client_id: impl Into<String>) -> Builder {
-        Builder::new(pool, client_id.into())
+    ///
+    /// A plain `PgPool` is used as it is. A [`Pool::connect`] makes lookups cheaper by two round trips.
+    pub fn builder(pool: impl Into<Pool>, client_id: impl Into<String>) -> Builder {
+        Builder::new(pool.into(), client_id.into())
     }
 
     /// **`get_auth_user`**: the live user behind an access token.
@@ -203,15 +206,16 @@ impl AuthKit {
         }
     }
 
-    /// Resolves when the database says that it must not be served; never, once it said that it may.
+    /// Resolves when the database must not be served, at start or later.
     async fn unfit(&self) -> RunError {
         let mut waiting = false;
         loop {
             match self.prepare().await {
                 Ok(()) => {
                     tracing::info!("the database answers and its schema is current");
-                    return std::future::pending().await;
+                    return self.edge.store.turned_unfit().await.into();
                 }
+                Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
                 Err(RunError::Migrations(MigrationsError::Database(error))) => {
                     if !waiting {
                         tracing::error!(error = %error, "the database cannot be reached; answering 503 and trying again every second");
@@ -237,7 +241,7 @@ impl AuthKit {
                 );
             }
         }
-        match self.edge.store.check().await {
+        match self.edge.store.check_bound().await {
             Err(StoreError::Unfit(unfit)) => Err(unfit.into()),
             other => other.map_err(|error| MigrationsError::Database(error).into()),
         }

@@ -74,7 +74,7 @@ struct Held {
     fetched_at: Option<Timestamp>,
     asked_at: Option<Timestamp>,
     failing_since: Option<Timestamp>,
-    error: Option<String>,
+    error: Option<KeyFetchError>,
     clock_ahead: Option<i64>,
 }
 
@@ -115,8 +115,23 @@ impl KeyCache {
             keys: held.set.len(),
             fetched_at: held.fetched_at,
             failing_since: held.failing_since,
-            error: held.error.clone(),
+            error: held.error.as_ref().map(ToString::to_string),
             clock_ahead_seconds: held.clock_ahead,
+        }
+    }
+
+    /// Whether WorkOS publishes keys for the client ID: `Ok(false)` when it answered that it does not know it.
+    ///
+    /// # Errors
+    /// Why WorkOS could not be asked.
+    pub async fn are_published(&self) -> Result<bool, KeyFetchError> {
+        self.refresh_when_due().await;
+        let held = self.0.held.load();
+        match &held.error {
+            _ if held.set.len() > 0 => Ok(true),
+            Some(error) if error.is_unknown_client() => Ok(false),
+            Some(error) => Err(error.clone()),
+            None => Err(KeyFetchError::new("it has not answered yet")),
         }
     }
 
@@ -206,7 +221,7 @@ impl Inner {
                 Held {
                     asked_at: Some(now),
                     failing_since: before.failing_since.or(Some(now)),
-                    error: Some(error.to_string()),
+                    error: Some(error),
                     clock_ahead: clock_ahead.or(before.clock_ahead),
                     ..(*before).clone()
                 }

@@ -31,14 +31,27 @@ pub trait KeySource: Send + Sync + 'static {
 
 /// Why a document could not be fetched. The text contains no personal data and no secret.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct KeyFetchError(String);
+#[error("{text}")]
+pub struct KeyFetchError {
+    text: String,
+    is_unknown_client: bool,
+}
 
 impl KeyFetchError {
     /// Creates the error with a reason.
     #[must_use]
     pub fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self { text: why.into(), is_unknown_client: false }
+    }
+
+    /// WorkOS answered 404: it does not know the client ID.
+    #[must_use]
+    pub fn unknown_client() -> Self {
+        Self { text: "WorkOS answered 404: the client ID is unknown".into(), is_unknown_client: true }
+    }
+
+    pub(super) fn is_unknown_client(&self) -> bool {
+        self.is_unknown_client
     }
 }
 
@@ -76,7 +89,7 @@ impl HttpKeySource {
         self.date.store(date(answer.headers()).map(Arc::new));
         match answer.status().as_u16() {
             200 => {}
-            404 => return Err(KeyFetchError::new("WorkOS answered 404: the client ID is unknown")),
+            404 => return Err(KeyFetchError::unknown_client()),
             status => return Err(KeyFetchError::new(format!("WorkOS answered {status}"))),
         }
         read_body(answer, DOCUMENT_LIMIT).await.map_err(|error| match error {

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::AuthKit;
 use super::background::Jobs;
+use super::binding::PublishedKeys;
 use super::builder::{BuildError, Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::http::{BodyBudget, Edge, Limits};
@@ -26,8 +27,9 @@ impl Builder {
     pub fn build(self) -> Result<AuthKit, BuildError> {
         self.check()?;
         let keys = self.keys()?;
-        let migrate = self.migrate.then(|| self.receipts.clone());
-        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout);
+        let migrate = self.migrate.then(|| self.receipts.connections().clone());
+        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
+            .verifying_client(Arc::new(PublishedKeys(keys.clone())));
         let policy = TokenPolicy::new(&self.client_id, &self.api_base)
             .issuers(self.issuers)
             .audiences(self.audiences)

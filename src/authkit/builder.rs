@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use sqlx::postgres::PgPool;
 
 use super::actions::Deciders;
 use super::background::Jobs;
 use crate::auth::KeySource;
 use crate::domain::clock::Clock;
 use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
-use crate::store::{self};
+use crate::store::{self, Pool};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::handlers::TIMEOUT;
 use crate::workos::api::ApiKey;
@@ -42,10 +41,10 @@ pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
-    pub(super) receipts: PgPool,
-    pub(super) lookups: PgPool,
-    pub(super) background: PgPool,
-    pub(super) handlers: PgPool,
+    pub(super) receipts: Pool,
+    pub(super) lookups: Pool,
+    pub(super) background: Pool,
+    pub(super) handlers: Pool,
     pub(super) handler_timeout: Duration,
     pub(super) client_id: String,
     pub(super) database_timeout: Duration,
@@ -89,7 +88,7 @@ impl std::fmt::Debug for KeySourceArgument {
 pub struct BuildError(pub(super) String);
 
 impl Builder {
-    pub(super) fn new(pool: PgPool, client_id: String) -> Self {
+    pub(super) fn new(pool: Pool, client_id: String) -> Self {
         Self {
             receipts: pool.clone(),
             lookups: pool.clone(),
@@ -134,14 +133,14 @@ impl Builder {
     }
 
     /// Lookups draw on a pool of their own, so that a storm of webhooks cannot starve them.
-    pub fn lookup_pool(mut self, pool: PgPool) -> Self {
-        self.lookups = pool;
+    pub fn lookup_pool(mut self, pool: impl Into<Pool>) -> Self {
+        self.lookups = pool.into();
         self
     }
 
     /// Background work draws on a pool of its own, so that a backfill starves neither webhooks nor lookups.
-    pub fn background_pool(mut self, pool: PgPool) -> Self {
-        self.background = pool;
+    pub fn background_pool(mut self, pool: impl Into<Pool>) -> Self {
+        self.background = pool.into();
         self
     }
 

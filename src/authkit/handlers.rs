@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgPool;
-
 use super::Builder;
 use crate::domain::handler::{self, Types};
+use crate::store::Pool;
 use crate::sync::handlers::{Handle, RustHandler};
 
 impl Builder {
@@ -82,8 +81,8 @@ impl Builder {
     }
 
     /// Handlers run on a pool of their own, so that a slow one starves nothing else. Two connections for each handler are enough.
-    pub fn handler_pool(mut self, pool: PgPool) -> Self {
-        self.handlers = pool;
+    pub fn handler_pool(mut self, pool: impl Into<Pool>) -> Self {
+        self.handlers = pool.into();
         self
     }
 }

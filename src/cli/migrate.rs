@@ -27,7 +27,7 @@ pub(super) fn command() -> Command {
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let database = config::database(source)?;
-    let pool = serve::pool(&database);
+    let pool = serve::pool(&database).connections().clone();
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if only_look || matches.get_flag("dry-run") {

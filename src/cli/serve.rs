@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
 
 use super::{Exit, Failure, with_settings};
 use crate::authkit::{AuthKit, Builder, CONNECTIONS};
 use crate::config::{self, Database, Source};
+use crate::store::Pool;
 
 const SETTINGS: [&str; 38] = [
     "DATABASE_URL",
@@ -160,22 +160,8 @@ async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure
 }
 
 /// Creates a pool that connects at first use, so that the service starts while the database is unreachable.
-pub(super) fn pool(database: &Database) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(database.pool)
-        .acquire_timeout(database.timeout)
-        // A connection that was used less than a second ago is not tested: that would be one more round trip for every
-        // lookup.
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                if meta.idle_for > std::time::Duration::from_secs(1) {
-                    sqlx::Connection::ping(connection).await?;
-                }
-                Ok(true)
-            })
-        })
-        .connect_lazy_with(database.options.clone())
+pub(super) fn pool(database: &Database) -> Pool {
+    Pool::connect(database.options.clone(), database.pool, database.timeout)
 }
 
 /// Waits for Ctrl-C or SIGTERM.

@@ -95,7 +95,7 @@ impl Store {
     /// [`StoreError`]
     pub async fn expire_verdicts(&self, limit: i64) -> Result<u64, StoreError> {
         let done = self
-            .lookup(async |connection| {
+            .write("expire verdicts", || {
                 sqlx::query!(
                     "-- action_verdicts.expire
                     delete from workos.action_verdicts
@@ -110,11 +110,9 @@ impl Store {
                     KEPT.as_secs_f64(),
                     limit
                 )
-                .execute(connection)
-                .await
             })
             .await?;
-        Ok(done.rows_affected())
+        Ok(done)
     }
 }
 

@@ -138,12 +138,31 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn feed_head(&self) -> Result<Head, StoreError> {
+        if let Some(head) = self.head().await? {
+            return Ok(head);
+        }
+        self.write("renew epoch", || {
+            sqlx::query!(
+                "-- changes.renew_foreign_epoch
+                update workos.feed
+                set
+                    epoch = left(gen_random_uuid()::text, 8),
+                    identity = workos.feed_identity()
+                where identity <> workos.feed_identity()"
+            )
+        })
+        .await?;
+        self.head().await?.ok_or(StoreError::Overtaken)
+    }
+
+    /// `None`: the epoch belongs to another database or server, of which this one is a copy.
+    async fn head(&self) -> Result<Option<Head>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
                     r#"-- changes.head
                     select
-                        epoch as "epoch!",
+                        epoch,
                         horizon as "horizon!",
                         issued as "issued!",
                         expired_through as "expired_through!"
@@ -153,8 +172,8 @@ impl Store {
                 .await
             })
             .await?;
-        let (epoch, horizon, issued) = (row.epoch, row.horizon, row.issued);
-        Ok(Head { epoch, horizon, issued, expired_through: row.expired_through })
+        let (horizon, issued, expired_through) = (row.horizon, row.issued, row.expired_through);
+        Ok(row.epoch.map(|epoch| Head { epoch, horizon, issued, expired_through }))
     }
 
     /// Changes up to here are no longer kept.

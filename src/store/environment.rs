@@ -1,115 +1,77 @@
 //! `workos.environment` and `workos.contract`: whose database this is, and whether this release can read it.
 
-use super::migrations::{self, Status};
 use sqlx::postgres::PgConnection;
 
-use super::{Store, StoreError, Work, changes};
-
-/// Why this process must not serve this database. Each names the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum Unfit {
-    /// Migrations are pending.
-    #[error("the database has pending migrations ({0}); run `authkit-sync migrate`, or start with `serve --migrate`")]
-    Pending(String),
-    /// A contract migration took away what this release reads.
-    #[error(
-        "the database's schema is too new for this release: it asks for version {wanted}, this release knows {known}; install a newer release"
-    )]
-    TooNew {
-        /// The oldest schema version that can still read it.
-        wanted: i64,
-        /// The newest this release knows.
-        known: i64,
-    },
-    /// Another environment's users live here.
-    #[error(
-        "this database belongs to WorkOS client {recorded}, but WORKOS_CLIENT_ID is {given}; point DATABASE_URL at this environment's own database, or, if this one was copied from the other environment, run `authkit-sync rebind`"
-    )]
-    OtherClient {
-        /// The client id recorded at the first start.
-        recorded: String,
-        /// The one configured now.
-        given: String,
-    },
-}
+use super::fitness::Unfit;
+use super::{Store, StoreError, Work, changes, pool};
 
 impl Store {
-    /// Whether this release can serve this database for this client: asked until the first yes, then remembered. Records
-    /// the client id when none is recorded yet.
-    ///
-    /// # Errors
-    /// [`StoreError::Unfit`] when it must not be served, any other when it cannot be asked.
-    pub async fn check(&self) -> Result<(), StoreError> {
-        self.fit.get_or_try_init(|| self.ask_fitness()).await.copied()
+    /// The client ID that the database belongs to, if any is recorded.
+    pub(super) async fn recorded_client(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
+            .fetch_optional(connection)
+            .await
     }
 
-    async fn ask_fitness(&self) -> Result<(), StoreError> {
-        let status: Status = self.ask(migrations::status).await?;
-        if !status.pending.is_empty() {
-            return Err(Unfit::Pending(status.pending.join(", ")).into());
-        }
-        let wanted = self
-            .ask(async |connection| {
-                sqlx::query_scalar!("-- contract.version\nselect version from workos.contract")
-                    .fetch_one(connection)
-                    .await
-            })
-            .await?;
-        let known = migrations::newest();
-        if wanted > known {
-            return Err(Unfit::TooNew { wanted, known }.into());
-        }
-        if !self.client_id.is_empty() {
-            let recorded = self.claim().await?;
-            if recorded != *self.client_id {
-                return Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into());
-            }
-        }
-        if !status.newer.is_empty() {
-            tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
-        }
-        Ok(())
+    /// Records this store's client ID unless one is recorded, and returns the recorded one. Of several first starts one wins.
+    pub(super) async fn bind(&self) -> Result<String, StoreError> {
+        self.attempt(&pool::begin_write(self.timeout, ""), &Bind { client_id: &self.client_id }).await
     }
 
-    /// Records the client id unless one is recorded, and returns the recorded one. Of several first starts one wins.
-    async fn claim(&self) -> Result<String, StoreError> {
-        self.ask(async |connection| {
-            let recorded = sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
-                .fetch_optional(&mut *connection)
-                .await?;
-            if let Some(recorded) = recorded {
-                return Ok(recorded);
-            }
-            sqlx::query!(
-                "-- environment.claim
-                insert into workos.environment (client_id)
-                values ($1)
-                on conflict do nothing",
-                &*self.client_id
-            )
-            .execute(&mut *connection)
-            .await?;
-            sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
-                .fetch_one(connection)
-                .await
-        })
-        .await
-    }
-
-    /// One round trip, to see whether the database answers and our table can be read.
+    /// Whether the database can be written to and our table can be read.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
-            sqlx::query!("-- environment.ping\nselect singleton from workos.environment")
-                .fetch_optional(connection)
-                .await
-        })
-        .await?;
-        Ok(())
+        self.check().await?;
+        self.attempt(&pool::begin_write(self.timeout, ""), &Ping).await
     }
 }
+
+struct Bind<'a> {
+    client_id: &'a str,
+}
+
+impl Work for Bind<'_> {
+    type Output = String;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<String, StoreError> {
+        sqlx::query!(
+            "-- environment.bind
+            insert into workos.environment (client_id)
+            values ($1)
+            on conflict do nothing",
+            self.client_id
+        )
+        .execute(&mut *connection)
+        .await?;
+        Store::recorded_client(connection).await?.ok_or(StoreError::Unbound)
+    }
+}
+
+struct Ping;
+
+impl Work for Ping {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let is_read_only = sqlx::query_scalar!(
+            r#"-- environment.ping
+            select
+                (
+                    pg_catalog.pg_is_in_recovery()
+                    or pg_catalog.current_setting('transaction_read_only') = 'on'
+                ) as "is_read_only!"
+            from (select) as one
+            left join workos.environment on true"#
+        );
+        let is_read_only = is_read_only.fetch_one(connection).await?;
+        if is_read_only { Err(StoreError::Disconnected(READ_ONLY.into())) } else { Ok(()) }
+    }
+}
+
+/// Said of a standby, and of a primary that an operator has closed for writes.
+const READ_ONLY: &str = "the server is read-only (a standby, or default_transaction_read_only is on)";
 
 impl Store {
     /// Whether the operator has said that deletions beyond the bound are meant.
@@ -134,10 +96,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn accept_deletions(&self) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
+        self.write("accept deletions", || {
             sqlx::query!("-- environment.accept_deletions\nupdate workos.environment set deletions_accepted = true")
-                .execute(connection)
-                .await
         })
         .await?;
         Ok(())
@@ -163,10 +123,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn note_retried(&self, release: &str) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
+        self.write("note retried", || {
             sqlx::query!("-- environment.note_retried\nupdate workos.environment set retried_by = $1", release)
-                .execute(connection)
-                .await
         })
         .await?;
         Ok(())
@@ -184,9 +142,12 @@ impl Store {
             Ok(()) | Err(StoreError::Unfit(Unfit::OtherClient { .. })) => {}
             Err(error) => return Err(error),
         }
-        self.durably(&Rebind { client_id: &self.client_id }).await
+        self.attempt(&pool::begin_write(self.timeout, ""), &Rebind { client_id: &self.client_id }).await
     }
 }
+
+/// The first half of the key of the lock that every write shares. `workos.check_client` knows it too.
+const CLIENT_LOCK: i32 = 1_717_921_125;
 
 struct Rebind<'a> {
     client_id: &'a str,
@@ -196,6 +157,10 @@ impl Work for Rebind<'_> {
     type Output = Option<String>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+        // Waits for every write of the old client ID; see workos.check_client.
+        sqlx::query!("-- environment.lock\nselect pg_catalog.pg_advisory_xact_lock($1, 0)", CLIENT_LOCK)
+            .execute(&mut *connection)
+            .await?;
         let old =
             sqlx::query_scalar!("-- environment.rebind_from\nselect client_id from workos.environment for update")
                 .fetch_optional(&mut *connection)

@@ -85,13 +85,12 @@ impl Store {
         let start = self.feed_head().await?.horizon;
         let timeout_ms = i32::try_from(new.timeout.as_millis()).unwrap_or(i32::MAX);
         let added = self
-            .lookup(async |connection| {
-                sqlx::query_scalar!(
-                    r#"-- handlers.add
+            .write("add handler", || {
+                sqlx::query!(
+                    "-- handlers.add
                     insert into workos.handlers (name, types, function, role, timeout_ms, position, started_at, walked)
                     values ($1, $2, $3, $4, $5, $6, $6, case when $7 then '' end)
-                    on conflict (name) do nothing
-                    returning true as "added!""#,
+                    on conflict (name) do nothing",
                     name,
                     new.types.names(),
                     callee.function,
@@ -100,11 +99,9 @@ impl Store {
                     start,
                     new.from_start
                 )
-                .fetch_optional(connection)
-                .await
             })
             .await?;
-        if added.is_some() { Ok((name, role)) } else { Err(AddError::NameTaken(name)) }
+        if added > 0 { Ok((name, role)) } else { Err(AddError::NameTaken(name)) }
     }
 
     async fn callee(&self, given: &str) -> Result<Callee, AddError> {
@@ -187,13 +184,11 @@ impl Store {
     /// [`StoreError`]
     pub async fn pause_handler(&self, name: &str, paused: bool) -> Result<bool, StoreError> {
         let changed = self
-            .lookup(async |connection| {
+            .write("pause handler", || {
                 sqlx::query!("-- handlers.pause\nupdate workos.handlers set paused = $2 where name = $1", name, paused)
-                    .execute(connection)
-                    .await
             })
             .await?;
-        Ok(changed.rows_affected() > 0)
+        Ok(changed > 0)
     }
 
     /// Forgets a handler, its progress and its backlog; whether there was one.
@@ -202,13 +197,11 @@ impl Store {
     /// [`StoreError`]
     pub async fn remove_handler(&self, name: &str) -> Result<bool, StoreError> {
         let removed = self
-            .lookup(async |connection| {
+            .write("remove handler", || {
                 sqlx::query!("-- handlers.remove\ndelete from workos.handlers where name = $1", name)
-                    .execute(connection)
-                    .await
             })
             .await?;
-        Ok(removed.rows_affected() > 0)
+        Ok(removed > 0)
     }
 
     /// Gives a handler's changes that were set aside another round of tries, all of them or one user's, and lets those that
@@ -221,7 +214,7 @@ impl Store {
             return Ok(None);
         }
         let redriven = self
-            .lookup(async |connection| {
+            .write("redrive handler", || {
                 sqlx::query!(
                     "-- handlers.redrive
                     update workos.handler_backlog
@@ -234,11 +227,9 @@ impl Store {
                     name,
                     user
                 )
-                .execute(connection)
-                .await
             })
             .await?;
-        Ok(Some(redriven.rows_affected()))
+        Ok(Some(redriven))
     }
 }
 

@@ -69,7 +69,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn end_walk(&self, name: &str, walked: &str) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
+        self.write("end walk", || {
             sqlx::query!(
                 "-- handlers.end_walk
                 update workos.handlers
@@ -80,8 +80,6 @@ impl Store {
                 name,
                 walked
             )
-            .execute(connection)
-            .await
         })
         .await?;
         Ok(())

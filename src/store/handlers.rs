@@ -136,25 +136,22 @@ impl Store {
     pub async fn enrol_handler(&self, name: &str, types: &Types, from_start: bool) -> Result<bool, StoreError> {
         let start = self.feed_head().await?.horizon;
         let enrolled = self
-            .lookup(async |connection| {
-                sqlx::query_scalar!(
-                    r#"-- handlers.enrol
+            .write("enrol handler", || {
+                sqlx::query!(
+                    "-- handlers.enrol
                     insert into workos.handlers as known (name, types, position, started_at, walked)
                     values ($1, $2, $3, $3, case when $4 then '' end)
                     on conflict (name) do update
                     set types = excluded.types
-                    where known.function is null
-                    returning true as "enrolled!""#,
+                    where known.function is null",
                     name,
                     types.names(),
                     start,
                     from_start
                 )
-                .fetch_optional(connection)
-                .await
             })
             .await?;
-        Ok(enrolled.is_some())
+        Ok(enrolled > 0)
     }
 
     /// Of these users those of whom the handler has changes waiting: their later ones stand behind those.
@@ -279,7 +276,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn note_handler_trouble(&self, name: &str, trouble: Option<&str>) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
+        self.write("note handler trouble", || {
             sqlx::query!(
                 "-- handlers.note_trouble
                 update workos.handlers
@@ -290,8 +287,6 @@ impl Store {
                 name,
                 trouble
             )
-            .execute(connection)
-            .await
         })
         .await?;
         Ok(())

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::{Store, StoreError};
+use sqlx::postgres::PgConnection;
+
+use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
 /// How long a job stays its holder's without another word. A killed holder is replaced after that long.
@@ -37,10 +39,70 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn hold_lease(&self, job: &str, holder: &str) -> Result<Lease, StoreError> {
-        let row = self
-            .lookup(async |connection| {
-                sqlx::query!(
-                    r#"-- leases.hold
+        self.transaction("hold lease", &Hold { job, holder }).await
+    }
+
+    /// Keeps every process from doing the job for so long, [`LONGEST_PAUSE`] at most.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn pause_job(&self, job: &str, pause: Duration) -> Result<(), StoreError> {
+        self.write("pause job", || {
+            sqlx::query!(
+                "-- leases.pause
+                update workos.leases
+                set not_before = now() + make_interval(secs => $2)
+                where job = $1",
+                job,
+                pause.min(LONGEST_PAUSE).as_secs_f64()
+            )
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Gives up a job, or every job, of a holder that has done with it, so that nobody waits for a lease to run out. A pause
+    /// stays.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn release_leases(&self, holder: &str, job: Option<&str>) -> Result<(), StoreError> {
+        self.write("release leases", || {
+            sqlx::query!(
+                "-- leases.release
+                with paused as (
+                    update workos.leases
+                    set expires_at = '-infinity'
+                    where
+                        holder = $1
+                        and ($2::text is null or job = $2)
+                        and not_before > now()
+                )
+                delete from workos.leases
+                where
+                    holder = $1
+                    and ($2::text is null or job = $2)
+                    and (not_before > now()) is not true",
+                holder,
+                job
+            )
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+struct Hold<'a> {
+    job: &'a str,
+    holder: &'a str,
+}
+
+impl Work for Hold<'_> {
+    type Output = Lease;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Lease, StoreError> {
+        let row = sqlx::query!(
+            r#"-- leases.hold
                     with held as (
                         insert into workos.leases as lease (job, holder, expires_at)
                         values ($1, $2, now() + make_interval(secs => $3))
@@ -64,69 +126,14 @@ impl Store {
                                 not_before > now()
                                 and not_before <= now() + make_interval(secs => $4)
                         ) as pause_seconds"#,
-                    job,
-                    holder,
-                    LEASE.as_secs_f64(),
-                    LONGEST_PAUSE.as_secs_f64()
-                )
-                .fetch_one(connection)
-                .await
-            })
-            .await?;
+            self.job,
+            self.holder,
+            LEASE.as_secs_f64(),
+            LONGEST_PAUSE.as_secs_f64()
+        )
+        .fetch_one(connection)
+        .await?;
         let pause = row.pause_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         Ok(Lease { held: row.held, pause, now: row.now.into() })
-    }
-
-    /// Keeps every process from doing the job for so long, [`LONGEST_PAUSE`] at most.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn pause_job(&self, job: &str, pause: Duration) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
-            sqlx::query!(
-                "-- leases.pause
-                update workos.leases
-                set not_before = now() + make_interval(secs => $2)
-                where job = $1",
-                job,
-                pause.min(LONGEST_PAUSE).as_secs_f64()
-            )
-            .execute(connection)
-            .await
-        })
-        .await?;
-        Ok(())
-    }
-
-    /// Gives up a job, or every job, of a holder that has done with it, so that nobody waits for a lease to run out. A pause
-    /// stays.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn release_leases(&self, holder: &str, job: Option<&str>) -> Result<(), StoreError> {
-        self.lookup(async |connection| {
-            sqlx::query!(
-                "-- leases.release
-                with paused as (
-                    update workos.leases
-                    set expires_at = '-infinity'
-                    where
-                        holder = $1
-                        and ($2::text is null or job = $2)
-                        and not_before > now()
-                )
-                delete from workos.leases
-                where
-                    holder = $1
-                    and ($2::text is null or job = $2)
-                    and (not_before > now()) is not true",
-                holder,
-                job
-            )
-            .execute(connection)
-            .await
-        })
-        .await?;
-        Ok(())
     }
 }

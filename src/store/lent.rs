@@ -11,7 +11,8 @@ use sqlx::postgres::{PgConnection, PgDatabaseError, Postgres};
 use sqlx::{AssertSqlSafe, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::{Store, StoreError, Work, begin};
+use super::pool::begin_write;
+use super::{Store, StoreError, Work};
 
 /// An error of an application's own.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -21,7 +22,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Whose transaction it is, for the time when the handler may have become somebody else. Kept in the transaction itself, where
 /// nobody waits for the answer.
-const REMEMBER_ROLE: &str = "select set_config('authkit_sync.role', current_setting('role'), true)";
+const REMEMBER_ROLE: &str =
+    "select pg_catalog.set_config('authkit_sync.role', pg_catalog.current_setting('role'), true)";
 
 /// Characters of a failure's message that are kept.
 const MESSAGE_LIMIT: usize = 500;
@@ -110,10 +112,10 @@ impl Store {
         handler: impl FnOnce(Tx) -> F,
         then: &impl Work<Output = ()>,
     ) -> Result<Result<(), Failure>, StoreError> {
-        self.check().await?;
+        self.check_bound().await?;
         // As in `transaction`: a number and nothing else.
-        let begun = self.handlers.begin_with(AssertSqlSafe(format!("{}; {REMEMBER_ROLE}", begin(timeout))));
-        let begun = tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)??;
+        let begun = self.begin_lent(timeout).await;
+        let begun = self.noting_unfit(begun)?;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);
         let ran =
@@ -137,6 +139,20 @@ impl Store {
         }
     }
 
+    /// Begins a handler's transaction. Names without a schema are looked up as in any other session of the application.
+    async fn begin_lent(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
+        // As in `attempt`: numbers and our own words.
+        let begin = format!("{}; {REMEMBER_ROLE}; set local search_path to default", begin_write(timeout, ""));
+        let begun = async {
+            let mut begun = self.handlers.connections().begin_with(AssertSqlSafe(begin)).await?;
+            sqlx::query!("-- handlers.check_client\nselect workos.check_client($1)", &*self.client_id)
+                .execute(&mut *begun)
+                .await?;
+            Ok(begun)
+        };
+        tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)?
+    }
+
     async fn finish(
         &self,
         mut transaction: Transaction<'static, Postgres>,
@@ -153,7 +169,10 @@ impl Store {
             // For the session, not only for this transaction: a role that the handler took for good would meet whoever gets the
             // connection next.
             sqlx::query!(
-                "-- handlers.take_back\nselect set_config('role', current_setting('authkit_sync.role'), false)"
+                "-- handlers.take_back
+                select
+                    pg_catalog.set_config('role', pg_catalog.current_setting('authkit_sync.role'), false) as role,
+                    pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) as search_path"
             )
             .fetch_one(&mut *transaction)
             .await?;

@@ -317,6 +317,8 @@ impl Context {
             }
             // Losing a race to another process is no trouble.
             Err(trouble @ Trouble::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
+            // Told where it is found out.
+            Err(Trouble::Store(StoreError::Unbound)) => STANDBY,
             Err(trouble) => {
                 self.jobs.note(job, "trouble", Some(trouble.to_string()), now);
                 self.pass_on_pause(job, &trouble).await;

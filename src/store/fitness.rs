@@ -1,0 +1,217 @@
+//! Whether this process can serve this database: migrated, readable by this release, and this environment's own.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::watch;
+
+use super::migrations::{self, Status};
+use super::{Store, StoreError, pooler};
+
+/// Why this process must not serve this database. Each names the way out.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unfit {
+    /// Migrations are pending.
+    #[error("the database has pending migrations ({0}); run `authkit-sync migrate`, or start with `serve --migrate`")]
+    Pending(String),
+    /// A contract migration took away what this release reads.
+    #[error(
+        "the database's schema is too new for this release: it asks for version {wanted}, this release knows {known}; install a newer release"
+    )]
+    TooNew {
+        /// The oldest schema version that can still read it.
+        wanted: i64,
+        /// The newest this release knows.
+        known: i64,
+    },
+    /// Another environment's users live here.
+    #[error(
+        "this database belongs to WorkOS client {recorded}, but WORKOS_CLIENT_ID is {given}; point DATABASE_URL at this environment's own database, or, if this one was copied from the other environment, run `authkit-sync rebind`"
+    )]
+    OtherClient {
+        /// The client ID recorded at the first start.
+        recorded: String,
+        /// The one configured now.
+        given: String,
+    },
+    /// A pooler between us and PostgreSQL shares one session among several clients.
+    #[error(
+        "DATABASE_URL leads to a connection pooler in transaction or statement mode (such as PgBouncer with pool_mode = transaction), which this release does not support: results of statements can be mixed up there; use PostgreSQL's own address, or one with pool_mode = session"
+    )]
+    TransactionPooler,
+    /// WorkOS does not know the client ID.
+    #[error(
+        "WorkOS publishes no signing keys for the client ID {0}, so nothing was recorded; copy WORKOS_CLIENT_ID from the API Keys page of the WorkOS dashboard"
+    )]
+    UnknownClient(String),
+}
+
+/// Tells whether WorkOS knows this store's client ID, before a database is bound to it for good.
+pub trait ClientVerifier: fmt::Debug + Send + Sync {
+    /// `Ok(false)`: WorkOS answered, and does not know it. `Err`: WorkOS could not be reached; the text says why.
+    fn is_known(&self) -> BoxFuture<'_, Result<bool, String>>;
+}
+
+type Check = Shared<BoxFuture<'static, Result<(), StoreError>>>;
+
+/// Something that is checked until it holds, by one task at a time. Everybody who asks meanwhile hears that task's answer.
+#[derive(Debug, Default)]
+struct Checked {
+    holds: AtomicBool,
+    under_way: Mutex<Option<Check>>,
+}
+
+/// What is known of the database. Stores of one process share it.
+#[derive(Debug)]
+pub(super) struct Fitness {
+    fit: Checked,
+    bound: Checked,
+    /// Set when a fit database turns out to be none.
+    unfit: watch::Sender<Option<Unfit>>,
+}
+
+impl Default for Fitness {
+    fn default() -> Self {
+        Self { fit: Checked::default(), bound: Checked::default(), unfit: watch::Sender::new(None) }
+    }
+}
+
+impl Store {
+    /// Whether this release can serve this database for this client: asked until the first yes, then remembered. Every
+    /// caller is answered within the store's timeout.
+    ///
+    /// # Errors
+    /// [`StoreError::Unfit`] when it must not be served, any other when it cannot be asked.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.once(|fitness| &fitness.fit, || self.clone().ask_fitness()).await
+    }
+
+    /// [`Store::check`], and whether the database is bound to this client ID. A database that is bound to none yet is bound
+    /// now, if WorkOS knows the client ID.
+    ///
+    /// # Errors
+    /// As [`Store::check`]; [`StoreError::Unbound`] when WorkOS could not be reached to find out.
+    pub async fn check_bound(&self) -> Result<(), StoreError> {
+        self.check().await?;
+        let bound = self.once(|fitness| &fitness.bound, || self.clone().ask_bound()).await;
+        self.noting_unfit(bound)
+    }
+
+    async fn once<F: Future<Output = Result<(), StoreError>> + Send + 'static>(
+        &self,
+        which: fn(&Fitness) -> &Checked,
+        ask: impl FnOnce() -> F,
+    ) -> Result<(), StoreError> {
+        let checked = which(&self.fitness);
+        if checked.holds.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let check = {
+            let mut under_way = checked.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way
+                .get_or_insert_with(|| {
+                    let (asked, fitness, timeout) = (ask(), self.fitness.clone(), self.timeout);
+                    let check = async move {
+                        let answer = tokio::time::timeout(timeout, asked).await;
+                        let outcome = answer.unwrap_or_else(|late| Err(StoreError::late(late)));
+                        let checked = which(&fitness);
+                        checked.holds.store(outcome.is_ok(), Ordering::Release);
+                        *checked.under_way.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        outcome
+                    };
+                    check.boxed().shared()
+                })
+                .clone()
+        };
+        check.await
+    }
+
+    async fn ask_fitness(self) -> Result<(), StoreError> {
+        if pooler::shares_sessions(self.lookups.connections()).await? {
+            return Err(Unfit::TransactionPooler.into());
+        }
+        let status: Status = self.ask(migrations::status).await?;
+        if !status.pending.is_empty() {
+            return Err(Unfit::Pending(status.pending.join(", ")).into());
+        }
+        let wanted = self
+            .ask(async |connection| {
+                sqlx::query_scalar!("-- contract.version\nselect version from workos.contract")
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        let known = migrations::newest();
+        if wanted > known {
+            return Err(Unfit::TooNew { wanted, known }.into());
+        }
+        if let Some(recorded) = self.ask(Self::recorded_client).await? {
+            self.must_be_ours(recorded)?;
+        }
+        if !status.newer.is_empty() {
+            tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
+        }
+        Ok(())
+    }
+
+    async fn ask_bound(self) -> Result<(), StoreError> {
+        if self.client_id.is_empty() {
+            return Ok(());
+        }
+        let recorded = match self.ask(Self::recorded_client).await? {
+            Some(recorded) => recorded,
+            None => {
+                self.verify_client().await?;
+                self.bind().await?
+            }
+        };
+        self.must_be_ours(recorded)
+    }
+
+    async fn verify_client(&self) -> Result<(), StoreError> {
+        let Some(verifier) = &self.verifier else { return Ok(()) };
+        match verifier.is_known().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Unfit::UnknownClient(self.client_id.to_string()).into()),
+            Err(why) => {
+                tracing::warn!(
+                    "WorkOS must be reached once before this database is bound to WORKOS_CLIENT_ID; until then webhooks are answered 503: {why}"
+                );
+                Err(StoreError::Unbound)
+            }
+        }
+    }
+
+    fn must_be_ours(&self, recorded: String) -> Result<(), StoreError> {
+        if self.client_id.is_empty() || recorded == *self.client_id {
+            return Ok(());
+        }
+        Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into())
+    }
+
+    /// Resolves when a database that was found fit turns out to be none: it was given to another client ID.
+    pub(crate) async fn turned_unfit(&self) -> Unfit {
+        let mut unfit = self.fitness.unfit.subscribe();
+        match unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
+            Ok(Some(unfit)) => unfit,
+            // The sender lives as long as this store.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Remembers that a write found the database unfit.
+    pub(super) fn noting_unfit<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Unfit(unfit)) = &outcome {
+            self.fitness.unfit.send_if_modified(|known| {
+                let is_new = known.is_none();
+                known.get_or_insert_with(|| unfit.clone());
+                is_new
+            });
+        }
+        outcome
+    }
+}

@@ -1,0 +1,226 @@
+//! Connections to the database, and the settings that every session or transaction of ours runs with.
+//!
+//! A statement must not depend on the session's `search_path`, and it must end on the server too when its caller gives up.
+//! Sessions of a [`Pool::connect`] get these settings once, right after they are opened. A pool that an application hands
+//! over is not ours to change: there each lookup runs in a read-only transaction that sets them for itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor, Postgres};
+use tokio::time::Instant as TokioInstant;
+
+use super::StoreError;
+
+/// Where names without a schema are looked up: nowhere that another login can write to.
+const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
+/// A connection that was used less than this ago is not tested before it is used again: that would cost each lookup a round
+/// trip.
+const TESTED_AFTER: Duration = Duration::from_secs(1);
+
+/// How much longer than its statement timeout a session is waited for before its connection is closed.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A pool of connections to the database. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connections: PgPool,
+    /// Set for pools whose sessions carry our settings.
+    cutoff: Option<Cutoff>,
+}
+
+impl From<PgPool> for Pool {
+    /// Takes an application's pool. Each lookup costs two round trips more than in a [`Pool::connect`].
+    fn from(connections: PgPool) -> Self {
+        Self { connections, cutoff: None }
+    }
+}
+
+impl Pool {
+    /// A pool of at most `size` sessions with our settings; `timeout` bounds each statement on the server. It connects when
+    /// it is first used, so that a process can start while the database is down.
+    #[must_use]
+    pub fn connect(options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
+        let cutoff = Cutoff::default();
+        let settings: Arc<str> = settings("set", timeout).into();
+        let limit = cutoff.clone();
+        let connections = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(timeout)
+            .test_before_acquire(false)
+            .after_connect(move |connection, _| {
+                let settings = settings.clone();
+                Box::pin(async move {
+                    connection.execute(sqlx::raw_sql(AssertSqlSafe(&*settings))).await?;
+                    Ok(())
+                })
+            })
+            .before_acquire(move |connection, meta| {
+                let is_excluded = limit.excludes(meta.age);
+                Box::pin(async move {
+                    if is_excluded {
+                        return Ok(false);
+                    }
+                    if meta.idle_for > TESTED_AFTER {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options);
+        Self { connections, cutoff: Some(cutoff) }
+    }
+
+    /// The connections themselves, for migrations.
+    #[must_use]
+    pub fn connections(&self) -> &PgPool {
+        &self.connections
+    }
+
+    /// Sessions carry our settings.
+    pub(super) fn has_settings(&self) -> bool {
+        self.cutoff.is_some()
+    }
+
+    /// A connection, by `deadline`; `statement_timeout` is how long the server lets a statement run on it.
+    pub(super) async fn acquire(
+        &self,
+        deadline: TokioInstant,
+        statement_timeout: Duration,
+    ) -> Result<Checkout, StoreError> {
+        let connection = tokio::time::timeout_at(deadline, self.connections.acquire()).await;
+        let connection = Some(connection.map_err(StoreError::late)??);
+        Ok(Checkout { connection, cutoff: self.cutoff.clone(), statement_timeout, has_ended: false })
+    }
+}
+
+/// A connection out of a pool. When it is dropped, it goes back.
+///
+/// Where it is dropped before its use has [ended](Self::ended), the caller has given up and the server has not. Then the
+/// connection goes back when the server's own timeout has ended the statement. Until then it counts against the pool, so that
+/// there are never more sessions than the pool has room for.
+pub(super) struct Checkout {
+    connection: Option<PoolConnection<Postgres>>,
+    cutoff: Option<Cutoff>,
+    statement_timeout: Duration,
+    has_ended: bool,
+}
+
+impl Checkout {
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        self.connection.as_deref_mut().ok_or(StoreError::Unavailable("a connection was used after its end".into()))
+    }
+
+    /// Closes the connection instead of giving it back, because nobody should meet the state it is in.
+    pub(super) fn close(&mut self) {
+        self.has_ended = true;
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+
+    /// Says how its use ended. After a failure that tells of a server that shuts down or cannot be written to, this
+    /// connection is closed, and so is each one of the pool that was opened before now: they lead to the same server.
+    pub(super) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
+        self.has_ended = true;
+        if matches!(outcome, Err(StoreError::Disconnected(_))) {
+            self.close();
+            if let Some(cutoff) = &self.cutoff {
+                cutoff.set();
+            }
+        }
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take().filter(|_| !self.has_ended) else { return };
+        let patience = self.statement_timeout + GRACE;
+        tokio::spawn(async move {
+            let answered = tokio::time::timeout(patience, connection.ping()).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                connection.close_on_drop();
+            }
+        });
+    }
+}
+
+/// Connections that were opened before this instant lead to a server that must no longer be used.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cutoff(Arc<AtomicU64>);
+
+impl Cutoff {
+    fn set(&self) {
+        self.0.store(millis_up(), Ordering::Relaxed);
+    }
+
+    fn excludes(&self, age: Duration) -> bool {
+        let opened = millis_up().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let cutoff = self.0.load(Ordering::Relaxed);
+        cutoff > 0 && opened <= cutoff
+    }
+}
+
+/// Milliseconds since this process first asked, from 1 on.
+fn millis_up() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// The settings of a session (`set`) or a transaction (`set local`).
+fn settings(set: &str, timeout: Duration) -> String {
+    let bound = timeout.as_millis().max(1);
+    format!(
+        "{set} search_path = {SEARCH_PATH}; \
+         {set} statement_timeout = {bound}; \
+         {set} lock_timeout = {bound}; \
+         {set} idle_in_transaction_session_timeout = {}",
+        bound * 2
+    )
+}
+
+/// How a write begins: durable, bounded on the server too, and refused when the database belongs to another client ID. A
+/// transaction whose client is gone must not keep its locks, nor hold up the change feed.
+pub(super) fn begin_write(timeout: Duration, client_id: &str) -> String {
+    let begin = format!(
+        "begin isolation level read committed; {}; set local synchronous_commit = on",
+        settings("set local", timeout)
+    );
+    if client_id.is_empty() {
+        return begin;
+    }
+    format!("{begin}; select workos.check_client({})", literal(client_id))
+}
+
+/// How a lookup begins in a session without our settings.
+pub(super) fn begin_read(timeout: Duration) -> String {
+    format!("begin isolation level read committed read only; {}", settings("set local", timeout))
+}
+
+/// A text as an SQL literal, whatever the session's `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\0', "").replace('\\', "\\\\").replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_literal_ends_where_it_should() {
+        assert_eq!(literal("client_01"), "E'client_01'");
+        assert_eq!(literal("a'b\\c\0"), "E'a''b\\\\c'");
+    }
+
+    #[test]
+    fn only_connections_opened_before_the_cutoff_are_excluded() {
+        let cutoff = Cutoff::default();
+        assert!(!cutoff.excludes(Duration::from_secs(5)));
+        cutoff.set();
+        assert!(cutoff.excludes(Duration::from_secs(5)));
+    }
+}

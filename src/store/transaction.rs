@@ -1,0 +1,139 @@
+//! The one way to write: begin, bound, run, retry, commit. And the one way to read outside of a transaction.
+
+use std::future::Future;
+
+use sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Connection};
+use tokio::time::Instant;
+
+use super::{Store, StoreError};
+
+/// How often a transaction is attempted when PostgreSQL asks for a retry (40001, 40P01).
+const ATTEMPTS: u32 = 5;
+
+/// What runs inside a transaction. It may run more than once, so it takes itself by reference, and it makes no network
+/// call other than to the database.
+pub trait Work: Sync {
+    /// What the transaction yields.
+    type Output: Send;
+
+    /// The transaction's body; an error rolls it back.
+    fn run(&self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Output, StoreError>> + Send;
+}
+
+impl Store {
+    /// Runs `work` in a transaction that is durable when this returns `Ok`. PostgreSQL's requests for a retry are granted.
+    ///
+    /// `name` is for the log.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for data that PostgreSQL will never take, [`StoreError::Unfit`] when the database belongs to
+    /// another client ID, any other when the database is unavailable. Nothing was written.
+    pub async fn transaction<W: Work>(&self, name: &'static str, work: &W) -> Result<W::Output, StoreError> {
+        self.check_bound().await?;
+        let mut attempts = 1;
+        loop {
+            match self.attempt(&self.begin_write, work).await {
+                Err(error) if error.wants_retry() && attempts < ATTEMPTS => {
+                    tracing::debug!(transaction = name, attempts, error = %error, "transaction retried");
+                    attempts += 1;
+                }
+                outcome => return self.noting_unfit(outcome),
+            }
+        }
+    }
+
+    /// Runs one statement in a transaction of its own, and returns the number of rows it wrote; see [`Store::transaction`].
+    pub(super) async fn write<'q>(
+        &self,
+        name: &'static str,
+        statement: impl Fn() -> Statement<'q> + Sync,
+    ) -> Result<u64, StoreError> {
+        self.transaction(name, &OneStatement(statement)).await
+    }
+
+    /// One attempt of a transaction.
+    pub(super) async fn attempt<W: Work>(&self, begin: &str, work: &W) -> Result<W::Output, StoreError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut held = self.writes.acquire(deadline, self.timeout).await?;
+        let run = async {
+            // Begin takes no parameters. Its text holds numbers, our own words and an escaped literal.
+            let begun = held.connection()?.begin_with(AssertSqlSafe(begin)).await;
+            let mut transaction = begun.map_err(|error| Failed::ToBegin(error.into()))?;
+            let output = work.run(&mut transaction).await?;
+            transaction.commit().await.map_err(|error| Failed::Later(error.into()))?;
+            Ok(output)
+        };
+        let outcome = match tokio::time::timeout_at(deadline, run).await {
+            Ok(Err(Failed::ToBegin(error))) => {
+                // What was begun of it is still open.
+                held.close();
+                Err(error)
+            }
+            Ok(Err(Failed::Later(error))) => Err(error),
+            Ok(Ok(output)) => Ok(output),
+            Err(late) => return Err(StoreError::late(late)),
+        };
+        held.ended(&outcome);
+        outcome
+    }
+
+    /// Runs a lookup, bounded in time on both sides. It must not write.
+    pub(super) async fn lookup<T>(
+        &self,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.check().await?;
+        self.ask(query).await
+    }
+
+    /// A lookup before the database was found fit: only the check itself may do this.
+    pub(super) async fn ask<T>(
+        &self,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut held = self.lookups.acquire(deadline, self.timeout).await?;
+        let has_settings = self.lookups.has_settings();
+        let run = async {
+            let connection = held.connection()?;
+            if has_settings {
+                return Ok(query(connection).await?);
+            }
+            let mut transaction = connection.begin_with(AssertSqlSafe(&*self.begin_read)).await?;
+            let output = query(&mut transaction).await?;
+            transaction.rollback().await?;
+            Ok(output)
+        };
+        let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
+        held.ended(&outcome);
+        outcome
+    }
+}
+
+/// A statement with its arguments.
+pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+struct OneStatement<F>(F);
+
+impl<'q, F: Fn() -> Statement<'q> + Sync> Work for OneStatement<F> {
+    type Output = u64;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
+        let statement = (self.0)();
+        Ok(statement.execute(connection).await?.rows_affected())
+    }
+}
+
+/// At which point a transaction failed.
+enum Failed {
+    ToBegin(StoreError),
+    Later(StoreError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Later(error)
+    }
+}
