@@ -202,10 +202,10 @@ pub fn session_sign_ins(source: &Source) -> Result<bool, Problems> {
 ///
 /// # Errors
 /// [`Problems`]
-pub fn rebind(source: &Source) -> Result<(Database, String), Problems> {
+pub fn rebind(source: &Source) -> Result<(Database, Environment), Problems> {
     let mut reader = Reader::new(source);
-    let (database, client_id) = (reader.database(), reader.client_id());
-    reader.finish(database.zip(client_id))
+    let (database, environment) = (reader.database(), reader.environment());
+    reader.finish(database.zip(environment))
 }
 
 /// Reads the settings of `backfill` and `reconcile`: the database and the environment with its API key.

@@ -3,10 +3,9 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::flag;
-use super::{Exit, Failure, serve, with_settings};
+use super::walk::{flag, store};
+use super::{Exit, Failure, with_settings};
 use crate::config::{self, Source};
-use crate::store::Store;
 
 const ABOUT: &str = "\
 Assign this database to the environment of WORKOS_CLIENT_ID, for example after restoring a dump of another environment. This
@@ -24,6 +23,9 @@ pub(super) fn command() -> Command {
     let settings = [
         "DATABASE_URL",
         "WORKOS_CLIENT_ID",
+        "WORKOS_API_HOSTNAME",
+        "WORKOS_API_PORT",
+        "WORKOS_API_HTTPS",
         "AUTHKIT_SYNC_DB_POOL",
         "AUTHKIT_SYNC_DB_TIMEOUT",
         "AUTHKIT_SYNC_LOG_FORMAT",
@@ -33,9 +35,9 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let (database, client_id) = config::rebind(source)?;
-    let pool = serve::pool(&database);
-    let old = Store::new(pool.clone(), pool, &client_id, database.timeout).rebind().await?;
+    let (database, environment) = config::rebind(source)?;
+    let old = store(&database, &environment)?.rebind().await?;
+    let client_id = environment.client_id;
     if matches.get_flag("json") {
         println!("{}", json!({ "from": old, "to": client_id }));
     } else if old.as_ref() == Some(&client_id) {

@@ -8,7 +8,9 @@ use clap::{Arg, ArgAction, Command};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Exit, Failure, serve, with_settings};
-use crate::config::{self, Source};
+use crate::auth::{HttpKeySource, KeyCache};
+use crate::authkit::binding::PublishedKeys;
+use crate::config::{self, Database, Environment, Source};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -46,11 +48,20 @@ pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
+/// The database of an environment. Before the database is bound to the client ID, WorkOS must know that ID.
+pub(super) fn store(database: &Database, environment: &Environment) -> Result<Store, Failure> {
+    let keys = HttpKeySource::of_client(&environment.client_id, &environment.api_base);
+    let keys = keys.map_err(|error| Failure::new(Exit::Config, error))?;
+    let verifier = PublishedKeys(KeyCache::new(Arc::new(keys), Clock::system()));
+    let pool = serve::pool(database);
+    let store = Store::new(pool.clone(), pool, &environment.client_id, database.timeout);
+    Ok(store.verifying_client(Arc::new(verifier)))
+}
+
 /// Connects the database and the API of the settings.
 pub(super) fn context(source: &Source) -> Result<Context, Failure> {
     let (database, environment) = config::walk(source)?;
-    let pool = serve::pool(&database);
-    let store = Store::new(pool.clone(), pool, &environment.client_id, database.timeout);
+    let store = store(&database, &environment)?;
     let key = environment.api_key.unwrap_or_else(|| ApiKey::new(""));
     let api = Api::new(&environment.api_base, key, Clock::system());
     let api = api.map_err(|error| Failure::new(Exit::Config, error))?;

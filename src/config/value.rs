@@ -18,12 +18,19 @@ pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
         return Err(wanted);
     }
-    PgConnectOptions::from_str(text).map(|options| options.application_name("authkit-sync")).map_err(|_| wanted)
+    // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
+    let ours = |options: PgConnectOptions| options.application_name("authkit-sync").extra_float_digits(None);
+    PgConnectOptions::from_str(text).map(ours).map_err(|_| wanted)
 }
+
+/// What stands for a client ID in examples, ours and WorkOS's, without its prefix.
+const PLACEHOLDERS: [&str; 9] = ["", "123456789", "xxx", "id", "your_client_id", "changeme", "example", "replace_me", "todo"];
 
 pub(super) fn client_id(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    if text.starts_with("sk_") {
+    if PLACEHOLDERS.contains(&text.trim_start_matches("client_").to_ascii_lowercase().as_str()) {
+        Err("the client ID of your environment, but it is a placeholder; copy it from the API Keys page of the WorkOS dashboard")
+    } else if text.starts_with("sk_") {
         Err("the client ID (client_…), but it is an API key (sk_…)")
     } else if plain {
         Ok(text.to_owned())
@@ -210,6 +217,9 @@ mod tests {
 
     #[test]
     fn a_key_in_the_wrong_place_is_named() {
+        for placeholder in ["client_", "client_123456789", "client_replace_me", "client_xxx", "client_YOUR_CLIENT_ID"] {
+            assert!(client_id(placeholder).is_err_and(|wanted| wanted.contains("placeholder")), "{placeholder}");
+        }
         assert!(client_id("sk_test_123").is_err_and(|wanted| wanted.contains("API key")));
         assert!(hostname("https://api.workos.com").is_err());
         assert_eq!(list("a, b"), Ok(vec!["a".to_owned(), "b".to_owned()]));

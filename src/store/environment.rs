@@ -142,6 +142,9 @@ impl Store {
             Ok(()) | Err(StoreError::Unfit(Unfit::OtherClient { .. })) => {}
             Err(error) => return Err(error),
         }
+        if self.ask(Self::recorded_client).await?.as_deref() != Some(&*self.client_id) {
+            self.verify_client().await?;
+        }
         self.attempt(&pool::begin_write(self.timeout, ""), &Rebind { client_id: &self.client_id }).await
     }
 }

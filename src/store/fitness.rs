@@ -172,7 +172,7 @@ impl Store {
         self.must_be_ours(recorded)
     }
 
-    async fn verify_client(&self) -> Result<(), StoreError> {
+    pub(super) async fn verify_client(&self) -> Result<(), StoreError> {
         let Some(verifier) = &self.verifier else { return Ok(()) };
         match verifier.is_known().await {
             Ok(true) => Ok(()),

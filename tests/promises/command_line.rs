@@ -189,14 +189,23 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
     let database = TestDatabase::empty().await;
     let address = free_address();
     let listen = address.to_string();
     let well = |arguments: &[&str]| run(arguments, &[("AUTHKIT_SYNC_LISTEN", &listen)]).status.code();
     assert_eq!(well(&["healthcheck"]), Some(1), "nothing listens yet");
-    let json = [("AUTHKIT_SYNC_LOG_FORMAT", "json")];
+    let workos = crate::support::lab::another_workos(&Clock::system(), None).await;
+    let port = reqwest::Url::parse(workos.base_url()).unwrap().port().unwrap().to_string();
+    let client_id = workos.client_id();
+    let json = [
+        ("AUTHKIT_SYNC_LOG_FORMAT", "json"),
+        ("WORKOS_CLIENT_ID", &*client_id),
+        ("WORKOS_API_HOSTNAME", "127.0.0.1"),
+        ("WORKOS_API_PORT", &*port),
+        ("WORKOS_API_HTTPS", "false"),
+    ];
     let mut served = Served::start_with(&["serve", "--migrate"], &database.url(), address, &json);
     until("it has migrated and is ready", async || well(&["healthcheck", "--ready"]) == Some(0)).await;
     until("it is healthy", async || well(&["healthcheck"]) == Some(0)).await;

@@ -79,3 +79,42 @@ fn the_core_does_no_io_and_sql_is_in_the_store_alone() {
         }
     }
 }
+
+/// The calls of a method in a source, from its opening to its closing bracket.
+fn calls<'a>(source: &'a str, method: &str) -> Vec<&'a str> {
+    let starts = source.match_indices(method).map(|(at, _)| at + method.len());
+    let call = |start: usize| {
+        let mut depth = 1;
+        let end = source[start..].find(|char| {
+            depth += match char {
+                '(' => 1,
+                ')' => -1,
+                _ => 0,
+            };
+            depth == 0
+        });
+        &source[start..start + end.unwrap()]
+    };
+    starts.map(call).collect()
+}
+
+#[test]
+fn no_lookup_writes_so_that_every_write_goes_through_the_transaction_runner() {
+    let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let mut files = Vec::new();
+    sources(&store, &mut files);
+    let mut seen = 0;
+    for file in files {
+        let source = std::fs::read_to_string(&file).unwrap();
+        for method in [".lookup(", ".ask("] {
+            for call in calls(&source, method) {
+                let words: Vec<&str> = call.split_whitespace().collect();
+                let writes = |word: &&str| matches!(*word, "insert" | "update" | "delete" | "truncate" | "merge");
+                // `for no key update` and `skip locked` lock rows, which is a write to the server too.
+                assert!(!words.iter().any(writes), "{} writes in a lookup: {call}", file.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} lookups were found; this test no longer reads them");
+}

@@ -239,7 +239,7 @@ async fn everything_that_matters_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_follows_it_through_unreliable_deliveries() {
     let workos = workos(None).await;
-    let database = TestDatabase::new().await;
+    let database = TestDatabase::unbound().await;
     let pool = database.pool(6).await;
     let authkit = AuthKit::builder(pool.clone(), workos.client_id())
         .api_base(workos.base_url())

@@ -10,6 +10,8 @@ use authkit_sync::store::migrations;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
+use super::service::CLIENT_ID;
+
 /// On somebody's server, only databases whose names begin so are created and dropped.
 const PREFIX: &str = "authkit_sync_test_";
 
@@ -129,6 +131,8 @@ async fn prepare_template(server: &Server) {
     let pool =
         PgPoolOptions::new().max_connections(1).connect_with(server.options.clone().database(&template)).await.unwrap();
     migrations::run(&pool).await.unwrap();
+    // As after a first start that has reached WorkOS.
+    sqlx::query("insert into workos.environment (client_id) values ($1)").bind(CLIENT_ID).execute(&pool).await.unwrap();
     pool.close().await;
 }
 
@@ -138,7 +142,15 @@ pub(crate) struct TestDatabase {
 }
 
 impl TestDatabase {
-    /// Migrated and empty.
+    /// Migrated, empty, and bound to no client ID yet.
+    pub(crate) async fn unbound() -> Self {
+        let database = Self::new().await;
+        let mut connection = PgConnection::connect_with(&database.options()).await.unwrap();
+        run(&mut connection, "delete from workos.environment".to_owned()).await;
+        database
+    }
+
+    /// Migrated, empty, and bound to the client ID of the fixtures.
     pub(crate) async fn new() -> Self {
         Self::create(&format!("template {}", template(server()))).await
     }

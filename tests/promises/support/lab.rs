@@ -33,7 +33,7 @@ impl Lab {
     }
 
     pub(crate) async fn with(state: Option<std::path::PathBuf>) -> Self {
-        let database = TestDatabase::new().await;
+        let database = TestDatabase::unbound().await;
         let pool = database.pool(6).await;
         let clock = Clock::manual(Clock::system().now());
         let workos = another_workos(&clock, state).await;

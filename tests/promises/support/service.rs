@@ -100,10 +100,20 @@ impl Service {
         Self::start_with(pool, |builder| builder).await
     }
 
+    /// While WorkOS publishes no keys: nothing of it can be reached.
+    pub(crate) async fn start_without_keys(pool: &PgPool) -> Self {
+        let keys = Keys::of("jwks.document");
+        keys.away.store(true, Ordering::SeqCst);
+        Self::start_of(pool, keys, |builder| builder).await
+    }
+
     /// With settings of the test's own. Its timeouts are long: a busy machine must not decide a test.
     pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::start_of(pool, Keys::of("jwks.document"), settings).await
+    }
+
+    async fn start_of(pool: &PgPool, keys: Arc<Keys>, settings: impl FnOnce(Builder) -> Builder) -> Self {
         let clock = Clock::manual(Timestamp::parse("2026-09-01T08:30:00Z").unwrap());
-        let keys = Keys::of("jwks.document");
         let builder = AuthKit::builder(pool.clone(), CLIENT_ID)
             .webhook_secrets(vec![Secret::new(SECRET)])
             .key_source(keys.clone())
@@ -154,6 +164,16 @@ impl Service {
     /// Stops as SIGTERM would, and returns how it ended.
     pub(crate) async fn stop(mut self) -> Result<(), RunError> {
         let _ = self.stop.take().unwrap().send(());
+        self.running.await.unwrap()
+    }
+
+    /// How a service ended that a delivery makes end.
+    pub(crate) async fn ended_after_a_delivery(self, body: &Bytes) -> Result<(), RunError> {
+        let request = self.client.post(self.url("/workos/webhook")).body(body.clone());
+        let signature = Secret::new(SECRET).sign(self.clock.now(), body);
+        if let Ok(answer) = request.header("WorkOS-Signature", signature).send().await {
+            assert_eq!(answer.status(), 503);
+        }
         self.running.await.unwrap()
     }
 

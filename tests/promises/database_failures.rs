@@ -1,0 +1,243 @@
+//! Locks held by others, servers that are down or turn read-only, and databases that change hands: every wait ends on the
+//! server too, and nothing stops for good.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use authkit_sync::authkit::RunError;
+use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::domain::decide::Stored;
+use authkit_sync::domain::event::Origin;
+use authkit_sync::store::fitness::Unfit;
+use authkit_sync::store::{Pool, Store, StoreError, migrations};
+use authkit_sync::sync::apply;
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::net::TcpListener;
+
+use crate::support::database::TestDatabase;
+use crate::support::events::{body, observed, unique, user};
+use crate::support::service::{CLIENT_ID, Service, store, until};
+
+/// Sessions of the service in this database.
+async fn sessions(admin: &PgPool, more: &str) -> Vec<i32> {
+    let sql = format!(
+        "select pid from pg_stat_activity
+        where datname = current_database() and application_name = 'service' and {more}"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(admin).await.unwrap()
+}
+
+/// Under a lock on the users' table, lookups wait; the sessions they wait in are never more than the pool has room for, and
+/// the server ends every one of them by itself.
+async fn lookups_under_a_lock(pool_of: impl Fn(PgConnectOptions, Duration) -> Pool) {
+    let database = TestDatabase::new().await;
+    let admin = database.pool(2).await;
+    let timeout = Duration::from_millis(200);
+    let pool = pool_of(database.options().application_name("service"), timeout);
+    let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
+    until("the database is found fit", async || store.check().await.is_ok()).await;
+    let mut lock = admin.begin().await.unwrap();
+    lock.execute("lock table workos.user_records in access exclusive mode").await.unwrap();
+    for _ in 0..10 {
+        let answers = join_all((0..9).map(|_| store.user("user_1"))).await;
+        assert!(answers.iter().all(Result::is_err), "{answers:?}");
+        let open = sessions(&admin, "true").await;
+        assert!(open.len() <= 3, "a pool of three has {} sessions", open.len());
+    }
+    until("the server has ended every waiting statement", async || {
+        sessions(&admin, "wait_event_type = 'Lock'").await.is_empty()
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    until("lookups are answered again", async || matches!(store.user("user_1").await, Ok(Stored::Absent))).await;
+}
+
+#[tokio::test]
+async fn a_lookup_that_times_out_leaves_no_session_behind_in_a_pool_of_ours() {
+    lookups_under_a_lock(|options, timeout| Pool::connect(options, 3, timeout)).await;
+}
+
+#[tokio::test]
+async fn a_lookup_that_times_out_leaves_no_session_behind_in_a_pool_of_an_application() {
+    lookups_under_a_lock(|options, _| PgPoolOptions::new().max_connections(3).connect_lazy_with(options).into()).await;
+}
+
+#[tokio::test]
+async fn statements_of_lookups_depend_on_no_session_setting() {
+    let database = TestDatabase::new().await;
+    let options = database.options().options([("search_path", "public"), ("statement_timeout", "0")]);
+    let timeout = Duration::from_secs(7);
+    let application = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    for pool in [Pool::connect(options, 1, timeout), application.into()] {
+        let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
+        store.user("user_1").await.unwrap();
+        let mut slow = PgConnection::connect_with(&database.options()).await.unwrap();
+        let mut lock = slow.begin().await.unwrap();
+        lock.execute("lock table workos.user_records in access exclusive mode").await.unwrap();
+        let refused = store.user("user_1").await;
+        assert!(matches!(refused, Err(StoreError::TimedOut(_))), "{refused:?}");
+    }
+}
+
+/// A server of the test's own, because it is made read-only as a whole.
+async fn private_server() -> (PrivatePostgres, PgPool, PgConnectOptions) {
+    let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
+    let server = PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap();
+    let options = PgConnectOptions::from_str(&server.url("postgres")).unwrap();
+    let admin = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();
+    migrations::run(&admin).await.unwrap();
+    (server, admin, options.application_name("service"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_turned_read_only_are_closed_and_readiness_fails_meanwhile() {
+    let (_server, admin, options) = private_server().await;
+    let timeout = Duration::from_secs(20);
+    let pool = Pool::connect(options, 4, timeout);
+    let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
+    let write = async || {
+        apply(&store, Origin::Webhook, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await
+    };
+    join_all((0..4).map(|_| write())).await.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+    let old = sessions(&admin, "true").await;
+    assert!(old.len() > 1, "{old:?}");
+    admin.execute("alter system set default_transaction_read_only = on").await.unwrap();
+    admin.execute("select pg_reload_conf()").await.unwrap();
+    until("a write is refused", async || matches!(write().await, Err(StoreError::Disconnected(_)))).await;
+    assert!(matches!(store.ping().await, Err(StoreError::Disconnected(_))), "readiness looks for a writable server");
+    let mut on_admin = admin.acquire().await.unwrap();
+    on_admin.execute("set default_transaction_read_only = off").await.unwrap();
+    on_admin.execute("alter system reset default_transaction_read_only").await.unwrap();
+    on_admin.execute("select pg_reload_conf()").await.unwrap();
+    drop(on_admin);
+    until("the server can be written to again", async || store.ping().await.is_ok()).await;
+    join_all((0..4).map(|_| write())).await.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+    until("no connection from before is left", async || {
+        sessions(&admin, "true").await.iter().all(|pid| !old.contains(pid))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_down_one_check_runs_for_everybody_who_asks() {
+    // Takes connections and says nothing, as a server that is being replaced.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = taken.clone();
+    let accepting = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = silent.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            open.push(stream);
+        }
+    });
+    let options = PgConnectOptions::new().host("127.0.0.1").port(port).username("postgres").database("app");
+    let timeout = Duration::from_millis(500);
+    let pool = Pool::connect(options, 10, timeout);
+    let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
+    let answers = join_all((0..50).map(|_| store.user("user_1"))).await;
+    assert!(answers.iter().all(Result::is_err));
+    assert_eq!(taken.load(Ordering::SeqCst), 1, "fifty callers, one check");
+    accepting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_of_the_old_client_id_changes_nothing_after_a_rebind_and_ends() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(8).await;
+    let service = Service::start(&pool).await;
+    assert_eq!(service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await.status, 200);
+    let old = store(&pool);
+    assert!(old.hold_lease("backfill", "old").await.unwrap());
+    let new = Store::new(pool.clone(), pool.clone(), "client_new", Duration::from_secs(20));
+    assert_eq!(new.rebind().await.unwrap().as_deref(), Some(CLIENT_ID));
+    let refused = |outcome: Result<(), StoreError>| {
+        assert!(matches!(outcome, Err(StoreError::Unfit(Unfit::OtherClient { .. }))), "{outcome:?}");
+    };
+    refused(old.hold_lease("backfill", "old").await.map(drop));
+    refused(old.accept_deletions().await);
+    refused(apply(&old, Origin::Backfill, &[observed("user.created", 9, &user("user_2", "Eve", 9))]).await.map(drop));
+    let ended = service.ended_after_a_delivery(&body("event_2", "user.created", 1, &user("user_3", "Bob", 1))).await;
+    assert!(matches!(ended, Err(RunError::Unfit(Unfit::OtherClient { .. }))), "{ended:?}");
+    assert!(new.deletions_accepted().await.unwrap(), "the permission is still there for the new environment");
+    let users: Vec<String> =
+        sqlx::query_scalar("select id from workos.user_records order by id").fetch_all(&pool).await.unwrap();
+    assert_eq!(users, ["user_1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_write_of_the_old_client_id_commits_after_the_rebind() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(8).await;
+    let old = store(&pool);
+    // A write of the old client ID waits for this user, inside its transaction.
+    let mut holder = pool.begin().await.unwrap();
+    holder.execute("insert into workos.user_records (id) values ('user_1')").await.unwrap();
+    let writing = tokio::spawn(async move {
+        apply(&old, Origin::Webhook, &[observed("user.created", 0, &user("user_1", "Ada", 0))]).await
+    });
+    let waiting = async |what: &str| {
+        let sql = "select count(*) from pg_locks where not granted and locktype = $1 and database is not distinct from
+            (case when $1 = 'advisory' then (select oid from pg_database where datname = current_database()) end)";
+        sqlx::query_scalar::<_, i64>(sql).bind(what).fetch_one(&pool).await.unwrap() > 0
+    };
+    until("the write waits", async || waiting("transactionid").await).await;
+    let new = Store::new(pool.clone(), pool.clone(), "client_new", Duration::from_secs(20));
+    let rebinding = tokio::spawn(async move { new.rebind().await });
+    until("the rebind waits for it", async || waiting("advisory").await).await;
+    holder.rollback().await.unwrap();
+    assert!(writing.await.unwrap().is_ok(), "it began before the rebind");
+    rebinding.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn until_workos_was_reached_once_nothing_is_recorded_and_webhooks_are_answered_503() {
+    let database = TestDatabase::unbound().await;
+    let pool = database.pool(6).await;
+    let service = Service::start_without_keys(&pool).await;
+    let event = body("event_1", "user.created", 0, &user("user_1", "Ada", 0));
+    until("the database is found fit", async || service.get("/readyz").await.status == 200).await;
+    let answer = service.deliver(&event).await;
+    assert_eq!((answer.status, answer.header("retry-after").is_empty()), (503, false));
+    let recorded = async || -> Option<String> {
+        sqlx::query_scalar("select client_id from workos.environment").fetch_optional(&pool).await.unwrap()
+    };
+    assert_eq!(recorded().await, None);
+    service.keys.away.store(false, Ordering::SeqCst);
+    service.clock.set(service.clock.now().plus_seconds(60));
+    until("the database is bound", async || recorded().await.as_deref() == Some(CLIENT_ID)).await;
+    until("webhooks are taken", async || service.deliver(&event).await.status == 200).await;
+    service.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_id_that_workos_does_not_know_is_not_recorded_and_ends_the_process() {
+    let lab = crate::support::lab::Lab::new().await;
+    let wrong = [("WORKOS_CLIENT_ID", "client_mistyped")];
+    for command in [&["serve"][..], &["backfill"], &["rebind"]] {
+        let (code, out, err) = lab.run_with(command, &wrong).await;
+        assert!(code == 78 && err.contains("client_mistyped"), "{command:?}: {code} {out}{err}");
+    }
+    let recorded: Option<String> =
+        sqlx::query_scalar("select client_id from workos.environment").fetch_optional(&lab.pool).await.unwrap();
+    assert_eq!(recorded, None);
+    let (code, out, err) = lab.run(&["backfill"]).await;
+    assert_eq!(code, 0, "{out}{err}");
+}
+
+#[tokio::test]
+async fn a_database_bound_to_nobody_takes_no_write_whatever_the_process_believes() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    let store = store(&pool);
+    store.check_bound().await.unwrap();
+    pool.execute("delete from workos.environment").await.unwrap();
+    let outcome = apply(&store, Origin::Webhook, &[observed("user.deleted", 0, &json!({"id": "user_1"}))]).await;
+    assert!(matches!(outcome, Err(StoreError::Unbound)), "{outcome:?}");
+}
