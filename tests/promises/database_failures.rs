@@ -154,7 +154,7 @@ async fn a_process_of_the_old_client_id_changes_nothing_after_a_rebind_and_ends(
     let service = Service::start(&pool).await;
     assert_eq!(service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await.status, 200);
     let old = store(&pool);
-    assert!(old.hold_lease("backfill", "old").await.unwrap());
+    assert!(old.hold_lease("backfill", "old").await.unwrap().held);
     let new = Store::new(pool.clone(), pool.clone(), "client_new", Duration::from_secs(20));
     assert_eq!(new.rebind().await.unwrap().as_deref(), Some(CLIENT_ID));
     let refused = |outcome: Result<(), StoreError>| {
