@@ -24,12 +24,15 @@ pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
 }
 
 /// What stands for a client ID in examples, ours and WorkOS's, without its prefix.
-const PLACEHOLDERS: [&str; 9] = ["", "123456789", "xxx", "id", "your_client_id", "changeme", "example", "replace_me", "todo"];
+const PLACEHOLDERS: [&str; 9] =
+    ["", "123456789", "xxx", "id", "your_client_id", "changeme", "example", "replace_me", "todo"];
 
 pub(super) fn client_id(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     if PLACEHOLDERS.contains(&text.trim_start_matches("client_").to_ascii_lowercase().as_str()) {
-        Err("the client ID of your environment, but it is a placeholder; copy it from the API Keys page of the WorkOS dashboard")
+        Err(
+            "the client ID of your environment, but it is a placeholder; copy it from the API Keys page of the WorkOS dashboard",
+        )
     } else if text.starts_with("sk_") {
         Err("the client ID (client_…), but it is an API key (sk_…)")
     } else if plain {

@@ -41,7 +41,8 @@ async fn lookups_under_a_lock(pool_of: impl Fn(PgConnectOptions, Duration) -> Po
     let pool = pool_of(database.options().application_name("service"), timeout);
     let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
     until("the database is found fit", async || store.check().await.is_ok()).await;
-    let mut lock = admin.begin().await.unwrap();
+    let mut locker = admin.acquire().await.unwrap();
+    let mut lock = locker.begin().await.unwrap();
     lock.execute("lock table workos.user_records in access exclusive mode").await.unwrap();
     for _ in 0..10 {
         let answers = join_all((0..9).map(|_| store.user("user_1"))).await;
@@ -100,9 +101,8 @@ async fn connections_to_a_server_that_turned_read_only_are_closed_and_readiness_
     let timeout = Duration::from_secs(20);
     let pool = Pool::connect(options, 4, timeout);
     let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
-    let write = async || {
-        apply(&store, Origin::Webhook, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await
-    };
+    let write =
+        async || apply(&store, Origin::Webhook, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
     join_all((0..4).map(|_| write())).await.into_iter().for_each(|outcome| drop(outcome.unwrap()));
     let old = sessions(&admin, "true").await;
     assert!(old.len() > 1, "{old:?}");
@@ -177,7 +177,8 @@ async fn no_write_of_the_old_client_id_commits_after_the_rebind() {
     let pool = database.pool(8).await;
     let old = store(&pool);
     // A write of the old client ID waits for this user, inside its transaction.
-    let mut holder = pool.begin().await.unwrap();
+    let mut holding = pool.acquire().await.unwrap();
+    let mut holder = holding.begin().await.unwrap();
     holder.execute("insert into workos.user_records (id) values ('user_1')").await.unwrap();
     let writing = tokio::spawn(async move {
         apply(&old, Origin::Webhook, &[observed("user.created", 0, &user("user_1", "Ada", 0))]).await

@@ -82,10 +82,9 @@ fn the_core_does_no_io_and_sql_is_in_the_store_alone() {
 
 /// The calls of a method in a source, from its opening to its closing bracket.
 fn calls<'a>(source: &'a str, method: &str) -> Vec<&'a str> {
-    let starts = source.match_indices(method).map(|(at, _)| at + method.len());
-    let call = |start: usize| {
+    let call = |rest: &'a str| {
         let mut depth = 1;
-        let end = source[start..].find(|char| {
+        let end = rest.find(|char| {
             depth += match char {
                 '(' => 1,
                 ')' => -1,
@@ -93,9 +92,9 @@ fn calls<'a>(source: &'a str, method: &str) -> Vec<&'a str> {
             };
             depth == 0
         });
-        &source[start..start + end.unwrap()]
+        rest.split_at(end.unwrap()).0
     };
-    starts.map(call).collect()
+    source.split(method).skip(1).map(call).collect()
 }
 
 #[test]
