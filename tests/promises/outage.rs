@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::decide::Stored;
 use authkit_sync::store::migrations;
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
@@ -14,7 +15,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::support::binary::{Served, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
-use crate::support::service::{Answer, SECRET, Service, until};
+use crate::support::service::{Answer, CLIENT_ID, SECRET, Service, store, until};
 
 async fn own_server() -> (PrivatePostgres, PgPool) {
     let programs = Programs::find().unwrap();
@@ -23,6 +24,8 @@ async fn own_server() -> (PrivatePostgres, PgPool) {
         .unwrap();
     let pool = PgPoolOptions::new().max_connections(4).connect(&server.url("postgres")).await.unwrap();
     migrations::run(&pool).await.unwrap();
+    // As after a first start that has reached WorkOS.
+    sqlx::query("insert into workos.environment (client_id) values ($1)").bind(CLIENT_ID).execute(&pool).await.unwrap();
     (server, pool)
 }
 
@@ -141,7 +144,8 @@ async fn a_read_only_node_is_ours_to_mend() {
     let refused = replica.deliver(&body("event_2", "user.updated", 9, &user("user_1", "Grace", 9))).await;
     assert_eq!(refused.code(), (503, "database_unavailable".to_owned()));
     assert!(!refused.text.contains("25006"), "the caller hears only that it is ours");
-    assert_eq!(replica.get("/readyz").await.status, 200, "lookups go on");
+    assert_eq!(replica.get("/readyz").await.status, 503, "no writable server is reached");
+    assert!(matches!(store(&read_only).user("user_1").await.unwrap(), Stored::Live { .. }), "lookups go on");
     replica.stop().await.unwrap();
     service.stop().await.unwrap();
     let events: i64 = sqlx::query_scalar("select count(*) from workos.events").fetch_one(&pool).await.unwrap();
