@@ -16,6 +16,7 @@ use authkit_sync::sync::apply;
 use authkit_sync::sync::backfill::{Backfill, Step};
 use authkit_sync::sync::driver::{Context, Driver, Trouble};
 use authkit_sync::workos::api::{Api, ApiKey};
+use axum::extract::Query;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -259,4 +260,42 @@ async fn two_processes_share_one_backfill() {
     lab.free_leases().await;
     let rest = one.tick().await;
     assert!(rest.as_secs() >= 30, "once completed it is not done again: {rest:?}");
+}
+
+/// A page of which nothing can be read says where the next one begins, and is no end.
+#[tokio::test]
+async fn a_page_of_users_that_cannot_be_read_is_quarantined_and_passed() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    let id = unique("user");
+    let readable = user(&id, "Ada", 0);
+    let page = move |Query(query): Query<Vec<(String, String)>>| {
+        let behind = query.iter().any(|(name, value)| name == "after" && value == "user_behind");
+        let page = if behind {
+            json!({"object": "list", "data": [readable], "list_metadata": {"after": null}})
+        } else {
+            json!({"object": "list", "data": [{"object": "user"}], "list_metadata": {"after": "user_behind"}})
+        };
+        async move { Json(page) }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().route("/user_management/users", get(page));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let clock = Clock::manual(at(0));
+    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
+    let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
+    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let backfill = Backfill::new(context, false);
+    let mut steps = 0;
+    let counts = loop {
+        if let Step::Done(counts) = backfill.step().await.unwrap() {
+            break counts;
+        }
+        steps += 1;
+        assert!(steps < 10);
+    };
+    assert_eq!(counts, Counts { new: 1, quarantined: 1, ..Counts::default() });
+    assert!(matches!(store.user(&id).await.unwrap(), Stored::Live { .. }));
+    server.abort();
 }
