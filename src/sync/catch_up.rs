@@ -292,11 +292,11 @@ fn last_word(place: &Place) -> Timestamp {
 }
 
 /// The place was recorded under a wrong clock: it lies ahead of every clock. Releases that believed every `Date` header left such.
-fn is_misdated(place: &Place, now: Timestamp) -> bool {
-    let ahead = |at: Timestamp| at > now.plus_seconds(OVERLAP);
+fn is_misdated(place: &Place, latest: Timestamp) -> bool {
+    let ahead = |at: Timestamp| at > latest.plus_seconds(OVERLAP);
     place.synced_through.is_some_and(ahead)
         || ahead(place.began_at)
-        || (place.cursor.is_none() && place.range_start > now)
+        || (place.cursor.is_none() && place.range_start > latest)
 }
 
 /// The place that replaces a cursor (promise 5).

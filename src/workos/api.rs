@@ -11,6 +11,7 @@ use bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -370,7 +371,7 @@ fn list<T>(answer: &Answer, read: impl Fn(&RawValue) -> T) -> Result<Page<T>, Ap
 
 /// The ID under which WorkOS knows an item of a list.
 fn usable_id(item: &RawValue) -> Option<String> {
-    let id = serde_json::from_str::<Identified>(item.get()).ok()?.id;
+    let id = object::<Identified>(item.get().as_bytes())?.id;
     (!id.is_empty() && id.len() <= wire::ID_LIMIT && !id.contains('\0')).then_some(id)
 }
 
@@ -387,10 +388,15 @@ fn garbled() -> ApiError {
 /// Whether a 404 says that WorkOS does not know `id`, and, if so, whether it names that ID. WorkOS gives `entity_not_found` and
 /// the `entity_id`; its emulator `not_found` without it.
 fn not_found(body: &[u8], id: &str) -> Option<bool> {
-    let NotFound { message, code, entity_id } = serde_json::from_slice(body).ok()?;
+    let NotFound { message, code, entity_id } = object(body)?;
     let is_code = code.is_none_or(|code| ["entity_not_found", "not_found"].contains(&code.as_str()));
     let is_it = entity_id.as_ref().is_none_or(|entity_id| entity_id == id);
     (!message.is_empty() && is_code && is_it).then_some(entity_id.is_some())
+}
+
+/// Reads a JSON object; serde would take a list for the fields of a struct, too.
+fn object<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+    if text.trim_ascii_start().starts_with(b"{") { serde_json::from_slice(text).ok() } else { None }
 }
 
 /// WorkOS's code for a refusal, when it is a word.
