@@ -6,7 +6,7 @@ set local lock_timeout = '5s';
 -- old client ID commits after it. A store of an operator's command gives no client ID.
 create function workos.check_client(given text) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     recorded text;

@@ -4,7 +4,7 @@ set local lock_timeout = '5s';
 
 create or replace function workos.feed_head(out epoch text, out horizon bigint, out issued bigint, out expired_through bigint)
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     own       constant text := workos.feed_identity();

@@ -22,6 +22,7 @@ mod explain;
 mod guides;
 mod handlers;
 mod hangup;
+mod hostile_schema;
 mod image;
 mod inbox;
 mod layers;

@@ -4,6 +4,7 @@ pub(crate) mod actions;
 pub(crate) mod binary;
 pub(crate) mod database;
 pub(crate) mod events;
+pub(crate) mod hostile;
 pub(crate) mod lab;
 pub(crate) mod service;
 

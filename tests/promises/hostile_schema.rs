@@ -1,0 +1,383 @@
+//! A stranger who may create objects in `public` never gets code to run: no statement and no function of ours resolves a name
+//! there, whatever the session's search_path says.
+//!
+//! The names are not written down here. They are every word and operator in our migrations and statements; for each that
+//! PostgreSQL has a function, an operator, a type or a relation of, `public` holds better matches.
+
+use std::time::Duration;
+
+use authkit_sync::authkit::Builder;
+use authkit_sync::dev::workos::Faults;
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::event::Origin;
+use authkit_sync::sync::apply;
+use authkit_sync::sync::driver::Driver;
+use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::workos::api::ApiKey;
+use authkit_sync::{AuthKit, Change, Tx};
+use serde_json::{Value, json};
+use sqlx::postgres::PgPool;
+use sqlx::{AssertSqlSafe, Executor};
+use tokio::net::TcpListener;
+
+use crate::support::actions::{authentication, registration, secrets};
+use crate::support::binary::{Served, free_address};
+use crate::support::database::TestDatabase;
+use crate::support::events::{at, body, observed, unique, user};
+use crate::support::lab::{Lab, another_workos};
+use crate::support::service::{Answer, CLIENT_ID, Service, until};
+use crate::support::{fixture, hostile};
+
+const KEY: &str = "a-service-key-of-32-characters-or-more";
+
+/// A database whose `public` is a stranger's, and a login that looks there first.
+struct Bed {
+    lab: Lab,
+    admin: PgPool,
+    login: String,
+}
+
+impl Bed {
+    async fn new() -> Self {
+        let database = TestDatabase::empty().await;
+        let login = format!("{}_service", database.name());
+        let admin = database.pool_with(3, |options| options.options([("search_path", "pg_catalog, pg_temp")])).await;
+        hostile::plant(&admin).await;
+        let prepare = format!(
+            "create role {login} login createrole;
+            alter role {login} set search_path = public, pg_catalog;
+            grant create on database {} to {login}",
+            database.name()
+        );
+        admin.execute(AssertSqlSafe(prepare)).await.unwrap();
+        let pool = database.pool_with(12, |options| options.username(&login)).await;
+        let clock = Clock::manual(Clock::system().now());
+        let workos = another_workos(&clock, None).await;
+        Self { lab: Lab { database, pool, workos, clock }, admin, login }
+    }
+
+    fn url(&self) -> String {
+        let mut url = reqwest::Url::parse(&self.lab.database.url()).unwrap();
+        url.set_username(&self.login).unwrap();
+        url.to_string()
+    }
+
+    /// A command of the binary, which must succeed.
+    async fn run(&self, arguments: &[&str]) -> String {
+        self.run_with(arguments, &[]).await
+    }
+
+    async fn run_with(&self, arguments: &[&str], more: &[(&'static str, &str)]) -> String {
+        let url = self.url();
+        let more: Vec<_> = more.iter().copied().chain([("DATABASE_URL", url.as_str())]).collect();
+        let (code, out, err) = self.lab.run_with(arguments, &more).await;
+        assert_eq!(code, 0, "{arguments:?}: {out}{err}{}", self.called().await);
+        out
+    }
+
+    /// Which hostile object was called last.
+    async fn called(&self) -> String {
+        hostile::called(&self.admin).await
+    }
+
+    async fn calm(&self, feature: &str) {
+        let called = self.called().await;
+        assert!(called.is_empty(), "{feature} called public.{called}");
+    }
+
+    /// Objects of ours that are bound to a stranger's: a check, a default, an index, a view or a column.
+    async fn bound(&self) -> Vec<String> {
+        sqlx::query_scalar(
+            "select pg_describe_object(refclassid, refobjid, refobjsubid)
+            from pg_depend
+            where
+                (refclassid, refobjid) in (
+                    select 'pg_proc'::regclass::oid, oid from pg_proc where pronamespace = 'public'::regnamespace
+                    union all
+                    select 'pg_operator'::regclass::oid, oid from pg_operator where oprnamespace = 'public'::regnamespace
+                    union all
+                    select 'pg_type'::regclass::oid, oid from pg_type where typnamespace = 'public'::regnamespace
+                )
+                and (pg_identify_object(classid, objid, objsubid)).schema = 'workos'",
+        )
+        .fetch_all(&self.admin)
+        .await
+        .unwrap()
+    }
+
+    async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.admin).await.unwrap()
+    }
+
+    async fn end(self) {
+        self.lab.pool.close().await;
+        let drop = format!("drop owned by {0} cascade; drop role {0}", self.login);
+        self.admin.execute(AssertSqlSafe(drop)).await.unwrap();
+    }
+}
+
+async fn get(url: &str) -> Answer {
+    let client = authkit_sync::workos::http::http_client().unwrap();
+    Answer::of(client.get(url).bearer_auth(KEY).send().await.unwrap()).await
+}
+
+/// Reading WorkOS: backfill, events, reconcile, retention, and what operators do with the inbox.
+async fn read_workos(bed: &Bed) {
+    let lab = &bed.lab;
+    let ids = lab.create_users(7);
+    bed.run(&["backfill"]).await;
+    bed.calm("backfill").await;
+    lab.rename(&ids[0], "Grace");
+    lab.workos.delete_user(&ids[1]).unwrap();
+    let catch_up = lab.catch_up();
+    for _ in 0..3 {
+        lab.clock.set(lab.clock.now().plus_seconds(60));
+        catch_up.tick().await;
+    }
+    assert_eq!(
+        bed.count("select count(*) from workos.users where first_name = 'Grace'").await,
+        1,
+        "{}",
+        bed.called().await
+    );
+    assert_eq!(bed.count("select count(*) from workos.user_records where synced_deleted").await, 1);
+    bed.calm("catch-up").await;
+    // What WorkOS does without an event is found by reading everything.
+    lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
+    lab.workos.delete_user(&ids[2]).unwrap();
+    lab.rename(&ids[3], "Edith");
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    lab.free_leases().await;
+    bed.run(&["reconcile"]).await;
+    assert_eq!(bed.count("select count(*) from workos.user_records where synced_deleted").await, 2);
+    bed.calm("reconcile").await;
+    // A user of whom no event came is read when somebody asks.
+    let unheard = lab.create_user("Hedy");
+    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+        .api_base(lab.workos.base_url())
+        .api_key(ApiKey::new(lab.workos.api_key()))
+        .clock(lab.clock.clone())
+        .service_key("crm", KEY)
+        .read_through(true);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/user_management/users/{unheard}", listener.local_addr().unwrap());
+    let routes = authkit.build().unwrap().router();
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let answer = get(&url).await;
+    assert_eq!(answer.status, 200, "{} {}", answer.text, bed.called().await);
+    serving.abort();
+    bed.calm("read-through").await;
+}
+
+/// What operators do with the inbox, and retention.
+async fn keep_the_inbox(bed: &Bed) {
+    let store = bed.lab.context().store;
+    let id = unique("user");
+    let unreadable = observed("user.updated", 5, &json!({"id": id, "email_verified": true}));
+    apply(&store, Origin::Webhook, &[unreadable, observed("user.created", 0, &user(&id, "Ada", 0))]).await.unwrap();
+    let listed = bed.run(&["events", "list", "--outcome", "quarantined", "--since", "1h", "--json"]).await;
+    let event = serde_json::from_str::<Value>(&listed).unwrap()[0]["id"].as_str().unwrap().to_owned();
+    bed.run(&["events", "show", &event]).await;
+    let mended = body(&event, "user.updated", 9, &user(&id, "Grace", 9));
+    let mend = "update workos.events set payload = $2 where id = $1";
+    sqlx::query(mend).bind(&event).bind(&mended[..]).execute(&bed.admin).await.unwrap();
+    bed.run(&["events", "retry"]).await;
+    bed.run(&["events", "replay", "--since", "1h"]).await;
+    bed.run(&["user", &id]).await;
+    apply(&store, Origin::Webhook, &[observed("user.deleted", 20, &json!({"id": id}))]).await.unwrap();
+    bed.run(&["user", &id, "--erase"]).await;
+    bed.calm("the inbox").await;
+    bed.admin.execute("update workos.events set received_at = received_at - interval '100 days'").await.unwrap();
+    bed.lab.clock.set(bed.lab.clock.now().plus_seconds(60));
+    bed.lab.free_leases().await;
+    let housekeeping = Housekeeping::new(bed.lab.context(), Duration::from_secs(90 * 86_400), None);
+    for _ in 0..3 {
+        housekeeping.tick().await;
+    }
+    assert_eq!(bed.count("select count(*) from workos.events").await, 0, "{}", bed.called().await);
+    bed.calm("retention").await;
+}
+
+/// A handler in SQL: added, run, failed, redriven; it leaves the stranger's path to the session.
+async fn handle_in_sql(bed: &Bed) {
+    let owner = format!("{}_owner", bed.login);
+    let prepare = format!(
+        "create role {owner};
+        grant {owner} to {};
+        create schema theirs;
+        grant usage on schema theirs to {owner};
+        create table theirs.done (user_id text);
+        create table theirs.broken ();
+        grant insert on theirs.done to {owner};
+        grant select on theirs.broken to {owner};
+        create function theirs.on_user(change jsonb) returns void language plpgsql set search_path = pg_catalog as $$
+        begin
+            if exists (select from theirs.broken) then
+                raise exception 'broken';
+            end if;
+            insert into theirs.done values (change ->> 'user_id');
+            perform set_config('search_path', 'public, pg_catalog', false);
+        end $$;
+        alter function theirs.on_user(jsonb) owner to {owner}",
+        bed.login
+    );
+    bed.admin.execute(AssertSqlSafe(prepare)).await.unwrap();
+    bed.run(&["handlers", "add", "theirs.on_user", "--name", "mirror", "--from-start"]).await;
+    bed.calm("handlers add").await;
+    let environment = bed.lab.environment();
+    let environment: Vec<_> = environment
+        .iter()
+        .filter(|(name, _)| *name != "DATABASE_URL")
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let mut served = Served::start(&bed.url(), free_address(), &environment);
+    let live = bed.count("select count(*) from workos.users").await;
+    until("every live user is told of", async || bed.count("select count(*) from theirs.done").await == live).await;
+    bed.admin.execute("insert into theirs.broken default values").await.unwrap();
+    let create = async || {
+        let created = observed("user.created", 0, &user(&unique("user"), "Ada", 0));
+        apply(&bed.lab.context().store, Origin::Webhook, &[created]).await.unwrap();
+    };
+    create().await;
+    until("it has failed", async || bed.count("select count(*) from workos.handler_backlog").await == 1).await;
+    bed.admin.execute("delete from theirs.broken").await.unwrap();
+    bed.run(&["handlers", "redrive", "mirror"]).await;
+    create().await;
+    until("both are done", async || bed.count("select count(*) from theirs.done").await == live + 2).await;
+    for command in ["pause", "resume", "remove"] {
+        bed.run(&["handlers", "list", "--json"]).await;
+        bed.run(&["handlers", command, "mirror"]).await;
+    }
+    assert!(served.terminate().success());
+    bed.calm("a handler in SQL").await;
+    bed.admin.execute(AssertSqlSafe(format!("drop owned by {owner}; drop role {owner}"))).await.unwrap();
+}
+
+/// Gives the database to another environment.
+async fn rebind(bed: &Bed) {
+    let other = another_workos(&bed.lab.clock, None).await;
+    let port = other.base_url().rsplit(':').next().unwrap().to_owned();
+    let client_id = other.client_id();
+    bed.run_with(&["rebind"], &[("WORKOS_CLIENT_ID", client_id.as_str()), ("WORKOS_API_PORT", port.as_str())]).await;
+    bed.calm("rebind").await;
+    // The service of the tests has a client ID of its own.
+    sqlx::query("update workos.environment set client_id = $1").bind(CLIENT_ID).execute(&bed.admin).await.unwrap();
+}
+
+/// Every way to read a user and the changes over HTTP.
+async fn look_up(bed: &Bed, service: &Service, id: &str) {
+    // The user of the fixtures' tokens.
+    let tokens = fixture("access_tokens");
+    let vector = tokens["vectors"].as_array().unwrap().iter().find(|vector| vector["name"] == "per_client_issuer");
+    let (token, subject) = (&vector.unwrap()["token"], &vector.unwrap()["claims"]["sub"]);
+    let caller = user(subject.as_str().unwrap(), "Ada", 0);
+    assert_eq!(service.deliver(&body(&unique("event"), "user.created", 0, &caller)).await.status, 200);
+    let session = service.ask("/auth/session", token.as_str().unwrap()).await;
+    assert_eq!((session.status, &session.json()["user"]["id"]), (200, subject), "{}", session.text);
+    let path = format!("/user_management/users/{id}");
+    let email = format!("/user_management/users?email={id}%40example.test");
+    for path in [
+        path.as_str(),
+        "/user_management/users/external_id/crm-1",
+        &email,
+        "/user_management/users?limit=2",
+        "/user_management/users?order=asc&limit=2",
+    ] {
+        let answer = get(&service.url(path)).await;
+        assert_eq!(answer.status, 200, "{path}: {} {}", answer.text, bed.called().await);
+    }
+    let page = get(&service.url("/user_management/users?limit=2")).await.json();
+    let after = page["list_metadata"]["after"].as_str().unwrap();
+    assert_eq!(get(&service.url(&format!("/user_management/users?limit=2&after={after}"))).await.status, 200);
+    assert_eq!(get(&service.url(&format!("/user_management/users?limit=2&before={after}"))).await.status, 200);
+    let changes = get(&service.url("/changes")).await;
+    assert_eq!(changes.status, 200, "{}", changes.text);
+}
+
+/// Callers in SQL, with the same path.
+async fn call_in_sql(bed: &Bed, id: &str) {
+    let found = sqlx::query_scalar::<_, String>("select id from workos.get_auth_user($1)").bind(id);
+    assert_eq!(found.fetch_all(&bed.lab.pool).await.unwrap(), [id]);
+    let mut caller = bed.lab.pool.acquire().await.unwrap();
+    let claims = "select pg_catalog.set_config('request.jwt.claims', $1, false)";
+    sqlx::query(claims).bind(json!({"sub": id}).to_string()).execute(&mut *caller).await.unwrap();
+    let own = sqlx::query_scalar::<_, String>("select id from workos.current_auth_user()");
+    assert_eq!(own.fetch_all(&mut *caller).await.unwrap(), [id]);
+    bed.calm("a caller in SQL").await;
+}
+
+/// The service on a pool of the application's, with whatever path that has.
+async fn serve(bed: &Bed) {
+    let handler = |change: Change, mut tx: Tx| async move {
+        let note = sqlx::query("insert into theirs.done values ($1)").bind(change.user_id);
+        note.execute(&mut *tx).await.map(|_| ())
+    };
+    bed.admin
+        .execute(AssertSqlSafe(format!(
+            "grant usage on schema theirs to {0}; grant insert on theirs.done to {0}",
+            bed.login
+        )))
+        .await
+        .unwrap();
+    let told = bed.count("select count(*) from theirs.done").await;
+    let service = Service::start_with(&bed.lab.pool, |builder: Builder| {
+        builder.service_key("crm", KEY).action_secrets(secrets()).session_sign_ins(true).on("rust", "user.*", handler)
+    })
+    .await;
+    let handlers = "select count(*) from workos.handlers where name = 'rust'";
+    until("the handler is known", async || bed.count(handlers).await == 1).await;
+    let (id, gone) = (unique("user"), unique("user"));
+    let mut known = user(&id, "Ada", 0);
+    known["external_id"] = json!("crm-1");
+    for (event_type, at, data) in [
+        ("user.created", 0, known.clone()),
+        ("user.updated", 10, {
+            known["updated_at"] = json!(at(10));
+            known.clone()
+        }),
+        ("user.updated", 5, user(&id, "stale", 5)),
+        (
+            "session.created",
+            11,
+            json!({"id": "session_1", "user_id": id, "created_at": at(11), "auth_method": "password"}),
+        ),
+        ("user.updated", 12, json!({"id": id})),
+        ("user.created", 0, user(&gone, "Eve", 0)),
+        ("user.deleted", 20, json!({"id": gone})),
+    ] {
+        let answer = service.deliver(&body(&unique("event"), event_type, at, &data)).await;
+        assert_eq!(answer.status, 200, "{event_type}: {} {}", answer.text, bed.called().await);
+    }
+    look_up(bed, &service, &id).await;
+    assert_eq!(service.get("/readyz").await.status, 200);
+    service.metrics().await;
+    for action in [registration("action_1", "eve@example.com"), authentication("action_2", &id)] {
+        for _ in 0..2 {
+            assert_eq!(service.verdict(&action).await.0, "Allow");
+        }
+    }
+    until("the handler in Rust has run", async || bed.count("select count(*) from theirs.done").await == told + 5)
+        .await;
+    service.stop().await.unwrap();
+    bed.calm("the service").await;
+    call_in_sql(bed, &id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_feature_runs_what_a_stranger_put_into_public() {
+    let bed = Bed::new().await;
+    assert!(bed.count("select count(*) from planter.objects").await > 1_000);
+    let proof = bed.lab.pool.execute("select 1 = 1").await;
+    assert!(proof.is_err() && bed.called().await.contains("operator ="), "the plants work: {proof:?}");
+    bed.admin.execute("alter sequence public.hostile_call restart").await.unwrap();
+    bed.run(&["migrate"]).await;
+    bed.run(&["migrate", "status"]).await;
+    bed.calm("migrate").await;
+    assert_eq!(bed.bound().await, Vec::<String>::new());
+    read_workos(&bed).await;
+    keep_the_inbox(&bed).await;
+    handle_in_sql(&bed).await;
+    rebind(&bed).await;
+    serve(&bed).await;
+    bed.end().await;
+}

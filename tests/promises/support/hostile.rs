@@ -1,0 +1,162 @@
+//! Hostile objects in `public`: a better match for every name in our migrations and statements.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use sqlx::{Executor, PgPool};
+
+/// Fills `public`. `admin` must not have it in its search_path.
+pub(crate) async fn plant(admin: &PgPool) {
+    admin.execute(PLANT).await.unwrap();
+    let words: Vec<String> = words().into_iter().collect();
+    let insert = "insert into planter.words select distinct unnest($1::text[])";
+    sqlx::query(insert).bind(words).execute(admin).await.unwrap();
+    admin.execute(SOW).await.unwrap();
+}
+
+/// The hostile object that was called last, or nothing.
+pub(crate) async fn called(admin: &PgPool) -> String {
+    let called = "select coalesce(max(name), '') from planter.objects
+        where id = (select last_value from public.hostile_call where is_called)";
+    sqlx::query_scalar(called).fetch_one(admin).await.unwrap()
+}
+
+/// Makes what calls it fail, and notes the call where no rollback undoes it.
+const PLANT: &str = "
+    create sequence public.hostile_call minvalue 0 start 0;
+    grant all on sequence public.hostile_call to public;
+    create schema planter;
+    create table planter.objects (id bigint generated always as identity, name text);
+    create table planter.words (word text);
+
+    create function planter.function(name text, arguments text, result text) returns text language plpgsql as $$
+    declare
+        called constant text := format('%s(%s)', name, arguments);
+        number bigint;
+    begin
+        insert into planter.objects (name) values (called) returning id into number;
+        execute format(
+            'create function public.%I(%s) returns %s language plpgsql as %L',
+            name, arguments, result,
+            format(
+                'begin perform pg_catalog.setval(''public.hostile_call'', %s); raise exception ''hostile %%'', %L; end',
+                number, called
+            )
+        );
+        return called;
+    exception
+        -- There is one, or the language takes no such argument.
+        when duplicate_function or invalid_function_definition or feature_not_supported then
+            return null;
+    end $$;
+
+    create function planter.operator(name text, l text, r text, result text) returns void language plpgsql as $$
+    declare
+        helper constant text := 'operator ' || name;
+    begin
+        if planter.function(helper, concat_ws(', ', l, r), result) is null then
+            return;
+        end if;
+        execute format(
+            'create operator public.%s (%s)',
+            name,
+            concat_ws(', ', 'leftarg = ' || l, 'rightarg = ' || r, format('function = public.%I', helper))
+        );
+    exception
+        when duplicate_function or invalid_function_definition then
+            null;
+    end $$;";
+
+/// What PostgreSQL has under the same names, with the same arguments; and with those that match ours better than its own.
+const SOW: &str = "
+    do $$
+    declare
+        types constant text[] := '{text, varchar, bigint, integer, double precision, boolean, timestamptz, interval, jsonb,
+            bytea, oid, name, regproc, regprocedure, text[], bigint[]}';
+        one record;
+        l text;
+        r text;
+    begin
+        for one in
+            select
+                proname, oidvectortypes(proargtypes) as arguments,
+                case when proretset then 'setof ' else '' end || format_type(prorettype, null) as result
+            from pg_proc join planter.words on word = proname
+            where pronamespace = 'pg_catalog'::regnamespace
+        loop
+            perform planter.function(one.proname, one.arguments, one.result);
+        end loop;
+        for one in
+            select distinct proname, bool_or(provariadic = '\"any\"'::regtype) as takes_any
+            from pg_proc join planter.words on word = proname
+            where pronamespace = 'pg_catalog'::regnamespace
+            group by proname
+        loop
+            foreach l in array types || array[
+                'anyelement', 'anyelement, anyelement', 'variadic anyarray', 'text, variadic anyarray', 'text, name, name'
+            ] loop
+                perform planter.function(one.proname, l, 'text');
+                perform planter.function(one.proname, format('%s, %s', l, l), 'text')
+                where l = any(types);
+                perform planter.function(one.proname, format('text, %s', l), 'text')
+                where l = any(types);
+            end loop;
+            if one.takes_any then
+                perform planter.function(one.proname, format('%s, %s, %s', a, b, c), 'text')
+                from
+                    unnest('{text, integer, bigint, boolean}'::text[]) as a,
+                    unnest('{text, integer, bigint, boolean}'::text[]) as b,
+                    unnest('{text, integer, bigint, boolean}'::text[]) as c;
+            end if;
+        end loop;
+        for one in
+            select
+                oprname, nullif(oprleft, 0)::regtype::text as l, oprright::regtype::text as r, oprresult::regtype::text as result
+            from pg_operator join planter.words on word = oprname
+        loop
+            perform planter.operator(one.oprname, one.l, one.r, one.result);
+        end loop;
+        for one in
+            select distinct on (oprname) oprname, oprresult::regtype::text as result
+            from pg_operator join planter.words on word = oprname
+            order by oprname, oprresult = 'boolean'::regtype desc
+        loop
+            foreach l in array types || '{anyelement}' loop
+                foreach r in array types || '{anyelement}' loop
+                    perform planter.operator(one.oprname, l, r, case one.result when 'boolean' then 'boolean' else 'text' end);
+                end loop;
+            end loop;
+        end loop;
+        for one in
+            select distinct typname as name from pg_type join planter.words on word = typname
+            where typnamespace = 'pg_catalog'::regnamespace
+            union
+            select relname from pg_class join planter.words on word = relname
+            where relnamespace = 'pg_catalog'::regnamespace and relkind in ('r', 'v')
+        loop
+            execute format('create table public.%I (hostile integer)', one.name);
+        end loop;
+    end $$";
+
+/// Every word and every operator of what we send.
+fn words() -> BTreeSet<String> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(format!("{root}/migrations")).unwrap() {
+        texts.push(std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    }
+    for entry in std::fs::read_dir(format!("{root}/.sqlx")).unwrap() {
+        let query: Value = serde_json::from_slice(&std::fs::read(entry.unwrap().path()).unwrap()).unwrap();
+        texts.push(query["query"].as_str().unwrap().to_owned());
+    }
+    // What the grammar writes by itself: `in`, `nullif`, `is distinct from`, `between`, `like`, `::`.
+    let mut words: BTreeSet<String> =
+        ["=", "<>", "<", "<=", ">", ">=", "~~"].iter().map(|&operator| operator.to_owned()).collect();
+    for text in texts {
+        let is_word =
+            |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '_';
+        words.extend(text.split(|character| !is_word(character)).map(str::to_owned));
+        words.extend(text.split(|character| !"+-*/<>=~!@#%^&|`?".contains(character)).map(str::to_owned));
+    }
+    words
+}
