@@ -15,6 +15,7 @@ pub mod inbox;
 pub mod progress;
 pub mod read_through;
 pub mod reconcile;
+mod scan;
 mod slice;
 mod verdict;
 mod walk;
@@ -24,6 +25,7 @@ use sqlx::postgres::PgConnection;
 use crate::domain::change::Difference;
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::store::{Store, StoreError, Work};
+pub use scan::apply_scan;
 use slice::{Condemned, Inbox, Slice};
 
 /// What became of one observation.

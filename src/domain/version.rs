@@ -14,3 +14,14 @@ pub struct Version {
     /// The event's id, or `snapshot:` and a hash of what was read.
     pub id: String,
 }
+
+impl Version {
+    /// Raises the version of a row that a complete scan of WorkOS's list found as it stands: the row was observed again at
+    /// that instant. The scan does not keep the snapshot's hash; the ID sorts after those of events.
+    pub fn confirm(&mut self, at: Timestamp) {
+        let confirmed = Self { updated_at: self.updated_at, observed_at: at, id: "snapshot:".to_owned() };
+        if *self < confirmed {
+            *self = confirmed;
+        }
+    }
+}

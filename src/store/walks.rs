@@ -120,14 +120,86 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn begin_walk(&self, kind: Kind, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn begin_walk(&self, kind: Kind, now: Timestamp) -> Result<Scan, StoreError> {
         let client_id = self.client_id.clone();
         let catch_up = Begin { client_id: &client_id, now };
         self.transaction("begin walk", &BeginWalk { kind, now, catch_up }).await
     }
 }
 
+/// A comparison of WorkOS's list with the table. A row that says what WorkOS lists is not written; instead the database
+/// records once that the scan confirmed all such rows.
+///
+/// Every snapshot of a scan counts as observed when the scan began. When all pages are applied, each live row whose version
+/// was written before the scan began is confirmed as of that instant: [`Store::confirm_scan`] records it, and
+/// [`confirmation`] is asked where it matters, which is before a version replaces one of the same `updated_at`. What a scan
+/// does not confirm is written when its page is applied, and so is told from the rest by the time of its version.
+///
+/// One case is left: an event older than the scan replaces a confirmed row of the same `updated_at` after the row's page is
+/// applied and before the confirmation is recorded. [`Store::look_through`] finds such rows, and they are read by ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// When it began, by WorkOS's clock.
+    pub began_at: Timestamp,
+    /// The same by the database's clock.
+    pub began_here: Timestamp,
+}
+
+/// What the last scan confirmed: live rows whose version was written before `before` (the database's clock), as of `at`
+/// (WorkOS's clock).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmation {
+    pub(crate) at: Timestamp,
+    pub(crate) before: Timestamp,
+}
+
+/// What the last scan confirmed, as committed by now: the caller holds the locks of the rows that it is about.
+pub(crate) async fn confirmation(connection: &mut PgConnection) -> Result<Option<Confirmation>, StoreError> {
+    let row = sqlx::query!(
+        r#"-- walks.confirmation
+        select confirmed_at as "at!", confirmed_before as "before!"
+        from workos.walks
+        where kind = 'reconcile' and confirmed_at is not null and confirmed_before is not null"#
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| Confirmation { at: row.at.into(), before: row.before.into() }))
+}
+
+struct ConfirmScan<'a>(&'a Scan);
+
+impl Work for ConfirmScan<'_> {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        let confirmed = sqlx::query!(
+            "-- walks.confirm
+            update workos.walks
+            set
+                confirmed_at = $1,
+                confirmed_before = $2
+            where
+                kind = 'reconcile'
+                and started_at = $1
+                and began_here = $2",
+            OffsetDateTime::from(self.0.began_at),
+            OffsetDateTime::from(self.0.began_here)
+        )
+        .execute(connection)
+        .await?;
+        if confirmed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Overtaken) }
+    }
+}
+
 impl Store {
+    /// Records that every page of a scan is applied.
+    ///
+    /// # Errors
+    /// [`StoreError`], [`StoreError::Overtaken`] when another scan has begun meanwhile.
+    pub async fn confirm_scan(&self, scan: &Scan) -> Result<(), StoreError> {
+        self.transaction("confirm scan", &ConfirmScan(scan)).await
+    }
+
     /// Notes that a walk came to its end.
     ///
     /// # Errors
@@ -166,30 +238,32 @@ struct BeginWalk<'a> {
 }
 
 impl Work for BeginWalk<'_> {
-    type Output = ();
+    type Output = Scan;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut PgConnection) -> Result<Scan, StoreError> {
         self.catch_up.run(connection).await?;
-        sqlx::query!(
-            "-- walks.begin
-            insert into workos.walks as walk (kind, started_at)
-            values ($1, $2)
+        let began_here = sqlx::query_scalar!(
+            r#"-- walks.begin
+            insert into workos.walks as walk (kind, started_at, began_here)
+            values ($1, $2, clock_timestamp())
             on conflict (kind) do update
             set
                 position = null,
                 position_created_at = null,
                 started_at = excluded.started_at,
+                began_here = excluded.began_here,
                 created = 0,
                 updated = 0,
                 unchanged = 0,
                 deleted = 0,
-                quarantined = 0",
+                quarantined = 0
+            returning began_here as "began_here!""#,
             self.kind.as_str(),
             OffsetDateTime::from(self.now)
         )
-        .execute(connection)
+        .fetch_one(connection)
         .await?;
-        Ok(())
+        Ok(Scan { began_at: self.now, began_here: began_here.into() })
     }
 }
 

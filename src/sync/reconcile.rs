@@ -13,10 +13,10 @@ use super::backfill::tally;
 use super::drift::{self, Drift};
 use super::driver::{BREATH, Context, Driver, Trouble};
 use super::walk::Walk;
-use super::{apply, guard};
+use super::{apply, apply_scan, guard};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
-use crate::store::walks::{Counts, Kind, Tally};
+use crate::store::walks::{Counts, Kind, Scan, Tally};
 use crate::workos::api::{Found, PAGE};
 
 /// How often a process looks whether one is due.
@@ -26,8 +26,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const FEW: usize = 5;
 const SHARE: usize = 20;
 
-/// Live users looked through at once.
-const BATCH: i64 = 1_000;
+/// Rows of the table looked through at once.
+const BATCH: i64 = 10_000;
 
 /// Whether it repairs or only looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +94,10 @@ struct UnderWay {
     open: VecDeque<String>,
     /// Live users are looked through up to here; `None` when all are.
     looked_through: Option<String>,
+    /// Live users among the ones looked through.
+    live: usize,
+    /// The scan, where the table is repaired.
+    scan: Option<Scan>,
     /// Live users WorkOS does not know, and when it said so.
     gone: Vec<(String, Timestamp)>,
     /// For one of them WorkOS gave no ID: that counts once a live user was read by ID.
@@ -205,6 +209,8 @@ impl Reconcile {
             listed_deleted: Vec::new(),
             open: VecDeque::new(),
             looked_through: Some(String::new()),
+            live: 0,
+            scan: None,
             gone: Vec::new(),
             to_confirm: false,
             reads_by_id: false,
@@ -218,15 +224,13 @@ impl Reconcile {
             self.next_page(it).await?;
             return Ok(false);
         }
+        if let (Some(after), Some(began)) = (it.looked_through.take(), it.began) {
+            self.look_through(it, &after, began).await?;
+            return Ok(false);
+        }
         if let Some(id) = it.open.front().cloned() {
             self.ask_about(it, id).await?;
             it.open.pop_front();
-            return Ok(false);
-        }
-        if let (Some(after), Some(began)) = (it.looked_through.clone(), it.began) {
-            let ids = self.context.store.live_ids(&after, began, BATCH).await?;
-            it.looked_through = ids.last().cloned();
-            it.open.extend(ids.into_iter().filter(|id| !it.seen.contains(&hash(id))));
             return Ok(false);
         }
         if let Some(id) = it.listed_deleted.last().cloned() {
@@ -249,10 +253,11 @@ impl Reconcile {
             return Ok(());
         };
         if self.mode == Mode::Repair {
-            if it.began.is_none() {
-                store.begin_walk(Kind::Reconcile, leg.observed_at).await?;
-            }
-            let applied = apply(store, Origin::Reconcile, &leg.observations).await?;
+            let scan = match it.scan {
+                Some(scan) => scan,
+                None => *it.scan.insert(store.begin_walk(Kind::Reconcile, leg.observed_at).await?),
+            };
+            let applied = apply_scan(store, &scan, &leg.observations).await?;
             let (mut counts, listed) = (Counts::default(), leg.observations.iter().zip(&applied));
             tally(&mut counts, &applied);
             // For reconcile, those are the ones it makes.
@@ -273,21 +278,43 @@ impl Reconcile {
         it.began.get_or_insert(leg.observed_at);
         it.walk = walk;
         if leg.end {
-            self.walked(it).await?;
+            // A walk that lists nobody confirms nothing.
+            if let Some(scan) = it.scan.filter(|_| !it.seen.is_empty()) {
+                store.confirm_scan(&scan).await?;
+            }
+            it.walked = true;
         }
         Ok(())
     }
 
-    /// The walk has come to its end.
-    async fn walked(&self, it: &mut UnderWay) -> Result<(), Trouble> {
-        let live = self.context.store.live_count().await?;
-        if it.seen.is_empty() && live > 0 {
-            return Err(Trouble::NobodyListed { live });
+    /// Looks through the next rows of the table for users to ask WorkOS about by ID.
+    async fn look_through(&self, it: &mut UnderWay, after: &str, began: Timestamp) -> Result<(), Trouble> {
+        let store = &self.context.store;
+        let rows = match store.look_through(after, began, it.scan.as_ref(), BATCH).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                it.looked_through = Some(after.to_owned());
+                return Err(error.into());
+            }
+        };
+        let last = rows.last().map(|row| row.id.clone());
+        for row in rows.into_iter().filter(|row| row.is_live) {
+            it.live += 1;
+            if row.is_unconfirmed || row.is_due_in_list && !it.seen.contains(&hash(&row.id)) {
+                it.open.push_back(row.id);
+            }
         }
-        let accepted = self.context.store.deletions_accepted().await? || self.mode == Mode::Check;
-        let share = usize::try_from(live).unwrap_or(usize::MAX) / SHARE;
-        it.bound = (!accepted).then_some(share.max(FEW));
-        it.walked = true;
+        it.looked_through = last;
+        if it.looked_through.is_none() { self.looked_through(it).await } else { Ok(()) }
+    }
+
+    /// Every row is looked through, and with them the live users are counted.
+    async fn looked_through(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+        if it.seen.is_empty() && it.live > 0 {
+            return Err(Trouble::NobodyListed { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
+        }
+        let accepted = self.mode == Mode::Check || self.context.store.deletions_accepted().await?;
+        it.bound = (!accepted).then_some((it.live / SHARE).max(FEW));
         Ok(())
     }
 

@@ -9,10 +9,11 @@ use super::verdict::{Life, Verdict, inbox_event, judge, news, sign_in};
 use super::{Applied, Then};
 use crate::domain::change::Difference;
 use crate::domain::decide::Stored;
-use crate::domain::event::{Observation, Origin, Outcome};
+use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::store::events::Receipt;
 use crate::store::users::Locked;
-use crate::store::{StoreError, Work, changes, erasure, events, sign_ins, users};
+use crate::store::walks::Scan;
+use crate::store::{StoreError, Work, changes, erasure, events, sign_ins, users, walks};
 
 /// What a slice does to the inbox.
 #[derive(Clone, Copy)]
@@ -35,6 +36,8 @@ pub(super) struct Slice<'a, T> {
     one_by_one: bool,
     /// Rows of each table that deletions erase in this transaction at most; see [`erasure::erase`].
     pub(super) erase_limit: i64,
+    /// The scan these snapshots are a page of.
+    scan: Option<&'a Scan>,
     then: &'a T,
 }
 
@@ -87,7 +90,16 @@ impl<T: Then> Work for Slice<'_, T> {
 impl<'a, T: Then> Slice<'a, T> {
     /// A whole slice; `then` is done in its transaction.
     pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: &'a T) -> Self {
-        Self { inbox, observations, before: &[], is_last: true, one_by_one: false, erase_limit: erasure::BATCH, then }
+        Self {
+            inbox,
+            observations,
+            before: &[],
+            is_last: true,
+            one_by_one: false,
+            erase_limit: erasure::BATCH,
+            scan: None,
+            then,
+        }
     }
 
     /// The next part, of at most so many observations, after the ones whose outcomes are known.
@@ -98,6 +110,11 @@ impl<'a, T: Then> Slice<'a, T> {
         let rest = self.observations.get(before.len()..).unwrap_or_default();
         let observations = rest.get(..length).unwrap_or(rest);
         Slice { observations, before, is_last: observations.len() == rest.len(), ..*self }
+    }
+
+    /// The same, a page of a scan.
+    pub(super) fn of_scan(self, scan: &'a Scan) -> Self {
+        Self { scan: Some(scan), ..self }
     }
 
     /// The same, each observation behind a savepoint.
@@ -113,7 +130,19 @@ impl<'a, T: Then> Slice<'a, T> {
             return Ok(Users::new());
         }
         users::hold_places(connection, &named).await?;
-        users::lock(connection, &named).await
+        let mut users = users::lock(connection, &named).await?;
+        // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
+        if self.observations.iter().any(|observation| is_between_equals(observation, &users))
+            && let Some(confirmation) = walks::confirmation(connection).await?
+        {
+            for user in users.values_mut() {
+                let Locked { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
+                if version_at.is_none_or(|at| at < confirmation.before) {
+                    version.confirm(confirmation.at);
+                }
+            }
+        }
+        Ok(users)
     }
 
     /// Takes back the places of users who are still unknown, and does what comes with the slice.
@@ -185,6 +214,10 @@ impl<'a, T: Then> Slice<'a, T> {
                 if difference == Some(Difference::Deleted) {
                     erase.push(id.to_owned());
                 }
+            } else if let (Some(id), Some(scan)) = (id, self.scan)
+                && is_of_before(scan, stored.get(id))
+            {
+                written.insert(id);
             }
             applied.push(Applied {
                 outcome,
@@ -198,7 +231,7 @@ impl<'a, T: Then> Slice<'a, T> {
         if refused.is_none() {
             keep_sign_ins(connection, observations, stored, &mut written).await?;
         }
-        write(connection, stored, &written).await?;
+        write(connection, stored, &written, self.scan.is_some()).await?;
         self.record(connection, observations, stored, &mut applied).await?;
         changes::record(connection, &news(self.inbox, observations, &applied)).await?;
         if !erase.is_empty() {
@@ -243,6 +276,25 @@ impl<'a, T: Then> Slice<'a, T> {
     }
 }
 
+/// The observation would replace a version of the same `updated_at`.
+fn is_between_equals(observation: &Observation, users: &Users) -> bool {
+    let seen = match observation {
+        Observation::Event(Event { content: Content::Live { version, .. }, .. }) => version,
+        Observation::Snapshot(snapshot) => &snapshot.version,
+        _ => return false,
+    };
+    let user = observation.user_id().and_then(|id| users.get(id));
+    let Some(Locked { stored: Stored::Live { version, .. }, .. }) = user else { return false };
+    seen.updated_at == version.updated_at && seen > version
+}
+
+/// The row's version is from before the scan, which listed the user and did not confirm it: the row is written, so that the
+/// time of its version excludes it from what the scan confirms.
+fn is_of_before(scan: &Scan, user: Option<&Locked>) -> bool {
+    let Some(Locked { stored: Stored::Live { version, .. }, .. }) = user else { return false };
+    version.observed_at < scan.began_at
+}
+
 /// Stores the sign-ins that sessions tell of, of users who are not deleted. Every live row shows the latest stored sign-in,
 /// whoever writes the row and whichever arrived first: a row that does not is among the written ones.
 async fn keep_sign_ins<'a>(
@@ -260,7 +312,7 @@ async fn keep_sign_ins<'a>(
         }
     }
     for id in observations.iter().filter_map(Observation::user_id) {
-        let Some(Locked { stored: Stored::Live { user, .. }, signed_in_at }) = stored.get_mut(id) else { continue };
+        let Some(Locked { stored: Stored::Live { user, .. }, signed_in_at, .. }) = stored.get_mut(id) else { continue };
         if user.last_sign_in_at < *signed_in_at {
             user.last_sign_in_at = *signed_in_at;
             written.insert(id);
@@ -270,7 +322,12 @@ async fn keep_sign_ins<'a>(
 }
 
 /// Writes the users that changed, as they now stand.
-async fn write(connection: &mut PgConnection, stored: &Users, changed: &BTreeSet<&str>) -> Result<(), StoreError> {
+async fn write(
+    connection: &mut PgConnection,
+    stored: &Users,
+    changed: &BTreeSet<&str>,
+    restamp: bool,
+) -> Result<(), StoreError> {
     let (mut live, mut deleted) = (Vec::new(), Vec::new());
     for id in changed {
         match stored.get(*id).map(|user| &user.stored) {
@@ -280,7 +337,7 @@ async fn write(connection: &mut PgConnection, stored: &Users, changed: &BTreeSet
         }
     }
     if !live.is_empty() {
-        users::write_live(connection, &live).await?;
+        users::write_live(connection, &live, restamp).await?;
     }
     if !deleted.is_empty() {
         users::write_tombstones(connection, &deleted).await?;

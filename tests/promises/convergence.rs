@@ -1,9 +1,10 @@
 //! Promise 3: any order, any duplication, same table. And promise 4 with it: deleted stays deleted, and erased.
 
-use authkit_sync::domain::decide::Stored;
-use authkit_sync::domain::event::{Observation, Origin, Outcome};
+use authkit_sync::domain::decide::{Seen, Stored, decide};
+use authkit_sync::domain::event::{Content, Observation, Origin, Outcome};
 use authkit_sync::store::Store;
-use authkit_sync::sync::apply;
+use authkit_sync::store::walks::Kind;
+use authkit_sync::sync::{apply, apply_scan};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
@@ -48,6 +49,8 @@ struct Told {
     last_word: Option<Value>,
     deleted_at: Option<i64>,
     observations: Vec<Observation>,
+    /// What WorkOS would list from each instant on.
+    listed: Vec<(i64, Option<Value>)>,
 }
 
 fn live_through(life: &Life) -> Told {
@@ -56,6 +59,7 @@ fn live_through(life: &Life) -> Told {
     let (mut updated, mut now) = (10, 10);
     let mut current = user(&id, "first", updated);
     let mut observations = vec![observed("user.created", now + 1, &current)];
+    let mut listed = vec![(0, None), (now, Some(current.clone()))];
     for act in &life.acts {
         match act {
             Act::Edit { name, after_ms } => {
@@ -72,13 +76,15 @@ fn live_through(life: &Life) -> Told {
             }
             Act::Read => observations.push(snapshot(&current, now + 1)),
         }
+        listed.push((now, Some(current.clone())));
         now += 2;
     }
     let deleted_at = life.deleted.then_some(now + 5);
     if let Some(deleted_at) = deleted_at {
         observations.push(observed("user.deleted", deleted_at, &json!({"object": "user", "id": id})));
     }
-    Told { id, last_word: deleted_at.is_none().then_some(current), deleted_at, observations }
+    listed.extend(deleted_at.map(|at| (at, None)));
+    Told { id, last_word: deleted_at.is_none().then_some(current), deleted_at, observations, listed }
 }
 
 async fn assert_last_words(store: &Store, pool: &PgPool, told: &[Told]) {
@@ -143,6 +149,95 @@ fn any_order_any_duplication_any_concurrency_same_table() {
         drop(database);
     });
     outcome.unwrap();
+}
+
+/// A scan of WorkOS's list while observations arrive in any order: before its page, between its page and its confirmation, and
+/// afterwards. The table ends as the join of all of them, the scan's snapshots as of its beginning among them.
+#[test]
+fn a_scan_that_writes_only_what_differs_joins_like_any_other_observation() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (database, pool, store) = runtime.block_on(async {
+        let database = TestDatabase::new().await;
+        let pool = database.pool(4).await;
+        let store = store(&pool);
+        (database, pool, store)
+    });
+    let mut runner = TestRunner::new(Config { cases: 600, failure_persistence: None, ..Config::default() });
+    let moment = || 0_i64..12_000;
+    let strategy = (lives(), any::<u64>(), moment(), moment(), any::<[prop::sample::Index; 2]>());
+    let outcome = runner.run(&strategy, |(lives, seed, began, read_after, cuts)| {
+        let told: Vec<Told> = lives.iter().map(live_through).collect();
+        let mut deliveries: Vec<Observation> = told.iter().flat_map(|told| told.observations.clone()).collect();
+        shuffle(&mut deliveries, seed);
+        let mut cuts = cuts.map(|cut| cut.index(deliveries.len() + 1));
+        cuts.sort_unstable();
+        runtime.block_on(scan_among(&store, &told, &deliveries, cuts, (began, began + read_after)));
+        Ok(())
+    });
+    runtime.block_on(async {
+        pool.close().await;
+        drop(database);
+    });
+    outcome.unwrap();
+}
+
+async fn scan_among(
+    store: &Store,
+    told: &[Told],
+    deliveries: &[Observation],
+    cuts: [usize; 2],
+    (began, read): (i64, i64),
+) {
+    let deliver = async |deliveries: &[Observation]| {
+        for slice in deliveries.chunks(2) {
+            apply(store, Origin::Webhook, slice).await.unwrap();
+        }
+    };
+    let mut all = deliveries.to_vec();
+    let first = cuts[0] / 2;
+    deliver(&deliveries[..first]).await;
+    let scan = store.begin_walk(Kind::Reconcile, at(began)).await.unwrap();
+    deliver(&deliveries[first..cuts[0]]).await;
+    let listed = |told: &Told| told.listed.iter().rfind(|(since, _)| *since <= read).and_then(|(_, user)| user.clone());
+    let page: Vec<Observation> = told.iter().filter_map(listed).map(|user| snapshot(&user, read)).collect();
+    apply_scan(store, &scan, &page).await.unwrap();
+    all.extend(told.iter().filter_map(listed).map(|user| snapshot(&user, began)));
+    deliver(&deliveries[cuts[0]..cuts[1]]).await;
+    store.confirm_scan(&scan).await.unwrap();
+    let rows = store.look_through("", at(began), Some(&scan), i64::MAX).await.unwrap();
+    for told in told {
+        let unconfirmed = rows.iter().any(|row| row.id == told.id && row.is_live && row.is_unconfirmed);
+        if let Some(user) = told.last_word.as_ref().filter(|_| unconfirmed) {
+            let by_id = snapshot(user, 1_000_000);
+            apply(store, Origin::Reconcile, std::slice::from_ref(&by_id)).await.unwrap();
+            all.push(by_id);
+        }
+    }
+    deliver(&deliveries[cuts[1]..]).await;
+    for told in told {
+        let mut joined = Stored::Absent;
+        for observation in all.iter().filter(|observation| observation.user_id() == Some(&told.id)) {
+            join(&mut joined, observation);
+        }
+        match (store.user(&told.id).await.unwrap(), joined) {
+            (Stored::Live { user: here, .. }, Stored::Live { user: joined, .. }) => {
+                assert_eq!(serde_json::to_value(&here).unwrap(), serde_json::to_value(&joined).unwrap());
+            }
+            (Stored::Tombstone { deleted_at: here }, Stored::Tombstone { deleted_at }) => assert_eq!(here, deleted_at),
+            (here, joined) => panic!("{here:?} where the join is {joined:?}"),
+        }
+    }
+}
+
+fn join(stored: &mut Stored, observation: &Observation) {
+    match observation {
+        Observation::Snapshot(snapshot) => decide(stored, Seen::Live(&snapshot.user, &snapshot.version)),
+        Observation::Event(event) => match &event.content {
+            Content::Live { user, version } => decide(stored, Seen::Live(user, version)),
+            _ => decide(stored, Seen::Deleted(event.created_at)),
+        },
+        Observation::Gone { .. } => unreachable!(),
+    };
 }
 
 /// A seeded Fisher-Yates over splitmix64.

@@ -33,6 +33,7 @@ mod migrations;
 mod openapi;
 mod outage;
 mod plans;
+mod plans_at_scale;
 mod pooler;
 mod private_postgres;
 mod progress;

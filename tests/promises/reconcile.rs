@@ -2,14 +2,14 @@
 
 use authkit_sync::dev::workos::{ApiFaults, Faults};
 use authkit_sync::domain::decide::Stored;
-use authkit_sync::domain::event::{Observation, Origin};
+use authkit_sync::domain::event::{Observation, Origin, Outcome};
 use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::driver::{Driver, Trouble};
 use authkit_sync::sync::reconcile::{Mode, Reconcile, Step};
 use serde_json::{Value, json};
 
-use crate::support::events::observed;
+use crate::support::events::{at, observed};
 use crate::support::lab::{Lab, another_workos};
 
 /// A lab in which so many users are in the table, and of which WorkOS then says no word any more.
@@ -212,4 +212,57 @@ async fn a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown() {
     apply(&lab.context().store, Origin::Webhook, &[observed]).await.unwrap();
     let left = "select count(*) from workos.events where type = 'snapshot' and payload is not null";
     assert_eq!(lab.count(left).await, 0, "and it is erased with its user");
+}
+
+/// A reconcile writes what differs and nothing else: neither a row version nor a row lock.
+#[tokio::test]
+async fn a_reconcile_over_an_unchanged_table_writes_no_row() {
+    let (lab, ids) = silent(7).await;
+    let rows = async || {
+        let rows =
+            "select id, xmin::text || ' ' || xmax::text || ' ' || ctid::text from workos.user_records order by id";
+        sqlx::query_as::<_, (String, String)>(rows).fetch_all(&lab.pool).await.unwrap()
+    };
+    let before = rows().await;
+    let report = lab.reconcile(Mode::Repair).await.unwrap();
+    assert_eq!((report.counts.unchanged, rows().await), (7, before.clone()));
+    lab.free_leases().await;
+    lab.rename(&ids[2], "Renamed");
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    assert_eq!(lab.reconcile(Mode::Repair).await.unwrap().counts.updated, 1);
+    let after = rows().await;
+    let written: Vec<&String> = before.iter().zip(&after).filter(|(a, b)| a != b).map(|(row, _)| &row.0).collect();
+    assert_eq!(written, [&ids[2]]);
+}
+
+/// Nothing is written, and yet the row does not lose to an older event of the same `updated_at`: whether that arrives after
+/// the scan, or while it is under way.
+#[tokio::test]
+async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
+    let (lab, ids) = silent(3).await;
+    let store = lab.context().store;
+    let events: Vec<Observation> = ids
+        .iter()
+        .map(|id| {
+            let mut other = lab.workos.users().into_iter().find(|user| user["id"] == **id).unwrap();
+            other["first_name"] = json!("Older");
+            let seconds = (lab.clock.now().unix_micros() - at(0).unix_micros()) / 1_000_000 - 30;
+            observed("user.updated", seconds * 1_000, &other)
+        })
+        .collect();
+    let names = async || lab.count("select count(*) from workos.users where first_name = 'Older'").await;
+    // Without a scan the event is the later observation.
+    apply(&store, Origin::Webhook, &events[..1]).await.unwrap();
+    assert_eq!(names().await, 1);
+    let reconcile = Reconcile::new(lab.context(), Mode::Repair, None);
+    lab.workos.set_api_faults(ApiFaults { page_limit: Some(2), ..ApiFaults::default() });
+    reconcile.step().await.unwrap();
+    assert_eq!(names().await, 0, "the scan repairs it");
+    apply(&store, Origin::Webhook, &events[1..2]).await.unwrap();
+    assert_eq!(names().await, 1, "its page is applied, and nothing is confirmed yet");
+    while !matches!(reconcile.step().await.unwrap(), Step::Done(_)) {}
+    assert_eq!(names().await, 0, "it is read by ID before the scan is complete");
+    let applied = apply(&store, Origin::Webhook, &events).await.unwrap();
+    assert!(applied.iter().all(|applied| applied.outcome == Outcome::Stale), "{applied:?}");
+    assert_eq!(names().await, 0);
 }
