@@ -300,7 +300,7 @@ impl Work for Expire {
         let through = sqlx::query_scalar!(
             "-- changes.expire
             with oldest as (
-                select position, at
+                select position, at, ctid as place
                 from workos.changes
                 where position > (select expired_through from workos.feed)
                 order by position
@@ -315,12 +315,12 @@ impl Work for Expire {
                 ) as kept
             ),
             passed as (
-                select position
+                select position, place
                 from oldest
                 where position < coalesce((select position from bound), 9223372036854775807)
             ),
             released as (
-                select position
+                select position, ctid as place
                 from workos.changes
                 where position <= (select expired_through from workos.feed)
                 order by position
@@ -328,9 +328,10 @@ impl Work for Expire {
             ),
             dropped as (
                 delete from workos.changes
-                where position in (
-                    select candidate.position
-                    from (select position from passed union all select position from released) as candidate
+                -- By place, so that no plan reads the whole table.
+                where ctid = any(array(
+                    select candidate.place
+                    from (select * from passed union all select * from released) as candidate
                     -- The limit makes it one probe of an index for each handler.
                     left join lateral (
                         select true as is_needed
@@ -341,7 +342,7 @@ impl Work for Expire {
                         limit 1
                     ) as waiting on true
                     where is_needed is null
-                )
+                ))
             )
             select max(position) from passed",
             self.seconds,

@@ -45,20 +45,16 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit
         .await?;
     let messages = sqlx::query!(
         "-- erasure.messages
-        update workos.handler_backlog as stored
+        update workos.handler_backlog
         set message = null
-        from (
-            select handler, position, user_id
+        where ctid = any(array(
+            select ctid
             from workos.handler_backlog
             where
                 user_id = any($1)
                 and message is not null
             limit $2
-        ) as batch
-        where
-            stored.handler = batch.handler
-            and stored.position = batch.position
-            and stored.user_id = batch.user_id",
+        ))",
         users,
         limit
     )
@@ -69,14 +65,15 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit
         "-- erasure.payloads
         update workos.events
         set payload = null
-        where id in (
-            select id
+        -- By place, so that no plan reads the whole table.
+        where ctid = any(array(
+            select ctid
             from workos.events
             where
                 user_id = any($1)
                 and payload is not null
             limit $2
-        )",
+        ))",
         users,
         limit
     )

@@ -283,12 +283,15 @@ impl Store {
                     )
                     select coalesce(sum(events), 0)::bigint as "events!", min(since) as since
                     from missed
-                    -- The limit makes it one probe of an index for each type, whatever the table's size.
+                    -- The order makes it one probe of an index for each type, whatever the table's size.
                     cross join lateral (
-                        select from workos.events as sent
-                        where sent.type = missed.type and sent.webhook_at is not null
+                        select sent.type
+                        from workos.events as sent
+                        where sent.type >= missed.type and sent.webhook_at is not null
+                        order by sent.type
                         limit 1
-                    ) as sent"#,
+                    ) as sent
+                    where sent.type = missed.type"#,
                     recent.as_secs_f64(),
                     late.as_secs_f64(),
                     AUDITED
@@ -351,8 +354,9 @@ impl Work for ExpirePayloads {
             "-- events.expire_payloads
             update workos.events
             set payload = null
-            where id in (
-                select id
+            -- By place, so that no plan reads the whole table.
+            where ctid = any(array(
+                select ctid
                 from workos.events
                 where
                     received_at < now() - make_interval(secs => $1)
@@ -361,7 +365,7 @@ impl Work for ExpirePayloads {
                 order by received_at
                 limit $2
                 for update skip locked
-            )",
+            ))",
             self.seconds,
             self.limit
         )
@@ -384,7 +388,7 @@ impl Work for ExpireRows {
         let rows = sqlx::query!(
             "-- events.expire_rows
             with without_payload as (
-                select id
+                select ctid as place
                 from workos.events
                 where
                     received_at < now() - make_interval(secs => $1)
@@ -395,7 +399,7 @@ impl Work for ExpireRows {
                 for update skip locked
             ),
             with_payload as (
-                select id
+                select ctid as place
                 from workos.events
                 where
                     received_at < now() - make_interval(secs => $1)
@@ -406,12 +410,12 @@ impl Work for ExpireRows {
                 for update skip locked
             )
             delete from workos.events
-            where id in (
-                select id from without_payload
+            where ctid = any(array(
+                select place from without_payload
                 union all
-                select id from with_payload
+                select place from with_payload
                 limit $2
-            )",
+            ))",
             self.seconds,
             self.limit
         )
