@@ -58,7 +58,7 @@ async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
     assert_eq!(ask("GET", format!("{url}/notes"), Some(&g), "").await.json(), json!([]));
     assert_eq!(ask("GET", format!("{url}/notes"), None, "").await.code(), (401, "token_missing".to_owned()));
     // A guest is whoever sends no header; not whoever sends a bad one.
-    assert_eq!(ask("GET", format!("{url}/"), None, "").await.text, "hello stranger");
+    assert_eq!(ask("GET", format!("{url}/"), None, "").await.text, "hello guest");
     assert!(ask("GET", format!("{url}/"), Some(&a), "").await.text.contains("@example.test"));
     let bad = ask("GET", format!("{url}/"), Some("not.a.token"), "").await;
     assert_eq!(bad.code(), (401, "token_invalid".to_owned()));

@@ -192,9 +192,9 @@ async fn a_serialization_failure_is_tried_again() {
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
     pool.execute(
-        "create sequence tries;
+        "create sequence public.tries;
         create function fail_once() returns trigger language plpgsql as
-        $$ begin if nextval('tries') < 3 then raise sqlstate '40001'; end if; return new; end $$;
+        $$ begin if nextval('public.tries') < 3 then raise sqlstate '40001'; end if; return new; end $$;
         create trigger fail_once before insert on workos.events for each row execute function fail_once()",
     )
     .await
