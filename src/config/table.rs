@@ -145,7 +145,7 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "AUTHKIT_SYNC_BACKFILL",
         "auto",
-        "auto: read all existing users once. off: never, and until a reconcile completes nothing says how current the table is",
+        "auto: read all existing users once. off: never. Then synced_through is empty until a reconcile has completed",
     ),
     optional("AUTHKIT_SYNC_READ_THROUGH", "on", "on: read an unknown user from WorkOS before the service answers 404"),
     optional(
