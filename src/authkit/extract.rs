@@ -37,7 +37,7 @@ use crate::http::{Rejection, bearer};
 /// }
 ///
 /// async fn greet(user: Option<AuthUser>) -> String {
-///     user.map_or_else(|| "hello stranger".to_owned(), |caller| format!("hello {}", caller.user.email))
+///     user.map_or_else(|| "hello guest".to_owned(), |caller| format!("hello {}", caller.user.email))
 /// }
 ///
 /// let routes: Router<App> = Router::new().route("/hello", get(hello)).route("/greet", get(greet));
