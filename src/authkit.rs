@@ -19,7 +19,6 @@ use sqlx::postgres::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{Identity, TokenError};
 use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
 use crate::http::{self, Edge, Limits, OPS_CONNECTIONS, Served};
@@ -32,6 +31,7 @@ use crate::store::{Pool, Store, StoreError};
 use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
 use crate::sync::feed::FeedError;
+use crate::tokens::{Identity, TokenError};
 pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
 pub use extract::AuthUser;
 

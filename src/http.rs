@@ -31,7 +31,6 @@ use tower_http::cors::CorsLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
-use crate::auth::KeyCache;
 use crate::domain::clock::Clock;
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
@@ -39,6 +38,7 @@ use crate::store::Store;
 use crate::sync::driver::Jobs;
 use crate::sync::feed::Feed;
 use crate::sync::progress::Watch;
+use crate::tokens::KeyCache;
 use crate::workos::signature::Secret;
 
 pub(crate) use action::ActionEdge;

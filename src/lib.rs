@@ -4,7 +4,6 @@
 //! is organized: [`docs::architecture`] describes the layers and four walks through the files.
 
 pub mod actions;
-pub mod auth;
 pub mod authkit;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -22,6 +21,7 @@ mod supervise;
 pub mod sync;
 #[cfg(feature = "cli")]
 mod telemetry;
+pub mod tokens;
 pub mod workos;
 
 pub use authkit::{AuthKit, AuthUser};

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::auth::{Identity, TokenError, TokenVerifier};
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::{Store, StoreError};
 use crate::sync::progress::Watch;
 use crate::sync::read_through::{NotAsked, ReadThrough};
+use crate::tokens::{Identity, TokenError, TokenVerifier};
 
 /// Why there is no user to return.
 #[derive(Debug, thiserror::Error)]

@@ -11,9 +11,9 @@ use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::KeyCache;
 use crate::metrics::Metrics;
 use crate::sync::driver::{Driver, keeping};
+use crate::tokens::KeyCache;
 
 /// The rest after a panic doubles from here up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);

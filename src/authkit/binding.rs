@@ -3,8 +3,8 @@
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::auth::KeyCache;
 use crate::store::fitness::ClientVerifier;
+use crate::tokens::KeyCache;
 
 /// WorkOS knows a client ID when it publishes signing keys for it.
 #[derive(Debug)]

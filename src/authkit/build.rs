@@ -8,7 +8,6 @@ use super::AuthKit;
 use super::background::Jobs;
 use super::binding::PublishedKeys;
 use super::builder::{BuildError, Builder, KeySourceArgument, WEBHOOK_MEMORY};
-use crate::auth::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::http::{BodyBudget, Edge, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
@@ -17,6 +16,7 @@ use crate::sync::driver::Context;
 use crate::sync::feed::Feed;
 use crate::sync::progress::Watch;
 use crate::sync::read_through::ReadThrough;
+use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::workos::api::{Api, ApiKey};
 
 impl Builder {

@@ -7,12 +7,12 @@ use axum::http::HeaderValue;
 
 use super::actions::Deciders;
 use super::background::Jobs;
-use crate::auth::KeySource;
 use crate::domain::clock::Clock;
 use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::handlers::TIMEOUT;
+use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
 

@@ -5,9 +5,9 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 
 use super::AuthKit;
-use crate::auth::Identity;
 use crate::domain::user::User;
 use crate::http::{Rejection, bearer};
+use crate::tokens::Identity;
 
 /// The user behind the request's access token, and the token's claims: one signature check and one indexed statement.
 ///

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::walk::flag;
 use super::{Exit, Failure, serve, with_settings};
-use crate::auth::{Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserStanding, Verdict};
 use crate::config::{self, Database, Environment, Source, Tokens};
 use crate::domain::clock::Clock;
 use crate::domain::decide::Stored;
 use crate::store::{Store, StoreError};
+use crate::tokens::{Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserStanding, Verdict};
 
 const SETTINGS: [&str; 13] = [
     "DATABASE_URL",

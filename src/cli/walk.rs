@@ -8,7 +8,6 @@ use clap::{Arg, ArgAction, Command};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Exit, Failure, serve, with_settings};
-use crate::auth::{HttpKeySource, KeyCache};
 use crate::authkit::binding::PublishedKeys;
 use crate::config::{self, Database, Environment, Source};
 use crate::domain::clock::Clock;
@@ -16,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::walks::Counts;
 use crate::sync::driver::{BREATH, Context, Driver, STANDBY, Trouble, keeping};
+use crate::tokens::{HttpKeySource, KeyCache};
 use crate::workos::api::{Api, ApiKey};
 
 const SETTINGS: [&str; 10] = [

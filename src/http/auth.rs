@@ -13,9 +13,9 @@ use super::Edge;
 use super::error::Refusal;
 use super::headers::SYNCED_THROUGH;
 use super::openapi::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
-use crate::auth::Identity;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
+use crate::tokens::Identity;
 
 /// The user behind the access token.
 #[utoipa::path(

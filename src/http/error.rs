@@ -6,9 +6,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::wide_log::Facts;
-use crate::auth::TokenError;
 use crate::lookup::LookupError;
 use crate::store::StoreError;
+use crate::tokens::TokenError;
 
 /// A refusal, as an HTTP answer. Its texts hold nothing of a user, a token or a payload.
 ///

@@ -119,7 +119,7 @@ enum UserObject {
 /// What a verified access token says.
 #[derive(ToSchema)]
 #[schema(as = Identity)]
-#[expect(dead_code, reason = "the shape of crate::auth::Identity, which writes itself")]
+#[expect(dead_code, reason = "the shape of crate::tokens::Identity, which writes itself")]
 pub(super) struct IdentityShape {
     /// The user's id (`sub`).
     subject: String,

@@ -5,9 +5,9 @@
 mod notes;
 
 use authkit_sync::AuthKit;
-use authkit_sync::auth::Identity;
 use authkit_sync::authkit::Rejection;
 use authkit_sync::store::roles;
+use authkit_sync::tokens::Identity;
 use authkit_sync::workos::signature::Secret;
 use authkit_sync::{AuthUser, lookup::LookupError};
 use axum::Router;

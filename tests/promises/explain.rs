@@ -5,11 +5,11 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use authkit_sync::auth::{Explanation, KeyCache, TokenPolicy, TokenVerifier, Verdict};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::sync::apply;
+use authkit_sync::tokens::{Explanation, KeyCache, TokenPolicy, TokenVerifier, Verdict};
 use authkit_sync::workos::http::http_client;
 use axum::http::StatusCode;
 use base64::Engine;
@@ -44,7 +44,7 @@ fn token(name: &str) -> String {
     vectors().iter().find(|vector| vector["name"] == name).unwrap()["token"].as_str().unwrap().to_owned()
 }
 
-fn check<'a>(explanation: &'a Explanation, name: &str) -> &'a authkit_sync::auth::Check {
+fn check<'a>(explanation: &'a Explanation, name: &str) -> &'a authkit_sync::tokens::Check {
     explanation.checks.iter().find(|check| check.check == name).unwrap_or_else(|| panic!("no check {name}"))
 }
 

@@ -8,7 +8,7 @@ const LAYERS: [&[&str]; 6] = [
     &["authkit", "supervise"],
     &["http"],
     &["sync", "lookup", "actions"],
-    &["store", "workos", "auth"],
+    &["store", "workos", "tokens"],
     &["domain", "metrics"],
 ];
 

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use authkit_sync::AuthKit;
-use authkit_sync::auth::{KeyFetchError, KeySource};
 use authkit_sync::authkit::{Builder, RunError};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::store::Store;
+use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
