@@ -15,7 +15,7 @@ mod service_keys;
 mod signed;
 mod users;
 mod webhook;
-mod wide_log;
+mod request_log;
 mod write_timeout;
 
 use std::sync::{Arc, OnceLock};
@@ -140,7 +140,7 @@ fn routes(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
 
 /// Measured, logged and open to pages of the configured origins.
 fn dressed(routes: Router<Arc<Edge>>, edge: Arc<Edge>) -> Router {
-    let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), wide_log::request));
+    let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), request_log::request));
     match cors(&edge.cors_origins) {
         Some(cors) => routes.layer(cors).with_state(edge),
         None => routes.with_state(edge),

@@ -16,7 +16,7 @@ use super::body::BodyBudget;
 use super::error::{Refusal, no_route};
 use super::openapi::Error;
 use super::signed::{self, RETRY_AFTER};
-use super::wide_log::Facts;
+use super::request_log::LogFields;
 use crate::actions::{Actions, Undecided};
 use crate::domain::action::Action;
 use crate::workos::actions::{self, NotAnAction};
@@ -76,11 +76,11 @@ pub(super) async fn decide(State(edge): State<Arc<Edge>>, headers: HeaderMap, bo
     let answer = actions::answer(action.kind(), &decided.decision.verdict, edge.clock.now(), signed.body.secret());
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     let mut response = (headers, answer).into_response();
-    response.extensions_mut().insert(Facts {
+    response.extensions_mut().insert(LogFields {
         verdict: Some(decided.decision.verdict.as_str()),
         decided_by: Some(decided.decision.decided_by),
         repeated: decided.repeated.then_some(true),
-        ..Facts::of_action(&action)
+        ..LogFields::of_action(&action)
     });
     Ok(response)
 }
@@ -124,7 +124,7 @@ fn refuse(action: &Action, undecided: Undecided) -> Response {
         Undecided::Handler(_) => Refusal::unavailable("handler_failed", message, RETRY_AFTER),
     };
     let mut response = refusal.into_response();
-    let refused = response.extensions_mut().remove::<Facts>().and_then(|facts| facts.refused);
-    response.extensions_mut().insert(Facts { refused, ..Facts::of_action(action) });
+    let refused = response.extensions_mut().remove::<LogFields>().and_then(|fields| fields.refused);
+    response.extensions_mut().insert(LogFields { refused, ..LogFields::of_action(action) });
     response
 }

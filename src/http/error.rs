@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::wide_log::Facts;
+use super::request_log::LogFields;
 use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::tokens::TokenError;
@@ -113,7 +113,7 @@ impl IntoResponse for Refusal {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response.extensions_mut().insert(Facts::refused(self.reason));
+        response.extensions_mut().insert(LogFields::refused(self.reason));
         response
     }
 }

@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, ToSchema};
 use super::Edge;
 use super::headers::POSITION;
 use super::openapi::{NotModified, UserShape};
-use super::wide_log::Facts;
+use super::request_log::LogFields;
 use crate::domain::user::User;
 use crate::lookup::LookupError;
 use crate::store::StoreError;
@@ -88,7 +88,7 @@ impl IntoResponse for Refusal {
             let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
-        response.extensions_mut().insert(Facts::refused(self.reason));
+        response.extensions_mut().insert(LogFields::refused(self.reason));
         response
     }
 }
@@ -102,8 +102,8 @@ pub(super) async fn demand_key(
 ) -> Result<Response, Refusal> {
     let label = edge.service_keys.label(&headers).ok_or_else(Refusal::unauthorized)?.to_owned();
     let mut response = next.run(request).await;
-    let facts = response.extensions_mut().remove::<Facts>().unwrap_or_default();
-    response.extensions_mut().insert(Facts { caller: Some(label), ..facts });
+    let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
+    response.extensions_mut().insert(LogFields { caller: Some(label), ..fields });
     Ok(response)
 }
 

@@ -17,7 +17,7 @@ use super::Edge;
 use super::error::Refusal;
 use super::openapi::Error;
 use super::signed::{self, RETRY_AFTER};
-use super::wide_log::Facts;
+use super::request_log::LogFields;
 use crate::domain::event::{Observation, Origin};
 use crate::sync;
 use crate::workos::wire;
@@ -53,17 +53,17 @@ pub(super) async fn receive(
     let signed = signed::read(&edge, &headers, body, &edge.webhook_bodies, secrets, tolerance).await?;
     let event = wire::event(&signed.body)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
-    let mut facts =
-        Facts { event_id: Some(event.id.clone()), event_type: Some(event.event_type.clone()), ..Facts::default() };
+    let mut fields =
+        LogFields { event_id: Some(event.id.clone()), event_type: Some(event.event_type.clone()), ..LogFields::default() };
     let observation = Observation::Event(event).with_sign_in(edge.session_sign_ins);
     let applied = sync::apply(&edge.store, Origin::Webhook, &[observation]).await;
     let applied = applied.map_err(Refusal::from)?.pop().ok_or_else(lost)?;
     let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
-    edge.metrics.event(facts.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
-    facts.outcome = Some(outcome);
-    facts.reason = applied.reason.filter(|_| !applied.duplicate);
+    edge.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
+    fields.outcome = Some(outcome);
+    fields.reason = applied.reason.filter(|_| !applied.duplicate);
     let mut response = Json(json!({ "outcome": outcome })).into_response();
-    response.extensions_mut().insert(facts);
+    response.extensions_mut().insert(fields);
     Ok(response)
 }
 

@@ -14,7 +14,7 @@ use crate::domain::action::Action;
 
 /// What a handler adds to its request's line.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct LogFields {
     pub(super) refused: Option<&'static str>,
     pub(super) event_id: Option<String>,
     pub(super) event_type: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Facts {
     pub(super) caller: Option<String>,
 }
 
-impl Facts {
+impl LogFields {
     pub(super) fn refused(reason: &'static str) -> Self {
         Self { refused: Some(reason), ..Self::default() }
     }
@@ -55,8 +55,8 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
     let took = started.elapsed();
     let status = response.status().as_u16();
     edge.metrics.request(&route, status, took);
-    let facts = response.extensions_mut().remove::<Facts>().unwrap_or_default();
-    if let Some(reason) = facts.refused {
+    let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
+    if let Some(reason) = fields.refused {
         edge.metrics.refusal(&route, reason);
     }
     // Orchestrators probe every few seconds; their lines would bury the others.
@@ -70,17 +70,17 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
         http.route = route,
         http.status = status,
         duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        refused = facts.refused,
-        event.id = facts.event_id.as_deref().map(printable),
-        event.type = facts.event_type.as_deref().map(printable),
-        event.outcome = facts.outcome,
-        event.reason = facts.reason,
-        action.id = facts.action_id.as_deref().map(printable),
-        action.kind = facts.action_kind,
-        action.verdict = facts.verdict,
-        action.decided_by = facts.decided_by,
-        action.repeated = facts.repeated,
-        caller = facts.caller,
+        refused = fields.refused,
+        event.id = fields.event_id.as_deref().map(printable),
+        event.type = fields.event_type.as_deref().map(printable),
+        event.outcome = fields.outcome,
+        event.reason = fields.reason,
+        action.id = fields.action_id.as_deref().map(printable),
+        action.kind = fields.action_kind,
+        action.verdict = fields.verdict,
+        action.decided_by = fields.decided_by,
+        action.repeated = fields.repeated,
+        caller = fields.caller,
         "request"
     );
     response
