@@ -101,13 +101,13 @@ pub(crate) struct Edge {
 /// The application's routes. A route stands here by its handler, whose annotation says where it is and what it answers, so that
 /// what is served is what `/openapi.json` describes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    dressed(routes(&edge), edge)
+    with_layers(routes(&edge), edge)
 }
 
 /// The application's routes as a whole service: what is not a route is answered in our own shape too. That stands beneath the
 /// layers, or a browser's preflight, whose method no route takes, would never come to CORS.
 pub(crate) fn service(edge: Arc<Edge>) -> Router {
-    dressed(routes(&edge).fallback(error::no_route).method_not_allowed_fallback(error::no_method), edge)
+    with_layers(routes(&edge).fallback(error::no_route).method_not_allowed_fallback(error::no_method), edge)
 }
 
 fn routes(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
@@ -139,7 +139,7 @@ fn routes(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
 }
 
 /// Measured, logged and open to pages of the configured origins.
-fn dressed(routes: Router<Arc<Edge>>, edge: Arc<Edge>) -> Router {
+fn with_layers(routes: Router<Arc<Edge>>, edge: Arc<Edge>) -> Router {
     let routes = routes.layer(middleware::from_fn_with_state(edge.clone(), request_log::request));
     match cors(&edge.cors_origins) {
         Some(cors) => routes.layer(cors).with_state(edge),
@@ -168,12 +168,12 @@ fn user_management(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
         .routes(read_only(routes!(users::by_external_id)))
         .fallback(users::not_served)
         .layer(middleware::map_response_with_state(edge.clone(), auth::synced_through))
-        .layer(middleware::from_fn_with_state(edge.clone(), users::demand_key))
+        .layer(middleware::from_fn_with_state(edge.clone(), users::require_service_key))
 }
 
 /// The change feed.
 fn feed(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
-    let keyed = middleware::from_fn_with_state(edge.clone(), users::demand_key);
+    let keyed = middleware::from_fn_with_state(edge.clone(), users::require_service_key);
     OpenApiRouter::new().routes(routes!(changes::read)).layer(keyed)
 }
 

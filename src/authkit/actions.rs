@@ -17,7 +17,7 @@ use crate::workos::signature::Secret;
 
 /// What [`Builder`] knows about actions.
 #[derive(Debug)]
-pub(super) struct Deciders {
+pub(super) struct ActionSettings {
     secrets: Vec<Secret>,
     handler: Option<Handler>,
     endpoint: Option<ActionEndpoint>,
@@ -25,14 +25,14 @@ pub(super) struct Deciders {
     deadline: Duration,
 }
 
-impl Default for Deciders {
+impl Default for ActionSettings {
     fn default() -> Self {
         let (secrets, rules) = (Vec::new(), Rules::default());
         Self { secrets, handler: None, endpoint: None, rules, deadline: DEADLINE }
     }
 }
 
-impl Deciders {
+impl ActionSettings {
     /// What would leave people undecided about, or decided about by whoever may only send events.
     pub(super) fn check(&self, webhook_secrets: &[Secret], webhook_path: &str) -> Result<(), BuildError> {
         let refuse = |why: &str| Err(BuildError(why.to_owned()));

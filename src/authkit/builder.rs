@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
-use super::actions::Deciders;
+use super::actions::ActionSettings;
 use super::background::Jobs;
 use crate::domain::clock::Clock;
 use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
@@ -55,7 +55,7 @@ pub struct Builder {
     pub(super) audiences: Vec<String>,
     pub(super) allow_shared_issuer: bool,
     pub(super) webhook_secrets: Vec<Secret>,
-    pub(super) actions: Deciders,
+    pub(super) actions: ActionSettings,
     pub(super) webhook_path: String,
     pub(super) signature_tolerance: Duration,
     pub(super) body_limit: usize,
@@ -104,7 +104,7 @@ impl Builder {
             audiences: Vec::new(),
             allow_shared_issuer: false,
             webhook_secrets: Vec::new(),
-            actions: Deciders::default(),
+            actions: ActionSettings::default(),
             webhook_path: WEBHOOK_PATH.to_owned(),
             signature_tolerance: signature::WEBHOOK_TOLERANCE,
             body_limit: BODY_LIMIT,

@@ -94,7 +94,7 @@ impl IntoResponse for Refusal {
 }
 
 /// Lets in who carries a service key, and notes its label.
-pub(super) async fn demand_key(
+pub(super) async fn require_service_key(
     State(edge): State<Arc<Edge>>,
     headers: HeaderMap,
     request: Request,

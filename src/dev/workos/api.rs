@@ -24,7 +24,7 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/user_management/users/{id}", get(user).put(update_user).delete(delete_user))
         .route("/user_management/users/external_id/{external_id}", get(user_by_external_id))
         .route("/events", get(list_events))
-        .layer(middleware::from_fn_with_state(workos.clone(), demand_key))
+        .layer(middleware::from_fn_with_state(workos.clone(), require_api_key))
         .layer(middleware::from_fn_with_state(workos.clone(), trouble::meet));
     Router::new()
         .route("/sso/jwks/{client_id}", get(jwks))
@@ -39,7 +39,7 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .with_state(workos)
 }
 
-async fn demand_key(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Result<Response, Fault> {
+async fn require_api_key(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Result<Response, Fault> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(&workos.api_key()) {
         Ok(next.run(request).await)
