@@ -4,8 +4,6 @@
 //! A verdict is stored before it is answered, and the first one stored for an action counts: a repeated request, to any
 //! replica, gets the same answer. Two requests are the same action when kind, ID and body are the same. So without the database there is no verdict (promise 8: our outage creates no account).
 
-pub mod endpoint;
-
 use std::error::Error;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -16,13 +14,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
+use crate::action_endpoint::Endpoint;
 use crate::domain::action::{Action, Verdict};
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::action_verdicts::{ActionKey, Decision, Kept};
 use crate::store::{Store, StoreError};
-use endpoint::Endpoint;
 
 /// How long handler and endpoint together may take by default. WorkOS waits a second or two, and does not say how long.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);

@@ -1,11 +1,13 @@
 //! [`AuthKit`]: everything put together, for the binary and for applications that embed it.
 
+mod action_settings;
 mod actions;
 mod background;
 pub(crate) mod binding;
 mod build;
 mod builder;
 mod dispatcher;
+mod error;
 mod extract;
 mod handlers;
 
@@ -21,10 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
-use crate::http::{self, Edge, Limits, OPS_CONNECTIONS, Served};
+use crate::http::{self, HttpState, Limits, OPS_CONNECTIONS, Served};
 pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
 use crate::lookup::LookupError;
-use crate::store::fitness::Unfit;
 use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
 use crate::store::{Pool, Store, StoreError};
@@ -32,7 +33,8 @@ use crate::supervise::Supervisor;
 use crate::sync::driver::Context;
 use crate::sync::feed::FeedError;
 use crate::tokens::{Identity, TokenError};
-pub use builder::{BODY_LIMIT, BuildError, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
+pub use builder::{BODY_LIMIT, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
+pub use error::{BuildError, RunError};
 pub use extract::AuthUser;
 
 /// How long the database is left alone between two tries at start.
@@ -43,7 +45,7 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// It takes a pool and settings as arguments and touches neither the environment, nor signals, nor any global.
 #[derive(Clone, Debug)]
 pub struct AuthKit {
-    edge: Arc<Edge>,
+    state: Arc<HttpState>,
     /// Where to run pending migrations first, if that was asked for.
     migrate: Option<PgPool>,
     /// What each listener allows.
@@ -53,17 +55,6 @@ pub struct AuthKit {
     /// Where handlers run.
     handlers: Store,
     jobs: background::Jobs,
-}
-
-/// Why [`AuthKit::run`] ended before it was asked to.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The database answered, and must not be served by this process.
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
-    /// Pending migrations were to be run first, and could not be.
-    #[error(transparent)]
-    Migrations(#[from] MigrationsError),
 }
 
 impl AuthKit {
@@ -84,7 +75,7 @@ impl AuthKit {
     /// [`LookupError`]: the token is refused, its user is deleted or unknown, or something of ours is away. Only the first
     /// is a reason to sign anybody out.
     pub async fn get_auth_user(&self, token: &str) -> Result<User, LookupError> {
-        self.edge.lookups.session(token).await.map(|(user, _)| user)
+        self.state.lookups.session(token).await.map(|(user, _)| user)
     }
 
     /// The live user with this id; where read-through is on, WorkOS is asked about one who is not here.
@@ -92,7 +83,7 @@ impl AuthKit {
     /// # Errors
     /// [`LookupError`], but none about a token.
     pub async fn get_user(&self, id: &str) -> Result<User, LookupError> {
-        self.edge.lookups.user(id).await
+        self.state.lookups.user(id).await
     }
 
     /// The live user with this external id, if there is one; of several the one WorkOS changed last.
@@ -100,7 +91,7 @@ impl AuthKit {
     /// # Errors
     /// [`StoreError`]
     pub async fn get_user_by_external_id(&self, external_id: &str) -> Result<Option<User>, StoreError> {
-        self.edge.store.user_by_external_id(external_id).await
+        self.state.store.user_by_external_id(external_id).await
     }
 
     /// The token's own claims, checked, without asking the database.
@@ -108,7 +99,7 @@ impl AuthKit {
     /// # Errors
     /// [`TokenError`]
     pub async fn identity(&self, token: &str) -> Result<Identity, TokenError> {
-        self.edge.lookups.identity(token).await
+        self.state.lookups.identity(token).await
     }
 
     /// The present position of the change feed: every change up to it is committed. Read the users after asking for it, and
@@ -117,23 +108,23 @@ impl AuthKit {
     /// # Errors
     /// [`StoreError`]
     pub async fn position(&self) -> Result<Position, StoreError> {
-        self.edge.feed.now().await
+        self.state.feed.now().await
     }
 
     /// Every change behind a position, in order, for ever; see [`Feed::stream`](crate::sync::feed::Feed::stream).
     pub fn changes(&self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send + use<> {
-        self.edge.feed.clone().stream(after)
+        self.state.feed.clone().stream(after)
     }
 
     /// The application's routes, to be mounted in any axum 0.8 application, beside [`AuthKit::run_background`]. An embedder
     /// bounds its own connections.
     pub fn router(&self) -> Router {
-        http::router(self.edge.clone())
+        http::router(self.state.clone())
     }
 
     /// The operator's routes: probes with detail, `/metrics`. Not for the public.
     pub fn ops_router(&self) -> Router {
-        http::ops_router(self.edge.clone())
+        http::ops_router(self.state.clone())
     }
 
     /// Serves on `listener` (and the operator's routes on `ops`) and runs the background loops, until `shutdown` resolves;
@@ -149,14 +140,14 @@ impl AuthKit {
     ) -> Result<(), RunError> {
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
-        let metrics = self.edge.metrics.clone();
+        let metrics = self.state.metrics.clone();
         let (limits, ops_limits) = (self.limits, Limits { connections: OPS_CONNECTIONS, ..self.limits });
-        let service = http::service(self.edge.clone());
+        let service = http::service(self.state.clone());
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
         let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), ops_limits, metrics, stop.clone())));
         let ended = self.until(shutdown).await;
         tracing::info!("shutting down: no new connections, open requests are answered");
-        self.edge.closing.cancel();
+        self.state.closing.cancel();
         stop.cancel();
         let served = public.await;
         if let Some(ops) = ops {
@@ -179,16 +170,16 @@ impl AuthKit {
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
         let ended = self.until(shutdown).await;
-        self.edge.closing.cancel();
+        self.state.closing.cancel();
         stop.cancel();
         self.end_loops(loops).await;
         ended
     }
 
     fn start_loops(&self, stop: &CancellationToken) -> Supervisor {
-        let mut loops = Supervisor::new(self.edge.metrics.clone(), stop.clone());
-        loops.start(self.edge.keys.clone());
-        loops.start(self.edge.watch.clone());
+        let mut loops = Supervisor::new(self.state.metrics.clone(), stop.clone());
+        loops.start(self.state.keys.clone());
+        loops.start(self.state.watch.clone());
         self.jobs.start(&mut loops, &self.context, &self.handlers);
         loops
     }
@@ -213,7 +204,7 @@ impl AuthKit {
             match self.prepare().await {
                 Ok(()) => {
                     tracing::info!("the database answers and its schema is current");
-                    return self.edge.store.turned_unfit().await.into();
+                    return self.state.store.turned_unfit().await.into();
                 }
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
                 Err(RunError::Migrations(MigrationsError::Database(error))) => {
@@ -241,7 +232,7 @@ impl AuthKit {
                 );
             }
         }
-        match self.edge.store.check_bound().await {
+        match self.state.store.check_bound().await {
             Err(StoreError::Unfit(unfit)) => Err(unfit.into()),
             other => other.map_err(|error| MigrationsError::Database(error).into()),
         }

@@ -3,6 +3,7 @@
 //! Start with [`AuthKit`]. The [guides](docs) explain how to read users, react to changes and run the service, and how the code
 //! is organized: [`docs::architecture`] describes the layers and four walks through the files.
 
+pub mod action_endpoint;
 pub mod actions;
 pub mod authkit;
 #[cfg(feature = "cli")]

@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 use super::AuthKit;
 use super::background::Jobs;
 use super::binding::PublishedKeys;
-use super::builder::{BuildError, Builder, KeySourceArgument, WEBHOOK_MEMORY};
-use crate::http::{BodyBudget, Edge, Limits};
+use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
+use super::error::BuildError;
+use crate::http::{BodyBudget, HttpState, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -55,7 +56,7 @@ impl Builder {
         Ok(AuthKit {
             migrate,
             limits: Limits { connections: self.connections, write: self.write_timeout, ..Limits::default() },
-            edge: Arc::new(Edge {
+            state: Arc::new(HttpState {
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
                 session_sign_ins: self.session_sign_ins,
                 service_keys: self.service_keys,

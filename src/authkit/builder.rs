@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
-use super::actions::ActionSettings;
+use super::action_settings::ActionSettings;
 use super::background::Jobs;
 use crate::domain::clock::Clock;
 use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
@@ -81,11 +81,6 @@ impl std::fmt::Debug for KeySourceArgument {
         f.write_str("KeySource")
     }
 }
-
-/// Why an [`AuthKit`](crate::AuthKit) could not be built.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BuildError(pub(super) String);
 
 impl Builder {
     pub(super) fn new(pool: Pool, client_id: String) -> Self {

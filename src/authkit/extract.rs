@@ -58,7 +58,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
         let authkit = AuthKit::from_ref(state);
-        let (user, identity) = authkit.edge.lookups.session(bearer(&parts.headers)?).await?;
+        let (user, identity) = authkit.state.lookups.session(bearer(&parts.headers)?).await?;
         Ok(Self { user, identity })
     }
 }

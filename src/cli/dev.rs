@@ -130,7 +130,7 @@ impl Machine {
             let user = user.as_object().cloned().unwrap_or_default();
             workos.create_user(&user).map_err(|fault| Failure::new(Exit::Config, format!("--seed: {fault:?}")))?;
         }
-        workos.settle().await;
+        workos.wait_until_delivered().await;
         Ok(Self { pool, database_url, workos, service, ops: ops_address, stop, running, _postgres: postgres })
     }
 

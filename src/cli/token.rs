@@ -12,7 +12,7 @@ use crate::config::{self, Database, Environment, Source, Tokens};
 use crate::domain::clock::Clock;
 use crate::domain::decide::Stored;
 use crate::store::{Store, StoreError};
-use crate::tokens::{Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserStanding, Verdict};
+use crate::tokens::{CheckResult, Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserState};
 
 const SETTINGS: [&str; 13] = [
     "DATABASE_URL",
@@ -135,19 +135,19 @@ fn bare(pasted: &str) -> &str {
 /// Adds the state of the user. Returns a failure if the database belongs to another environment.
 async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Result<Option<Failure>, Failure> {
     let Some(store) = store else {
-        explanation.note_user(UserStanding::NotAsked);
+        explanation.note_user(UserState::NotAsked);
         return Ok(None);
     };
     // PostgreSQL text cannot contain NUL, so no user has such an ID.
     let Some(subject) = explanation.subject().filter(|subject| !subject.contains('\0')) else {
-        explanation.note_user(UserStanding::Asked(&Stored::Absent));
+        explanation.note_user(UserState::Asked(&Stored::Absent));
         return Ok(None);
     };
     let stored = store.user(subject).await;
     match stored {
-        Ok(stored) => explanation.note_user(UserStanding::Asked(&stored)),
+        Ok(stored) => explanation.note_user(UserState::Asked(&stored)),
         Err(error) => {
-            explanation.note_user(UserStanding::Unavailable);
+            explanation.note_user(UserState::Unavailable);
             if matches!(error, StoreError::Unfit(_)) {
                 return Ok(Some(error.into()));
             }
@@ -160,17 +160,17 @@ async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Resu
 fn print(explanation: &Explanation) {
     for check in &explanation.checks {
         let verdict = match check.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "FAIL",
-            Verdict::Skipped => "skip",
+            CheckResult::Pass => "pass",
+            CheckResult::Fail => "FAIL",
+            CheckResult::Skipped => "skip",
         };
-        let doubt = if check.trusted || check.verdict == Verdict::Skipped { "" } else { " (not trusted)" };
+        let doubt = if check.trusted || check.verdict == CheckResult::Skipped { "" } else { " (not trusted)" };
         println!("{verdict}  {:<10}  {}{doubt}", check.check, check.found);
         if !check.expected.is_empty() {
             println!("      {:<10}  expected: {}", "", check.expected);
         }
     }
-    if explanation.checks.iter().any(|check| !check.trusted && check.verdict != Verdict::Skipped) {
+    if explanation.checks.iter().any(|check| !check.trusted && check.verdict != CheckResult::Skipped) {
         println!("\nValues marked as not trusted have no valid signature: anybody can have written them.");
     }
     println!("\n{}: {}", explanation.verdict, explanation.message.as_deref().unwrap_or("every check passed"));

@@ -1,7 +1,7 @@
 //! The settings of actions: who may sign in or sign up.
 
 use super::{Reader, value};
-use crate::actions::endpoint::{ActionEndpoint, EndpointError};
+use crate::action_endpoint::{ActionEndpoint, EndpointError};
 use crate::authkit::ACTION_PATH;
 use crate::domain::action_rules::Rules;
 use crate::workos::signature::Secret;

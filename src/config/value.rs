@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::action_endpoint::OnFailure;
 use crate::actions::DEADLINE;
-use crate::actions::endpoint::OnFailure;
 use crate::authkit::KEY_LENGTH;
 
 type Parsed<T> = Result<T, &'static str>;

@@ -20,10 +20,10 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 pub use programs::Programs;
 
 /// How long a start or a stop may take. A first start on a slow disk takes seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const STATE_CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a start waits for a predecessor on the same data to end.
-const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where memory serves as a disk, on Linux.
 const MEMORY: &str = "/dev/shm";
@@ -137,7 +137,7 @@ impl PrivatePostgres {
     /// # Errors
     /// [`PostgresError`]
     pub fn resume(&mut self) -> Result<(), PostgresError> {
-        let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+        let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
         loop {
             match self.spawn() {
                 Err(error) if error.0.contains("postmaster.pid") && Instant::now() < deadline => {
@@ -244,7 +244,7 @@ impl PrivatePostgres {
 
     /// The eighth line of `postmaster.pid` says `ready` once connections are taken.
     fn wait_until_ready(&mut self, log: &Path) -> Result<(), PostgresError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STATE_CHANGE_TIMEOUT;
         let state = self.data.join("postmaster.pid");
         while Instant::now() < deadline {
             let Some(running) = &mut self.server else { break };
@@ -276,7 +276,7 @@ impl PrivatePostgres {
     fn end(&mut self, signal: Signal) -> Result<(), PostgresError> {
         let Some(running) = &mut self.server else { return Ok(()) };
         let _ = kill_process(Pid::from_child(&running.postgres), signal);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STATE_CHANGE_TIMEOUT;
         while running.postgres.try_wait().ok().flatten().is_none() {
             if Instant::now() > deadline {
                 let _ = running.postgres.kill();

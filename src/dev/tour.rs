@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::workos::{Faults, SimulatedWorkos};
 
 /// How long a step may take: far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A step that did not end as promised.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
 
     let before = workos.attempts().len();
     let _ = workos.emit("user.updated", answer);
-    workos.settle().await;
+    workos.wait_until_delivered().await;
     if workos.attempts().len() == before {
         return Err(TourError("the late update was not delivered".to_owned()));
     }
@@ -89,7 +89,7 @@ impl Guide<'_> {
     }
 
     async fn until(&self, what: &str, token: &str, done: impl Fn(u16, &Value) -> bool) -> Result<Value, TourError> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
         loop {
             let (status, body) = self.ask(token).await?;
             if done(status, &body) {

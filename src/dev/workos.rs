@@ -16,11 +16,11 @@ mod actions;
 mod api;
 mod deliveries;
 mod fault;
+mod fault_injector;
 mod ids;
 mod pages;
 mod state;
 mod tokens;
-mod trouble;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,10 +43,10 @@ pub use actions::{Attempt as ActionAttempt, Judged};
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults, Held};
 pub use fault::{Fault, SimulationError};
+pub use fault_injector::ApiFaults;
+use fault_injector::FaultInjector;
 use state::{State, text};
 use tokens::SigningKey;
-pub use trouble::ApiFaults;
-use trouble::Trouble;
 
 /// How long an access token lives, seconds, as by default at WorkOS.
 const TOKEN_LIFE: i64 = 300;
@@ -78,7 +78,7 @@ struct Inner {
     refuse_keys: Mutex<Option<StatusCode>>,
     action_endpoint: Mutex<Option<String>>,
     deliveries: Deliveries,
-    trouble: Trouble,
+    fault_injector: FaultInjector,
     stop: CancellationToken,
     server: TaskTracker,
 }
@@ -107,7 +107,7 @@ impl SimulatedWorkos {
         let workos = Self(Arc::new(Inner {
             base_url: format!("http://{address}"),
             deliveries: Deliveries::new(options.clock.clone(), options.seed, stop.clone())?,
-            trouble: Trouble::new(options.seed),
+            fault_injector: FaultInjector::new(options.seed),
             clock: options.clock,
             file: options.state,
             state: Mutex::new(state),
@@ -165,18 +165,18 @@ impl SimulatedWorkos {
 
     /// How the API goes wrong from now on.
     pub fn set_api_faults(&self, faults: ApiFaults) {
-        self.0.trouble.set(faults);
+        self.0.fault_injector.set(faults);
     }
 
     /// Forgets every cursor into the events made so far; the events themselves stay.
     pub fn lose_cursors(&self) {
-        self.0.trouble.lose_cursors(self.now());
+        self.0.fault_injector.lose_cursors(self.now());
     }
 
     /// How often API clients have asked for this path.
     #[must_use]
     pub fn requests(&self, path: &str) -> usize {
-        self.0.trouble.requests(path)
+        self.0.fault_injector.requests(path)
     }
 
     /// The deliveries that are held, which from now on are the caller's to make.
@@ -192,8 +192,8 @@ impl SimulatedWorkos {
     }
 
     /// Waits until every delivery has arrived or was given up.
-    pub async fn settle(&self) {
-        self.0.deliveries.settle().await;
+    pub async fn wait_until_delivered(&self) {
+        self.0.deliveries.wait_until_delivered().await;
     }
 
     /// `POST /user_management/users`
@@ -312,7 +312,7 @@ impl SimulatedWorkos {
     /// Stops listening and delivering, and waits until it has, five seconds at most.
     pub async fn stop(&self) {
         self.0.stop.cancel();
-        let stopped = async { tokio::join!(self.settle(), self.0.server.wait()) };
+        let stopped = async { tokio::join!(self.wait_until_delivered(), self.0.server.wait()) };
         let _ = tokio::time::timeout(Duration::from_secs(5), stopped).await;
     }
 
@@ -333,8 +333,8 @@ impl SimulatedWorkos {
         *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn trouble(&self) -> &Trouble {
-        &self.0.trouble
+    fn fault_injector(&self) -> &FaultInjector {
+        &self.0.fault_injector
     }
 
     fn now(&self) -> Timestamp {
@@ -353,7 +353,7 @@ impl SimulatedWorkos {
         let before = state.events.len();
         let outcome = change(&mut state, now);
         for event in state.events.iter_mut().skip(before) {
-            if let Some(late_by) = self.0.trouble.late_by() {
+            if let Some(late_by) = self.0.fault_injector.late_by() {
                 event.insert("created_at".into(), json!(now.minus(late_by)));
             }
         }
@@ -498,7 +498,7 @@ mod tests {
         workos.add_endpoint_for(&url, secret.clone(), &["user.deleted"]);
         let user = workos.create_user(&ada()).unwrap();
         workos.delete_user(user["id"].as_str().unwrap()).unwrap();
-        workos.settle().await;
+        workos.wait_until_delivered().await;
         let (headers, body) = received.recv().await.unwrap();
         let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
         let header = SignatureHeader::parse(header, noon(), signature::WEBHOOK_TOLERANCE).unwrap();
@@ -521,7 +521,7 @@ mod tests {
             for at in 0..40 {
                 let _ = workos.emit("user.seen", json!({"at": at}));
             }
-            workos.settle().await;
+            workos.wait_until_delivered().await;
             let mut delivered: Vec<String> = workos.attempts().into_iter().map(|attempt| attempt.event_id).collect();
             delivered.sort();
             let once: BTreeSet<&String> = delivered.iter().collect();

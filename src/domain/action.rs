@@ -15,7 +15,7 @@ pub struct Action {
     /// WorkOS's id of the attempt; opaque.
     pub id: String,
     /// What is attempted, and what is known in that case alone.
-    pub context: Context,
+    pub context: ActionContext,
     /// The person's address.
     pub email: String,
     /// Given name.
@@ -38,7 +38,7 @@ pub struct Action {
 
 /// What is attempted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Context {
+pub enum ActionContext {
     /// An existing user signs in.
     Authentication {
         /// WorkOS's id of the user.
@@ -81,17 +81,17 @@ impl fmt::Debug for Action {
 impl Action {
     /// Sign-in or sign-up.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ActionKind {
         match self.context {
-            Context::Authentication { .. } => Kind::Authentication,
-            Context::UserRegistration { .. } => Kind::UserRegistration,
+            ActionContext::Authentication { .. } => ActionKind::Authentication,
+            ActionContext::UserRegistration { .. } => ActionKind::UserRegistration,
         }
     }
 
     /// Somebody signs up.
     #[must_use]
     pub fn is_registration(&self) -> bool {
-        self.kind() == Kind::UserRegistration
+        self.kind() == ActionKind::UserRegistration
     }
 
     /// The domain of the address, in the one form in which domains can be compared: `example.com`, lower case, international
@@ -104,14 +104,14 @@ impl Action {
 
 /// Sign-in or sign-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ActionKind {
     /// An existing user signs in.
     Authentication,
     /// Somebody signs up.
     UserRegistration,
 }
 
-impl Kind {
+impl ActionKind {
     /// The word used in metrics, in logs and in WorkOS's names.
     #[must_use]
     pub fn as_str(self) -> &'static str {

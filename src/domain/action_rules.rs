@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::action::{Action, Kind, Verdict, comparable, split};
+use super::action::{Action, ActionKind, Verdict, comparable, split};
 
 /// More than anybody reads.
 const LIMIT: usize = 1_000;
@@ -12,7 +12,7 @@ const LIMIT: usize = 1_000;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rule {
     /// The kind of attempt it is about; `None`: both.
-    pub kind: Option<Kind>,
+    pub kind: Option<ActionKind>,
     /// Whose.
     pub who: Who,
     /// What is answered then.
@@ -195,8 +195,8 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
         _ => return Err("must begin with allow or deny"),
     };
     let kind = match words.next() {
-        Some("registration") => Some(Kind::UserRegistration),
-        Some("authentication") => Some(Kind::Authentication),
+        Some("registration") => Some(ActionKind::UserRegistration),
+        Some("authentication") => Some(ActionKind::Authentication),
         Some("*") => None,
         _ => return Err("must say of what, in its second word: registration, authentication or *"),
     };
@@ -222,13 +222,13 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::action::Context;
+    use super::super::action::ActionContext;
     use super::*;
 
-    fn action(kind: Kind, email: &str) -> Action {
+    fn action(kind: ActionKind, email: &str) -> Action {
         let context = match kind {
-            Kind::UserRegistration => Context::UserRegistration { invitation: None },
-            Kind::Authentication => Context::Authentication {
+            ActionKind::UserRegistration => ActionContext::UserRegistration { invitation: None },
+            ActionKind::Authentication => ActionContext::Authentication {
                 user_id: "user_1".to_owned(),
                 email_verified: true,
                 external_id: None,
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_matches_decides() {
-        use Kind::{Authentication, UserRegistration};
+        use ActionKind::{Authentication, UserRegistration};
         let rules: Rules = r#"
             allow * ada@gmail.com; deny registration @gmail.com "Work; address, please."
             deny * @*.spam.example

@@ -36,14 +36,14 @@ impl Difference {
 
 /// What a change is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ChangeKind {
     /// A user differs.
     User(Difference),
     /// An event of a type that changes no user, for example `session.created`.
     Event(String),
 }
 
-impl Kind {
+impl ChangeKind {
     /// From the feed's columns: of an event that changes no user, the kind is its type.
     #[must_use]
     pub fn read(kind: &str, event_type: Option<&str>) -> Option<Self> {
@@ -132,7 +132,7 @@ pub struct Change {
     /// Where it stands.
     pub position: Position,
     /// What it is.
-    pub kind: Kind,
+    pub kind: ChangeKind,
     /// The user it is about.
     pub user_id: Option<String>,
     /// The names of the fields that an update changed; empty for everything else.
@@ -161,8 +161,8 @@ impl Serialize for Change {
         change.serialize_field("origin", self.origin.as_str())?;
         change.serialize_field("at", &self.at)?;
         match self.kind {
-            Kind::User(_) => change.serialize_field("user", &self.user)?,
-            Kind::Event(_) => change.serialize_field("data", &self.data)?,
+            ChangeKind::User(_) => change.serialize_field("user", &self.user)?,
+            ChangeKind::Event(_) => change.serialize_field("data", &self.data)?,
         }
         change.end()
     }
@@ -183,9 +183,9 @@ mod tests {
 
     #[test]
     fn an_event_whose_type_is_a_kind_of_change_is_still_an_event() {
-        assert_eq!(Kind::read("created", Some("user.updated")), Some(Kind::User(Difference::Created)));
-        assert_eq!(Kind::read("created", None), Some(Kind::User(Difference::Created)));
-        assert_eq!(Kind::read("created", Some("created")), Some(Kind::Event("created".into())));
-        assert_eq!(Kind::read("session.created", None), None);
+        assert_eq!(ChangeKind::read("created", Some("user.updated")), Some(ChangeKind::User(Difference::Created)));
+        assert_eq!(ChangeKind::read("created", None), Some(ChangeKind::User(Difference::Created)));
+        assert_eq!(ChangeKind::read("created", Some("created")), Some(ChangeKind::Event("created".into())));
+        assert_eq!(ChangeKind::read("session.created", None), None);
     }
 }

@@ -11,16 +11,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::ToSchema;
 
-use super::Edge;
-use super::body::BodyBudget;
-use super::error::{Refusal, no_route};
-use super::openapi::Error;
-use super::signed::{self, RETRY_AFTER};
+use super::error::{Rejection, no_route};
 use super::request_log::LogFields;
-use crate::actions::{Actions, Undecided};
+use super::shapes::Error;
+use super::signed::{self, RETRY_AFTER};
+use super::state::HttpState;
+use crate::actions::Undecided;
 use crate::domain::action::Action;
 use crate::workos::actions::{self, NotAnAction};
-use crate::workos::signature::{ACTION_TOLERANCE, Secret};
+use crate::workos::signature::ACTION_TOLERANCE;
 
 /// Where WorkOS asks.
 pub const ACTION_PATH: &str = "/workos/action";
@@ -31,16 +30,6 @@ pub const ACTION_PATH: &str = "/workos/action";
 /// This times the number of connections is the memory for all actions (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)), so
 /// connections alone can never fill it: nobody who cannot sign can keep WorkOS from asking.
 pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
-
-/// The actions endpoint: its own secrets, and who decides.
-#[derive(Debug)]
-pub(crate) struct ActionEdge {
-    /// What WorkOS may sign with; never a webhook secret.
-    pub(crate) secrets: Vec<Secret>,
-    pub(crate) actions: Actions,
-    /// The memory for bodies that are arriving.
-    pub(crate) bodies: Arc<BodyBudget>,
-}
 
 /// Whether somebody may sign in or up: signed by WorkOS, answered with a signature.
 #[utoipa::path(
@@ -64,16 +53,20 @@ pub(crate) struct ActionEdge {
         )
     )
 )]
-pub(super) async fn decide(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+pub(super) async fn decide(
+    State(state): State<Arc<HttpState>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Rejection> {
     // Without deciders there is no such route.
-    let Some(asked) = &edge.actions else { return Err(no_route().await) };
-    let signed = signed::read(&edge, &headers, body, &asked.bodies, &asked.secrets, ACTION_TOLERANCE).await?;
+    let Some(asked) = &state.actions else { return Err(no_route().await) };
+    let signed = signed::read(&state, &headers, body, &asked.bodies, &asked.secrets, ACTION_TOLERANCE).await?;
     let action = actions::action(&signed.body)?;
     let decided = match asked.actions.decide(&action).await {
         Ok(decided) => decided,
         Err(undecided) => return Ok(refuse(&action, undecided)),
     };
-    let answer = actions::answer(action.kind(), &decided.decision.verdict, edge.clock.now(), signed.body.secret());
+    let answer = actions::answer(action.kind(), &decided.decision.verdict, state.clock.now(), signed.body.secret());
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     let mut response = (headers, answer).into_response();
     response.extensions_mut().insert(LogFields {
@@ -109,7 +102,7 @@ struct PayloadShape {
     error_message: Option<String>,
 }
 
-impl From<NotAnAction> for Refusal {
+impl From<NotAnAction> for Rejection {
     fn from(error: NotAnAction) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error.code(), error.to_string())
     }
@@ -120,8 +113,10 @@ fn refuse(action: &Action, undecided: Undecided) -> Response {
     let message = undecided.to_string();
     let refusal = match undecided {
         Undecided::Store(error) => error.into(),
-        Undecided::Slow => Refusal::unavailable("database_unavailable", message, RETRY_AFTER).because("database_slow"),
-        Undecided::Handler(_) => Refusal::unavailable("handler_failed", message, RETRY_AFTER),
+        Undecided::Slow => {
+            Rejection::unavailable("database_unavailable", message, RETRY_AFTER).because("database_slow")
+        }
+        Undecided::Handler(_) => Rejection::unavailable("handler_failed", message, RETRY_AFTER),
     };
     let mut response = refusal.into_response();
     let refused = response.extensions_mut().remove::<LogFields>().and_then(|fields| fields.refused);

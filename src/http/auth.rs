@@ -9,10 +9,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Edge;
-use super::error::Refusal;
+use super::error::Rejection;
 use super::headers::SYNCED_THROUGH;
-use super::openapi::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
+use super::shapes::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
+use super::state::HttpState;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 use crate::tokens::Identity;
@@ -38,8 +38,11 @@ use crate::tokens::Identity;
         LookupRefused
     )
 )]
-pub(super) async fn user(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
-    let (user, _) = edge.lookups.session(bearer(&headers)?).await?;
+pub(super) async fn user(
+    State(state): State<Arc<HttpState>>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Rejection> {
+    let (user, _) = state.lookups.session(bearer(&headers)?).await?;
     Ok(Json(user))
 }
 
@@ -63,8 +66,11 @@ pub(super) async fn user(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> R
         TokenRefused
     )
 )]
-pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
-    let identity = edge.lookups.identity(bearer(&headers)?).await?;
+pub(super) async fn identity(
+    State(state): State<Arc<HttpState>>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Rejection> {
+    let identity = state.lookups.identity(bearer(&headers)?).await?;
     Ok(Json(identity))
 }
 
@@ -89,15 +95,18 @@ pub(super) async fn identity(State(edge): State<Arc<Edge>>, headers: HeaderMap) 
         LookupRefused
     )
 )]
-pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
-    let (user, identity) = edge.lookups.session(bearer(&headers)?).await?;
-    let synced_through = edge.watch.progress().synced_through;
+pub(super) async fn session(
+    State(state): State<Arc<HttpState>>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Rejection> {
+    let (user, identity) = state.lookups.session(bearer(&headers)?).await?;
+    let synced_through = state.watch.progress().synced_through;
     Ok(Json(Session { user, identity, synced_through }))
 }
 
 /// Every answer out of the table says how far the table is complete.
-pub(super) async fn synced_through(State(edge): State<Arc<Edge>>, mut response: Response) -> Response {
-    let synced_through = edge.watch.progress().synced_through.map(|at| at.to_string());
+pub(super) async fn synced_through(State(state): State<Arc<HttpState>>, mut response: Response) -> Response {
+    let synced_through = state.watch.progress().synced_through.map(|at| at.to_string());
     if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
         response.headers_mut().insert(SYNCED_THROUGH, value);
     }
@@ -117,16 +126,16 @@ pub(super) struct Session {
 }
 
 /// The token of `Authorization: Bearer <token>` (RFC 6750); the scheme's case does not matter.
-pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or_else(|| Refusal::token_missing("send `Authorization: Bearer <access token>`"))?;
+    let value = values.next().ok_or_else(|| Rejection::token_missing("send `Authorization: Bearer <access token>`"))?;
     if values.next().is_some() {
-        return Err(Refusal::token_missing("there is more than one Authorization header"));
+        return Err(Rejection::token_missing("there is more than one Authorization header"));
     }
     let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
     if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() {
         Ok(token.trim())
     } else {
-        Err(Refusal::token_missing("the Authorization header is not `Bearer <access token>`"))
+        Err(Rejection::token_missing("the Authorization header is not `Bearer <access token>`"))
     }
 }

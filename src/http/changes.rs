@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
 
-use super::Edge;
-use super::error::Refusal;
-use super::openapi::{Error, UserShape};
+use super::error::Rejection;
+use super::shapes::{Error, UserShape};
+use super::state::HttpState;
 use crate::domain::change::Position;
 use crate::sync::feed::{FeedError, PAGE, Page};
 
@@ -46,19 +46,19 @@ struct Asked {
     responses((status = 200, description = "Changes, in order.", body = PageShape), ChangesRefused)
 )]
 pub(super) async fn read(
-    State(edge): State<Arc<Edge>>,
+    State(state): State<Arc<HttpState>>,
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Rejection> {
     let Query(parameters) = parameters.map_err(|_| refuse("the query is malformed"))?;
     let asked = Asked::read(parameters)?;
     let page = match &asked.after {
-        None => Page { data: Vec::new(), position: edge.feed.now().await? },
+        None => Page { data: Vec::new(), position: state.feed.now().await? },
         Some(after) => {
-            let page = edge.feed.after(after, asked.limit, asked.wait);
+            let page = state.feed.after(after, asked.limit, asked.wait);
             tokio::select! {
                 page = page => page?,
                 // A service that ends has no news to wait for; nothing is told twice and nothing is left out.
-                () = edge.closing.cancelled() => edge.feed.after(after, asked.limit, Duration::ZERO).await?,
+                () = state.closing.cancelled() => state.feed.after(after, asked.limit, Duration::ZERO).await?,
             }
         }
     };
@@ -66,7 +66,7 @@ pub(super) async fn read(
 }
 
 impl Asked {
-    fn read(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
+    fn read(parameters: Vec<(String, String)>) -> Result<Self, Rejection> {
         let mut asked = Self { after: None, limit: LIMIT, wait: Duration::ZERO };
         for (name, value) in parameters {
             match name.as_str() {
@@ -155,11 +155,11 @@ pub(super) enum ChangesRefused {
     Ours(Error),
 }
 
-fn refuse(message: &'static str) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
+fn refuse(message: &'static str) -> Rejection {
+    Rejection::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
 }
 
-impl From<FeedError> for Refusal {
+impl From<FeedError> for Rejection {
     fn from(error: FeedError) -> Self {
         match error {
             FeedError::Store(error) => error.into(),

@@ -13,11 +13,11 @@ use crate::tokens::TokenError;
 /// A refusal, as an HTTP answer. Its texts hold nothing of a user, a token or a payload.
 ///
 /// An application that wants to word it differently takes `Result<AuthUser, Rejection>` as its argument and answers by
-/// [`Rejection::status`] and [`Rejection::code`](Refusal::code).
+/// [`Rejection::status`] and [`Rejection::code`](Rejection::code).
 ///
-/// [`Rejection::status`]: Refusal::status
+/// [`Rejection::status`]: Rejection::status
 #[derive(Debug)]
-pub struct Refusal {
+pub struct Rejection {
     status: StatusCode,
     /// What programs look at.
     code: &'static str,
@@ -29,7 +29,7 @@ pub struct Refusal {
     retry_after: Option<u64>,
 }
 
-impl Refusal {
+impl Rejection {
     /// Who must act: 4xx the caller, 503 we.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -68,7 +68,7 @@ impl Refusal {
     }
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
         // Logged here, where it is handled; the caller hears only that it is ours.
         tracing::error!(error = %error, "the database could not be asked");
@@ -76,7 +76,7 @@ impl From<StoreError> for Refusal {
     }
 }
 
-impl From<TokenError> for Refusal {
+impl From<TokenError> for Rejection {
     fn from(error: TokenError) -> Self {
         let message = error.to_string();
         if let TokenError::KeysUnavailable { retry_after, .. } = &error {
@@ -89,7 +89,7 @@ impl From<TokenError> for Refusal {
     }
 }
 
-impl From<LookupError> for Refusal {
+impl From<LookupError> for Rejection {
     fn from(error: LookupError) -> Self {
         let message = error.to_string();
         match error {
@@ -102,7 +102,7 @@ impl From<LookupError> for Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let body = Json(json!({ "code": self.code, "message": self.message }));
         let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], body).into_response();
@@ -118,10 +118,10 @@ impl IntoResponse for Refusal {
     }
 }
 
-pub(super) async fn no_route() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
+pub(super) async fn no_route() -> Rejection {
+    Rejection::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
 }
 
-pub(super) async fn no_method() -> Refusal {
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take that method")
+pub(super) async fn no_method() -> Rejection {
+    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take that method")
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::Edge;
+use super::state::HttpState;
 
 /// Alive: the process answers.
 ///
@@ -38,8 +38,8 @@ pub(super) async fn healthz() -> Json<Value> {
         (status = 503, description = "`not_ready`", body = Probe)
     )
 )]
-pub(super) async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
-    let ready = readiness(&edge).await.is_ok();
+pub(super) async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
+    let ready = readiness(&state).await.is_ok();
     probe(ready, json!({ "status": if ready { "ready" } else { "not_ready" } }))
 }
 
@@ -51,29 +51,29 @@ pub(super) struct Probe {
 }
 
 /// The same verdict, with what an operator wants to know beside it.
-pub(super) async fn readyz_with_detail(State(edge): State<Arc<Edge>>) -> Response {
-    let readiness = readiness(&edge).await;
+pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> Response {
+    let readiness = readiness(&state).await;
     let database = readiness.as_ref().err().map_or("ok", String::as_str);
     let status = if readiness.is_ok() { "ready" } else { "not_ready" };
-    let progress = edge.watch.progress();
-    let lag = progress.synced_through.map(|at| (edge.clock.now().unix_seconds() - at.unix_seconds()).max(0));
+    let progress = state.watch.progress();
+    let lag = progress.synced_through.map(|at| (state.clock.now().unix_seconds() - at.unix_seconds()).max(0));
     let body = json!({
         "status": status,
         "database": database,
-        "feeds": feeds(&edge),
+        "feeds": feeds(&state),
         "synced_through": progress.synced_through,
         "lag_seconds": lag,
         "backfill_completed": progress.backfilled,
         "quarantined": progress.quarantined,
-        "jobs": edge.jobs.standing(),
-        "signing_keys": edge.keys.status(),
+        "jobs": state.jobs.standing(),
+        "signing_keys": state.keys.status(),
     });
     probe(readiness.is_ok(), body)
 }
 
 /// Where events come from.
-fn feeds(edge: &Edge) -> &'static str {
-    match (edge.webhook_secrets.is_empty(), edge.catches_up) {
+fn feeds(state: &HttpState) -> &'static str {
+    match (state.webhook_secrets.is_empty(), state.catches_up) {
         (false, true) => "webhooks and polling",
         (false, false) => "webhooks only",
         (true, true) => "polling only",
@@ -81,8 +81,8 @@ fn feeds(edge: &Edge) -> &'static str {
     }
 }
 
-async fn readiness(edge: &Edge) -> Result<(), String> {
-    edge.store.ping().await.map_err(|error| error.to_string())
+async fn readiness(state: &HttpState) -> Result<(), String> {
+    state.store.ping().await.map_err(|error| error.to_string())
 }
 
 fn probe(ready: bool, body: Value) -> Response {
@@ -90,9 +90,9 @@ fn probe(ready: bool, body: Value) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
-pub(super) async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
+pub(super) async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    edge.metrics.encode().map_or_else(
+    state.metrics.encode().map_or_else(
         |_| StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         |page| ([(header::CONTENT_TYPE, content_type)], page).into_response(),
     )

@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::Edge;
 use super::headers::REQUEST_ID;
+use super::state::HttpState;
 use crate::domain::action::Action;
 
 /// What a handler adds to its request's line.
@@ -42,7 +42,7 @@ impl LogFields {
 }
 
 /// Measures and logs the request. The line holds no header, no query and no body.
-pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = printable(request.method().as_str());
     let route =
@@ -54,10 +54,10 @@ pub(super) async fn request(State(edge): State<Arc<Edge>>, request: Request, nex
     }
     let took = started.elapsed();
     let status = response.status().as_u16();
-    edge.metrics.request(&route, status, took);
+    state.metrics.request(&route, status, took);
     let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
     if let Some(reason) = fields.refused {
-        edge.metrics.refusal(&route, reason);
+        state.metrics.refusal(&route, reason);
     }
     // Orchestrators probe every few seconds; their lines would bury the others.
     if matches!(route.as_str(), "/healthz" | "/readyz") {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::Edge;
 use super::body::{BodyBudget, BodyError, Held};
-use super::error::Refusal;
+use super::error::Rejection;
+use super::state::HttpState;
 use crate::workos::signature::{self, Secret, SignatureError, SignatureHeader, VerifiedBody};
 
 /// WorkOS retries on its own schedule; this tells everyone else.
@@ -23,45 +23,45 @@ pub(super) struct Signed {
 
 /// Reads and verifies a request's body.
 pub(super) async fn read(
-    edge: &Edge,
+    state: &HttpState,
     headers: &HeaderMap,
     body: Body,
     bodies: &Arc<BodyBudget>,
     secrets: &[Secret],
     tolerance: Duration,
-) -> Result<Signed, Refusal> {
+) -> Result<Signed, Rejection> {
     let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
-    let header = SignatureHeader::parse(header, edge.clock.now(), tolerance)?;
+    let header = SignatureHeader::parse(header, state.clock.now(), tolerance)?;
     let limit = bodies.body_limit();
     if bodies.is_declared_too_large(headers) {
         return Err(too_large(limit));
     }
-    let held = bodies.read(body, edge.body_timeout).await;
+    let held = bodies.read(body, state.body_timeout).await;
     let mut held = held.map_err(|error| refuse_body(&error, limit))?;
     let body = header.verify(secrets, held.bytes.clone())?;
     held.keep().map_err(|error| refuse_body(&error, limit))?;
     Ok(Signed { body, _held: held })
 }
 
-impl From<SignatureError> for Refusal {
+impl From<SignatureError> for Rejection {
     fn from(error: SignatureError) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "signature_invalid", error.to_string()).because(error.reason())
     }
 }
 
-fn too_large(limit: usize) -> Refusal {
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is longer than {limit} bytes"))
+fn too_large(limit: usize) -> Rejection {
+    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is longer than {limit} bytes"))
 }
 
-fn refuse_body(error: &BodyError, limit: usize) -> Refusal {
+fn refuse_body(error: &BodyError, limit: usize) -> Rejection {
     match error {
         BodyError::TooLarge => too_large(limit),
         BodyError::Slow => {
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
+            Rejection::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
         }
-        BodyError::Broken => Refusal::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early"),
+        BodyError::Broken => Rejection::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early"),
         BodyError::Busy => {
-            Refusal::unavailable("busy", "too many bodies are being received at once; try again", RETRY_AFTER)
+            Rejection::unavailable("busy", "too many bodies are being received at once; try again", RETRY_AFTER)
         }
     }
 }

@@ -6,106 +6,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
+use axum::extract::{Path, Query, State};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
-use utoipa::{IntoResponses, ToSchema};
+use serde_json::json;
+use utoipa::ToSchema;
 
-use super::Edge;
 use super::headers::POSITION;
-use super::openapi::{NotModified, UserShape};
-use super::request_log::LogFields;
+use super::shapes::{NotModified, UserShape};
+use super::state::HttpState;
+use super::workos_error::{ListRefused, OneRefused, WorkosRejection};
 use crate::domain::user::User;
 use crate::lookup::LookupError;
-use crate::store::StoreError;
 use crate::store::pages::{Order, PageOf};
-
-/// A refusal in WorkOS's words.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    status: StatusCode,
-    body: Value,
-    reason: &'static str,
-    retry_after: Option<u32>,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, reason: &'static str, body: Value) -> Self {
-        Self { status, body, reason, retry_after: None }
-    }
-
-    fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", json!({"message": "Unauthorized", "code": "unauthorized"}))
-    }
-
-    fn not_found(id: &str) -> Self {
-        let id: String = id.chars().take(128).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect();
-        let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
-        Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
-    }
-
-    /// 422, naming the parameter.
-    fn parameter(code: &'static str, field: &str) -> Self {
-        let field: String = field.chars().filter(char::is_ascii_graphic).take(64).collect();
-        let errors = json!([{"code": code, "field": field}]);
-        let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, body)
-    }
-
-    fn unsupported(field: &str) -> Self {
-        let mut refusal = Self::parameter("unsupported_parameter", field);
-        refusal.body["code"] = json!("unsupported_parameter");
-        refusal.body["message"] = json!("This parameter is not served here; ask WorkOS itself.");
-        refusal
-    }
-
-    fn unavailable(code: &'static str, message: &str) -> Self {
-        let body = json!({"message": message, "code": code});
-        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, body) }
-    }
-
-    fn not_synced() -> Self {
-        Self::unavailable("user_not_synced", "The table is not complete yet; try again.")
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        tracing::error!(error = %error, "the database could not be asked");
-        Self::unavailable("database_unavailable", "The database cannot be reached or used now; try again.")
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], Json(self.body)).into_response();
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-        }
-        response.extensions_mut().insert(LogFields::refused(self.reason));
-        response
-    }
-}
-
-/// Lets in who carries a service key, and notes its label.
-pub(super) async fn require_service_key(
-    State(edge): State<Arc<Edge>>,
-    headers: HeaderMap,
-    request: Request,
-    next: Next,
-) -> Result<Response, Refusal> {
-    let label = edge.service_keys.label(&headers).ok_or_else(Refusal::unauthorized)?.to_owned();
-    let mut response = next.run(request).await;
-    let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
-    response.extensions_mut().insert(LogFields { caller: Some(label), ..fields });
-    Ok(response)
-}
 
 /// One user, read through from WorkOS where that is on.
 #[utoipa::path(
@@ -118,15 +31,15 @@ pub(super) async fn require_service_key(
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
 pub(super) async fn by_id(
-    State(edge): State<Arc<Edge>>,
+    State(state): State<Arc<HttpState>>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<User>, Refusal> {
+) -> Result<Json<User>, WorkosRejection> {
     let id = named(id)?;
-    match edge.lookups.user(&id).await {
+    match state.lookups.user(&id).await {
         Ok(user) => Ok(Json(user)),
-        Err(LookupError::NotFound | LookupError::Deleted) => Err(Refusal::not_found(&id)),
+        Err(LookupError::NotFound | LookupError::Deleted) => Err(WorkosRejection::not_found(&id)),
         Err(LookupError::Store(error)) => Err(error.into()),
-        Err(LookupError::NotSynced | LookupError::Token(_)) => Err(Refusal::not_synced()),
+        Err(LookupError::NotSynced | LookupError::Token(_)) => Err(WorkosRejection::not_synced()),
     }
 }
 
@@ -141,14 +54,14 @@ pub(super) async fn by_id(
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
 pub(super) async fn by_external_id(
-    State(edge): State<Arc<Edge>>,
+    State(state): State<Arc<HttpState>>,
     external_id: Result<Path<String>, PathRejection>,
-) -> Result<Json<User>, Refusal> {
+) -> Result<Json<User>, WorkosRejection> {
     let external_id = named(external_id)?;
-    match edge.store.user_by_external_id(&external_id).await? {
+    match state.store.user_by_external_id(&external_id).await? {
         Some(user) => Ok(Json(user)),
-        None if edge.lookups.is_incomplete().await? => Err(Refusal::not_synced()),
-        None => Err(Refusal::not_found(&external_id)),
+        None if state.lookups.is_incomplete().await? => Err(WorkosRejection::not_synced()),
+        None => Err(WorkosRejection::not_found(&external_id)),
     }
 }
 
@@ -178,18 +91,18 @@ pub(super) async fn by_external_id(
     )
 )]
 pub(super) async fn list(
-    State(edge): State<Arc<Edge>>,
+    State(state): State<Arc<HttpState>>,
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(parameters) = parameters.map_err(|_| Refusal::parameter("invalid", "query"))?;
+) -> Result<Response, WorkosRejection> {
+    let Query(parameters) = parameters.map_err(|_| WorkosRejection::parameter("invalid", "query"))?;
     let asked = Asked::read(parameters)?;
     // Half a list looks like a whole one.
-    if edge.lookups.is_incomplete().await? {
-        return Err(Refusal::not_synced());
+    if state.lookups.is_incomplete().await? {
+        return Err(WorkosRejection::not_synced());
     }
     // Asked first, so that the page shows everything up to it.
-    let position = edge.feed.now().await?.to_string();
-    let page = edge.store.users_page(&asked.page()).await?;
+    let position = state.feed.now().await?.to_string();
+    let page = state.store.users_page(&asked.page()).await?;
     let id = |user: &User| user.id.clone();
     let mut before = page.users.first().filter(|_| page.before).map(id);
     let mut after = page.users.last().filter(|_| page.after).map(id);
@@ -201,23 +114,23 @@ pub(super) async fn list(
 }
 
 /// The id in the path. Nobody has one that is not text.
-fn named(id: Result<Path<String>, PathRejection>) -> Result<String, Refusal> {
-    id.map(|Path(id)| id).map_err(|_| Refusal::not_found("?"))
+fn named(id: Result<Path<String>, PathRejection>) -> Result<String, WorkosRejection> {
+    id.map(|Path(id)| id).map_err(|_| WorkosRejection::not_found("?"))
 }
 
 /// Writes have to go to WorkOS.
-pub(super) async fn read_only() -> Refusal {
+pub(super) async fn read_only() -> WorkosRejection {
     let body = json!({"message": "This is a copy for reading; write to WorkOS itself.", "code": "read_only"});
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", body)
+    WorkosRejection::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", body)
 }
 
 /// What else WorkOS has below this path.
-pub(super) async fn not_served(method: Method) -> Refusal {
+pub(super) async fn not_served(method: Method) -> WorkosRejection {
     if !matches!(method, Method::GET | Method::HEAD) {
         return read_only().await;
     }
     let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
-    Refusal::new(StatusCode::NOT_FOUND, "not_served", body)
+    WorkosRejection::new(StatusCode::NOT_FOUND, "not_served", body)
 }
 
 /// A page of users.
@@ -258,56 +171,6 @@ enum Direction {
     Normal,
 }
 
-/// A refusal in WorkOS's shape.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "the shape of what Refusal answers")]
-pub(super) struct WorkosError {
-    code: String,
-    message: String,
-    /// Whom there is none of.
-    entity_id: Option<String>,
-    /// Which parameters are wrong.
-    #[schema(inline)]
-    errors: Option<Vec<FieldError>>,
-}
-
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only described")]
-struct FieldError {
-    code: String,
-    field: String,
-}
-
-/// What a question about one user may be refused by.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
-pub(super) enum OneRefused {
-    /// `unauthorized`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
-    Key(WorkosError),
-    /// `entity_not_found`.
-    #[response(status = 404)]
-    NoUser(WorkosError),
-    /// `user_not_synced`, `database_unavailable`.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(WorkosError),
-}
-
-/// What a question about many may be refused by.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
-pub(super) enum ListRefused {
-    /// `unauthorized`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
-    Key(WorkosError),
-    /// `invalid_request_parameters`, `unsupported_parameter`.
-    #[response(status = 422)]
-    Parameter(WorkosError),
-    /// `user_not_synced`, `database_unavailable`.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(WorkosError),
-}
-
 struct Asked {
     limit: usize,
     order: Order,
@@ -319,38 +182,38 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
+    fn read(parameters: Vec<(String, String)>) -> Result<Self, WorkosRejection> {
         let mut asked =
             Self { limit: 10, order: Order::Descending, email: None, before: None, after: None, swapped: false };
         let mut seen = BTreeSet::new();
         for (name, value) in parameters {
             if !seen.insert(name.clone()) {
-                return Err(Refusal::parameter("given_twice", &name));
+                return Err(WorkosRejection::parameter("given_twice", &name));
             }
             if value.contains('\0') {
-                return Err(Refusal::parameter("invalid", &name));
+                return Err(WorkosRejection::parameter("invalid", &name));
             }
             match name.as_str() {
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=100).contains(limit));
-                    asked.limit = limit.ok_or_else(|| Refusal::parameter("limit_out_of_range", "limit"))?;
+                    asked.limit = limit.ok_or_else(|| WorkosRejection::parameter("limit_out_of_range", "limit"))?;
                 }
                 "order" => {
                     (asked.order, asked.swapped) = match value.as_str() {
                         "asc" => (Order::Ascending, false),
                         "desc" => (Order::Descending, false),
                         "normal" => (Order::Descending, true),
-                        _ => return Err(Refusal::parameter("invalid_order", "order")),
+                        _ => return Err(WorkosRejection::parameter("invalid_order", "order")),
                     }
                 }
                 "email" => asked.email = Some(value),
                 "before" => asked.before = Some(value),
                 "after" => asked.after = Some(value),
-                other => return Err(Refusal::unsupported(other)),
+                other => return Err(WorkosRejection::unsupported(other)),
             }
         }
         if asked.before.is_some() && asked.after.is_some() {
-            return Err(Refusal::parameter("exclusive", "before"));
+            return Err(WorkosRejection::parameter("exclusive", "before"));
         }
         if asked.swapped {
             std::mem::swap(&mut asked.before, &mut asked.after);

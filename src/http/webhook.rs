@@ -13,11 +13,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::Edge;
-use super::error::Refusal;
-use super::openapi::Error;
-use super::signed::{self, RETRY_AFTER};
+use super::error::Rejection;
 use super::request_log::LogFields;
+use super::shapes::Error;
+use super::signed::{self, RETRY_AFTER};
+use super::state::HttpState;
 use crate::domain::event::{Observation, Origin};
 use crate::sync;
 use crate::workos::wire;
@@ -45,21 +45,24 @@ use crate::workos::wire;
     )
 )]
 pub(super) async fn receive(
-    State(edge): State<Arc<Edge>>,
+    State(state): State<Arc<HttpState>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Refusal> {
-    let (secrets, tolerance) = (&edge.webhook_secrets, edge.signature_tolerance);
-    let signed = signed::read(&edge, &headers, body, &edge.webhook_bodies, secrets, tolerance).await?;
+) -> Result<Response, Rejection> {
+    let (secrets, tolerance) = (&state.webhook_secrets, state.signature_tolerance);
+    let signed = signed::read(&state, &headers, body, &state.webhook_bodies, secrets, tolerance).await?;
     let event = wire::event(&signed.body)
-        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
-    let mut fields =
-        LogFields { event_id: Some(event.id.clone()), event_type: Some(event.event_type.clone()), ..LogFields::default() };
-    let observation = Observation::Event(event).with_sign_in(edge.session_sign_ins);
-    let applied = sync::apply(&edge.store, Origin::Webhook, &[observation]).await;
-    let applied = applied.map_err(Refusal::from)?.pop().ok_or_else(lost)?;
+        .map_err(|error| Rejection::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
+    let mut fields = LogFields {
+        event_id: Some(event.id.clone()),
+        event_type: Some(event.event_type.clone()),
+        ..LogFields::default()
+    };
+    let observation = Observation::Event(event).with_sign_in(state.session_sign_ins);
+    let applied = sync::apply(&state.store, Origin::Webhook, &[observation]).await;
+    let applied = applied.map_err(Rejection::from)?.pop().ok_or_else(lost)?;
     let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
-    edge.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
+    state.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
     fields.outcome = Some(outcome);
     fields.reason = applied.reason.filter(|_| !applied.duplicate);
     let mut response = Json(json!({ "outcome": outcome })).into_response();
@@ -86,6 +89,6 @@ enum Outcome {
     Duplicate,
 }
 
-fn lost() -> Refusal {
-    Refusal::unavailable("internal", "the event's outcome was lost; try again", RETRY_AFTER)
+fn lost() -> Rejection {
+    Rejection::unavailable("internal", "the event's outcome was lost; try again", RETRY_AFTER)
 }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnection;
 
 use super::{Store, StoreError, Work};
-use crate::domain::action::{Action, Kind, Verdict};
+use crate::domain::action::{Action, ActionKind, Verdict};
 
 /// How long a verdict is kept: longer than a signature is fresh, whichever way the clocks differ.
 pub const KEPT: Duration = Duration::from_secs(300);
@@ -20,7 +20,7 @@ pub const KEPT: Duration = Duration::from_secs(300);
 /// content would not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionKey {
-    kind: Kind,
+    kind: ActionKind,
     id: String,
     payload_hash: [u8; 32],
 }

@@ -11,7 +11,7 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, Work};
-use crate::domain::change::{Cause, Kind};
+use crate::domain::change::{Cause, ChangeKind};
 use crate::domain::event::{Event, Origin};
 use crate::domain::timestamp::Timestamp;
 
@@ -49,7 +49,7 @@ pub struct Entry {
     /// Where it stands.
     pub position: i64,
     /// What it is.
-    pub kind: Kind,
+    pub kind: ChangeKind,
     /// The user it is about.
     pub user_id: Option<String>,
     /// The names of the fields that an update changed.
@@ -77,7 +77,7 @@ impl TryFrom<Row> for Entry {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let kind = Kind::read(&row.kind, row.event_type.as_deref());
+        let kind = ChangeKind::read(&row.kind, row.event_type.as_deref());
         let origin = Origin::read(&row.origin);
         let (Some(kind), Some(origin)) = (kind, origin) else {
             return Err(StoreError::Unavailable("a change was written by a newer release; upgrade this one".into()));

@@ -8,7 +8,7 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::change::{Change, Kind, Position};
+use crate::domain::change::{Change, ChangeKind, Position};
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::changes::{Entry, Head};
@@ -156,7 +156,7 @@ impl Feed {
 
     /// The live users these changes are about, as they stand now.
     async fn users(&self, entries: &[Entry]) -> Result<BTreeMap<String, User>, StoreError> {
-        let changes = entries.iter().filter(|entry| matches!(entry.kind, Kind::User(_)));
+        let changes = entries.iter().filter(|entry| matches!(entry.kind, ChangeKind::User(_)));
         let ids: BTreeSet<String> = changes.filter_map(|entry| entry.user_id.clone()).collect();
         if ids.is_empty() {
             return Ok(BTreeMap::new());
@@ -192,7 +192,7 @@ impl Feed {
 
 /// The event whose payload the inbox is asked for.
 fn payload_id(entry: &Entry) -> Option<&str> {
-    let event = entry.event.as_ref().filter(|_| matches!(entry.kind, Kind::Event(_)))?;
+    let event = entry.event.as_ref().filter(|_| matches!(entry.kind, ChangeKind::Event(_)))?;
     Some(&event.id)
 }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::driver::{Context, Driver, STANDBY, Trouble};
 use super::feed::Feed;
-use crate::domain::change::{Change, Difference, Kind, Position};
+use crate::domain::change::{Change, ChangeKind, Difference, Position};
 use crate::domain::decide::Stored;
 use crate::domain::event::Origin;
 use crate::domain::handler::{self, Types};
@@ -268,7 +268,7 @@ impl Worker {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
             position: Position { epoch: epoch.to_owned(), number: change.position },
-            kind: Kind::User(Difference::Created),
+            kind: ChangeKind::User(Difference::Created),
             user_id: Some(change.user_id.clone()),
             changed: Vec::new(),
             event: None,

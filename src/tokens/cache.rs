@@ -27,7 +27,7 @@ const COOLDOWN: i64 = 30;
 const COOLDOWN_FAILING: i64 = 5;
 
 /// Timeout of a request, and of a caller that waits for it.
-const PATIENCE: Duration = Duration::from_secs(6);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The state of the keys, for operators.
 #[derive(Clone, Debug, Serialize)]
@@ -195,13 +195,13 @@ impl KeyCache {
                 }
             }
         };
-        let _ = tokio::time::timeout(PATIENCE, flight.wait_for(|done| *done)).await;
+        let _ = tokio::time::timeout(REFRESH_TIMEOUT, flight.wait_for(|done| *done)).await;
     }
 }
 
 impl Inner {
     async fn fetch(&self) {
-        let fetched = tokio::time::timeout(PATIENCE, self.source.fetch()).await;
+        let fetched = tokio::time::timeout(REFRESH_TIMEOUT, self.source.fetch()).await;
         let fetched = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("the request timed out")));
         let set = fetched.and_then(|document| {
             KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer contains no usable key"))

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::error::TokenError;
-use super::plain;
 use super::policy::TokenPolicy;
+use super::text::{shown, text};
 use crate::domain::timestamp::Timestamp;
 
 /// Tolerated difference between WorkOS's clock and ours, seconds.
@@ -92,19 +92,6 @@ impl Claims<'_> {
     }
 }
 
-/// Returns a claim as short printable text. For other types than text it only says so.
-pub(super) fn shown(claim: Option<&Value>) -> String {
-    match claim {
-        None => "none".to_owned(),
-        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
-            let items: Vec<String> = items.iter().take(8).map(|item| shown(Some(item))).collect();
-            plain(&items.join(", "))
-        }
-        Some(Value::String(text)) if !text.is_empty() => plain(text),
-        Some(_) => "not text, or empty".to_owned(),
-    }
-}
-
 /// Checks that `exp` is present and in the future.
 fn expiry(it: &Claims<'_>) -> Result<(), TokenError> {
     let now = it.now.unix_seconds();
@@ -158,9 +145,4 @@ fn session(it: &Claims<'_>) -> Result<(), TokenError> {
         ));
     }
     Ok(())
-}
-
-/// Returns the text of a claim, or empty text.
-pub(super) fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> &'a str {
-    claims.get(name).and_then(Value::as_str).unwrap_or_default()
 }

@@ -6,16 +6,16 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::claims::{CHECKS, Claims, text};
+use super::claims::{CHECKS, Claims};
 use super::error::TokenError;
-use super::plain;
+use super::text::{plain, text};
 use super::token::{Form, TokenVerifier, impersonated};
 use crate::domain::decide::Stored;
 
 /// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum CheckResult {
     /// The check passed.
     Pass,
     /// The check failed.
@@ -30,7 +30,7 @@ pub struct Check {
     /// Its stable name.
     pub check: &'static str,
     /// Its result.
-    pub verdict: Verdict,
+    pub verdict: CheckResult,
     /// `false` for a claim without a valid signature.
     pub trusted: bool,
     /// What was found: short printable ASCII.
@@ -41,7 +41,7 @@ pub struct Check {
 
 /// The user behind the token, in our table.
 #[derive(Clone, Copy, Debug)]
-pub enum UserStanding<'a> {
+pub enum UserState<'a> {
     /// The state of the row.
     Asked(&'a Stored),
     /// There is no database: only the token is checked.
@@ -185,36 +185,34 @@ impl Explanation {
     }
 
     /// Adds the last check: the user in our table.
-    pub fn note_user(&mut self, standing: UserStanding<'_>) {
+    pub fn note_user(&mut self, standing: UserState<'_>) {
         let expected = "a live user";
         let add = |it: &mut Self, verdict, found: String| {
             let trusted = it.subject.is_some();
             it.checks.push(Check { check: "user", verdict, trusted, found, expected: expected.to_owned() });
         };
         let (found, reason, message) = match standing {
-            UserStanding::NotAsked => return add(self, Verdict::Skipped, "DATABASE_URL is not set".to_owned()),
+            UserState::NotAsked => return add(self, CheckResult::Skipped, "DATABASE_URL is not set".to_owned()),
             _ if self.subject.is_none() => {
-                return add(self, Verdict::Skipped, "the subject is not trusted".to_owned());
+                return add(self, CheckResult::Skipped, "the subject is not trusted".to_owned());
             }
-            UserStanding::Asked(Stored::Live { version, .. }) => {
+            UserState::Asked(Stored::Live { version, .. }) => {
                 let found = format!(
                     "synced with the state of {}; updated at WorkOS at {}",
                     version.observed_at, version.updated_at
                 );
-                return add(self, Verdict::Pass, found);
+                return add(self, CheckResult::Pass, found);
             }
-            UserStanding::Asked(Stored::Tombstone { deleted_at }) => {
+            UserState::Asked(Stored::Tombstone { deleted_at }) => {
                 let when = deleted_at.map_or_else(String::new, |at| format!(" at {at}"));
                 (format!("deleted at WorkOS{when}"), "user_deleted", "its user was deleted at WorkOS")
             }
-            UserStanding::Asked(Stored::Absent) => {
-                ("not synced".to_owned(), "user_not_found", "its user is not synced")
-            }
-            UserStanding::Unavailable => {
+            UserState::Asked(Stored::Absent) => ("not synced".to_owned(), "user_not_found", "its user is not synced"),
+            UserState::Unavailable => {
                 ("the database is unreachable".to_owned(), "database_unavailable", "the database is unreachable")
             }
         };
-        add(self, Verdict::Fail, found);
+        add(self, CheckResult::Fail, found);
         self.fail(reason, format!("the token is valid, but {message}"), fix(reason, &self.client_id));
     }
 
@@ -226,7 +224,7 @@ impl Explanation {
         found: impl FnOnce(&Result<T, TokenError>) -> String,
         expected: &str,
     ) -> Option<T> {
-        let verdict = if outcome.is_ok() { Verdict::Pass } else { Verdict::Fail };
+        let verdict = if outcome.is_ok() { CheckResult::Pass } else { CheckResult::Fail };
         let found = found(&outcome);
         self.checks.push(Check { check, verdict, trusted: self.trusted, found, expected: expected.to_owned() });
         outcome.map_err(|error| self.fail(error.reason(), error.to_string(), fix(error.reason(), &self.client_id))).ok()
@@ -235,7 +233,7 @@ impl Explanation {
     fn skip(&mut self, checks: &[&'static str]) {
         let skipped = |check: &&'static str| Check {
             check,
-            verdict: Verdict::Skipped,
+            verdict: CheckResult::Skipped,
             trusted: false,
             found: "nothing to check".to_owned(),
             expected: String::new(),

@@ -2,9 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::claims::{shown, text};
 use super::error::TokenError;
-use super::plain;
+use super::text::{plain, shown, text};
 
 /// The issuer that all WorkOS customers share. It does not say which environment a token belongs to.
 const SHARED_ISSUER: &str = "https://api.workos.com";

@@ -5,11 +5,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::cache::{KeyCache, NoKey};
-use super::claims::{CHECKS, Claims, text};
+use super::claims::{CHECKS, Claims};
 use super::error::TokenError;
 use super::identity::Identity;
-use super::plain;
 use super::policy::TokenPolicy;
+use super::text::{plain, text};
 use crate::domain::clock::Clock;
 
 /// A longer token is refused before it is parsed. WorkOS's templates render at most 3 KiB.

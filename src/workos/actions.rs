@@ -3,7 +3,7 @@
 use super::json::{self, Object};
 use super::signature::{Secret, VerifiedBody};
 use super::wire::{bounded_id, usable_id};
-use crate::domain::action::{Action, Context, Invitation, Kind, Verdict};
+use crate::domain::action::{Action, ActionContext, ActionKind, Invitation, Verdict};
 use crate::domain::timestamp::Timestamp;
 
 /// Why a signed body is no action. WorkOS hears 400, and its own dashboard setting decides.
@@ -55,7 +55,7 @@ pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
                     organization_id: field(&it, "organization_id"),
                     inviter_user_id: field(&it, "inviter_user_id"),
                 });
-            (Context::UserRegistration { invitation }, within("user_data"))
+            (ActionContext::UserRegistration { invitation }, within("user_data"))
         }
         _ => return Err(NotAnAction::Unknown),
     };
@@ -76,9 +76,13 @@ pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
     })
 }
 
-fn authentication(object: &Object, user: &Object, within: &impl Fn(&str) -> Object) -> Result<Context, NotAnAction> {
+fn authentication(
+    object: &Object,
+    user: &Object,
+    within: &impl Fn(&str) -> Object,
+) -> Result<ActionContext, NotAnAction> {
     let user_id = usable_id(user.get("id").map(|value| &**value));
-    Ok(Context::Authentication {
+    Ok(ActionContext::Authentication {
         user_id: user_id.ok_or(NotAnAction::Unusable("it has no text user.id"))?,
         email_verified: json::boolean(user.get("email_verified").map(|value| &**value)).unwrap_or_default(),
         external_id: field(user, "external_id"),
@@ -97,7 +101,7 @@ fn field(object: &Object, name: &str) -> Option<String> {
 /// The payload's text is made once, signed, and put into the body as it is: WorkOS may compare the signature with our text or
 /// with its own serialisation of it, and in this order, without spaces and with letters beyond ASCII as they are, both agree.
 #[must_use]
-pub fn answer(kind: Kind, verdict: &Verdict, at: Timestamp, secret: &Secret) -> String {
+pub fn answer(kind: ActionKind, verdict: &Verdict, at: Timestamp, secret: &Secret) -> String {
     let timestamp = at.unix_millis();
     let word = match verdict {
         Verdict::Allow => "Allow",

@@ -277,9 +277,9 @@ impl Api {
         let answer = match self.ask(self.url(&["user_management", "users", id])).await? {
             (StatusCode::NOT_FOUND, headers, answer) => match not_found(&answer.body, id) {
                 Some(names_it) => return Ok(Found::Unknown { at: answer.answered_at, names_it }),
-                None => settle(StatusCode::NOT_FOUND, &headers, answer)?,
+                None => check_status(StatusCode::NOT_FOUND, &headers, answer)?,
             },
-            (status, headers, answer) => settle(status, &headers, answer)?,
+            (status, headers, answer) => check_status(status, &headers, answer)?,
         };
         let text = String::from_utf8_lossy(&answer.body);
         let raw: &RawValue = serde_json::from_str(&text).map_err(|_| garbled())?;
@@ -296,7 +296,7 @@ impl Api {
 
     async fn get(&self, url: Url) -> Result<Answer, ApiError> {
         let (status, headers, answer) = self.ask(url).await?;
-        settle(status, &headers, answer)
+        check_status(status, &headers, answer)
     }
 
     async fn ask(&self, url: Url) -> Result<(StatusCode, HeaderMap, Answer), ApiError> {
@@ -338,7 +338,7 @@ fn judge(date: Option<Timestamp>, ours: Timestamp, theirs: Option<Timestamp>) ->
 }
 
 /// An answer, or which kind of refusal it is.
-fn settle(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Answer, ApiError> {
+fn check_status(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Answer, ApiError> {
     match status.as_u16() {
         200..=299 => Ok(answer),
         status @ (401 | 403) => Err(ApiError::KeyRefused(status)),
@@ -426,7 +426,7 @@ mod tests {
             headers.insert(RETRY_AFTER, wish.parse().unwrap());
             let answer = Answer { body: Bytes::new(), latest: answered_at, observed_at: answered_at, answered_at };
             let Err(ApiError::Unavailable { retry_after, .. }) =
-                settle(StatusCode::TOO_MANY_REQUESTS, &headers, answer)
+                check_status(StatusCode::TOO_MANY_REQUESTS, &headers, answer)
             else {
                 panic!("429 is no answer")
             };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use authkit_sync::AuthKit;
-use authkit_sync::actions::endpoint::{ActionEndpoint, EndpointError, HEADER, OnFailure};
+use authkit_sync::action_endpoint::{ActionEndpoint, EndpointError, HEADER, OnFailure};
 use authkit_sync::domain::action::Verdict;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::signature::{Secret, SignatureHeader, WEBHOOK_TOLERANCE};

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use authkit_sync::AuthKit;
 use authkit_sync::authkit::Builder;
 use authkit_sync::dev::workos::ActionAttempt;
-use authkit_sync::domain::action::{Context, Kind, Verdict};
+use authkit_sync::domain::action::{ActionContext, ActionKind, Verdict};
 use authkit_sync::domain::action_rules::Rules;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
@@ -83,7 +83,7 @@ proptest! {
     #[test]
     fn any_message_is_signed_as_the_official_crate_signs_it(message in "\\PC{0,600}|.{0,20}", at in 0_i64..4_000_000_000_000) {
         let verdict = Verdict::deny(&message);
-        let ours = answer(Kind::Authentication, &verdict, Timestamp::from_unix_micros(at * 1_000), &secrets()[0]);
+        let ours = answer(ActionKind::Authentication, &verdict, Timestamp::from_unix_micros(at * 1_000), &secrets()[0]);
         let now = UNIX_EPOCH + Duration::from_millis(at.try_into().unwrap());
         let official = ActionsHelper::new().with_clock(move || now);
         let told = verdict.message().unwrap_or_default();
@@ -132,13 +132,13 @@ async fn a_request_the_official_crate_signs_is_answered_and_read_as_it_reads_it(
         assert_eq!((&ours.ip_address, &ours.user_agent), (&theirs.ip_address, &theirs.user_agent));
         assert_eq!(ours.device_fingerprint, theirs.device_fingerprint);
         match &ours.context {
-            Context::Authentication { user_id, organization_id, issuer, .. } => {
+            ActionContext::Authentication { user_id, organization_id, issuer, .. } => {
                 let user = theirs.user.unwrap();
                 assert_eq!((user_id, &ours.email, &ours.first_name), (&user.id, &user.email, &user.first_name));
                 assert_eq!(*organization_id, theirs.organization.map(|organization| organization.id));
                 assert_eq!(*issuer, theirs.issuer);
             }
-            Context::UserRegistration { invitation } => {
+            ActionContext::UserRegistration { invitation } => {
                 let person = theirs.user_data.unwrap();
                 assert_eq!((&ours.email, &ours.name), (&person.email, &person.name));
                 assert_eq!(ours.last_name.as_ref(), Some(&person.last_name));
@@ -153,11 +153,11 @@ async fn a_request_the_official_crate_signs_is_answered_and_read_as_it_reads_it(
         context["id"] = json!(fresh());
         assert_eq!(service.act(&Bytes::from(context.to_string())).await.status, 200);
         match seen.lock().unwrap().pop().unwrap().context {
-            Context::Authentication { organization_membership_id, email_verified, .. } => {
+            ActionContext::Authentication { organization_membership_id, email_verified, .. } => {
                 assert_eq!(json!(organization_membership_id), context["organization_membership"]["id"]);
                 assert!(email_verified);
             }
-            Context::UserRegistration { invitation } => {
+            ActionContext::UserRegistration { invitation } => {
                 let (ours, theirs) = (invitation.unwrap(), &context["invitation"]);
                 assert_eq!(json!(ours.id), theirs["id"]);
                 assert_eq!(json!(ours.organization_id), theirs["organization_id"]);

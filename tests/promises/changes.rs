@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use authkit_sync::domain::change::{Difference, Kind, Position};
+use authkit_sync::domain::change::{ChangeKind, Difference, Position};
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
@@ -129,7 +129,7 @@ async fn events_of_other_types_are_told_once_with_their_data_while_the_inbox_has
     take(&store, &[observed("user.deleted", 2, &json!({"id": id}))]).await;
     let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
     assert!(page.data[0].data.is_none() && page.data[1].data.is_some());
-    assert_eq!(page.data[2].kind, Kind::User(Difference::Deleted));
+    assert_eq!(page.data[2].kind, ChangeKind::User(Difference::Deleted));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use authkit_sync::actions::endpoint;
+use authkit_sync::action_endpoint;
 use authkit_sync::authkit::HEADERS;
 use authkit_sync::workos::signature;
 
@@ -40,7 +40,7 @@ fn header_names(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn the_documents_name_only_headers_that_the_program_uses_and_name_all_of_them() {
     let own: Vec<String> =
-        HEADERS.into_iter().map(|name| name.as_str().to_owned()).chain([endpoint::HEADER.to_owned()]).collect();
+        HEADERS.into_iter().map(|name| name.as_str().to_owned()).chain([action_endpoint::HEADER.to_owned()]).collect();
     let mut named = Vec::new();
     for (path, text) in documents() {
         for name in header_names(&text) {

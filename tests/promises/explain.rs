@@ -9,7 +9,7 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::sync::apply;
-use authkit_sync::tokens::{Explanation, KeyCache, TokenPolicy, TokenVerifier, Verdict};
+use authkit_sync::tokens::{CheckResult, Explanation, KeyCache, TokenPolicy, TokenVerifier};
 use authkit_sync::workos::http::http_client;
 use axum::http::StatusCode;
 use base64::Engine;
@@ -50,7 +50,7 @@ fn check<'a>(explanation: &'a Explanation, name: &str) -> &'a authkit_sync::toke
 
 /// The first check that failed.
 fn first_failure(explanation: &Explanation) -> Option<&'static str> {
-    explanation.checks.iter().find(|check| check.verdict == Verdict::Fail).map(|check| check.check)
+    explanation.checks.iter().find(|check| check.verdict == CheckResult::Fail).map(|check| check.check)
 }
 
 #[tokio::test]
@@ -111,13 +111,13 @@ async fn what_no_signature_vouches_for_is_shown_and_marked() {
     for name in ["wrong_key_same_kid", "unknown_kid", "alg_none"] {
         let explanation = verifier.explain(&token(name)).await;
         let issuer = check(&explanation, "issuer");
-        assert_eq!((issuer.verdict, issuer.trusted), (Verdict::Pass, false), "{name}");
+        assert_eq!((issuer.verdict, issuer.trusted), (CheckResult::Pass, false), "{name}");
         assert!(explanation.subject().is_none(), "{name}: nobody is looked up for it");
     }
     let late = verifier.explain(&token("expired")).await;
     assert!(check(&late, "issuer").trusted && late.subject().is_some(), "an expired token was genuine once");
     let none = verifier.explain("not a token").await;
-    assert_eq!((none.reason, check(&none, "issuer").verdict), (Some("malformed"), Verdict::Skipped));
+    assert_eq!((none.reason, check(&none, "issuer").verdict), (Some("malformed"), CheckResult::Skipped));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ const LAYERS: [&[&str]; 6] = [
     &["main", "cli", "config", "telemetry", "dev"],
     &["authkit", "supervise"],
     &["http"],
-    &["sync", "lookup", "actions"],
+    &["sync", "lookup", "actions", "action_endpoint"],
     &["store", "workos", "tokens"],
     &["domain", "metrics"],
 ];

@@ -160,16 +160,16 @@ async fn deliveries_are_retried_until_taken_and_as_unreliable_as_told() {
     let server = tokio::spawn(async move { axum::serve(listener, endpoint).await });
     workos.add_endpoint(&url);
     workos.create_user(&object(json!({"email": "a@example.test"}))).unwrap();
-    workos.settle().await;
+    workos.wait_until_delivered().await;
     let statuses: Vec<_> = workos.attempts().iter().map(|attempt| attempt.status).collect();
     assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
     workos.set_faults(Faults { duplicate: 100, ..Faults::default() });
     workos.create_user(&object(json!({"email": "b@example.test"}))).unwrap();
-    workos.settle().await;
+    workos.wait_until_delivered().await;
     assert_eq!(hits.load(Ordering::SeqCst), 5);
     workos.set_faults(Faults { drop: 100, ..Faults::default() });
     workos.create_user(&object(json!({"email": "c@example.test"}))).unwrap();
-    workos.settle().await;
+    workos.wait_until_delivered().await;
     assert_eq!(hits.load(Ordering::SeqCst), 5);
     server.abort();
 }
@@ -268,7 +268,7 @@ async fn the_service_follows_it_through_unreliable_deliveries() {
     for id in ids.iter().step_by(3) {
         workos.delete_user(id).unwrap();
     }
-    workos.settle().await;
+    workos.wait_until_delivered().await;
     let stored: Vec<(String, String)> =
         sqlx::query_as("select id, first_name from workos.users order by id").fetch_all(&pool).await.unwrap();
     let expected: Vec<(String, String)> =

@@ -14,7 +14,7 @@ use crate::workos::http::http_client;
 use crate::workos::signature::{self, ACTION_TOLERANCE, Secret};
 
 /// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ACTION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who tries what: with `user_id` that user signs in, without one somebody signs up with `email`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -113,7 +113,7 @@ impl SimulatedWorkos {
         let header = secret.sign(self.now(), body.as_bytes());
         let request =
             client.post(endpoint).header(signature::HEADER, header).header("content-type", "application/json");
-        let answer = request.timeout(PATIENCE).body(body.to_owned()).send().await;
+        let answer = request.timeout(ACTION_TIMEOUT).body(body.to_owned()).send().await;
         let answer = answer.map_err(|_| refuse("the endpoint did not answer"))?;
         if answer.status().as_u16() != 200 {
             return Err(refuse(&format!("the endpoint answered {}", answer.status().as_u16())));

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::actions::{Attempt, Judged};
 use super::deliveries::Faults;
 use super::fault::Fault;
+use super::fault_injector::{self, ApiFaults};
 use super::state::Object;
-use super::trouble::{self, ApiFaults};
 use super::{SimulatedWorkos, pages};
 
 type Answer = Result<Json<Value>, Fault>;
@@ -25,7 +25,7 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/user_management/users/external_id/{external_id}", get(user_by_external_id))
         .route("/events", get(list_events))
         .layer(middleware::from_fn_with_state(workos.clone(), require_api_key))
-        .layer(middleware::from_fn_with_state(workos.clone(), trouble::meet));
+        .layer(middleware::from_fn_with_state(workos.clone(), fault_injector::meet));
     Router::new()
         .route("/sso/jwks/{client_id}", get(jwks))
         .route("/user_management/authenticate", post(authenticate))
@@ -39,7 +39,11 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .with_state(workos)
 }
 
-async fn require_api_key(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Result<Response, Fault> {
+async fn require_api_key(
+    State(workos): State<SimulatedWorkos>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Fault> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(&workos.api_key()) {
         Ok(next.run(request).await)
@@ -52,7 +56,7 @@ async fn require_api_key(State(workos): State<SimulatedWorkos>, request: Request
 async fn stamp(State(workos): State<SimulatedWorkos>, mut response: Response) -> Response {
     let id = HeaderValue::from_str(&workos.next_id("req")).unwrap_or(HeaderValue::from_static("req"));
     response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
-    let date = workos.now().plus_seconds(workos.trouble().faults().date_offset_s);
+    let date = workos.now().plus_seconds(workos.fault_injector().faults().date_offset_s);
     if let Ok(date) = HeaderValue::from_str(&workos.date_of(date)) {
         response.headers_mut().insert(header::DATE, date);
     }
@@ -60,16 +64,17 @@ async fn stamp(State(workos): State<SimulatedWorkos>, mut response: Response) ->
 }
 
 async fn list_users(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {
-    let faults = workos.trouble().faults();
+    let faults = workos.fault_injector().faults();
     workos.read(|state| pages::users(state, &parameters, &faults)).map(Json)
 }
 
 async fn list_events(State(workos): State<SimulatedWorkos>, Query(parameters): Parameters) -> Answer {
-    let trouble = workos.trouble();
+    let fault_injector = workos.fault_injector();
     let after = parameters.iter().find(|(name, _)| name == "after").map(|(_, id)| id.as_str());
-    let window = pages::Window { faults: trouble.faults(), lost: trouble.cursors_lost(after), now: workos.now() };
+    let window =
+        pages::Window { faults: fault_injector.faults(), lost: fault_injector.cursors_lost(after), now: workos.now() };
     let page = workos.read(|state| pages::events(&state.events, &parameters, &window))?;
-    trouble.listed(&page);
+    fault_injector.listed(&page);
     Ok(Json(page))
 }
 
@@ -79,7 +84,7 @@ async fn user(State(workos): State<SimulatedWorkos>, Path(id): Path<String>) -> 
 
 /// A 404 in the form that the faults ask for.
 fn not_found(workos: &SimulatedWorkos, fault: Fault) -> Fault {
-    if workos.trouble().faults().emulator_not_found { Fault::emulator_not_found() } else { fault }
+    if workos.fault_injector().faults().emulator_not_found { Fault::emulator_not_found() } else { fault }
 }
 
 async fn user_by_external_id(State(workos): State<SimulatedWorkos>, Path(id): Path<String>) -> Answer {

@@ -22,7 +22,7 @@ const FIRST_REST: Duration = Duration::from_millis(250);
 const ATTEMPTS: u32 = 12;
 
 /// How long an endpoint may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How deliveries go wrong. Chances are percentages of deliveries, decided by the simulation's seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ struct Shared {
 impl Deliveries {
     pub(super) fn new(clock: Clock, seed: u64, stop: CancellationToken) -> Result<Self, SimulationError> {
         // To WorkOS a redirect is a failure; and what is simulated stays on this machine, whatever proxy is set.
-        let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().timeout(PATIENCE).build();
+        let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().timeout(DELIVERY_TIMEOUT).build();
         let client = client.map_err(|error| SimulationError::new(error.to_string()))?;
         let shared = Shared {
             endpoints: Vec::new(),
@@ -186,7 +186,7 @@ impl Deliveries {
     }
 
     /// Waits until every delivery has arrived or was given up.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn wait_until_delivered(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.tasks.reopen();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fault::Fault;
+use super::fault_injector::ApiFaults;
 use super::state::{Object, State, creation, text};
-use super::trouble::ApiFaults;
 use crate::domain::timestamp::Timestamp;
 
 type Parameters = [(String, String)];

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use authkit_sync::dev::workos::{Held, SimulatedWorkos};
-use authkit_sync::domain::change::Kind as ChangeKind;
+use authkit_sync::domain::change::ChangeKind;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;

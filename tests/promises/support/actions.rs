@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use authkit_sync::actions::endpoint::{ActionEndpoint, OnFailure};
+use authkit_sync::action_endpoint::{ActionEndpoint, OnFailure};
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use serde_json::{Value, json};

@@ -79,7 +79,7 @@ pub enum EndpointError {
 
 /// Why the endpoint gave no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum EndpointFailure {
     /// Its name leads to addresses that may not be dialled, and to no other.
     AddressRefused,
     /// No connection, or no name.
@@ -98,7 +98,7 @@ pub(crate) enum Failure {
     Malformed,
 }
 
-impl Failure {
+impl EndpointFailure {
     /// The word used in metrics and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -170,12 +170,12 @@ impl Endpoint {
         action: &Action,
         now: Timestamp,
         deadline: Instant,
-    ) -> Result<Option<Verdict>, Failure> {
+    ) -> Result<Option<Verdict>, EndpointFailure> {
         let deadline = deadline.min(Instant::now() + self.settings.timeout);
-        timeout_at(deadline, self.exchange(action, now)).await.unwrap_or(Err(Failure::TimedOut))
+        timeout_at(deadline, self.exchange(action, now)).await.unwrap_or(Err(EndpointFailure::TimedOut))
     }
 
-    async fn exchange(&self, action: &Action, now: Timestamp) -> Result<Option<Verdict>, Failure> {
+    async fn exchange(&self, action: &Action, now: Timestamp) -> Result<Option<Verdict>, EndpointFailure> {
         let request = self
             .client
             .post(self.url.clone())
@@ -183,22 +183,22 @@ impl Endpoint {
             .header("content-type", "application/json")
             .body(action.payload.clone());
         let answer = request.send().await.map_err(|error| match error {
-            _ if was_refused(&error) => Failure::AddressRefused,
-            _ if error.is_timeout() => Failure::TimedOut,
-            _ if error.is_connect() => Failure::Unreachable,
-            _ => Failure::Broken,
+            _ if was_refused(&error) => EndpointFailure::AddressRefused,
+            _ if error.is_timeout() => EndpointFailure::TimedOut,
+            _ if error.is_connect() => EndpointFailure::Unreachable,
+            _ => EndpointFailure::Broken,
         })?;
         match answer.status().as_u16() {
             200 => {}
             204 => return Ok(None),
-            300..=399 => return Err(Failure::Redirects),
-            _ => return Err(Failure::Status),
+            300..=399 => return Err(EndpointFailure::Redirects),
+            _ => return Err(EndpointFailure::Status),
         }
         let body = read_body(answer, ANSWER_LIMIT).await.map_err(|error| match error {
-            BodyError::TooLong => Failure::TooLong,
-            BodyError::Broken(_) => Failure::Broken,
+            BodyError::TooLong => EndpointFailure::TooLong,
+            BodyError::Broken(_) => EndpointFailure::Broken,
         })?;
-        verdict(&body).map(Some).ok_or(Failure::Malformed)
+        verdict(&body).map(Some).ok_or(EndpointFailure::Malformed)
     }
 }
 

@@ -70,7 +70,7 @@ pub struct ApiFaults {
 
 /// The faults in force, and the dice.
 #[derive(Debug)]
-pub(super) struct Trouble(Mutex<Inner>);
+pub(super) struct FaultInjector(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -92,7 +92,7 @@ enum Fate {
     Garbled,
 }
 
-impl Trouble {
+impl FaultInjector {
     pub(super) fn new(seed: u64) -> Self {
         let random = Random::new(seed.wrapping_add(1));
         Self(Mutex::new(Inner {
@@ -177,15 +177,15 @@ impl Trouble {
 
 /// Lets a request of an API client go wrong.
 pub(super) async fn meet(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Response {
-    workos.trouble().count(request.uri().path());
-    let faults = workos.trouble().faults();
+    workos.fault_injector().count(request.uri().path());
+    let faults = workos.fault_injector().faults();
     if faults.refuse_key {
         return Fault::unauthorized().into_response();
     }
     if faults.missing_routes.iter().any(|missing| request.uri().path().starts_with(missing)) {
         return missing_route(request.uri().path(), faults.missing_routes_html);
     }
-    match (workos.trouble().fate(), faults.retry_after_s) {
+    match (workos.fault_injector().fate(), faults.retry_after_s) {
         (Fate::Well, _) => next.run(request).await,
         (Fate::RateLimited(_), Some(seconds)) => retry_after(Fault::rate_limited(), seconds),
         (Fate::RateLimited(dice), None) => rate_limited(&workos, dice),

@@ -1,0 +1,77 @@
+//! What the HTTP handlers share.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::body::BodyBudget;
+use super::service_keys::ServiceKeys;
+use crate::actions::Actions;
+use crate::domain::clock::Clock;
+use crate::lookup::Lookups;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::sync::driver::Jobs;
+use crate::sync::feed::Feed;
+use crate::sync::progress::Watch;
+use crate::tokens::KeyCache;
+use crate::workos::signature::Secret;
+
+/// The state of every route.
+#[derive(Debug)]
+pub(crate) struct HttpState {
+    /// Stores webhooks and answers reads.
+    pub(crate) store: Store,
+    /// Looks users up by token or ID.
+    pub(crate) lookups: Lookups,
+    /// Secrets of the webhook endpoint. If there is none, there is no webhook route.
+    pub(crate) webhook_secrets: Vec<Secret>,
+    /// The state of the action route. If it is `None`, there is no action route.
+    pub(crate) actions: Option<Arc<ActionState>>,
+    /// Keys of the backends that read users. If there is none, these routes do not exist.
+    pub(crate) service_keys: ServiceKeys,
+    /// Whether a `session.created` webhook updates the user's `last_sign_in_at`.
+    pub(crate) session_sign_ins: bool,
+    /// Origins whose pages may call the lookups from a browser.
+    pub(crate) cors_origins: Vec<HeaderValue>,
+    /// Path of the webhook route.
+    pub(crate) webhook_path: String,
+    /// Tolerated difference between the time of a webhook's signature and our clock.
+    pub(crate) signature_tolerance: Duration,
+    /// Timeout for receiving a body.
+    pub(crate) body_timeout: Duration,
+    /// Memory for the bodies of webhooks.
+    pub(crate) webhook_bodies: Arc<BodyBudget>,
+    /// Tells the time.
+    pub(crate) clock: Clock,
+    /// Counts events, requests and rejections.
+    pub(crate) metrics: Arc<Metrics>,
+    /// How far the users table is complete.
+    pub(crate) watch: Watch,
+    /// Status of the background jobs of this process.
+    pub(crate) jobs: Arc<Jobs>,
+    /// Whether this process polls the Events API.
+    pub(crate) catches_up: bool,
+    /// The change feed.
+    pub(crate) feed: Feed,
+    /// Cancelled at shutdown, so that requests stop waiting for changes.
+    pub(crate) closing: CancellationToken,
+    /// The text of `/openapi.json`, written when the routes are built.
+    pub(crate) document: OnceLock<Bytes>,
+    /// WorkOS's signing keys. The operator's readiness page shows their status.
+    pub(crate) keys: KeyCache,
+}
+
+/// The state of the action route.
+#[derive(Debug)]
+pub(crate) struct ActionState {
+    /// Secrets of the actions endpoint. None of them is a webhook secret.
+    pub(crate) secrets: Vec<Secret>,
+    /// Decides who may sign in or sign up.
+    pub(crate) actions: Actions,
+    /// Memory for the bodies of actions.
+    pub(crate) bodies: Arc<BodyBudget>,
+}

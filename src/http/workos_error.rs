@@ -1,0 +1,131 @@
+//! Rejections of the routes below `/user_management`, in the shape of WorkOS's API.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::{IntoResponses, ToSchema};
+
+use super::request_log::LogFields;
+use crate::store::StoreError;
+
+/// A refusal in WorkOS's words.
+#[derive(Debug)]
+pub(super) struct WorkosRejection {
+    status: StatusCode,
+    body: Value,
+    reason: &'static str,
+    retry_after: Option<u32>,
+}
+
+impl WorkosRejection {
+    pub(super) fn new(status: StatusCode, reason: &'static str, body: Value) -> Self {
+        Self { status, body, reason, retry_after: None }
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", json!({"message": "Unauthorized", "code": "unauthorized"}))
+    }
+
+    pub(super) fn not_found(id: &str) -> Self {
+        let id: String = id.chars().take(128).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect();
+        let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
+        Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
+    }
+
+    /// 422, naming the parameter.
+    pub(super) fn parameter(code: &'static str, field: &str) -> Self {
+        let field: String = field.chars().filter(char::is_ascii_graphic).take(64).collect();
+        let errors = json!([{"code": code, "field": field}]);
+        let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, body)
+    }
+
+    pub(super) fn unsupported(field: &str) -> Self {
+        let mut refusal = Self::parameter("unsupported_parameter", field);
+        refusal.body["code"] = json!("unsupported_parameter");
+        refusal.body["message"] = json!("This parameter is not served here; ask WorkOS itself.");
+        refusal
+    }
+
+    pub(super) fn unavailable(code: &'static str, message: &str) -> Self {
+        let body = json!({"message": message, "code": code});
+        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, body) }
+    }
+
+    pub(super) fn not_synced() -> Self {
+        Self::unavailable("user_not_synced", "The table is not complete yet; try again.")
+    }
+}
+
+impl From<StoreError> for WorkosRejection {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %error, "the database could not be asked");
+        Self::unavailable("database_unavailable", "The database cannot be reached or used now; try again.")
+    }
+}
+
+impl IntoResponse for WorkosRejection {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response.extensions_mut().insert(LogFields::refused(self.reason));
+        response
+    }
+}
+
+/// A refusal in WorkOS's shape.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the shape of what WorkosRejection answers")]
+pub(super) struct WorkosError {
+    code: String,
+    message: String,
+    /// Whom there is none of.
+    entity_id: Option<String>,
+    /// Which parameters are wrong.
+    #[schema(inline)]
+    errors: Option<Vec<FieldError>>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+struct FieldError {
+    code: String,
+    field: String,
+}
+
+/// What a question about one user may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum OneRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    Key(WorkosError),
+    /// `entity_not_found`.
+    #[response(status = 404)]
+    NoUser(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
+}
+
+/// What a question about many may be refused by.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described")]
+pub(super) enum ListRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    Key(WorkosError),
+    /// `invalid_request_parameters`, `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
+    Ours(WorkosError),
+}
