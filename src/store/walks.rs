@@ -132,7 +132,7 @@ impl Store {
 ///
 /// Every snapshot of a scan counts as observed when the scan began. When all pages are applied, each live row whose version
 /// was written before the scan began is confirmed as of that instant: [`Store::confirm_scan`] records it, and
-/// [`confirmation`] is asked where it matters, which is before a version replaces one of the same `updated_at`. What a scan
+/// `confirmation` is asked where it matters, which is before a version replaces one of the same `updated_at`. What a scan
 /// does not confirm is written when its page is applied, and so is told from the rest by the time of its version.
 ///
 /// One case is left: an event older than the scan replaces a confirmed row of the same `updated_at` after the row's page is
