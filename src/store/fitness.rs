@@ -123,7 +123,10 @@ impl Store {
                         *checked.under_way.lock().unwrap_or_else(PoisonError::into_inner) = None;
                         outcome
                     };
-                    check.boxed().shared()
+                    // It goes on when its caller gives up: nobody else would poll it, and it may hold a connection.
+                    let check = tokio::spawn(check);
+                    let stopped = |_| Err(StoreError::Unavailable("the runtime is shutting down".into()));
+                    async move { check.await.unwrap_or_else(stopped) }.boxed().shared()
                 })
                 .clone()
         };

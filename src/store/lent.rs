@@ -144,7 +144,11 @@ impl Store {
         // As in `attempt`: numbers and our own words.
         let begin = format!("{}; {REMEMBER_ROLE}; set local search_path to default", begin_write(timeout, ""));
         let begun = async {
-            let mut begun = self.handlers.connections().begin_with(AssertSqlSafe(begin)).await?;
+            // To its end even if the caller gives up: the driver would leave open what was begun and not answered yet.
+            let connections = self.handlers.connections().clone();
+            let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
+            let mut begun =
+                beginning.await.map_err(|_| StoreError::Unavailable("the runtime is shutting down".into()))??;
             sqlx::query!("-- handlers.check_client\nselect workos.check_client($1)", &*self.client_id)
                 .execute(&mut *begun)
                 .await?;

@@ -4,13 +4,14 @@
 //! Sessions of a [`Pool::connect`] get these settings once, right after they are opened. A pool that an application hands
 //! over is not ours to change: there each lookup runs in a read-only transaction that sets them for itself.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, Postgres};
+use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
 use tokio::time::Instant as TokioInstant;
 
 use super::StoreError;
@@ -24,6 +25,8 @@ const TESTED_AFTER: Duration = Duration::from_secs(1);
 
 /// How much longer than its statement timeout a session is waited for before its connection is closed.
 const GRACE: Duration = Duration::from_secs(1);
+
+const USED_AFTER_END: StoreError = StoreError::Unavailable(Cow::Borrowed("a connection was used after its end"));
 
 /// A pool of connections to the database. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -94,7 +97,8 @@ impl Pool {
     ) -> Result<Checkout, StoreError> {
         let connection = tokio::time::timeout_at(deadline, self.connections.acquire()).await;
         let connection = Some(connection.map_err(StoreError::late)??);
-        Ok(Checkout { connection, cutoff: self.cutoff.clone(), statement_timeout, has_ended: false })
+        let cutoff = self.cutoff.clone();
+        Ok(Checkout { connection, cutoff, statement_timeout, is_beginning: false, has_ended: false })
     }
 }
 
@@ -107,12 +111,24 @@ pub(super) struct Checkout {
     connection: Option<PoolConnection<Postgres>>,
     cutoff: Option<Cutoff>,
     statement_timeout: Duration,
+    /// A begin was sent and did not succeed, or is not answered yet: the driver would leave open what was begun of it.
+    is_beginning: bool,
     has_ended: bool,
 }
 
 impl Checkout {
     pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
-        self.connection.as_deref_mut().ok_or(StoreError::Unavailable("a connection was used after its end".into()))
+        self.connection.as_deref_mut().ok_or(USED_AFTER_END)
+    }
+
+    /// Begins a transaction.
+    pub(super) async fn begin(&mut self, begin: &str) -> Result<Transaction<'_, Postgres>, StoreError> {
+        self.is_beginning = true;
+        let connection = self.connection.as_deref_mut().ok_or(USED_AFTER_END)?;
+        // Begin takes no parameters. Its text holds numbers, our own words and an escaped literal.
+        let begun = connection.begin_with(AssertSqlSafe(begin)).await?;
+        self.is_beginning = false;
+        Ok(begun)
     }
 
     /// Closes the connection instead of giving it back, because nobody should meet the state it is in.
@@ -138,7 +154,13 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take().filter(|_| !self.has_ended) else { return };
+        let Some(mut connection) = self.connection.take() else { return };
+        if self.is_beginning {
+            connection.close_on_drop();
+        }
+        if self.has_ended {
+            return;
+        }
         let patience = self.statement_timeout + GRACE;
         tokio::spawn(async move {
             let answered = tokio::time::timeout(patience, connection.ping()).await;

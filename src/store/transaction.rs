@@ -4,7 +4,6 @@ use std::future::Future;
 
 use sqlx::postgres::{PgArguments, PgConnection, Postgres};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection};
 use tokio::time::Instant;
 
 use super::{Store, StoreError};
@@ -58,23 +57,12 @@ impl Store {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
         let run = async {
-            // Begin takes no parameters. Its text holds numbers, our own words and an escaped literal.
-            let begun = held.connection()?.begin_with(AssertSqlSafe(begin)).await;
-            let mut transaction = begun.map_err(|error| Failed::ToBegin(error.into()))?;
+            let mut transaction = held.begin(begin).await?;
             let output = work.run(&mut transaction).await?;
-            transaction.commit().await.map_err(|error| Failed::Later(error.into()))?;
+            transaction.commit().await?;
             Ok(output)
         };
-        let outcome = match tokio::time::timeout_at(deadline, run).await {
-            Ok(Err(Failed::ToBegin(error))) => {
-                // What was begun of it is still open.
-                held.close();
-                Err(error)
-            }
-            Ok(Err(Failed::Later(error))) => Err(error),
-            Ok(Ok(output)) => Ok(output),
-            Err(late) => return Err(StoreError::late(late)),
-        };
+        let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
         held.ended(&outcome);
         outcome
     }
@@ -97,11 +85,10 @@ impl Store {
         let mut held = self.lookups.acquire(deadline, self.timeout).await?;
         let has_settings = self.lookups.has_settings();
         let run = async {
-            let connection = held.connection()?;
             if has_settings {
-                return Ok(query(connection).await?);
+                return Ok(query(held.connection()?).await?);
             }
-            let mut transaction = connection.begin_with(AssertSqlSafe(&*self.begin_read)).await?;
+            let mut transaction = held.begin(&self.begin_read).await?;
             let output = query(&mut transaction).await?;
             transaction.rollback().await?;
             Ok(output)
@@ -123,17 +110,5 @@ impl<'q, F: Fn() -> Statement<'q> + Sync> Work for OneStatement<F> {
     async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
         let statement = (self.0)();
         Ok(statement.execute(connection).await?.rows_affected())
-    }
-}
-
-/// At which point a transaction failed.
-enum Failed {
-    ToBegin(StoreError),
-    Later(StoreError),
-}
-
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Self {
-        Self::Later(error)
     }
 }

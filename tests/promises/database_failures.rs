@@ -1,6 +1,7 @@
 //! Locks held by others, servers that are down or turn read-only, and databases that change hands: every wait ends on the
 //! server too, and nothing stops for good.
 
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +12,13 @@ use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::store::fitness::Unfit;
+use authkit_sync::store::handler_moves::Move;
 use authkit_sync::store::{Pool, Store, StoreError, migrations};
 use authkit_sync::sync::apply;
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::net::TcpListener;
 
 use crate::support::database::TestDatabase;
@@ -76,7 +78,7 @@ async fn statements_of_lookups_depend_on_no_session_setting() {
     let application = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
     for pool in [Pool::connect(options, 1, timeout), application.into()] {
         let store = Store::new(pool.clone(), pool, CLIENT_ID, timeout);
-        store.user("user_1").await.unwrap();
+        store.pause_handler("nobody", true).await.unwrap();
         let mut slow = PgConnection::connect_with(&database.options()).await.unwrap();
         let mut lock = slow.begin().await.unwrap();
         lock.execute("lock table workos.user_records in access exclusive mode").await.unwrap();
@@ -241,4 +243,41 @@ async fn a_database_bound_to_nobody_takes_no_write_whatever_the_process_believes
     pool.execute("delete from workos.environment").await.unwrap();
     let outcome = apply(&store, Origin::Webhook, &[observed("user.deleted", 0, &json!({"id": "user_1"}))]).await;
     assert!(matches!(outcome, Err(StoreError::Unbound)), "{outcome:?}");
+}
+
+/// The driver rolls back no transaction whose begin was sent and not answered when its caller gave up.
+#[tokio::test]
+async fn a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(1).await;
+    let store = store(&pool);
+    // In one message: a prepared statement has two instants of its own.
+    let is_outside = async || -> bool {
+        let asked = sqlx::raw_sql("select transaction_timestamp() = statement_timestamp()").fetch_one(&pool);
+        asked.await.unwrap().get(0)
+    };
+    let give_up = async |polls: usize, mut work: Pin<Box<dyn Future<Output = ()> + '_>>| {
+        for _ in 0..polls {
+            if futures_util::poll!(&mut work).is_ready() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    // In the middle of the first check, too, which others would wait for.
+    give_up(1, Box::pin(async { drop(store.user("user_1").await) })).await;
+    assert!(is_outside().await);
+    give_up(1, Box::pin(async { drop(store.pause_handler("nobody", true).await) })).await;
+    assert!(is_outside().await);
+    for polls in (1..600).step_by(7) {
+        give_up(polls, Box::pin(async { drop(store.user("user_1").await) })).await;
+        assert!(is_outside().await, "a lookup after {polls} polls");
+        give_up(polls, Box::pin(async { drop(store.pause_handler("nobody", true).await) })).await;
+        assert!(is_outside().await, "a write after {polls} polls");
+        let handler = |_| std::future::ready(Ok(()));
+        let moved = Move::Along { from: 0, to: 1 };
+        let run = async { drop(store.run_handler("nobody", Duration::from_secs(5), handler, moved).await) };
+        give_up(polls, Box::pin(run)).await;
+        assert!(is_outside().await, "a handler after {polls} polls");
+    }
 }
