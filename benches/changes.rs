@@ -16,9 +16,9 @@ use authkit_sync::metrics::Metrics;
 use authkit_sync::store::handler_admin::NewHandler;
 use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
-use authkit_sync::sync::driver::{Context, Driver};
 use authkit_sync::sync::feed::{Feed, PAGE};
-use authkit_sync::sync::handlers::{Along, RustHandler, TIMEOUT, Worker};
+use authkit_sync::sync::handlers::{FeedLoop, HandlerWorker, RustHandler, TIMEOUT};
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::wire;
 use authkit_sync::{Change, Tx};
@@ -78,8 +78,8 @@ async fn transactions(pool: &PgPool) -> f64 {
     report("one row, one commit", USERS, began)
 }
 
-async fn handled(context: &Context, feed: &Feed, name: &str, rust: Option<RustHandler>) -> f64 {
-    let along = Along(Arc::new(Worker::new(context.clone(), feed.clone(), name, rust)));
+async fn handled(context: &JobContext, feed: &Feed, name: &str, rust: Option<RustHandler>) -> f64 {
+    let along = FeedLoop(Arc::new(HandlerWorker::new(context.clone(), feed.clone(), name, rust)));
     let began = Instant::now();
     while along.tick().await.is_zero() {}
     let standings = context.store.handler_standings().await.unwrap();
@@ -117,7 +117,7 @@ async fn main() {
     fill(&store, &clock).await;
 
     let api = Api::new("http://127.0.0.1:9", ApiKey::new(""), clock.clone()).unwrap();
-    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let feed = Feed::new(store.clone());
     let floor = transactions(&pool).await;
     let handle = Arc::new(mirror);

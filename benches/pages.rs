@@ -14,9 +14,9 @@ use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
-use authkit_sync::sync::backfill::{Backfill, Step};
+use authkit_sync::sync::backfill::{Backfill, BackfillStep};
 use authkit_sync::sync::catch_up::{CatchUp, EVENT_TYPES};
-use authkit_sync::sync::driver::{Context, Driver};
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::wire;
 use serde_json::json;
@@ -80,10 +80,10 @@ async fn main() {
     }
     sqlx::query("truncate workos.user_records, workos.events").execute(&pool).await.unwrap();
     let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
-    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let backfill = Backfill::new(context.clone(), false);
     let began = Instant::now();
-    while !matches!(backfill.step().await.unwrap(), Step::Done(_)) {}
+    while !matches!(backfill.step().await.unwrap(), BackfillStep::Done(_)) {}
     report("backfill, unpaced", USERS, began);
     let catch_up = CatchUp::new(context, EVENT_TYPES.map(str::to_owned).to_vec(), Duration::from_secs(60));
     let began = Instant::now();

@@ -30,8 +30,8 @@ use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
 use crate::store::{Pool, Store, StoreError};
 use crate::supervise::Supervisor;
-use crate::sync::driver::Context;
 use crate::sync::feed::FeedError;
+use crate::sync::job::JobContext;
 use crate::tokens::{Identity, TokenError};
 pub use builder::{BODY_LIMIT, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
 pub use error::{BuildError, RunError};
@@ -51,7 +51,7 @@ pub struct AuthKit {
     /// What each listener allows.
     limits: Limits,
     /// What background work goes with.
-    context: Context,
+    context: JobContext,
     /// Where handlers run.
     handlers: Store,
     jobs: background::Jobs,

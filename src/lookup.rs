@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::{Store, StoreError};
-use crate::sync::progress::Watch;
+use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::{NotAsked, ReadThrough};
 use crate::tokens::{Identity, TokenError, TokenVerifier};
 
@@ -36,7 +36,7 @@ pub struct Lookups {
     store: Store,
     tokens: Arc<TokenVerifier>,
     /// Where a first backfill is to come: whether it has.
-    awaited: Option<Watch>,
+    awaited: Option<SyncProgress>,
     /// Asks WorkOS about users who are not here.
     read_through: Option<ReadThrough>,
 }
@@ -50,7 +50,7 @@ impl Lookups {
 
     /// Until the backfill that `watch` tells of has completed, a user who is not here may yet come.
     #[must_use]
-    pub(crate) fn awaiting_backfill(self, watch: Option<Watch>) -> Self {
+    pub(crate) fn awaiting_backfill(self, watch: Option<SyncProgress>) -> Self {
         Self { awaited: watch, ..self }
     }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::sync::driver::{Driver, keeping};
+use crate::sync::job::{Job, keeping};
 use crate::tokens::KeyCache;
 
 /// The rest after a panic doubles from here up to the longest.
@@ -33,7 +33,7 @@ impl Supervisor {
     }
 
     /// Starts a loop. Its `tick` is dropped at an await point when the stop comes.
-    pub(crate) fn start<D: Driver>(&mut self, driver: D) {
+    pub(crate) fn start<J: Job>(&mut self, driver: J) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         self.loops.spawn(async move {
             let mut rest_after_panic = FIRST_REST;
@@ -45,9 +45,9 @@ impl Supervisor {
                             rest
                         }
                         Err(_panic) => {
-                            metrics.restart(D::JOB);
+                            metrics.restart(J::NAME);
                             tracing::error!(
-                                r#loop = D::JOB,
+                                r#loop = J::NAME,
                                 "a background loop panicked and starts again; this is a defect of authkit-sync"
                             );
                             let rest = rest_after_panic;
@@ -68,8 +68,8 @@ impl Supervisor {
     }
 }
 
-impl Driver for KeyCache {
-    const JOB: &'static str = "signing_keys";
+impl Job for KeyCache {
+    const NAME: &'static str = "signing_keys";
 
     async fn tick(&self) -> Duration {
         self.refresh_when_due().await

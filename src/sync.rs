@@ -3,30 +3,30 @@
 //! Below it, a file per driver: each is a `tick` that does one step and says how long to rest.
 
 pub mod backfill;
+mod batch;
 pub mod catch_up;
 pub mod drift;
-pub mod driver;
 pub mod erasure;
 pub mod feed;
-mod guard;
 pub mod handlers;
 pub mod housekeeping;
 pub mod inbox;
+pub mod job;
+mod key_check;
+mod list_scan;
 pub mod progress;
 pub mod read_through;
 pub mod reconcile;
-mod scan;
-mod slice;
+mod scan_page;
 mod verdict;
-mod walk;
 
 use sqlx::postgres::PgConnection;
 
 use crate::domain::change::Difference;
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::store::{Store, StoreError, Work};
-pub use scan::apply_scan;
-use slice::{Condemned, Inbox, Slice};
+use batch::{Batch, Inbox, QuarantineBatch};
+pub use scan_page::apply_scan_page;
 
 /// What became of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,19 +45,19 @@ pub struct Applied {
     pub deleted: bool,
 }
 
-/// Applies a slice of observations in one durable transaction, in the slice's order, and says what became of each.
+/// Applies a batch of observations in one durable transaction, in the batch's order, and says what became of each.
 ///
-/// It costs a fixed number of statements whatever the slice's length, converges whatever the order and the duplication,
+/// It costs a fixed number of statements whatever the batch's length, converges whatever the order and the duplication,
 /// and may run beside any other. Where PostgreSQL refuses an observation's data, that one is quarantined and the rest of
-/// the slice applied, still in one transaction. A slice that exceeds the store's timeout is split: see `apply_then`.
+/// the batch applied, still in one transaction. A batch that exceeds the store's timeout is split: see `apply_with`.
 ///
 /// # Errors
-/// [`StoreError`]: nothing of the slice was written, or the first parts of one that was split. Applying it again is safe.
+/// [`StoreError`]: nothing of the batch was written, or the first parts of one that was split. Applying it again is safe.
 pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    apply_then(store, origin, observations, &Nothing).await
+    apply_with(store, origin, observations, &NoFollowUp).await
 }
 
-/// Applies a slice inside a transaction the caller holds open and commits; see [`apply`], which begins one itself. Until it
+/// Applies a batch inside a transaction the caller holds open and commits; see [`apply`], which begins one itself. Until it
 /// ends, nobody is told of later changes either: keep it short.
 ///
 /// # Errors
@@ -67,24 +67,24 @@ pub async fn apply_within(
     origin: Origin,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
-    Slice::new(Inbox::Record(origin), observations, &Nothing).run(connection).await
+    Batch::new(Inbox::Record(origin), observations, &NoFollowUp).run(connection).await
 }
 
-/// Applies a slice as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
+/// Applies a batch as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
 ///
-/// When the transaction times out, the slice is applied in parts of half its length, and of half that again, each in a
+/// When the transaction times out, the batch is applied in parts of half its length, and of half that again, each in a
 /// transaction of its own and in order; `then` runs in the last one, with the outcome of every observation. What a deletion
 /// has to erase is then left to the to-do list of erasures.
 ///
 /// # Errors
 /// [`StoreError`], also that of `then`, as [`apply`].
-pub(crate) async fn apply_then<T: Then>(
+pub(crate) async fn apply_with<T: FollowUp>(
     store: &Store,
     origin: Origin,
     observations: &[Observation],
     then: &T,
 ) -> Result<Vec<Applied>, StoreError> {
-    in_parts(store, &Slice::new(Inbox::Record(origin), observations, then)).await
+    in_parts(store, &Batch::new(Inbox::Record(origin), observations, then)).await
 }
 
 /// Applies what the inbox holds once more. Rows converge as ever; of the inbox only a quarantined row changes, when it can
@@ -92,33 +92,33 @@ pub(crate) async fn apply_then<T: Then>(
 ///
 /// # Errors
 /// As [`apply`].
-pub(crate) async fn apply_again(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    in_parts(store, &Slice::new(Inbox::Settle, observations, &Nothing)).await
+pub(crate) async fn reapply(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+    in_parts(store, &Batch::new(Inbox::Retry, observations, &NoFollowUp)).await
 }
 
 /// Enters observations into the quarantine without trying them.
 ///
 /// # Errors
 /// [`StoreError`]
-pub(crate) async fn quarantine<T: Then>(
+pub(crate) async fn quarantine<T: FollowUp>(
     store: &Store,
     origin: Origin,
     observations: &[Observation],
     reason: &str,
     then: &T,
 ) -> Result<(), StoreError> {
-    let slice = Slice::new(Inbox::Record(origin), observations, then);
-    store.transaction("quarantine", &Condemned { slice, reason }).await
+    let batch = Batch::new(Inbox::Record(origin), observations, then);
+    store.transaction("quarantine", &QuarantineBatch { batch, reason }).await
 }
 
-/// Applies a slice, in as few parts as the store's timeout allows. Each timeout halves the parts, so their number is bounded:
-/// a slice whose single observations time out fails after a logarithmic number of attempts.
-async fn in_parts<T: Then>(store: &Store, slice: &Slice<'_, T>) -> Result<Vec<Applied>, StoreError> {
-    let mut slice = *slice;
-    let mut length = slice.observations.len();
+/// Applies a batch, in as few parts as the store's timeout allows. Each timeout halves the parts, so their number is bounded:
+/// a batch whose single observations time out fails after a logarithmic number of attempts.
+async fn in_parts<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
+    let mut batch = *batch;
+    let mut length = batch.observations.len();
     let mut applied = Vec::with_capacity(length);
     loop {
-        let part = slice.part(&applied, length);
+        let part = batch.part(&applied, length);
         let (is_last, deletes) = (part.is_last, part.observations.iter().any(deletes));
         let attempted = part.observations.len();
         match attempt(store, &part).await {
@@ -129,11 +129,11 @@ async fn in_parts<T: Then>(store: &Store, slice: &Slice<'_, T>) -> Result<Vec<Ap
                 }
             }
             Err(error @ StoreError::TimedOut(_)) => {
-                let can_defer = deletes && slice.erase_limit > 0;
+                let can_defer = deletes && batch.erase_limit > 0;
                 if attempted < 2 && !can_defer {
                     return Err(error);
                 }
-                (slice.erase_limit, length) = (0, attempted.div_ceil(2));
+                (batch.erase_limit, length) = (0, attempted.div_ceil(2));
                 tracing::warn!(observations = attempted, "a transaction timed out; it is retried in smaller parts");
             }
             Err(error) => return Err(error),
@@ -141,7 +141,7 @@ async fn in_parts<T: Then>(store: &Store, slice: &Slice<'_, T>) -> Result<Vec<Ap
     }
 }
 
-async fn attempt<T: Then>(store: &Store, part: &Slice<'_, T>) -> Result<Vec<Applied>, StoreError> {
+async fn attempt<T: FollowUp>(store: &Store, part: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
     match store.transaction("apply", part).await {
         Err(StoreError::Refused { .. }) => store.transaction("apply one by one", &part.one_by_one()).await,
         outcome => outcome,
@@ -153,9 +153,9 @@ fn deletes(observation: &Observation) -> bool {
     matches!(observation, Observation::Gone { .. } | Observation::Event(Event { content: Content::Deleted, .. }))
 }
 
-/// What a driver does in the transaction of its slice: it moves its position.
-pub(crate) trait Then: Sync {
-    /// Runs last, with what became of the slice. An error rolls everything back.
+/// What a driver does in the transaction of its batch: it moves its position.
+pub(crate) trait FollowUp: Sync {
+    /// Runs last, with what became of the batch. An error rolls everything back.
     fn after(
         &self,
         connection: &mut PgConnection,
@@ -163,16 +163,16 @@ pub(crate) trait Then: Sync {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-impl<W: Work<Output = ()>> Then for W {
+impl<W: Work<Output = ()>> FollowUp for W {
     async fn after(&self, connection: &mut PgConnection, _: &[Applied]) -> Result<(), StoreError> {
         Work::run(self, connection).await
     }
 }
 
 /// Work that does nothing.
-pub(crate) struct Nothing;
+pub(crate) struct NoFollowUp;
 
-impl Work for Nothing {
+impl Work for NoFollowUp {
     type Output = ();
 
     async fn run(&self, _: &mut PgConnection) -> Result<(), StoreError> {

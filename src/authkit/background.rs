@@ -7,9 +7,9 @@ use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::sync::backfill::Backfill;
 use crate::sync::catch_up::CatchUp;
-use crate::sync::driver::Context;
 use crate::sync::handlers::RustHandler;
 use crate::sync::housekeeping::Housekeeping;
+use crate::sync::job::JobContext;
 use crate::sync::reconcile::{Mode, Reconcile};
 
 /// Which jobs this process takes part in.
@@ -45,7 +45,7 @@ impl Jobs {
     }
 
     /// Starts every loop that works with WorkOS's API, housekeeping, and on a pool of their own the handlers.
-    pub(super) fn start(&self, loops: &mut Supervisor, context: &Context, handlers: &Store) {
+    pub(super) fn start(&self, loops: &mut Supervisor, context: &JobContext, handlers: &Store) {
         if self.catch_up {
             loops.start(CatchUp::new(context.clone(), self.event_types.clone(), self.catch_up_interval));
         }

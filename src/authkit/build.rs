@@ -13,9 +13,9 @@ use crate::http::{BodyBudget, HttpState, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use crate::sync::driver::Context;
 use crate::sync::feed::Feed;
-use crate::sync::progress::Watch;
+use crate::sync::job::JobContext;
+use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::ReadThrough;
 use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::workos::api::{Api, ApiKey};
@@ -39,7 +39,7 @@ impl Builder {
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);
         let handlers = background.lending_from(self.handlers);
-        let watch = Watch::new(background.clone(), metrics.clone());
+        let watch = SyncProgress::new(background.clone(), metrics.clone());
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
         jobs.read_what_is_wanted(self.session_sign_ins);
@@ -48,7 +48,7 @@ impl Builder {
         }
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
         let api = api.map_err(|error| BuildError(error.to_string()))?;
-        let context = Context::new(background, api, self.clock.clone(), metrics.clone(), seed())
+        let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed())
             .storing_sign_ins(self.session_sign_ins);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;

@@ -8,9 +8,9 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::supervise::Supervisor;
-use crate::sync::driver::{Context, Driver, Trouble};
 use crate::sync::feed::Feed;
-use crate::sync::handlers::{Again, Along, RustHandler, Worker};
+use crate::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
+use crate::sync::job::{Job, JobContext, JobError};
 
 /// Between two looks for handlers that were added.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Starts two loops for each handler, and keeps their metrics.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
-    context: Context,
+    context: JobContext,
     feed: Feed,
     rust: Vec<RustHandler>,
     state: Mutex<State>,
@@ -36,25 +36,25 @@ struct State {
     failures: u32,
 }
 
-impl Driver for Dispatcher {
-    const JOB: &'static str = "handlers";
+impl Job for Dispatcher {
+    const NAME: &'static str = "handlers";
 
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.look(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome.map(|()| Some(INTERVAL))).await
+        self.context.rest(Self::NAME, &mut state.failures, outcome.map(|()| Some(INTERVAL))).await
     }
 }
 
 impl Dispatcher {
-    pub(super) fn new(context: Context, rust: Vec<RustHandler>) -> Self {
+    pub(super) fn new(context: JobContext, rust: Vec<RustHandler>) -> Self {
         // Loops end with the dispatcher: whoever drops it drops them.
         let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
         let state = State { enrolled: false, started: HashSet::new(), measured: Vec::new(), loops, failures: 0 };
         Self { feed: Feed::new(context.store.clone()), context, rust, state: Mutex::new(state) }
     }
 
-    async fn look(&self, state: &mut State) -> Result<(), Trouble> {
+    async fn look(&self, state: &mut State) -> Result<(), JobError> {
         let store = &self.context.store;
         // One that cannot start keeps no other from it.
         let mut taken = None;
@@ -71,10 +71,10 @@ impl Dispatcher {
             let rust = self.rust.iter().find(|rust| !in_sql && *rust.name == *handler.name).cloned();
             let ours = rust.is_some() || in_sql;
             if ours && state.started.insert((handler.name.clone(), in_sql)) {
-                let worker = Worker::new(self.context.clone(), self.feed.clone(), &handler.name, rust);
+                let worker = HandlerWorker::new(self.context.clone(), self.feed.clone(), &handler.name, rust);
                 let worker = Arc::new(worker);
-                state.loops.start(Along(worker.clone()));
-                state.loops.start(Again(worker));
+                state.loops.start(FeedLoop(worker.clone()));
+                state.loops.start(BacklogLoop(worker));
             }
         }
         let lags = store.handler_lags().await?;
@@ -85,6 +85,6 @@ impl Dispatcher {
             self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.set_aside);
         }
         state.measured = lags.into_iter().map(|lag| lag.name).collect();
-        taken.map_or(Ok(()), |name| Err(Trouble::NameTaken(name)))
+        taken.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))
     }
 }

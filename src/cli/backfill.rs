@@ -6,7 +6,7 @@ use serde_json::json;
 use super::walk::{Reached, context, flag, follow, with_walk_settings};
 use super::{Exit, Failure};
 use crate::config::Source;
-use crate::sync::backfill::{Backfill, Step};
+use crate::sync::backfill::{Backfill, BackfillStep};
 
 pub(super) fn command() -> Command {
     let command = Command::new("backfill")
@@ -22,11 +22,11 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let backfill = Backfill::new(context.clone(), dry_run);
     let counts = follow(&context, &backfill, async || {
         Ok(match backfill.step().await? {
-            Step::Standby => Reached::Elsewhere,
-            Step::Page { counts, position } => {
+            BackfillStep::Standby => Reached::Elsewhere,
+            BackfillStep::Page { counts, position } => {
                 Reached::Going(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
             }
-            Step::Done(counts) => Reached::End(counts),
+            BackfillStep::Done(counts) => Reached::End(counts),
         })
     })
     .await?;

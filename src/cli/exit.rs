@@ -6,7 +6,7 @@ use crate::authkit::RunError;
 use crate::config::Problems;
 use crate::store::StoreError;
 use crate::store::migrations::MigrationsError;
-use crate::sync::driver::Trouble;
+use crate::sync::job::JobError;
 use crate::workos::api::ApiError;
 
 /// How the process ends.
@@ -63,20 +63,20 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
+impl From<JobError> for Failure {
+    fn from(trouble: JobError) -> Self {
         let exit = match trouble {
-            Trouble::Store(error) => return error.into(),
-            Trouble::Api(ApiError::KeyRefused(_)) | Trouble::NameTaken(_) => Exit::Config,
-            Trouble::WrongKey { .. }
-            | Trouble::NotConfirmed
-            | Trouble::TooMany { .. }
-            | Trouble::NobodyListed { .. } => Exit::No,
-            Trouble::Api(_)
-            | Trouble::Paused { .. }
-            | Trouble::Endless
-            | Trouble::CursorRefused
-            | Trouble::Backwards => Exit::Unavailable,
+            JobError::Store(error) => return error.into(),
+            JobError::Api(ApiError::KeyRefused(_)) | JobError::NameTaken(_) => Exit::Config,
+            JobError::WrongKey { .. }
+            | JobError::NotConfirmed
+            | JobError::TooMany { .. }
+            | JobError::NobodyListed { .. } => Exit::No,
+            JobError::Api(_)
+            | JobError::Paused { .. }
+            | JobError::Endless
+            | JobError::CursorRefused
+            | JobError::Backwards => Exit::Unavailable,
         };
         Self::new(exit, trouble)
     }

@@ -7,7 +7,7 @@ use super::walk::{Reached, context, flag, follow, with_walk_settings};
 use super::{Exit, Failure};
 use crate::config::Source;
 use crate::store::walks::Counts;
-use crate::sync::reconcile::{Mode, Reconcile, Step};
+use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 
 pub(super) fn command() -> Command {
     let accept = "Allow one complete reconcile to delete more than 5 % of the users (and more than 5), also if the API key looks \
@@ -32,12 +32,12 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let reconcile = Reconcile::new(context.clone(), mode, None);
     let report = follow(&context, &reconcile, async || {
         Ok(match reconcile.step().await? {
-            Step::Standby => Reached::Elsewhere,
-            Step::Going { counts, open } if open > 0 => {
+            ReconcileStep::Standby => Reached::Elsewhere,
+            ReconcileStep::Going { counts, open } if open > 0 => {
                 Reached::Going(counts, format!("{open} missing users to confirm"))
             }
-            Step::Going { counts, .. } => Reached::Going(counts, String::new()),
-            Step::Done(report) => Reached::End(report),
+            ReconcileStep::Going { counts, .. } => Reached::Going(counts, String::new()),
+            ReconcileStep::Done(report) => Reached::End(report),
         })
     })
     .await?;

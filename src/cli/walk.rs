@@ -14,7 +14,7 @@ use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::walks::Counts;
-use crate::sync::driver::{BREATH, Context, Driver, STANDBY, Trouble, keeping};
+use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL, STANDBY, keeping};
 use crate::tokens::{HttpKeySource, KeyCache};
 use crate::workos::api::{Api, ApiKey};
 
@@ -59,13 +59,13 @@ pub(super) fn store(database: &Database, environment: &Environment) -> Result<St
 }
 
 /// Connects the database and the API of the settings.
-pub(super) fn context(source: &Source) -> Result<Context, Failure> {
+pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
     let (database, environment) = config::walk(source)?;
     let store = store(&database, &environment)?;
     let key = environment.api_key.unwrap_or_else(|| ApiKey::new(""));
     let api = Api::new(&environment.api_base, key, Clock::system());
     let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
-    Ok(Context::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
+    Ok(JobContext::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
 }
 
 /// The result of one step.
@@ -79,12 +79,12 @@ pub(super) enum Reached<T> {
 }
 
 /// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C.
-pub(super) async fn follow<T, D: Driver>(
-    context: &Context,
-    driver: &D,
-    mut step: impl AsyncFnMut() -> Result<Reached<T>, Trouble>,
+pub(super) async fn follow<T, J: Job>(
+    context: &JobContext,
+    driver: &J,
+    mut step: impl AsyncFnMut() -> Result<Reached<T>, JobError>,
 ) -> Result<T, Failure> {
-    let (progress, name) = (Progress::start(), D::JOB);
+    let (progress, name) = (Progress::start(), J::NAME);
     let steps = async {
         let (mut failures, mut turns) = (0, 0);
         loop {
@@ -93,7 +93,7 @@ pub(super) async fn follow<T, D: Driver>(
                 Ok(Reached::Going(counts, place)) => {
                     failures = 0;
                     progress.show(counts, &place);
-                    BREATH
+                    REQUEST_INTERVAL
                 }
                 Ok(Reached::Elsewhere) if turns < TURNS => {
                     turns += 1;

@@ -14,9 +14,9 @@ use crate::domain::clock::Clock;
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use crate::sync::driver::Jobs;
 use crate::sync::feed::Feed;
-use crate::sync::progress::Watch;
+use crate::sync::job::JobStatuses;
+use crate::sync::progress::SyncProgress;
 use crate::tokens::KeyCache;
 use crate::workos::signature::Secret;
 
@@ -50,9 +50,9 @@ pub(crate) struct HttpState {
     /// Counts events, requests and rejections.
     pub(crate) metrics: Arc<Metrics>,
     /// How far the users table is complete.
-    pub(crate) watch: Watch,
+    pub(crate) watch: SyncProgress,
     /// Status of the background jobs of this process.
-    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) jobs: Arc<JobStatuses>,
     /// Whether this process polls the Events API.
     pub(crate) catches_up: bool,
     /// The change feed.

@@ -8,12 +8,12 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use tokio::sync::Mutex;
 
-use super::driver::{BREATH, Context, Driver, Trouble};
-use super::walk::{Leg, Position, Walk};
-use super::{Applied, Then, apply_then, drift, guard};
+use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
+use super::list_scan::{ListPosition, ListScan, ScannedPage};
+use super::{Applied, FollowUp, apply_with, drift, key_check};
 use crate::domain::change::Difference;
 use crate::domain::event::{Origin, Outcome};
-use crate::store::walks::{Counts, Kind, Standing, Step as Move, Tally};
+use crate::store::walks::{Counts, Kind, Standing, Step as StoreStep, Tally};
 use crate::store::{StoreError, Work};
 
 /// How often a process looks whether a completed backfill is still the truth (`rebind` undoes it).
@@ -22,7 +22,7 @@ const COMPLETED: Duration = Duration::from_secs(60);
 /// The driver.
 #[derive(Debug)]
 pub struct Backfill {
-    context: Context,
+    context: JobContext,
     dry_run: bool,
     state: Mutex<State>,
 }
@@ -35,9 +35,9 @@ struct State {
 
 #[derive(Debug)]
 struct UnderWay {
-    walk: Walk,
+    walk: ListScan,
     /// The position in the database; `None` at the beginning.
-    position: Option<Position>,
+    position: Option<ListPosition>,
     counts: Counts,
     /// The walk is in the database.
     recorded: bool,
@@ -45,7 +45,7 @@ struct UnderWay {
 
 /// What a step did.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub enum BackfillStep {
     /// Another process does it.
     Standby,
     /// A page was applied, or is to be asked for again.
@@ -59,35 +59,35 @@ pub enum Step {
     Done(Counts),
 }
 
-impl Driver for Backfill {
-    const JOB: &'static str = "backfill";
+impl Job for Backfill {
+    const NAME: &'static str = "backfill";
 
     async fn tick(&self) -> Duration {
         let outcome = self.unless_completed().await;
         let mut state = self.state.lock().await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+        self.context.rest(Self::NAME, &mut state.failures, outcome).await
     }
 
     async fn keep(&self) {
-        self.context.keep(Self::JOB).await;
+        self.context.keep(Self::NAME).await;
     }
 }
 
 impl Backfill {
     /// With `dry_run` nothing is written: it only counts what it would do.
     #[must_use]
-    pub fn new(context: Context, dry_run: bool) -> Self {
+    pub fn new(context: JobContext, dry_run: bool) -> Self {
         Self { context, dry_run, state: Mutex::default() }
     }
 
-    async fn unless_completed(&self) -> Result<Option<Duration>, Trouble> {
+    async fn unless_completed(&self) -> Result<Option<Duration>, JobError> {
         if self.context.store.standing(Kind::Backfill).await?.completed_at.is_some() {
             return Ok(Some(COMPLETED));
         }
         match self.step().await? {
-            Step::Standby => Ok(None),
-            Step::Page { .. } => Ok(Some(BREATH)),
-            Step::Done(counts) => {
+            BackfillStep::Standby => Ok(None),
+            BackfillStep::Page { .. } => Ok(Some(REQUEST_INTERVAL)),
+            BackfillStep::Done(counts) => {
                 tracing::info!(
                     new = counts.new,
                     updated = counts.updated,
@@ -104,12 +104,12 @@ impl Backfill {
     /// One step: a page. A backfill that was interrupted goes on; else one begins.
     ///
     /// # Errors
-    /// [`Trouble`]: this step can be tried again.
-    pub async fn step(&self) -> Result<Step, Trouble> {
+    /// [`JobError`]: this step can be tried again.
+    pub async fn step(&self) -> Result<BackfillStep, JobError> {
         let mut state = self.state.lock().await;
-        if !self.dry_run && !self.context.leads(Self::JOB).await? {
+        if !self.dry_run && !self.context.leads(Self::NAME).await? {
             state.under_way = None;
-            return Ok(Step::Standby);
+            return Ok(BackfillStep::Standby);
         }
         let mut under_way = match state.under_way.take() {
             Some(under_way) => under_way,
@@ -117,7 +117,7 @@ impl Backfill {
         };
         match self.advance(&mut under_way).await {
             Ok(false) => {
-                let step = Step::Page {
+                let step = BackfillStep::Page {
                     counts: under_way.counts,
                     position: under_way.position.as_ref().map(|(id, _)| id.clone()),
                 };
@@ -125,11 +125,11 @@ impl Backfill {
                 Ok(step)
             }
             Ok(true) => {
-                self.context.yield_job(Self::JOB).await;
-                Ok(Step::Done(under_way.counts))
+                self.context.yield_job(Self::NAME).await;
+                Ok(BackfillStep::Done(under_way.counts))
             }
             // What another process did meanwhile has to be read anew.
-            Err(trouble @ (Trouble::Store(StoreError::Overtaken) | Trouble::Endless)) => Err(trouble),
+            Err(trouble @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(trouble),
             Err(trouble) => {
                 state.under_way = Some(under_way);
                 Err(trouble)
@@ -137,41 +137,41 @@ impl Backfill {
         }
     }
 
-    async fn begin(&self) -> Result<UnderWay, Trouble> {
-        guard::check(&self.context).await?;
+    async fn begin(&self) -> Result<UnderWay, JobError> {
+        key_check::check(&self.context).await?;
         let Standing { position, started_at, counts, .. } = self.context.store.standing(Kind::Backfill).await?;
         if started_at.is_some() && !self.dry_run {
             tracing::info!(position = position.as_ref().map(|(id, _)| id.as_str()), "an interrupted backfill goes on");
-            return Ok(UnderWay { walk: Walk::from(position.clone()), position, counts, recorded: true });
+            return Ok(UnderWay { walk: ListScan::from(position.clone()), position, counts, recorded: true });
         }
-        Ok(UnderWay { walk: Walk::default(), position: None, counts: Counts::default(), recorded: false })
+        Ok(UnderWay { walk: ListScan::default(), position: None, counts: Counts::default(), recorded: false })
     }
 
     /// Takes the next page; `true` when it was the last.
-    async fn advance(&self, under_way: &mut UnderWay) -> Result<bool, Trouble> {
+    async fn advance(&self, under_way: &mut UnderWay) -> Result<bool, JobError> {
         let store = &self.context.store;
         // The walk moves with the database: a page that could not be applied is asked for again.
         let mut walk = under_way.walk.clone();
-        let leg = walk.next(&self.context.api).await?;
-        let Some(leg) = leg else {
+        let page = walk.next(&self.context.api).await?;
+        let Some(page) = page else {
             under_way.walk = walk;
             return Ok(false);
         };
         if self.dry_run {
-            drift::compare(store, &leg.observations, &mut under_way.counts).await?;
+            drift::compare(store, &page.observations, &mut under_way.counts).await?;
         } else {
             if !under_way.recorded {
-                store.begin_walk(Kind::Backfill, leg.observed_at).await?;
+                store.begin_walk(Kind::Backfill, page.observed_at).await?;
                 under_way.recorded = true;
             }
             let from = under_way.position.as_ref().map(|(id, _)| id.as_str());
-            let page_done = PageDone { before: under_way.counts, from, leg: &leg };
-            let applied = apply_then(store, Origin::Backfill, &leg.observations, &page_done).await?;
+            let page_done = PageDone { before: under_way.counts, from, page: &page };
+            let applied = apply_with(store, Origin::Backfill, &page.observations, &page_done).await?;
             tally(&mut under_way.counts, &applied);
         }
         under_way.walk = walk;
-        under_way.position = leg.position;
-        Ok(leg.end)
+        under_way.position = page.position;
+        Ok(page.end)
     }
 }
 
@@ -192,15 +192,15 @@ pub(super) fn tally(counts: &mut Counts, applied: &[Applied]) {
 struct PageDone<'a> {
     before: Counts,
     from: Option<&'a str>,
-    leg: &'a Leg,
+    page: &'a ScannedPage,
 }
 
-impl Then for PageDone<'_> {
+impl FollowUp for PageDone<'_> {
     async fn after(&self, connection: &mut PgConnection, applied: &[Applied]) -> Result<(), StoreError> {
         let mut counts = self.before;
         tally(&mut counts, applied);
-        let position = self.leg.position.as_ref();
-        Move { kind: Kind::Backfill, from: self.from, position }.run(connection).await?;
-        Tally { kind: Kind::Backfill, counts, is_complete: self.leg.end }.run(connection).await
+        let position = self.page.position.as_ref();
+        StoreStep { kind: Kind::Backfill, from: self.from, position }.run(connection).await?;
+        Tally { kind: Kind::Backfill, counts, is_complete: self.page.end }.run(connection).await
     }
 }

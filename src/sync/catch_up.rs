@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
 
-use super::driver::{BREATH, Context, Driver, Trouble};
-use super::{Applied, Nothing, Then, apply, apply_then, guard, quarantine};
+use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
+use super::{Applied, FollowUp, NoFollowUp, apply, apply_with, key_check, quarantine};
 use crate::domain::event::{Event, Observation, Origin};
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::{Advance, Cursor, OVERLAP, Place, Restart};
@@ -38,7 +38,7 @@ const PANICS: u32 = 3;
 /// The driver.
 #[derive(Debug)]
 pub struct CatchUp {
-    context: Context,
+    context: JobContext,
     types: Vec<String>,
     interval: Duration,
     state: Mutex<State>,
@@ -61,29 +61,29 @@ struct State {
     failures: u32,
 }
 
-impl Driver for CatchUp {
-    const JOB: &'static str = "catch_up";
+impl Job for CatchUp {
+    const NAME: &'static str = "catch_up";
 
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.step(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+        self.context.rest(Self::NAME, &mut state.failures, outcome).await
     }
 
     async fn keep(&self) {
-        self.context.keep(Self::JOB).await;
+        self.context.keep(Self::NAME).await;
     }
 }
 
 impl CatchUp {
     /// Reads these types, and rests for `interval` at the end.
     #[must_use]
-    pub fn new(context: Context, types: Vec<String>, interval: Duration) -> Self {
+    pub fn new(context: JobContext, types: Vec<String>, interval: Duration) -> Self {
         Self { context, types, interval, state: Mutex::default() }
     }
 
-    async fn step(&self, state: &mut State) -> Result<Option<Duration>, Trouble> {
-        if !self.context.leads(Self::JOB).await? {
+    async fn step(&self, state: &mut State) -> Result<Option<Duration>, JobError> {
+        if !self.context.leads(Self::NAME).await? {
             *state = State::default();
             return Ok(None);
         }
@@ -91,7 +91,7 @@ impl CatchUp {
             state.panics += 1;
         }
         if !state.trusted {
-            guard::check(&self.context).await?;
+            key_check::check(&self.context).await?;
             state.trusted = true;
         }
         let Some(place) = self.context.store.place().await? else {
@@ -112,7 +112,7 @@ impl CatchUp {
     }
 
     /// The first start ever: reading begins before anything else of ours began.
-    async fn begin(&self) -> Result<Duration, Trouble> {
+    async fn begin(&self) -> Result<Duration, JobError> {
         // Only what WorkOS's clock says is wanted; and of the settings' types some may be unknown to it.
         let known = EVENT_TYPES.map(str::to_owned);
         let page = self.context.api.events(&known, Start::Anywhere, 1).await?;
@@ -120,7 +120,7 @@ impl CatchUp {
         Ok(Duration::ZERO)
     }
 
-    async fn take(&self, place: &Place, page: Page<Event>, state: &mut State) -> Result<Duration, Trouble> {
+    async fn take(&self, place: &Place, page: Page<Event>, state: &mut State) -> Result<Duration, JobError> {
         if is_misdated(place, page.latest) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
@@ -161,19 +161,19 @@ impl CatchUp {
         let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.first_range_start);
         let events: Vec<Event> = page.items.into_iter().filter(listened).collect();
         if backwards {
-            self.settle(events, &Nothing, state).await?;
-            return Err(Trouble::Backwards);
+            self.apply_events(events, &NoFollowUp, state).await?;
+            return Err(JobError::Backwards);
         }
         let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
         let cursor = last.as_ref().filter(|_| !repeats);
         let advance = Advance { revision: place.revision, cursor, synced_through };
-        self.settle(events, &advance, state).await?;
+        self.apply_events(events, &advance, state).await?;
         if end {
             state.pass_began = None;
             state.replaced = false;
             return Ok(self.context.about(self.interval));
         }
-        Ok(BREATH)
+        Ok(REQUEST_INTERVAL)
     }
 
     /// Whether WorkOS lists its events from the start, because it does not know the cursor.
@@ -181,7 +181,7 @@ impl CatchUp {
     /// To read on would do no harm, and would bring everything again; a new cursor is only the shorter way. So this is
     /// said of pages alone that the new cursor lies behind, and on evidence: the page repeats what catch-up has brought, or
     /// lies before all that it ever read. A late event is neither.
-    async fn starts_over(&self, place: &Place, page: &Page<Event>) -> Result<bool, Trouble> {
+    async fn starts_over(&self, place: &Place, page: &Page<Event>) -> Result<bool, JobError> {
         let Some(newest) = page.items.iter().filter_map(|event| event.created_at).max() else { return Ok(false) };
         let range_start = restart(place, page.observed_at).range_start;
         if place.cursor.is_none() || range_start <= place.range_start || newest >= range_start {
@@ -195,7 +195,7 @@ impl CatchUp {
     }
 
     /// Applies a page's events, with the move that comes with them.
-    async fn settle(&self, events: Vec<Event>, then: &impl Then, state: &mut State) -> Result<(), Trouble> {
+    async fn apply_events(&self, events: Vec<Event>, then: &impl FollowUp, state: &mut State) -> Result<(), JobError> {
         // Some emulators give every type, whatever is asked for.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
         let sign_ins = self.context.session_sign_ins;
@@ -204,12 +204,12 @@ impl CatchUp {
         let store = &self.context.store;
         if state.panics >= PANICS {
             one_by_one(store, &observations).await?;
-            apply_then(store, Origin::CatchUp, &[], then).await?;
+            apply_with(store, Origin::CatchUp, &[], then).await?;
             state.panics = 0;
             return Ok(());
         }
         state.applying = true;
-        let applied = apply_then(store, Origin::CatchUp, &observations, then).await;
+        let applied = apply_with(store, Origin::CatchUp, &observations, then).await;
         state.applying = false;
         let applied = applied?;
         state.panics = 0;
@@ -226,7 +226,7 @@ impl CatchUp {
     }
 
     /// WorkOS refuses the request: the place in it, or the name of a type? The key was good a moment ago.
-    async fn mend(&self, place: &Place, error: ApiError, state: &mut State) -> Result<Duration, Trouble> {
+    async fn mend(&self, place: &Place, error: ApiError, state: &mut State) -> Result<Duration, JobError> {
         let types = self.types(state);
         match self.context.api.events(&types, Start::Anywhere, 1).await {
             Ok(page) => return self.replace(place, page.observed_at, state).await,
@@ -251,12 +251,12 @@ impl CatchUp {
             "WorkOS does not know these event types; catch-up goes on without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
         );
         state.refused.extend(culprits);
-        Ok(BREATH)
+        Ok(REQUEST_INTERVAL)
     }
 
     /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
-    async fn replace(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, Trouble> {
-        guard::check(&self.context).await?;
+    async fn replace(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, JobError> {
+        key_check::check(&self.context).await?;
         if place.cursor.is_some() {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
@@ -274,15 +274,15 @@ impl CatchUp {
         );
         let restart = Restart { range_start, reconcile_wanted: true, ..restart(place, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;
-        Ok(BREATH)
+        Ok(REQUEST_INTERVAL)
     }
 
-    async fn restart(&self, restart: Restart, state: &mut State) -> Result<Duration, Trouble> {
-        guard::check(&self.context).await?;
+    async fn restart(&self, restart: Restart, state: &mut State) -> Result<Duration, JobError> {
+        key_check::check(&self.context).await?;
         self.context.store.transaction("restart catch-up", &restart).await?;
         state.pass_began = None;
         // A cursor that WorkOS gives and refuses must not have us ask without a rest.
-        if std::mem::replace(&mut state.replaced, true) { Err(Trouble::CursorRefused) } else { Ok(BREATH) }
+        if std::mem::replace(&mut state.replaced, true) { Err(JobError::CursorRefused) } else { Ok(REQUEST_INTERVAL) }
     }
 }
 
@@ -334,7 +334,7 @@ trait Singly: Sync {
     fn apply(&self, alone: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// What made us panic.
-    fn condemn(&self, culprit: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn quarantine(&self, culprit: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 impl Singly for Store {
@@ -342,11 +342,11 @@ impl Singly for Store {
         apply(self, Origin::CatchUp, alone).await.map(drop)
     }
 
-    async fn condemn(&self, culprit: &[Observation]) -> Result<(), StoreError> {
+    async fn quarantine(&self, culprit: &[Observation]) -> Result<(), StoreError> {
         for observation in culprit {
             tracing::error!(event.id = printable(observation), "an event made authkit-sync panic and is quarantined");
         }
-        quarantine(self, Origin::CatchUp, culprit, "it made authkit-sync panic", &Nothing).await
+        quarantine(self, Origin::CatchUp, culprit, "it made authkit-sync panic", &NoFollowUp).await
     }
 }
 
@@ -355,7 +355,7 @@ async fn one_by_one(to: &impl Singly, observations: &[Observation]) -> Result<()
     for alone in observations.chunks(1) {
         match AssertUnwindSafe(to.apply(alone)).catch_unwind().await {
             Ok(applied) => applied?,
-            Err(_panic) => to.condemn(alone).await?,
+            Err(_panic) => to.quarantine(alone).await?,
         }
     }
     Ok(())
@@ -439,7 +439,7 @@ mod tests {
     #[derive(Default)]
     struct Fragile {
         applied: Mutex<Vec<String>>,
-        condemned: Mutex<Vec<String>>,
+        quarantined: Mutex<Vec<String>>,
     }
 
     fn ids(observations: &[Observation]) -> Vec<String> {
@@ -453,8 +453,8 @@ mod tests {
             Ok(())
         }
 
-        async fn condemn(&self, culprit: &[Observation]) -> Result<(), StoreError> {
-            self.condemned.lock().unwrap().extend(ids(culprit));
+        async fn quarantine(&self, culprit: &[Observation]) -> Result<(), StoreError> {
+            self.quarantined.lock().unwrap().extend(ids(culprit));
             Ok(())
         }
     }
@@ -465,6 +465,6 @@ mod tests {
         let fragile = Fragile::default();
         one_by_one(&fragile, &page).await.unwrap();
         assert_eq!(fragile.applied.into_inner().unwrap(), ["a", "c"]);
-        assert_eq!(fragile.condemned.into_inner().unwrap(), ["bad"]);
+        assert_eq!(fragile.quarantined.into_inner().unwrap(), ["bad"]);
     }
 }

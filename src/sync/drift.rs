@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::driver::Trouble;
+use super::job::JobError;
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Observation, Snapshot};
 use crate::store::Store;
@@ -15,13 +15,13 @@ pub struct Drift {
     pub id: String,
     /// How.
     #[serde(flatten)]
-    pub kind: Kind,
+    pub kind: DriftKind,
 }
 
 /// How a user differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "drift")]
-pub enum Kind {
+pub enum DriftKind {
     /// WorkOS lists it; here it is unknown.
     Missing,
     /// Here it is as it was earlier.
@@ -44,11 +44,11 @@ impl std::fmt::Display for Drift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let id = &self.id;
         match &self.kind {
-            Kind::Missing => write!(f, "{id}  missing here"),
-            Kind::Outdated { fields } => write!(f, "{id}  outdated: {}", fields.join(", ")),
-            Kind::Gone => write!(f, "{id}  alive here, gone at WorkOS"),
-            Kind::Contradicted => write!(f, "{id}  deleted here, alive at WorkOS; a tombstone is never undone"),
-            Kind::Unusable { reason } => write!(f, "{id}  cannot be applied: {reason}"),
+            DriftKind::Missing => write!(f, "{id}  missing here"),
+            DriftKind::Outdated { fields } => write!(f, "{id}  outdated: {}", fields.join(", ")),
+            DriftKind::Gone => write!(f, "{id}  alive here, gone at WorkOS"),
+            DriftKind::Contradicted => write!(f, "{id}  deleted here, alive at WorkOS; a tombstone is never undone"),
+            DriftKind::Unusable { reason } => write!(f, "{id}  cannot be applied: {reason}"),
         }
     }
 }
@@ -59,7 +59,7 @@ pub(super) async fn compare(
     store: &Store,
     observations: &[Observation],
     counts: &mut Counts,
-) -> Result<Vec<Drift>, Trouble> {
+) -> Result<Vec<Drift>, JobError> {
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     let mut stored = store.users(&ids).await?;
     let mut drift = Vec::new();
@@ -76,7 +76,7 @@ pub(super) async fn compare(
                     crate::domain::event::Content::Unusable(reason) => (*reason).to_owned(),
                     _ => String::new(),
                 };
-                Some(Kind::Unusable { reason })
+                Some(DriftKind::Unusable { reason })
             }
             Observation::Gone { .. } => None,
         };
@@ -85,16 +85,16 @@ pub(super) async fn compare(
     Ok(drift)
 }
 
-fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut Counts) -> Option<Kind> {
+fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut Counts) -> Option<DriftKind> {
     let known = matches!(standing, Stored::Live { .. });
     match decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version)) {
         Decision::Applied { changed } if known => {
             counts.updated += 1;
-            Some(Kind::Outdated { fields: changed })
+            Some(DriftKind::Outdated { fields: changed })
         }
         Decision::Applied { .. } => {
             counts.new += 1;
-            Some(Kind::Missing)
+            Some(DriftKind::Missing)
         }
         Decision::Deleted => {
             counts.tombstoned += 1;

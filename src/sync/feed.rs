@@ -19,10 +19,10 @@ use crate::workos::wire;
 pub const PAGE: usize = 1_000;
 
 /// Between two looks of those who wait. However many wait in a process, it looks once.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long [`Feed::stream`] waits at a time.
-const PATIENCE: Duration = Duration::from_secs(20);
+const STREAM_WAIT: Duration = Duration::from_secs(20);
 
 /// Why the feed cannot be read from a position.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,9 @@ impl Feed {
                 return Ok(page);
             }
             loop {
-                tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
+                tokio::time::sleep_until(until.min(Instant::now() + POLL_INTERVAL)).await;
                 let before = head;
-                head = self.look(asked).await?;
+                head = self.poll_head(asked).await?;
                 if head != before || Instant::now() >= until {
                     break;
                 }
@@ -101,7 +101,7 @@ impl Feed {
                 if let Some(change) = told.next() {
                     return Some((Ok(change), Some((feed, told, position))));
                 }
-                match feed.after(&position, PAGE, PATIENCE).await {
+                match feed.after(&position, PAGE, STREAM_WAIT).await {
                     Ok(page) => (told, position) = (page.data.into_iter(), page.position),
                     Err(error) => return Some((Err(error), None)),
                 }
@@ -109,12 +109,12 @@ impl Feed {
         })
     }
 
-    /// How far the feed can be read, as of [`LOOK`] ago at most, and not as of before `asked`: the position of who asks may be
+    /// How far the feed can be read, as of [`POLL_INTERVAL`] ago at most, and not as of before `asked`: the position of who asks may be
     /// newer.
-    async fn look(&self, asked: Instant) -> Result<Head, StoreError> {
+    async fn poll_head(&self, asked: Instant) -> Result<Head, StoreError> {
         let mut seen = self.seen.lock().await;
         match &*seen {
-            Some((at, head)) if *at >= asked && at.elapsed() < LOOK => Ok(head.clone()),
+            Some((at, head)) if *at >= asked && at.elapsed() < POLL_INTERVAL => Ok(head.clone()),
             _ => {
                 let at = Instant::now();
                 let head = self.store.feed_head().await?;
@@ -149,7 +149,7 @@ impl Feed {
             let user = entry.user_id.as_ref().and_then(|id| users.get(id)).cloned();
             let data =
                 payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::kept_data(bytes.as_ref()?));
-            told_as(entry, &head.epoch, user, data)
+            to_change(entry, &head.epoch, user, data)
         });
         Ok(Page { data: data.collect(), position })
     }
@@ -181,12 +181,12 @@ impl Feed {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub(super) async fn tell(&self, entry: Entry, epoch: &str) -> Result<Change, StoreError> {
+    pub(super) async fn with_current_user(&self, entry: Entry, epoch: &str) -> Result<Change, StoreError> {
         let entries = std::slice::from_ref(&entry);
         let user = self.users(entries).await?.into_values().next();
         let payload = self.payloads(entries).await?.into_values().next().flatten();
         let data = payload.and_then(|bytes| wire::kept_data(&bytes));
-        Ok(told_as(entry, epoch, user, data))
+        Ok(to_change(entry, epoch, user, data))
     }
 }
 
@@ -200,7 +200,7 @@ fn position(head: &Head, number: Option<i64>) -> Position {
     Position { epoch: head.epoch.clone(), number: number.unwrap_or(head.horizon) }
 }
 
-fn told_as(entry: Entry, epoch: &str, user: Option<User>, data: Option<Box<serde_json::value::RawValue>>) -> Change {
+fn to_change(entry: Entry, epoch: &str, user: Option<User>, data: Option<Box<serde_json::value::RawValue>>) -> Change {
     Change {
         position: Position { epoch: epoch.to_owned(), number: entry.position },
         kind: entry.kind,

@@ -15,8 +15,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::driver::{Context, Driver, STANDBY, Trouble};
 use super::feed::Feed;
+use super::job::{Job, JobContext, JobError, STANDBY};
 use crate::domain::change::{Change, ChangeKind, Difference, Position};
 use crate::domain::decide::Stored;
 use crate::domain::event::Origin;
@@ -32,8 +32,8 @@ use crate::store::lent::{BoxError, Failure, Tx};
 const BATCH: i64 = 100;
 
 /// Between two looks at the feed, and at what is due again.
-const LOOK: Duration = Duration::from_millis(200);
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const FEED_POLL_INTERVAL: Duration = Duration::from_millis(200);
+const BACKLOG_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a handler in Rust may take by default.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,8 +78,8 @@ impl fmt::Debug for RustHandler {
 
 /// One handler in one process.
 #[derive(Debug)]
-pub struct Worker {
-    context: Context,
+pub struct HandlerWorker {
+    context: JobContext,
     feed: Feed,
     name: Arc<str>,
     /// `None` for a handler in SQL, which every process has.
@@ -91,38 +91,38 @@ pub struct Worker {
 
 /// The handler along the feed.
 #[derive(Clone, Debug)]
-pub struct Along(pub Arc<Worker>);
+pub struct FeedLoop(pub Arc<HandlerWorker>);
 
 /// The handler's backlog. A loop of its own, so that what fails slowly holds up nobody else.
 #[derive(Clone, Debug)]
-pub struct Again(pub Arc<Worker>);
+pub struct BacklogLoop(pub Arc<HandlerWorker>);
 
-impl Driver for Along {
-    const JOB: &'static str = "handler";
+impl Job for FeedLoop {
+    const NAME: &'static str = "handler";
 
     async fn tick(&self) -> Duration {
-        let outcome = self.0.along().await;
+        let outcome = self.0.process_feed().await;
         self.0.rest(outcome).await
     }
 }
 
-impl Driver for Again {
-    const JOB: &'static str = "handler_backlog";
+impl Job for BacklogLoop {
+    const NAME: &'static str = "handler_backlog";
 
     async fn tick(&self) -> Duration {
-        let outcome = self.0.again().await;
+        let outcome = self.0.retry_backlog().await;
         self.0.rest(outcome).await
     }
 }
 
-impl Worker {
+impl HandlerWorker {
     /// Works for the handler in Rust, or for the one in SQL of that name.
     #[must_use]
-    pub fn new(context: Context, feed: Feed, name: &str, rust: Option<RustHandler>) -> Self {
+    pub fn new(context: JobContext, feed: Feed, name: &str, rust: Option<RustHandler>) -> Self {
         Self { context, feed, name: name.into(), rust, held: Mutex::default(), failures: Mutex::default() }
     }
 
-    async fn rest(&self, outcome: Result<Duration, Trouble>) -> Duration {
+    async fn rest(&self, outcome: Result<Duration, JobError>) -> Duration {
         let mut failures = self.failures.lock().await;
         match outcome {
             Ok(rest) => {
@@ -130,9 +130,9 @@ impl Worker {
                 rest
             }
             // Paused, removed, or another process has it now: the next look tells.
-            Err(Trouble::Store(StoreError::Overtaken)) => {
+            Err(JobError::Store(StoreError::Overtaken)) => {
                 *self.held.lock().await = None;
-                LOOK
+                FEED_POLL_INTERVAL
             }
             Err(trouble) => {
                 tracing::warn!(handler = &*self.name, "a handler cannot go on: {trouble}");
@@ -144,7 +144,7 @@ impl Worker {
     }
 
     /// The handler, when this process is to run it now.
-    async fn ready(&self) -> Result<Option<Handler>, Trouble> {
+    async fn ready(&self) -> Result<Option<Handler>, JobError> {
         let store = &self.context.store;
         let Some(mut handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
         if let Some(rust) = &self.rust {
@@ -187,15 +187,15 @@ impl Worker {
     }
 
     /// One batch along the feed, or of the live users it is told of first.
-    async fn along(&self) -> Result<Duration, Trouble> {
+    async fn process_feed(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         if let Some(walked) = &handler.walked {
-            return self.walk(&handler, walked).await;
+            return self.process_live_users(&handler, walked).await;
         }
         let store = &self.context.store;
         let head = store.feed_head().await?;
         if head.horizon <= handler.position {
-            return Ok(LOOK);
+            return Ok(FEED_POLL_INTERVAL);
         }
         let entries = store.changes(handler.position, head.horizon, BATCH).await?;
         let full = i64::try_from(entries.len()).is_ok_and(|count| count == BATCH);
@@ -206,32 +206,32 @@ impl Worker {
         for entry in entries {
             if handler.types.take(entry.kind.event_type()) {
                 let to = entry.position;
-                self.take(&handler, Move::Along { from: at, to }, entry, &head, &mut waiting).await?;
+                self.process_change(&handler, Move::Along { from: at, to }, entry, &head, &mut waiting).await?;
                 at = to;
             }
         }
         if end > at {
             store.move_handler(&self.name, Move::Along { from: at, to: end }).await?;
         }
-        Ok(if full { Duration::ZERO } else { LOOK })
+        Ok(if full { Duration::ZERO } else { FEED_POLL_INTERVAL })
     }
 
     /// One change: run, or put behind those of its user that wait.
-    async fn take(
+    async fn process_change(
         &self,
         handler: &Handler,
         moved: Move<'_>,
         entry: Entry,
         head: &Head,
         waiting: &mut HashSet<String>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), JobError> {
         let user_id = entry.user_id.clone().unwrap_or_default();
         let change = Backlogged { position: entry.position, user_id, from_start: false, tries: 0 };
         if waiting.contains(&change.user_id) {
             let behind = Waiting { tries: 0, rest: Some(Duration::ZERO), failure: None };
             return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
         }
-        let told = self.feed.tell(entry, &head.epoch).await?;
+        let told = self.feed.with_current_user(entry, &head.epoch).await?;
         if !self.run(handler, told, moved, &change).await? && !change.user_id.is_empty() {
             waiting.insert(change.user_id);
         }
@@ -239,7 +239,7 @@ impl Worker {
     }
 
     /// One batch of live users.
-    async fn walk(&self, handler: &Handler, walked: &str) -> Result<Duration, Trouble> {
+    async fn process_live_users(&self, handler: &Handler, walked: &str) -> Result<Duration, JobError> {
         let store = &self.context.store;
         let users = store.users_from_start(walked, handler.started_at, BATCH).await?;
         if users.is_empty() {
@@ -253,7 +253,7 @@ impl Worker {
             let change = Backlogged { position: handler.started_at, user_id, from_start: true, tries: 0 };
             let moved = Move::Walk { from, to: id };
             // Who was created since the start is in the feed.
-            let told = if *later { None } else { self.told_at_start(&change, &epoch).await? };
+            let told = if *later { None } else { self.created_change(&change, &epoch).await? };
             match told.filter(|told| handler.types.take(told.kind.event_type())) {
                 Some(told) => drop(self.run(handler, told, moved, &change).await?),
                 None => store.move_handler(&self.name, moved).await?,
@@ -264,7 +264,7 @@ impl Worker {
     }
 
     /// What a new handler is told of a live user; nothing, when the user is gone.
-    async fn told_at_start(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, Trouble> {
+    async fn created_change(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, JobError> {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
             position: Position { epoch: epoch.to_owned(), number: change.position },
@@ -280,21 +280,21 @@ impl Worker {
     }
 
     /// What is due of the backlog.
-    async fn again(&self) -> Result<Duration, Trouble> {
+    async fn retry_backlog(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         let store = &self.context.store;
         let due = store.due(&self.name, BATCH).await?;
         if due.is_empty() {
-            return Ok(LOOK_AGAIN);
+            return Ok(BACKLOG_POLL_INTERVAL);
         }
         let epoch = store.feed_head().await?.epoch;
         for change in &due {
             let moved = Move::Again(change);
             let told = if change.from_start {
-                self.told_at_start(change, &epoch).await?
+                self.created_change(change, &epoch).await?
             } else {
                 match store.change(change.position).await? {
-                    Some(entry) => Some(self.feed.tell(entry, &epoch).await?),
+                    Some(entry) => Some(self.feed.with_current_user(entry, &epoch).await?),
                     None => None,
                 }
             };
@@ -314,7 +314,7 @@ impl Worker {
         told: Change,
         moved: Move<'_>,
         change: &Backlogged,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, JobError> {
         let store = &self.context.store;
         let outcome = match (&self.rust, &handler.sql) {
             (Some(rust), _) => {
@@ -332,7 +332,7 @@ impl Worker {
         let Err(failure) = outcome else { return Ok(true) };
         let tries = change.tries.saturating_add(1);
         let rest = handler::rest(tries);
-        self.tell_failure(&failure, change, tries, rest);
+        self.log_failure(&failure, change, tries, rest);
         store.postpone(&self.name, moved, change, &Waiting { tries, rest, failure: Some(failure) }).await?;
         Ok(false)
     }
@@ -350,7 +350,7 @@ impl Worker {
     }
 
     /// Without the message, which may hold personal data.
-    fn tell_failure(&self, failure: &Failure, change: &Backlogged, tries: i32, rest: Option<Duration>) {
+    fn log_failure(&self, failure: &Failure, change: &Backlogged, tries: i32, rest: Option<Duration>) {
         let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
         let (handler, place, position) = (&*self.name, failure.place.as_deref(), change.position);
         match rest {

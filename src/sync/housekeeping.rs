@@ -6,29 +6,29 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::driver::{Context, Driver, Trouble};
+use super::job::{Job, JobContext, JobError};
 use super::{erasure, inbox};
 use crate::store::StoreError;
 use crate::store::inbox::Missed;
 
 /// Between two rounds, and between two batches of one.
-const ROUND: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(100);
+const ROUND_INTERVAL: Duration = Duration::from_secs(60);
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Rows dropped in one transaction.
 const BATCH: i64 = 1_000;
 
 /// A row outlives its payload until WorkOS no longer lists the event, so that a re-read event is not new again.
-const ROWS_STAY: Duration = Duration::from_secs(35 * 86_400);
+const ROW_RETENTION: Duration = Duration::from_secs(35 * 86_400);
 
 /// A feed may be this late.
-const LATE: Duration = Duration::from_secs(15 * 60);
+const LATE_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// Between two audits.
-const AUDIT: Duration = Duration::from_secs(15 * 60);
+const AUDIT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 /// How far the audit looks back: a feed that has worked for so long is well.
-const RECENT: Duration = Duration::from_secs(86_400);
+const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// The release that tries the quarantine again.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -36,7 +36,7 @@ const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// The driver.
 #[derive(Debug)]
 pub struct Housekeeping {
-    context: Context,
+    context: JobContext,
     retention: Duration,
     /// Both feeds run, so that they can be held against each other.
     types: Option<Vec<String>>,
@@ -56,11 +56,11 @@ struct State {
 struct Round {
     /// A step was cut off by its bound.
     more: bool,
-    failure: Option<Trouble>,
+    failure: Option<JobError>,
 }
 
 impl Round {
-    fn note(&mut self, step: &'static str, outcome: Result<bool, Trouble>) {
+    fn note(&mut self, step: &'static str, outcome: Result<bool, JobError>) {
         match outcome {
             Ok(more) => self.more |= more,
             Err(trouble) => {
@@ -72,58 +72,58 @@ impl Round {
 }
 
 /// Whether a step that dropped so many rows may have left some.
-fn more(dropped: Result<u64, StoreError>) -> Result<bool, Trouble> {
+fn more(dropped: Result<u64, StoreError>) -> Result<bool, JobError> {
     Ok(dropped? > 0)
 }
 
-impl Driver for Housekeeping {
-    const JOB: &'static str = "housekeeping";
+impl Job for Housekeeping {
+    const NAME: &'static str = "housekeeping";
 
     async fn tick(&self) -> Duration {
         let mut state = self.state.lock().await;
         let outcome = self.step(&mut state).await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+        self.context.rest(Self::NAME, &mut state.failures, outcome).await
     }
 
     async fn keep(&self) {
-        self.context.keep(Self::JOB).await;
+        self.context.keep(Self::NAME).await;
     }
 }
 
 impl Housekeeping {
     /// Keeps events for `retention`; audits the feeds for `types` where both run.
     #[must_use]
-    pub fn new(context: Context, retention: Duration, types: Option<Vec<String>>) -> Self {
+    pub fn new(context: JobContext, retention: Duration, types: Option<Vec<String>>) -> Self {
         Self { context, retention, types, state: Mutex::default() }
     }
 
     /// Does every step that is due, each in a bounded transaction of its own: the failure of one prevents no other. The first
     /// failure is what is reported.
-    async fn step(&self, state: &mut State) -> Result<Option<Duration>, Trouble> {
-        if !self.context.leads(Self::JOB).await? {
+    async fn step(&self, state: &mut State) -> Result<Option<Duration>, JobError> {
+        if !self.context.leads(Self::NAME).await? {
             return Ok(None);
         }
         let store = &self.context.store;
-        let rows_stay = self.retention.max(ROWS_STAY);
+        let rows_stay = self.retention.max(ROW_RETENTION);
         let mut round = Round::default();
-        round.note("erase", erasure::erase_pending(store).await.map_err(Trouble::from));
+        round.note("erase", erasure::erase_pending(store).await.map_err(JobError::from));
         round.note("expire verdicts", more(store.expire_verdicts(BATCH).await));
         round.note("expire events", more(store.expire_rows(rows_stay, BATCH).await));
         // Otherwise a payload goes with its row.
-        if self.retention < ROWS_STAY {
+        if self.retention < ROW_RETENTION {
             round.note("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
         }
-        round.note("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(Trouble::from));
+        round.note("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
         if let Some(types) = &self.types {
             round.note("audit", self.audit(types, state).await.map(|()| false));
         }
         round.note("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
-        let rest = if round.more { PAUSE } else { self.context.about(ROUND) };
+        let rest = if round.more { BATCH_INTERVAL } else { self.context.about(ROUND_INTERVAL) };
         round.failure.map_or(Ok(Some(rest)), Err)
     }
 
     /// Another release may be able to apply what this database has in quarantine.
-    async fn retry_after_upgrade(&self) -> Result<(), Trouble> {
+    async fn retry_after_upgrade(&self) -> Result<(), JobError> {
         let store = &self.context.store;
         if store.retried_by().await?.as_deref() == Some(RELEASE) {
             return Ok(());
@@ -140,20 +140,20 @@ impl Housekeeping {
         Ok(())
     }
 
-    async fn audit(&self, types: &[String], state: &mut State) -> Result<(), Trouble> {
+    async fn audit(&self, types: &[String], state: &mut State) -> Result<(), JobError> {
         let store = &self.context.store;
-        if state.audited_at.is_some_and(|at| at.elapsed() < AUDIT) {
+        if state.audited_at.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
             return Ok(());
         }
-        let webhooks = store.missed_by_webhooks(RECENT, LATE).await?;
-        self.tell(
+        let webhooks = store.missed_by_webhooks(AUDIT_WINDOW, LATE_AFTER).await?;
+        self.report_missed(
             "webhook",
             webhooks,
             &mut state.missed[0],
             "webhooks are failing: catch-up brought events that no webhook did; look at the endpoint in WorkOS's dashboard",
         );
-        let catch_up = store.missed_by_catch_up(types, RECENT).await?;
-        self.tell(
+        let catch_up = store.missed_by_catch_up(types, AUDIT_WINDOW).await?;
+        self.report_missed(
             "catch_up",
             catch_up,
             &mut state.missed[1],
@@ -163,7 +163,7 @@ impl Housekeeping {
         Ok(())
     }
 
-    fn tell(&self, feed: &'static str, missed: Missed, told: &mut i64, what: &str) {
+    fn report_missed(&self, feed: &'static str, missed: Missed, told: &mut i64, what: &str) {
         self.context.metrics.missed(feed, missed.events);
         if missed.events > *told {
             tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{what}");

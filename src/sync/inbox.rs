@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::apply_again;
+use super::reapply;
 use crate::domain::event::{Observation, Outcome};
 use crate::domain::timestamp::Timestamp;
 use crate::store::inbox::{Kept, Kin};
@@ -70,7 +70,7 @@ async fn apply_batch(store: &Store, sign_ins: bool, batch: &[Kept], retried: &mu
             retried.left.insert(kept.id.clone(), "it still cannot be read as what it is".to_owned());
         }
     }
-    let applied = apply_again(store, &observations).await?;
+    let applied = reapply(store, &observations).await?;
     for (id, applied) in ids.into_iter().zip(applied) {
         *retried.outcomes.entry(applied.outcome.as_str()).or_default() += 1;
         if applied.outcome == Outcome::Quarantined {

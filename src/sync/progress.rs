@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::driver::Driver;
+use super::job::Job;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::catch_up::Progress;
@@ -19,13 +19,13 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What this process knows. Cloning is cheap; clones share it.
 #[derive(Clone, Debug)]
-pub struct Watch {
+pub struct SyncProgress {
     store: Store,
     metrics: Arc<Metrics>,
     held: Arc<ArcSwap<Progress>>,
 }
 
-impl Watch {
+impl SyncProgress {
     /// Knows nothing yet.
     #[must_use]
     pub fn new(store: Store, metrics: Arc<Metrics>) -> Self {
@@ -53,8 +53,8 @@ impl Watch {
     }
 }
 
-impl Driver for Watch {
-    const JOB: &'static str = "progress";
+impl Job for SyncProgress {
+    const NAME: &'static str = "progress";
 
     async fn tick(&self) -> Duration {
         if let Err(error) = self.refresh().await {

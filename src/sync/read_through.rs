@@ -12,18 +12,18 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::Instant;
 
-use super::driver::{Context, Trouble};
-use super::{apply, guard};
+use super::job::{JobContext, JobError};
+use super::{apply, key_check};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
 use crate::workos::api::{ApiError, Found};
 
 /// Questions to WorkOS at once.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT_READS: usize = 8;
 
 /// How long a caller waits.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a user WorkOS does not know is not asked about again, and how many of them are remembered.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
@@ -37,18 +37,18 @@ const TRUSTED_FOR: i64 = 3_600;
 #[error("the user is not here yet, and WorkOS cannot be asked just now")]
 pub struct NotAsked;
 
-type Flight = Shared<BoxFuture<'static, Result<Arc<Stored>, NotAsked>>>;
+type Request = Shared<BoxFuture<'static, Result<Arc<Stored>, NotAsked>>>;
 
 /// Asks WorkOS about single users. Cloning is cheap; clones share what they know.
 #[derive(Clone)]
 pub struct ReadThrough(Arc<Inner>);
 
 struct Inner {
-    context: Context,
+    context: JobContext,
     /// What was last found good. Held while that is judged, so that all wait for one judgement.
     trusted: AsyncMutex<Option<Trust>>,
-    places: Semaphore,
-    shared: Mutex<Shelf>,
+    permits: Semaphore,
+    in_flight: Mutex<InFlight>,
 }
 
 #[derive(Clone, Copy)]
@@ -60,8 +60,8 @@ struct Trust {
 }
 
 #[derive(Default)]
-struct Shelf {
-    flights: HashMap<String, Flight>,
+struct InFlight {
+    requests: HashMap<String, Request>,
     unknown: HashMap<String, Instant>,
 }
 
@@ -74,9 +74,9 @@ impl std::fmt::Debug for ReadThrough {
 impl ReadThrough {
     /// Asks with the key and the store of `context`.
     #[must_use]
-    pub fn new(context: Context) -> Self {
-        let places = Semaphore::new(AT_ONCE);
-        Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), places, shared: Mutex::default() }))
+    pub fn new(context: JobContext) -> Self {
+        let permits = Semaphore::new(MAX_CONCURRENT_READS);
+        Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), permits, in_flight: Mutex::default() }))
     }
 
     /// What WorkOS says of a user that the table does not know, applied before it is answered: alive, a tombstone that came
@@ -88,30 +88,30 @@ impl ReadThrough {
         if !could_be(id) {
             return Ok(Arc::new(Stored::Absent));
         }
-        let flight = {
-            let mut shelf = self.shelf();
-            shelf.unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
-            if shelf.unknown.contains_key(id) {
+        let request = {
+            let mut in_flight = self.in_flight();
+            in_flight.unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
+            if in_flight.unknown.contains_key(id) {
                 return Ok(Arc::new(Stored::Absent));
             }
-            shelf.flights.entry(id.to_owned()).or_insert_with(|| self.take_off(id.to_owned())).clone()
+            in_flight.requests.entry(id.to_owned()).or_insert_with(|| self.start_request(id.to_owned())).clone()
         };
-        tokio::time::timeout(PATIENCE, flight).await.unwrap_or(Err(NotAsked))
+        tokio::time::timeout(READ_TIMEOUT, request).await.unwrap_or(Err(NotAsked))
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        self.0.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to ask, in a task of its own: no caller who leaves takes the answer away from the others.
-    fn take_off(&self, id: String) -> Flight {
+    fn start_request(&self, id: String) -> Request {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = tokio::time::timeout(PATIENCE, this.ask(&id)).await.unwrap_or(Err(NotAsked));
-            let mut shelf = this.shelf();
-            shelf.flights.remove(&id);
-            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && shelf.unknown.len() < UNKNOWN_MOST {
-                shelf.unknown.insert(id, Instant::now());
+            let outcome = tokio::time::timeout(READ_TIMEOUT, this.ask(&id)).await.unwrap_or(Err(NotAsked));
+            let mut in_flight = this.in_flight();
+            in_flight.requests.remove(&id);
+            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && in_flight.unknown.len() < UNKNOWN_MOST {
+                in_flight.unknown.insert(id, Instant::now());
             }
             outcome
         });
@@ -119,30 +119,30 @@ impl ReadThrough {
     }
 
     /// Passes when the key has been found to be this environment's within the hour, or is now.
-    async fn trust(&self) -> Result<(), Trouble> {
+    async fn trust(&self) -> Result<(), JobError> {
         let context = &self.0.context;
         let mut trusted = self.0.trusted.lock().await;
         let now = context.clock.now();
         if !trusted.is_some_and(|Trust { at, .. }| at <= now && now < at.plus_seconds(TRUSTED_FOR)) {
             *trusted = None;
-            guard::check(context).await?;
+            key_check::check(context).await?;
             *trusted = Some(Trust { at: now, reads_by_id: false });
         }
         Ok(())
     }
 
     /// Passes when a 404 that names no ID can be believed.
-    async fn trust_not_found(&self) -> Result<(), Trouble> {
+    async fn trust_not_found(&self) -> Result<(), JobError> {
         let mut trusted = self.0.trusted.lock().await;
         if !trusted.is_some_and(|trust| trust.reads_by_id) {
-            guard::check_reads_by_id(&self.0.context).await?;
+            key_check::check_reads_by_id(&self.0.context).await?;
             *trusted = trusted.map(|trust| Trust { reads_by_id: true, ..trust });
         }
         Ok(())
     }
 
     async fn ask(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
-        let _place = self.0.places.acquire().await.map_err(|_| NotAsked)?;
+        let _permit = self.0.permits.acquire().await.map_err(|_| NotAsked)?;
         let asked = async {
             let context = &self.0.context;
             // Whoever looked just before another's answer was committed need not ask for it again.
@@ -161,12 +161,12 @@ impl ReadThrough {
                 Found::Live(listed) => *listed,
             };
             apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;
-            Ok::<Stored, Trouble>(context.store.user(id).await?)
+            Ok::<Stored, JobError>(context.store.user(id).await?)
         };
         match asked.await {
             Ok(stored) => Ok(Arc::new(stored)),
             Err(trouble) => {
-                if matches!(trouble, Trouble::Api(ApiError::KeyRefused(_))) {
+                if matches!(trouble, JobError::Api(ApiError::KeyRefused(_))) {
                     // What comes after a refused key may be another environment's.
                     *self.0.trusted.lock().await = None;
                 }

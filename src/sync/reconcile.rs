@@ -11,20 +11,20 @@ use tokio::sync::Mutex;
 
 use super::backfill::tally;
 use super::drift::{self, Drift};
-use super::driver::{BREATH, Context, Driver, Trouble};
-use super::walk::Walk;
-use super::{apply, apply_scan, guard};
+use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
+use super::list_scan::ListScan;
+use super::{apply, apply_scan_page, key_check};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
 use crate::store::walks::{Counts, Kind, Scan, Tally};
 use crate::workos::api::{Found, PAGE};
 
 /// How often a process looks whether one is due.
-const LOOK: Duration = Duration::from_secs(60);
+const DUE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Deletions that go without saying: this many, or this share of the live users if that is more.
-const FEW: usize = 5;
-const SHARE: usize = 20;
+const FREE_DELETIONS: usize = 5;
+const FREE_DELETIONS_SHARE: usize = 20;
 
 /// Rows of the table looked through at once.
 const BATCH: i64 = 10_000;
@@ -49,7 +49,7 @@ pub struct Report {
 
 /// What a step did.
 #[derive(Debug)]
-pub enum Step {
+pub enum ReconcileStep {
     /// Another process does it.
     Standby,
     /// It goes on.
@@ -66,7 +66,7 @@ pub enum Step {
 /// The driver.
 #[derive(Debug)]
 pub struct Reconcile {
-    context: Context,
+    context: JobContext,
     mode: Mode,
     /// How long after a complete one the next is due; `None`: only when events may be lost.
     interval: Option<Duration>,
@@ -81,7 +81,7 @@ struct State {
 
 #[derive(Debug)]
 struct UnderWay {
-    walk: Walk,
+    walk: ListScan,
     walked: bool,
     /// WorkOS's clock at the beginning: users created later need not be listed.
     began: Option<Timestamp>,
@@ -108,37 +108,37 @@ struct UnderWay {
     bound: Option<usize>,
 }
 
-impl Driver for Reconcile {
-    const JOB: &'static str = "reconcile";
+impl Job for Reconcile {
+    const NAME: &'static str = "reconcile";
 
     async fn tick(&self) -> Duration {
         let outcome = self.when_due().await;
         let mut state = self.state.lock().await;
-        self.context.rest(Self::JOB, &mut state.failures, outcome).await
+        self.context.rest(Self::NAME, &mut state.failures, outcome).await
     }
 
     async fn keep(&self) {
-        self.context.keep(Self::JOB).await;
+        self.context.keep(Self::NAME).await;
     }
 }
 
 impl Reconcile {
     /// Reconciles whenever `interval` has passed since the last one.
     #[must_use]
-    pub fn new(context: Context, mode: Mode, interval: Option<Duration>) -> Self {
+    pub fn new(context: JobContext, mode: Mode, interval: Option<Duration>) -> Self {
         // Jittered once, so that environments that were started together drift apart.
         let interval = interval.map(|interval| context.about(interval));
         Self { context, mode, interval, state: Mutex::default() }
     }
 
-    async fn when_due(&self) -> Result<Option<Duration>, Trouble> {
+    async fn when_due(&self) -> Result<Option<Duration>, JobError> {
         if self.state.lock().await.under_way.is_none() && !self.due().await? {
-            return Ok(Some(self.context.about(LOOK)));
+            return Ok(Some(self.context.about(DUE_CHECK_INTERVAL)));
         }
         match self.step().await? {
-            Step::Standby => Ok(None),
-            Step::Going { .. } => Ok(Some(BREATH)),
-            Step::Done(Report { counts, drift }) => {
+            ReconcileStep::Standby => Ok(None),
+            ReconcileStep::Going { .. } => Ok(Some(REQUEST_INTERVAL)),
+            ReconcileStep::Done(Report { counts, drift }) => {
                 tracing::info!(
                     new = counts.new,
                     updated = counts.updated,
@@ -150,12 +150,12 @@ impl Reconcile {
                 for left in drift {
                     tracing::warn!(drift = %left, "reconcile leaves this as it is");
                 }
-                Ok(Some(self.context.about(LOOK)))
+                Ok(Some(self.context.about(DUE_CHECK_INTERVAL)))
             }
         }
     }
 
-    async fn due(&self) -> Result<bool, Trouble> {
+    async fn due(&self) -> Result<bool, JobError> {
         let store = &self.context.store;
         let wanted = store.place().await?.is_some_and(|place| place.reconcile_wanted);
         // The operator's word is given for a reconcile: after `rebind` the old environment's users should not linger.
@@ -169,12 +169,12 @@ impl Reconcile {
     /// One step: a page, or one user asked about. One that was interrupted begins again.
     ///
     /// # Errors
-    /// [`Trouble`]: [`Trouble::TooMany`] and [`Trouble::NobodyListed`] end it; after any other this step can be tried again.
-    pub async fn step(&self) -> Result<Step, Trouble> {
+    /// [`JobError`]: [`JobError::TooMany`] and [`JobError::NobodyListed`] end it; after any other this step can be tried again.
+    pub async fn step(&self) -> Result<ReconcileStep, JobError> {
         let mut state = self.state.lock().await;
-        if self.mode == Mode::Repair && !self.context.leads(Self::JOB).await? {
+        if self.mode == Mode::Repair && !self.context.leads(Self::NAME).await? {
             state.under_way = None;
-            return Ok(Step::Standby);
+            return Ok(ReconcileStep::Standby);
         }
         let mut under_way = match state.under_way.take() {
             Some(under_way) => under_way,
@@ -182,15 +182,17 @@ impl Reconcile {
         };
         match self.advance(&mut under_way).await {
             Ok(false) => {
-                let step = Step::Going { counts: under_way.report.counts, open: under_way.open.len() };
+                let step = ReconcileStep::Going { counts: under_way.report.counts, open: under_way.open.len() };
                 state.under_way = Some(under_way);
                 Ok(step)
             }
             Ok(true) => {
-                self.context.yield_job(Self::JOB).await;
-                Ok(Step::Done(under_way.report))
+                self.context.yield_job(Self::NAME).await;
+                Ok(ReconcileStep::Done(under_way.report))
             }
-            Err(trouble @ (Trouble::TooMany { .. } | Trouble::NobodyListed { .. } | Trouble::Endless)) => Err(trouble),
+            Err(trouble @ (JobError::TooMany { .. } | JobError::NobodyListed { .. } | JobError::Endless)) => {
+                Err(trouble)
+            }
             Err(trouble) => {
                 state.under_way = Some(under_way);
                 Err(trouble)
@@ -198,10 +200,10 @@ impl Reconcile {
         }
     }
 
-    async fn begin(&self) -> Result<UnderWay, Trouble> {
-        guard::check(&self.context).await?;
+    async fn begin(&self) -> Result<UnderWay, JobError> {
+        key_check::check(&self.context).await?;
         Ok(UnderWay {
-            walk: Walk::default(),
+            walk: ListScan::default(),
             walked: false,
             began: None,
             seen: HashSet::new(),
@@ -219,7 +221,7 @@ impl Reconcile {
     }
 
     /// `true` when it is complete.
-    async fn advance(&self, it: &mut UnderWay) -> Result<bool, Trouble> {
+    async fn advance(&self, it: &mut UnderWay) -> Result<bool, JobError> {
         if !it.walked {
             self.next_page(it).await?;
             return Ok(false);
@@ -235,7 +237,7 @@ impl Reconcile {
         }
         if let Some(id) = it.listed_deleted.last().cloned() {
             if let Found::Live(_) = self.context.api.user(&id).await? {
-                it.report.drift.push(Drift { id, kind: drift::Kind::Contradicted });
+                it.report.drift.push(Drift { id, kind: drift::DriftKind::Contradicted });
             }
             it.listed_deleted.pop();
             return Ok(false);
@@ -244,21 +246,21 @@ impl Reconcile {
         Ok(true)
     }
 
-    async fn next_page(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+    async fn next_page(&self, it: &mut UnderWay) -> Result<(), JobError> {
         let store = &self.context.store;
         let mut walk = it.walk.clone();
-        let leg = walk.next(&self.context.api).await?;
-        let Some(leg) = leg else {
+        let page = walk.next(&self.context.api).await?;
+        let Some(page) = page else {
             it.walk = walk;
             return Ok(());
         };
         if self.mode == Mode::Repair {
             let scan = match it.scan {
                 Some(scan) => scan,
-                None => *it.scan.insert(store.begin_walk(Kind::Reconcile, leg.observed_at).await?),
+                None => *it.scan.insert(store.begin_walk(Kind::Reconcile, page.observed_at).await?),
             };
-            let applied = apply_scan(store, &scan, &leg.observations).await?;
-            let (mut counts, listed) = (Counts::default(), leg.observations.iter().zip(&applied));
+            let applied = apply_scan_page(store, &scan, &page.observations).await?;
+            let (mut counts, listed) = (Counts::default(), page.observations.iter().zip(&applied));
             tally(&mut counts, &applied);
             // For reconcile, those are the ones it makes.
             counts.tombstoned = 0;
@@ -266,18 +268,18 @@ impl Reconcile {
             it.listed_deleted.extend(listed.filter(|(_, applied)| applied.deleted).filter_map(|(it, _)| id_of(it)));
         } else {
             let mut counts = Counts::default();
-            it.report.drift.extend(drift::compare(store, &leg.observations, &mut counts).await?);
+            it.report.drift.extend(drift::compare(store, &page.observations, &mut counts).await?);
             counts.tombstoned = 0;
             it.report.counts.add(counts);
-            let ids: Vec<String> = leg.observations.iter().filter_map(id_of).collect();
+            let ids: Vec<String> = page.observations.iter().filter_map(id_of).collect();
             let stored = store.users(&ids).await?;
             let dead = |id: &String| matches!(stored.get(id), Some(crate::domain::decide::Stored::Tombstone { .. }));
             it.listed_deleted.extend(ids.into_iter().filter(dead));
         }
-        it.seen.extend(leg.observations.iter().filter_map(Observation::user_id).map(hash));
-        it.began.get_or_insert(leg.observed_at);
+        it.seen.extend(page.observations.iter().filter_map(Observation::user_id).map(hash));
+        it.began.get_or_insert(page.observed_at);
         it.walk = walk;
-        if leg.end {
+        if page.end {
             // A walk that lists nobody confirms nothing.
             if let Some(scan) = it.scan.filter(|_| !it.seen.is_empty()) {
                 store.confirm_scan(&scan).await?;
@@ -288,7 +290,7 @@ impl Reconcile {
     }
 
     /// Looks through the next rows of the table for users to ask WorkOS about by ID.
-    async fn look_through(&self, it: &mut UnderWay, after: &str, began: Timestamp) -> Result<(), Trouble> {
+    async fn look_through(&self, it: &mut UnderWay, after: &str, began: Timestamp) -> Result<(), JobError> {
         let store = &self.context.store;
         let rows = match store.look_through(after, began, it.scan.as_ref(), BATCH).await {
             Ok(rows) => rows,
@@ -309,16 +311,16 @@ impl Reconcile {
     }
 
     /// Every row is looked through, and with them the live users are counted.
-    async fn looked_through(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+    async fn looked_through(&self, it: &mut UnderWay) -> Result<(), JobError> {
         if it.seen.is_empty() && it.live > 0 {
-            return Err(Trouble::NobodyListed { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
+            return Err(JobError::NobodyListed { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
         }
         let accepted = self.mode == Mode::Check || self.context.store.deletions_accepted().await?;
-        it.bound = (!accepted).then_some((it.live / SHARE).max(FEW));
+        it.bound = (!accepted).then_some((it.live / FREE_DELETIONS_SHARE).max(FREE_DELETIONS));
         Ok(())
     }
 
-    async fn ask_about(&self, it: &mut UnderWay, id: String) -> Result<(), Trouble> {
+    async fn ask_about(&self, it: &mut UnderWay, id: String) -> Result<(), JobError> {
         match self.context.api.user(&id).await? {
             Found::Unknown { at, names_it } => {
                 it.to_confirm |= !names_it;
@@ -332,19 +334,19 @@ impl Reconcile {
             }
         }
         match it.bound {
-            Some(bound) if it.gone.len() > bound => Err(Trouble::TooMany { bound }),
+            Some(bound) if it.gone.len() > bound => Err(JobError::TooMany { bound }),
             _ => Ok(()),
         }
     }
 
-    async fn finish(&self, it: &mut UnderWay) -> Result<(), Trouble> {
+    async fn finish(&self, it: &mut UnderWay) -> Result<(), JobError> {
         let store = &self.context.store;
         if it.to_confirm && !it.reads_by_id {
-            guard::check_reads_by_id(&self.context).await?;
+            key_check::check_reads_by_id(&self.context).await?;
         }
         it.report.counts.tombstoned = i64::try_from(it.gone.len()).unwrap_or(i64::MAX);
         if self.mode == Mode::Check {
-            let gone = it.gone.drain(..).map(|(id, _)| Drift { id, kind: drift::Kind::Gone });
+            let gone = it.gone.drain(..).map(|(id, _)| Drift { id, kind: drift::DriftKind::Gone });
             it.report.drift.extend(gone);
             return Ok(());
         }

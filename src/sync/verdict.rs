@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::Applied;
-use super::slice::Inbox;
+use super::batch::Inbox;
 use crate::domain::change::Difference;
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
@@ -17,7 +17,7 @@ use crate::workos::wire;
 pub(super) fn inbox_event<'a>(observation: &'a Observation, outcome: Outcome, inbox: Inbox) -> Option<Cow<'a, Event>> {
     match observation {
         Observation::Event(event) => Some(Cow::Borrowed(event)),
-        Observation::Snapshot(snapshot) if outcome == Outcome::Quarantined || matches!(inbox, Inbox::Settle) => {
+        Observation::Snapshot(snapshot) if outcome == Outcome::Quarantined || matches!(inbox, Inbox::Retry) => {
             Some(Cow::Owned(wire::kept_snapshot(snapshot)))
         }
         Observation::Snapshot(_) | Observation::Gone { .. } => None,
@@ -97,7 +97,7 @@ pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
     }
 }
 
-/// What a slice has to tell downstream: every difference in a user but for a sign-in, and every event of another type that is
+/// What a batch has to tell downstream: every difference in a user but for a sign-in, and every event of another type that is
 /// new here. What is tried again counts as caught up; a snapshot among it as found by comparing.
 pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &'a [Applied]) -> Vec<News<'a>> {
     let told = observations.iter().zip(applied).filter_map(|(observation, applied)| {
@@ -113,8 +113,8 @@ pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &
         };
         let origin = match (inbox, event) {
             (Inbox::Record(origin), _) => origin,
-            (Inbox::Settle, Some(_)) => Origin::CatchUp,
-            (Inbox::Settle, None) => Origin::Reconcile,
+            (Inbox::Retry, Some(_)) => Origin::CatchUp,
+            (Inbox::Retry, None) => Origin::Reconcile,
         };
         Some(News { kind, user_id: observation.user_id(), changed: changed(applied), event, origin })
     });

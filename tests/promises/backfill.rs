@@ -13,8 +13,8 @@ use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
 use authkit_sync::store::walks::Counts;
 use authkit_sync::sync::apply;
-use authkit_sync::sync::backfill::{Backfill, Step};
-use authkit_sync::sync::driver::{Context, Driver, Trouble};
+use authkit_sync::sync::backfill::{Backfill, BackfillStep};
+use authkit_sync::sync::job::{Job, JobContext, JobError};
 use authkit_sync::workos::api::{Api, ApiKey};
 use axum::extract::Query;
 use axum::routing::get;
@@ -101,7 +101,7 @@ async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
     // Again it would change nothing.
     let dry_run = Backfill::new(lab.context(), true);
     let counts = loop {
-        if let Step::Done(counts) = dry_run.step().await.unwrap() {
+        if let BackfillStep::Done(counts) = dry_run.step().await.unwrap() {
             break counts;
         }
     };
@@ -130,9 +130,9 @@ async fn what_happens_during_the_walk_is_not_undone_by_it() {
         apply(&lab.context().store, Origin::Webhook, &[dead]).await.unwrap();
         let counts = loop {
             match backfill.step().await.unwrap() {
-                Step::Done(counts) => break counts,
-                Step::Standby => panic!("nobody else does it"),
-                Step::Page { .. } => {}
+                BackfillStep::Done(counts) => break counts,
+                BackfillStep::Standby => panic!("nobody else does it"),
+                BackfillStep::Page { .. } => {}
             }
         };
         assert_eq!((counts.new, counts.tombstoned), (10, 1), "starts over: {lists_start_over}, {counts:?}");
@@ -161,17 +161,17 @@ async fn a_list_that_starts_over_for_ever_ends_the_walk_not_the_process() {
     let clock = Clock::manual(at(60_000));
     let store = Store::new(pool.clone(), pool, CLIENT_ID, Duration::from_secs(20));
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
-    let backfill = Backfill::new(Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1), false);
+    let backfill = Backfill::new(JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1), false);
     let mut steps = 0;
     let trouble = loop {
         match backfill.step().await {
             Err(trouble) => break trouble,
-            Ok(step) => assert!(!matches!(step, Step::Done(_)), "it never came to an end"),
+            Ok(step) => assert!(!matches!(step, BackfillStep::Done(_)), "it never came to an end"),
         }
         steps += 1;
         assert!(steps < 1_000, "it goes round and round");
     };
-    assert!(matches!(trouble, Trouble::Endless), "{trouble}");
+    assert!(matches!(trouble, JobError::Endless), "{trouble}");
     assert!(matches!(store.user(&ids[1]).await.unwrap(), Stored::Live { .. }), "what it met is here");
     server.abort();
 }
@@ -247,9 +247,9 @@ async fn two_processes_share_one_backfill() {
     let counts = 'done: loop {
         for backfill in [&one, &other] {
             match backfill.step().await {
-                Ok(Step::Done(counts)) => break 'done counts,
-                Ok(Step::Page { .. }) => pages += 1,
-                Ok(Step::Standby) | Err(Trouble::Store(_)) => {}
+                Ok(BackfillStep::Done(counts)) => break 'done counts,
+                Ok(BackfillStep::Page { .. }) => pages += 1,
+                Ok(BackfillStep::Standby) | Err(JobError::Store(_)) => {}
                 Err(other) => panic!("{other}"),
             }
             lab.free_leases().await;
@@ -285,11 +285,11 @@ async fn a_page_of_users_that_cannot_be_read_is_quarantined_and_passed() {
     let clock = Clock::manual(at(0));
     let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
-    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let backfill = Backfill::new(context, false);
     let mut steps = 0;
     let counts = loop {
-        if let Step::Done(counts) = backfill.step().await.unwrap() {
+        if let BackfillStep::Done(counts) = backfill.step().await.unwrap() {
             break counts;
         }
         steps += 1;

@@ -13,8 +13,8 @@ use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::catch_up::CatchUp;
-use authkit_sync::sync::driver::{Context, Driver};
 use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::sync::reconcile::Mode;
 use authkit_sync::workos::api::{Api, ApiKey};
 use axum::extract::RawQuery;
@@ -44,7 +44,7 @@ pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
     panic!("the end is never reached");
 }
 
-pub(crate) async fn trouble(context: &Context) -> String {
+pub(crate) async fn trouble(context: &JobContext) -> String {
     context.jobs.standing()["catch_up"].trouble.clone().unwrap_or_default()
 }
 
@@ -325,7 +325,7 @@ async fn a_page_that_repeats_for_ever_is_taken_for_the_end() {
     let clock = Clock::manual(at(0));
     let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
-    let context = Context::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
+    let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let catch_up = CatchUp::new(context, vec!["user.created".to_owned()], Duration::from_secs(7));
     let mut rest = Duration::ZERO;
     for _ in 0..4 {

@@ -11,7 +11,7 @@ use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
 use authkit_sync::store::catch_up::Place;
 use authkit_sync::sync::apply;
-use authkit_sync::sync::driver::{Context, Driver};
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::workos::api::{Api, ApiKey};
 use serde_json::Value;
 
@@ -192,7 +192,7 @@ async fn a_wrong_clock_of_ours_does_not_stand_against_workos_and_the_database() 
         let clock = Clock::manual(lab.clock.now().plus_seconds(off));
         let store = Store::new(lab.pool.clone(), lab.pool.clone(), &lab.workos.client_id(), Duration::from_secs(20));
         let api = Api::new(lab.workos.base_url(), ApiKey::new(lab.workos.api_key()), clock.clone()).unwrap();
-        let context = Context::new(store, api, clock, Arc::new(Metrics::default()), 1);
+        let context = JobContext::new(store, api, clock, Arc::new(Metrics::default()), 1);
         lab.create_users(2);
         let catch_up = lab.catch_up_of(context);
         for _ in 0..5 {

@@ -4,7 +4,7 @@ use authkit_sync::domain::decide::{Seen, Stored, decide};
 use authkit_sync::domain::event::{Content, Observation, Origin, Outcome};
 use authkit_sync::store::Store;
 use authkit_sync::store::walks::Kind;
-use authkit_sync::sync::{apply, apply_scan};
+use authkit_sync::sync::{apply, apply_scan_page};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
@@ -200,7 +200,7 @@ async fn scan_among(
     deliver(&deliveries[first..cuts[0]]).await;
     let listed = |told: &Told| told.listed.iter().rfind(|(since, _)| *since <= read).and_then(|(_, user)| user.clone());
     let page: Vec<Observation> = told.iter().filter_map(listed).map(|user| snapshot(&user, read)).collect();
-    apply_scan(store, &scan, &page).await.unwrap();
+    apply_scan_page(store, &scan, &page).await.unwrap();
     all.extend(told.iter().filter_map(listed).map(|user| snapshot(&user, began)));
     deliver(&deliveries[cuts[0]..cuts[1]]).await;
     store.confirm_scan(&scan).await.unwrap();

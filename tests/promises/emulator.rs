@@ -1,7 +1,7 @@
 //! The service against a WorkOS that answers 404 as WorkOS's emulator does, and against a server that is no WorkOS.
 
 use authkit_sync::dev::workos::{ApiFaults, Faults};
-use authkit_sync::sync::driver::Trouble;
+use authkit_sync::sync::job::JobError;
 use authkit_sync::sync::reconcile::Mode;
 
 use crate::support::binary::{Served, free_address};
@@ -90,8 +90,8 @@ async fn a_missing_route_is_no_unknown_user_and_confirms_no_deletion() {
         lab.context().store.accept_deletions().await.unwrap();
         for mode in [Mode::Check, Mode::Repair] {
             let outcome = lab.reconcile(mode).await;
-            assert!(matches!(outcome, Err(Trouble::NotConfirmed | Trouble::Api(_))), "html: {html}: {outcome:?}");
-            assert!(html || matches!(outcome, Err(Trouble::NotConfirmed)), "{outcome:?}");
+            assert!(matches!(outcome, Err(JobError::NotConfirmed | JobError::Api(_))), "html: {html}: {outcome:?}");
+            assert!(html || matches!(outcome, Err(JobError::NotConfirmed)), "{outcome:?}");
             lab.free_leases().await;
         }
         assert_eq!(dead(&lab).await, 0);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::store::leases::LEASE;
-use authkit_sync::sync::driver::{Context, Driver};
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::sync::reconcile::Mode;
 
 use crate::catch_up::to_the_end;
@@ -22,7 +22,7 @@ async fn run(lab: &Lab, sql: &'static str) {
     sqlx::query(sql).execute(&lab.pool).await.unwrap();
 }
 
-fn state(context: &Context) -> &'static str {
+fn state(context: &JobContext) -> &'static str {
     context.jobs.standing()["catch_up"].state
 }
 
@@ -49,7 +49,7 @@ async fn every_replica_keeps_the_pause_that_workos_asked_one_of_them_for() {
         assert!(rest > Duration::from_secs(1) && rest <= WISH, "{rest:?}");
         assert_eq!(lab.workos.requests("/events"), asked, "killed: {killed}");
         assert_eq!(lab.count("select count(distinct holder) from workos.leases").await, 1);
-        assert_eq!(first.tick().await, authkit_sync::sync::driver::STANDBY, "the other one has it");
+        assert_eq!(first.tick().await, authkit_sync::sync::job::STANDBY, "the other one has it");
         // Half a minute later.
         run(&lab, "update workos.leases set not_before = now() - interval '1 second'").await;
         lab.create_users(1);

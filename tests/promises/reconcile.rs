@@ -5,8 +5,8 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin, Outcome};
 use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
-use authkit_sync::sync::driver::{Driver, Trouble};
-use authkit_sync::sync::reconcile::{Mode, Reconcile, Step};
+use authkit_sync::sync::job::{Job, JobError};
+use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 use serde_json::{Value, json};
 
 use crate::support::events::{at, observed};
@@ -78,7 +78,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
     for id in ids.iter().skip(6).take(6) {
         lab.workos.delete_user(id).unwrap();
     }
-    assert!(matches!(lab.reconcile(Mode::Repair).await, Err(Trouble::TooMany { bound: 5 })));
+    assert!(matches!(lab.reconcile(Mode::Repair).await, Err(JobError::TooMany { bound: 5 })));
     assert_eq!(dead(&lab).await, 6);
 }
 
@@ -99,7 +99,7 @@ async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
     let context = lab.context_of(&empty, &empty.api_key());
     context.store.accept_deletions().await.unwrap();
     let outcome = crate::support::lab::reconcile(context, Mode::Repair).await;
-    assert!(matches!(outcome, Err(Trouble::NobodyListed { live: 3 })), "{outcome:?}");
+    assert!(matches!(outcome, Err(JobError::NobodyListed { live: 3 })), "{outcome:?}");
     assert_eq!(dead(&lab).await, 0);
 }
 
@@ -118,7 +118,7 @@ async fn a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried() {
     lab.workos.delete_user(&ids[5]).unwrap();
     lab.workos.unlist(&ids[3]);
     loop {
-        if let Step::Done(_) = reconcile.step().await.unwrap() {
+        if let ReconcileStep::Done(_) = reconcile.step().await.unwrap() {
             break;
         }
     }
@@ -260,7 +260,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     assert_eq!(names().await, 0, "the scan repairs it");
     apply(&store, Origin::Webhook, &events[1..2]).await.unwrap();
     assert_eq!(names().await, 1, "its page is applied, and nothing is confirmed yet");
-    while !matches!(reconcile.step().await.unwrap(), Step::Done(_)) {}
+    while !matches!(reconcile.step().await.unwrap(), ReconcileStep::Done(_)) {}
     assert_eq!(names().await, 0, "it is read by ID before the scan is complete");
     let applied = apply(&store, Origin::Webhook, &events).await.unwrap();
     assert!(applied.iter().all(|applied| applied.outcome == Outcome::Stale), "{applied:?}");

@@ -7,7 +7,7 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::store::Store;
 use authkit_sync::sync::catch_up::CatchUp;
-use authkit_sync::sync::driver::Driver;
+use authkit_sync::sync::job::Job;
 use authkit_sync::sync::reconcile::Mode;
 use authkit_sync::sync::{apply, apply_within};
 use authkit_sync::workos::api::ApiKey;

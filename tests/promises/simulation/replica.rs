@@ -17,10 +17,10 @@ use authkit_sync::store::Store;
 use authkit_sync::store::lent::BoxError;
 use authkit_sync::sync::backfill::Backfill;
 use authkit_sync::sync::catch_up::CatchUp;
-use authkit_sync::sync::driver::{Context, Driver};
 use authkit_sync::sync::feed::Feed;
-use authkit_sync::sync::handlers::{Again, Along, RustHandler, Worker};
+use authkit_sync::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
 use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::signature::Secret;
@@ -47,13 +47,13 @@ pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Out
 
 pub(super) struct Replica {
     pub(super) clock: Clock,
-    pub(super) context: Context,
+    pub(super) context: JobContext,
     pub(super) catch_up: CatchUp,
     pub(super) backfill: Backfill,
     pub(super) reconcile: Reconcile,
     pub(super) housekeeping: Housekeeping,
     /// Each handler's two loops.
-    pub(super) handlers: Vec<(Along, Again)>,
+    pub(super) handlers: Vec<(FeedLoop, BacklogLoop)>,
     pool: PgPool,
     router: Router,
 }
@@ -66,7 +66,7 @@ impl Replica {
         let metrics = Arc::new(Metrics::default());
         let store = Store::new(pool.clone(), pool.clone(), &workos.client_id(), Duration::from_secs(20));
         let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
-        let context = Context::new(store, api, clock.clone(), metrics, seed);
+        let context = JobContext::new(store, api, clock.clone(), metrics, seed);
         let types = ["user.created", "user.updated", "user.deleted", "session.created"].map(str::to_owned).to_vec();
         let authkit = AuthKit::builder(pool.clone(), workos.client_id())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
@@ -119,7 +119,7 @@ impl Replica {
 
 /// The application's handlers: one in Rust that keeps its own table of users and a log, and fails now and then, also behind
 /// its writes; one in SQL that keeps a log, and fails as often.
-fn handlers(context: &Context, seed: u64) -> Vec<(Along, Again)> {
+fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let mirror = move |change: Change, mut tx: Tx| {
         let random = random.clone();
@@ -161,6 +161,6 @@ fn handlers(context: &Context, seed: u64) -> Vec<(Along, Again)> {
         handle: Arc::new(mirror),
     };
     let workers = [("mirror", Some(mirror)), ("log", None)];
-    let workers = workers.map(|(name, rust)| Arc::new(Worker::new(context.clone(), feed.clone(), name, rust)));
-    workers.into_iter().map(|worker| (Along(worker.clone()), Again(worker))).collect()
+    let workers = workers.map(|(name, rust)| Arc::new(HandlerWorker::new(context.clone(), feed.clone(), name, rust)));
+    workers.into_iter().map(|worker| (FeedLoop(worker.clone()), BacklogLoop(worker))).collect()
 }

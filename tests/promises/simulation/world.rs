@@ -13,8 +13,8 @@ use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::store::handler_admin::NewHandler;
 use authkit_sync::store::migrations;
 use authkit_sync::store::walks::Kind;
-use authkit_sync::sync::driver::{Driver, Trouble};
-use authkit_sync::sync::reconcile::Step;
+use authkit_sync::sync::job::{Job, JobError};
+use authkit_sync::sync::reconcile::ReconcileStep;
 use serde_json::{Map, Value, json};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
@@ -448,10 +448,10 @@ impl<'a> World<'a> {
         for _ in 0..400 {
             self.pass(100);
             match replica.reconcile.step().await {
-                Ok(Step::Done(_)) => return,
-                Ok(Step::Standby) => self.expire_leases().await,
-                Ok(Step::Going { .. }) => {}
-                Err(Trouble::TooMany { .. } | Trouble::WrongKey { .. } | Trouble::NobodyListed { .. })
+                Ok(ReconcileStep::Done(_)) => return,
+                Ok(ReconcileStep::Standby) => self.expire_leases().await,
+                Ok(ReconcileStep::Going { .. }) => {}
+                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::NobodyListed { .. })
                     if self.forgotten =>
                 {
                     // Nobody is left at WorkOS to list; then nothing can be inferred, and this world ends undecided.
@@ -461,7 +461,7 @@ impl<'a> World<'a> {
                     replica.context.store.accept_deletions().await.unwrap();
                 }
                 // A world in which everybody was deleted, and we know it, lists nobody.
-                Err(Trouble::NobodyListed { live }) => panic!("{live} alive here, nobody at WorkOS"),
+                Err(JobError::NobodyListed { live }) => panic!("{live} alive here, nobody at WorkOS"),
                 Err(trouble) => panic!("{trouble}"),
             }
         }

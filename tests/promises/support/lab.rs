@@ -8,8 +8,8 @@ use authkit_sync::dev::workos::{Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
-use authkit_sync::sync::driver::{Context, Trouble};
-use authkit_sync::sync::reconcile::{Mode, Reconcile, Report, Step};
+use authkit_sync::sync::job::{JobContext, JobError};
+use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep, Report};
 use authkit_sync::sync::{backfill, catch_up};
 use authkit_sync::workos::api::{Api, ApiKey};
 use serde_json::{Map, Value, json};
@@ -41,23 +41,23 @@ impl Lab {
     }
 
     /// What a process of ours works with.
-    pub(crate) fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> JobContext {
         self.context_of(&self.workos, &self.workos.api_key())
     }
 
     /// One whose key, or whose WorkOS, is another.
-    pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> Context {
+    pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
         let timeout = Duration::from_secs(20);
         let store = Store::new(self.pool.clone(), self.pool.clone(), &self.workos.client_id(), timeout);
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
-        Context::new(store, api, self.clock.clone(), Arc::new(Metrics::default()), fastrand::u64(..))
+        JobContext::new(store, api, self.clock.clone(), Arc::new(Metrics::default()), fastrand::u64(..))
     }
 
     pub(crate) fn catch_up(&self) -> catch_up::CatchUp {
         self.catch_up_of(self.context())
     }
 
-    pub(crate) fn catch_up_of(&self, context: Context) -> catch_up::CatchUp {
+    pub(crate) fn catch_up_of(&self, context: JobContext) -> catch_up::CatchUp {
         catch_up::CatchUp::new(context, catch_up::EVENT_TYPES.map(str::to_owned).to_vec(), Duration::ZERO)
     }
 
@@ -81,15 +81,15 @@ impl Lab {
         let backfill = backfill::Backfill::new(self.context(), false);
         loop {
             match backfill.step().await.unwrap() {
-                backfill::Step::Done(counts) => return counts,
-                backfill::Step::Standby => self.free_leases().await,
-                backfill::Step::Page { .. } => {}
+                backfill::BackfillStep::Done(counts) => return counts,
+                backfill::BackfillStep::Standby => self.free_leases().await,
+                backfill::BackfillStep::Page { .. } => {}
             }
         }
     }
 
     /// Reconciles, or checks, to the end.
-    pub(crate) async fn reconcile(&self, mode: Mode) -> Result<Report, Trouble> {
+    pub(crate) async fn reconcile(&self, mode: Mode) -> Result<Report, JobError> {
         reconcile(self.context(), mode).await
     }
 
@@ -130,13 +130,13 @@ impl Lab {
     }
 }
 
-pub(crate) async fn reconcile(context: Context, mode: Mode) -> Result<Report, Trouble> {
+pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report, JobError> {
     let reconcile = Reconcile::new(context, mode, None);
     loop {
         match reconcile.step().await? {
-            Step::Done(report) => return Ok(report),
-            Step::Standby => panic!("another process reconciles"),
-            Step::Going { .. } => {}
+            ReconcileStep::Done(report) => return Ok(report),
+            ReconcileStep::Standby => panic!("another process reconciles"),
+            ReconcileStep::Going { .. } => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A page of a scan: only users that differ are locked and written. What that rests on is written at [`Scan`].
 
-use super::slice::{Inbox, Slice};
-use super::{Applied, Nothing, in_parts};
+use super::batch::{Batch, Inbox};
+use super::{Applied, NoFollowUp, in_parts};
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Observation, Origin, Outcome, Snapshot};
 use crate::store::walks::Scan;
@@ -12,7 +12,11 @@ use crate::store::{Store, StoreError};
 ///
 /// # Errors
 /// As [`apply`](super::apply).
-pub async fn apply_scan(store: &Store, scan: &Scan, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+pub async fn apply_scan_page(
+    store: &Store,
+    scan: &Scan,
+    observations: &[Observation],
+) -> Result<Vec<Applied>, StoreError> {
     let observations: Vec<Observation> = observations.iter().map(|listed| as_of(scan, listed)).collect();
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     // In this order: a row that is written between the two reads shows what was written.
@@ -32,8 +36,8 @@ pub async fn apply_scan(store: &Store, scan: &Scan, observations: &[Observation]
     let mut applied = if rest.is_empty() {
         Vec::new()
     } else {
-        let slice = Slice::new(Inbox::Record(Origin::Reconcile), &rest, &Nothing);
-        in_parts(store, &slice.of_scan(scan)).await?
+        let batch = Batch::new(Inbox::Record(Origin::Reconcile), &rest, &NoFollowUp);
+        in_parts(store, &batch.of_scan(scan)).await?
     }
     .into_iter();
     Ok(unchanged.into_iter().filter_map(|unchanged| unchanged.or_else(|| applied.next())).collect())

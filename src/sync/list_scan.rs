@@ -6,13 +6,13 @@
 
 use std::collections::VecDeque;
 
-use super::driver::Trouble;
+use super::job::JobError;
 use crate::domain::event::Observation;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::api::{Api, ApiError, Page};
 
 /// A user that was listed, and when WorkOS created it.
-pub(super) type Position = (String, Option<Timestamp>);
+pub(super) type ListPosition = (String, Option<Timestamp>);
 
 /// Earlier users kept to step back to.
 const TRAIL: usize = 200;
@@ -23,11 +23,11 @@ const RESTARTS: u32 = 5;
 
 /// A walk under way.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct ListScan {
     /// The user whose successors are asked for; none at the beginning.
-    at: Option<Position>,
+    at: Option<ListPosition>,
     /// Users before that one, latest last.
-    trail: VecDeque<Position>,
+    trail: VecDeque<ListPosition>,
     /// The latest creation met.
     furthest: Option<Timestamp>,
     setbacks: u32,
@@ -36,32 +36,32 @@ pub(super) struct Walk {
 
 /// One page of it.
 #[derive(Debug)]
-pub(super) struct Leg {
+pub(super) struct ScannedPage {
     /// The users, as observations for the write path.
     pub(super) observations: Vec<Observation>,
     /// Where the walk stands behind it.
-    pub(super) position: Option<Position>,
+    pub(super) position: Option<ListPosition>,
     /// Nothing follows.
     pub(super) end: bool,
     /// WorkOS's clock.
     pub(super) observed_at: Timestamp,
 }
 
-impl Walk {
+impl ListScan {
     /// Goes on behind a user, or begins.
-    pub(super) fn from(at: Option<Position>) -> Self {
+    pub(super) fn from(at: Option<ListPosition>) -> Self {
         Self { at, ..Self::default() }
     }
 
     /// Asks for the next page; `None` when it has to be asked for again, from elsewhere.
-    pub(super) async fn next(&mut self, api: &Api) -> Result<Option<Leg>, Trouble> {
+    pub(super) async fn next(&mut self, api: &Api) -> Result<Option<ScannedPage>, JobError> {
         let after = self.at.as_ref().map(|(id, _)| id.as_str());
         let page = match api.users(after).await {
             Ok(page) if self.starts_over(&page) => return self.step_back(),
             Err(ApiError::Refused { .. }) if after.is_some() => return self.step_back(),
             other => other?,
         };
-        let listed: Vec<Position> = page.items.iter().filter_map(position).collect();
+        let listed: Vec<ListPosition> = page.items.iter().filter_map(position).collect();
         // A page of which nothing can be read is no reason to stop.
         let last = listed.last().cloned().or_else(|| page.resume.clone().map(|id| (id, None)));
         let stands_still = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
@@ -73,7 +73,12 @@ impl Walk {
         self.trail.extend(listed.into_iter().rev().skip(1).take(TRAIL / 2).rev());
         self.trail.drain(..self.trail.len().saturating_sub(TRAIL));
         self.at = last.or_else(|| self.at.take());
-        Ok(Some(Leg { observations: page.items, position: self.at.clone(), end, observed_at: page.observed_at }))
+        Ok(Some(ScannedPage {
+            observations: page.items,
+            position: self.at.clone(),
+            end,
+            observed_at: page.observed_at,
+        }))
     }
 
     /// The page lies before its cursor, or has been here already.
@@ -84,7 +89,7 @@ impl Walk {
         older || self.trail.iter().any(|(id, _)| *id == first)
     }
 
-    fn step_back(&mut self) -> Result<Option<Leg>, Trouble> {
+    fn step_back(&mut self) -> Result<Option<ScannedPage>, JobError> {
         self.setbacks += 1;
         self.at = self.trail.pop_back().filter(|_| self.setbacks <= SETBACKS);
         if self.at.is_none() {
@@ -92,7 +97,7 @@ impl Walk {
             self.setbacks = 0;
             self.restarts += 1;
             if self.restarts > RESTARTS {
-                return Err(Trouble::Endless);
+                return Err(JobError::Endless);
             }
             tracing::warn!("the last user of a page is gone and WorkOS's list starts over; so does the walk");
         }
@@ -100,7 +105,7 @@ impl Walk {
     }
 }
 
-fn position(listed: &Observation) -> Option<Position> {
+fn position(listed: &Observation) -> Option<ListPosition> {
     let created_at = match listed {
         Observation::Snapshot(snapshot) => snapshot.user.created_at,
         _ => None,

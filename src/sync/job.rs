@@ -17,7 +17,7 @@ use crate::workos::api::{Api, ApiError};
 pub const STANDBY: Duration = Duration::from_secs(3);
 
 /// Between two requests of one job: well below WorkOS's limits (its own SDK paces lists at 350 ms).
-pub const BREATH: Duration = Duration::from_millis(350);
+pub const REQUEST_INTERVAL: Duration = Duration::from_millis(350);
 
 /// A refused key, or one that is suspected: how often it is tried again.
 const SUSPENDED: Duration = Duration::from_secs(5 * 60);
@@ -31,9 +31,9 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// Background work in steps, so that a supervisor, a test or a simulation can do them one at a time.
-pub trait Driver: Send + Sync + 'static {
+pub trait Job: Send + Sync + 'static {
     /// Its name in the log, in metrics and, where one process of many does it, of its lease.
-    const JOB: &'static str;
+    const NAME: &'static str;
 
     /// One step; returns how long to rest. It may be dropped at any await point, and panic: nothing is lost by either.
     fn tick(&self) -> impl Future<Output = Duration> + Send;
@@ -46,7 +46,7 @@ pub trait Driver: Send + Sync + 'static {
 
 /// Awaits a step of a driver, or its rest, and renews meanwhile what the driver holds: many a rest, and a request that WorkOS
 /// answers slowly, take longer than a lease lasts.
-pub async fn keeping<D: Driver, T>(driver: &D, work: impl Future<Output = T>) -> T {
+pub async fn keeping<J: Job, T>(driver: &J, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
@@ -58,7 +58,7 @@ pub async fn keeping<D: Driver, T>(driver: &D, work: impl Future<Output = T>) ->
 
 /// Why a step of a background job did not go well. Every text says what to do, where there is something.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum JobError {
     /// WorkOS gave no usable answer.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -121,7 +121,7 @@ pub enum Trouble {
     Backwards,
 }
 
-impl Trouble {
+impl JobError {
     /// Trying again may help; if not, only an operator can.
     #[must_use]
     pub fn may_pass(&self) -> bool {
@@ -137,11 +137,11 @@ impl Trouble {
         }
     }
 
-    /// How long to rest before the next try, after `failures` in a row; `dice` is in `0.0..1.0`.
-    fn rest(&self, failures: u32, dice: f64) -> Duration {
+    /// How long to rest before the next try, after `failures` in a row; `jitter` is in `0.0..1.0`.
+    fn rest(&self, failures: u32, jitter: f64) -> Duration {
         let backoff = FIRST_REST.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(LONGEST_REST);
         // Half of it is jitter, so that replicas and environments do not knock in step.
-        let jittered = backoff.mul_f64(0.5 + dice / 2.0);
+        let jittered = backoff.mul_f64(0.5 + jitter / 2.0);
         match self {
             Self::Api(ApiError::KeyRefused(_)) => SUSPENDED,
             Self::Api(ApiError::Unavailable { retry_after: Some(wish), .. }) => (*wish).max(jittered),
@@ -161,7 +161,7 @@ impl Trouble {
 
 /// How a job stands in this process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Job {
+pub struct JobStatus {
     /// `working`, `standby` (another process does it) or `trouble`.
     pub state: &'static str,
     /// What is wrong.
@@ -172,12 +172,12 @@ pub struct Job {
 
 /// Every job's standing in this process.
 #[derive(Debug, Default)]
-pub struct Jobs(Mutex<BTreeMap<&'static str, Job>>);
+pub struct JobStatuses(Mutex<BTreeMap<&'static str, JobStatus>>);
 
-impl Jobs {
+impl JobStatuses {
     /// As they stand now.
     #[must_use]
-    pub fn standing(&self) -> BTreeMap<&'static str, Job> {
+    pub fn standing(&self) -> BTreeMap<&'static str, JobStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -193,13 +193,13 @@ impl Jobs {
             None if before.is_some_and(|job| job.trouble.is_some()) => tracing::info!(job = name, "goes on"),
             None => tracing::debug!(job = name, state, "background job"),
         }
-        jobs.insert(name, Job { state, trouble, since: now });
+        jobs.insert(name, JobStatus { state, trouble, since: now });
     }
 }
 
 /// What a driver works with. Cloning is cheap; clones are one process.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub struct JobContext {
     /// Where things go.
     pub store: Store,
     /// Where they come from.
@@ -209,7 +209,7 @@ pub struct Context {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// How this process's jobs stand.
-    pub jobs: Arc<Jobs>,
+    pub jobs: Arc<JobStatuses>,
     /// Sessions are stored as sign-ins (`AUTHKIT_SYNC_SESSION_SIGN_INS`).
     pub session_sign_ins: bool,
     /// This process's name in leases.
@@ -219,7 +219,7 @@ pub struct Context {
     held: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
-impl Context {
+impl JobContext {
     /// Surroundings of one process; `seed` decides its name and its jitter.
     #[must_use]
     pub fn new(store: Store, api: Api, clock: Clock, metrics: Arc<Metrics>, seed: u64) -> Self {
@@ -242,26 +242,26 @@ impl Context {
         Self { store, ..self.clone() }
     }
 
-    fn dice(&self) -> f64 {
+    fn jitter(&self) -> f64 {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).f64()
     }
 
     /// A duration give or take a fifth.
     pub(super) fn about(&self, duration: Duration) -> Duration {
-        duration.mul_f64(0.8 + 0.4 * self.dice())
+        duration.mul_f64(0.8 + 0.4 * self.jitter())
     }
 
     /// Whether this process does the job now.
     ///
     /// # Errors
-    /// [`Trouble::Paused`] while the job is this process's and must leave WorkOS alone.
-    pub(super) async fn leads(&self, job: &'static str) -> Result<bool, Trouble> {
+    /// [`JobError::Paused`] while the job is this process's and must leave WorkOS alone.
+    pub(super) async fn leads(&self, job: &'static str) -> Result<bool, JobError> {
         let Lease { held, pause, .. } = self.hold(job).await?;
         if !held {
             self.jobs.note(job, "standby", None, self.clock.now());
         }
         match pause {
-            Some(left) => Err(Trouble::Paused { left }),
+            Some(left) => Err(JobError::Paused { left }),
             None => Ok(held),
         }
     }
@@ -288,8 +288,8 @@ impl Context {
     }
 
     /// Keeps every process from doing a job for as long as WorkOS asked for.
-    pub(crate) async fn pass_on_pause(&self, job: &str, trouble: &Trouble) {
-        let Trouble::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) = trouble else { return };
+    pub(crate) async fn pass_on_pause(&self, job: &str, trouble: &JobError) {
+        let JobError::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) = trouble else { return };
         if let Err(error) = self.store.pause_job(job, *pause).await {
             tracing::debug!(job, error = %error, "the pause WorkOS asked for is kept by this process alone");
         }
@@ -300,10 +300,10 @@ impl Context {
         &self,
         job: &'static str,
         failures: &mut u32,
-        outcome: Result<Option<Duration>, Trouble>,
+        outcome: Result<Option<Duration>, JobError>,
     ) -> Duration {
         let now = self.clock.now();
-        if let Err(Trouble::Paused { left }) = outcome {
+        if let Err(JobError::Paused { left }) = outcome {
             return left;
         }
         self.metrics.job(job, outcome.is_ok());
@@ -316,13 +316,13 @@ impl Context {
                 rest.unwrap_or(STANDBY)
             }
             // Losing a race to another process is no trouble.
-            Err(trouble @ Trouble::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
+            Err(trouble @ JobError::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
             // Told where it is found out.
-            Err(Trouble::Store(StoreError::Unbound)) => STANDBY,
+            Err(JobError::Store(StoreError::Unbound)) => STANDBY,
             Err(trouble) => {
                 self.jobs.note(job, "trouble", Some(trouble.to_string()), now);
                 self.pass_on_pause(job, &trouble).await;
-                let rest = trouble.rest(*failures, self.dice());
+                let rest = trouble.rest(*failures, self.jitter());
                 *failures = failures.saturating_add(1);
                 rest
             }
@@ -331,8 +331,8 @@ impl Context {
 
     /// How long to rest after a step that did not go well, `failures` times in a row.
     #[must_use]
-    pub fn rest_after(&self, trouble: &Trouble, failures: u32) -> Duration {
-        trouble.rest(failures, self.dice())
+    pub fn rest_after(&self, trouble: &JobError, failures: u32) -> Duration {
+        trouble.rest(failures, self.jitter())
     }
 
     /// Lets another process have a job that is done.
@@ -357,12 +357,12 @@ mod tests {
 
     #[test]
     fn rests_grow_are_bounded_and_heed_workos() {
-        let failed = |retry_after| Trouble::Api(ApiError::Unavailable { why: String::new(), retry_after });
+        let failed = |retry_after| JobError::Api(ApiError::Unavailable { why: String::new(), retry_after });
         let rests: Vec<Duration> = (0..9).map(|failures| failed(None).rest(failures, 0.0)).collect();
         assert!(rests.is_sorted() && rests[0] >= Duration::from_millis(500), "{rests:?}");
         assert!(failed(None).rest(u32::MAX, 0.999) <= LONGEST_REST);
         let wish = Duration::from_secs(90);
         assert_eq!(failed(Some(wish)).rest(0, 0.5), wish);
-        assert_eq!(Trouble::Api(ApiError::KeyRefused(401)).rest(0, 0.5), SUSPENDED);
+        assert_eq!(JobError::Api(ApiError::KeyRefused(401)).rest(0, 0.5), SUSPENDED);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::driver::{Context, Trouble};
+use super::job::{JobContext, JobError};
 use crate::domain::event::{Event, Observation};
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
@@ -28,8 +28,8 @@ const PAGES: usize = 20;
 /// Passes when the key is this environment's, as far as a sample can tell, or the operator said that deletions are meant.
 ///
 /// # Errors
-/// [`Trouble::WrongKey`], or why it could not be told.
-pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
+/// [`JobError::WrongKey`], or why it could not be told.
+pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
     if context.store.deletions_accepted().await? {
         return Ok(());
     }
@@ -49,7 +49,7 @@ pub(super) async fn check(context: &Context) -> Result<(), Trouble> {
         sample.remove(&id);
     }
     if suspicious(&unknown, &sample) {
-        return Err(Trouble::WrongKey { sampled: sample.len(), unknown: unknown.len() });
+        return Err(JobError::WrongKey { sampled: sample.len(), unknown: unknown.len() });
     }
     Ok(())
 }
@@ -64,8 +64,8 @@ async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
 /// any server's answer to any path.
 ///
 /// # Errors
-/// [`Trouble::NotConfirmed`], or why it could not be told.
-pub(super) async fn check_reads_by_id(context: &Context) -> Result<(), Trouble> {
+/// [`JobError::NotConfirmed`], or why it could not be told.
+pub(super) async fn check_reads_by_id(context: &JobContext) -> Result<(), JobError> {
     for id in context.store.sample_live(WITNESSES).await? {
         if let Found::Live(_) = context.api.user(&id).await? {
             return Ok(());
@@ -73,11 +73,11 @@ pub(super) async fn check_reads_by_id(context: &Context) -> Result<(), Trouble> 
     }
     let listed = context.api.users(None).await?.items;
     let Some(id) = listed.iter().find_map(Observation::user_id) else {
-        return if listed.is_empty() { Ok(()) } else { Err(Trouble::NotConfirmed) };
+        return if listed.is_empty() { Ok(()) } else { Err(JobError::NotConfirmed) };
     };
     match context.api.user(id).await? {
         Found::Live(_) => Ok(()),
-        Found::Unknown { .. } => Err(Trouble::NotConfirmed),
+        Found::Unknown { .. } => Err(JobError::NotConfirmed),
     }
 }
 
@@ -87,10 +87,10 @@ fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
 
 /// Those of `unknown` whose deletion the Events API lists.
 async fn deleted_since(
-    context: &Context,
+    context: &JobContext,
     since: Option<Timestamp>,
     unknown: &BTreeSet<String>,
-) -> Result<BTreeSet<String>, Trouble> {
+) -> Result<BTreeSet<String>, JobError> {
     let since = since.map(|since| since.plus_seconds(-OVERLAP));
     let mut deleted = BTreeSet::new();
     let mut last: Option<String> = None;
@@ -106,7 +106,11 @@ async fn deleted_since(
     Ok(deleted)
 }
 
-async fn deletions(context: &Context, since: Option<Timestamp>, last: Option<&str>) -> Result<Page<Event>, ApiError> {
+async fn deletions(
+    context: &JobContext,
+    since: Option<Timestamp>,
+    last: Option<&str>,
+) -> Result<Page<Event>, ApiError> {
     let types = ["user.deleted".to_owned()];
     let start = match (last, since) {
         (Some(last), _) => Start::After(last),

@@ -1,4 +1,4 @@
-//! A slice of observations and the transaction that applies it: lock, decide, write, record, erase.
+//! A batch of observations and the transaction that applies it: lock, decide, write, record, erase.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use super::verdict::{Life, Verdict, inbox_event, judge, news, sign_in};
-use super::{Applied, Then};
+use super::{Applied, FollowUp};
 use crate::domain::change::Difference;
 use crate::domain::decide::Stored;
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
@@ -15,20 +15,20 @@ use crate::store::users::Locked;
 use crate::store::walks::Scan;
 use crate::store::{StoreError, Work, changes, erasure, events, sign_ins, users, walks};
 
-/// What a slice does to the inbox.
+/// What a batch does to the inbox.
 #[derive(Clone, Copy)]
 pub(super) enum Inbox {
     /// Enters its events.
     Record(Origin),
     /// Settles those of its observations that are in quarantine.
-    Settle,
+    Retry,
 }
 
 /// Observations that one transaction applies, and how.
-pub(super) struct Slice<'a, T> {
+pub(super) struct Batch<'a, T> {
     pub(super) inbox: Inbox,
     pub(super) observations: &'a [Observation],
-    /// The outcomes of earlier parts, where a slice had to be split.
+    /// The outcomes of earlier parts, where a batch had to be split.
     before: &'a [Applied],
     /// No part follows: `then` is done in this transaction.
     pub(super) is_last: bool,
@@ -41,35 +41,35 @@ pub(super) struct Slice<'a, T> {
     then: &'a T,
 }
 
-impl<T> Clone for Slice<'_, T> {
+impl<T> Clone for Batch<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Slice<'_, T> {}
+impl<T> Copy for Batch<'_, T> {}
 
-/// A slice that is not even tried.
-pub(super) struct Condemned<'a, T> {
-    pub(super) slice: Slice<'a, T>,
+/// A batch that is not even tried.
+pub(super) struct QuarantineBatch<'a, T> {
+    pub(super) batch: Batch<'a, T>,
     pub(super) reason: &'a str,
 }
 
-impl<T: Then> Work for Condemned<'_, T> {
+impl<T: FollowUp> Work for QuarantineBatch<'_, T> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let mut stored = self.slice.lock(connection).await?;
-        let slice = &self.slice;
-        let applied = slice.settle(connection, slice.observations, &mut stored, Some(self.reason)).await?;
-        slice.finish(connection, stored, applied).await.map(drop)
+        let mut stored = self.batch.lock(connection).await?;
+        let batch = &self.batch;
+        let applied = batch.apply_observations(connection, batch.observations, &mut stored, Some(self.reason)).await?;
+        batch.finish(connection, stored, applied).await.map(drop)
     }
 }
 
-/// The users a slice names, as the database holds them, or will once the slice is written.
+/// The users a batch names, as the database holds them, or will once the batch is written.
 type Users = BTreeMap<String, Locked>;
 
-impl<T: Then> Work for Slice<'_, T> {
+impl<T: FollowUp> Work for Batch<'_, T> {
     type Output = Vec<Applied>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
@@ -77,18 +77,18 @@ impl<T: Then> Work for Slice<'_, T> {
         let applied = if self.one_by_one {
             let mut applied = Vec::with_capacity(self.observations.len());
             for observation in self.observations {
-                applied.push(self.settle_alone(connection, observation, &mut stored).await?);
+                applied.push(self.apply_one(connection, observation, &mut stored).await?);
             }
             applied
         } else {
-            self.settle(connection, self.observations, &mut stored, None).await?
+            self.apply_observations(connection, self.observations, &mut stored, None).await?
         };
         self.finish(connection, stored, applied).await
     }
 }
 
-impl<'a, T: Then> Slice<'a, T> {
-    /// A whole slice; `then` is done in its transaction.
+impl<'a, T: FollowUp> Batch<'a, T> {
+    /// A whole batch; `then` is done in its transaction.
     pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: &'a T) -> Self {
         Self {
             inbox,
@@ -103,13 +103,13 @@ impl<'a, T: Then> Slice<'a, T> {
     }
 
     /// The next part, of at most so many observations, after the ones whose outcomes are known.
-    pub(super) fn part<'b>(&self, before: &'b [Applied], length: usize) -> Slice<'b, T>
+    pub(super) fn part<'b>(&self, before: &'b [Applied], length: usize) -> Batch<'b, T>
     where
         'a: 'b,
     {
         let rest = self.observations.get(before.len()..).unwrap_or_default();
         let observations = rest.get(..length).unwrap_or(rest);
-        Slice { observations, before, is_last: observations.len() == rest.len(), ..*self }
+        Batch { observations, before, is_last: observations.len() == rest.len(), ..*self }
     }
 
     /// The same, a page of a scan.
@@ -122,7 +122,7 @@ impl<'a, T: Then> Slice<'a, T> {
         Self { one_by_one: true, ..*self }
     }
 
-    /// Locks and reads every user the slice names.
+    /// Locks and reads every user the batch names.
     async fn lock(&self, connection: &mut PgConnection) -> Result<Users, StoreError> {
         let named: BTreeSet<&str> = self.observations.iter().filter_map(Observation::user_id).collect();
         let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
@@ -145,7 +145,7 @@ impl<'a, T: Then> Slice<'a, T> {
         Ok(users)
     }
 
-    /// Takes back the places of users who are still unknown, and does what comes with the slice.
+    /// Takes back the places of users who are still unknown, and does what comes with the batch.
     async fn finish(
         &self,
         connection: &mut PgConnection,
@@ -163,7 +163,7 @@ impl<'a, T: Then> Slice<'a, T> {
         Ok(applied)
     }
 
-    async fn settle_alone(
+    async fn apply_one(
         &self,
         connection: &mut PgConnection,
         observation: &Observation,
@@ -172,7 +172,7 @@ impl<'a, T: Then> Slice<'a, T> {
         let alone = std::slice::from_ref(observation);
         let before = stored.clone();
         let mut savepoint = connection.begin().await?;
-        let applied = match self.settle(&mut savepoint, alone, stored, None).await {
+        let applied = match self.apply_observations(&mut savepoint, alone, stored, None).await {
             Ok(applied) => {
                 savepoint.commit().await?;
                 applied
@@ -181,7 +181,7 @@ impl<'a, T: Then> Slice<'a, T> {
                 savepoint.rollback().await?;
                 *stored = before;
                 let reason = format!("PostgreSQL refuses the data: SQLSTATE {sqlstate}");
-                self.settle(connection, alone, stored, Some(&reason)).await?
+                self.apply_observations(connection, alone, stored, Some(&reason)).await?
             }
             Err(error) => return Err(error),
         };
@@ -189,7 +189,7 @@ impl<'a, T: Then> Slice<'a, T> {
     }
 
     /// Decides and writes; `refused` quarantines the observations for that reason instead.
-    async fn settle(
+    async fn apply_observations(
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
@@ -265,7 +265,7 @@ impl<'a, T: Then> Slice<'a, T> {
         let receipts: Vec<Receipt<'_>> = receipts.into_values().map(|(_, receipt)| receipt).collect();
         let new = match self.inbox {
             Inbox::Record(origin) => events::record(connection, origin, &receipts).await?,
-            Inbox::Settle => events::settle(connection, &receipts).await?,
+            Inbox::Retry => events::settle(connection, &receipts).await?,
         };
         for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
             if let Observation::Event(event) = observation {
