@@ -13,8 +13,7 @@
 //! AUTHKIT_DATABASE_URL=… NOTES_DATABASE_URL=… WORKOS_CLIENT_ID=… WORKOS_API_KEY=… cargo run --example notes
 //! ```
 
-use authkit_sync::workos::api::ApiKey;
-use authkit_sync::{AuthKit, AuthUser};
+use authkit_sync::{ApiKey, AuthKit, AuthUser};
 use axum::extract::{FromRef, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -70,8 +69,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::env::var_os(name).and_then(|value| value.into_string().ok()).ok_or(format!("{name} is not set"))
     };
     let authkits = PgPool::connect(&variable("AUTHKIT_DATABASE_URL")?).await?;
-    authkit_sync::store::migrations::run(&authkits).await?;
-    for statement in authkit_sync::store::roles::assert(&authkits).await? {
+    authkit_sync::run_migrations(&authkits).await?;
+    for statement in authkit_sync::assert_roles(&authkits).await? {
         eprintln!("this role lacks the privilege for a statement; let a superuser run it: {statement}");
     }
     let builder = AuthKit::builder(authkits, variable("WORKOS_CLIENT_ID")?);

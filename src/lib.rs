@@ -2,32 +2,114 @@
 //!
 //! Start with [`AuthKit`]. The [guides](docs) explain how to read users, react to changes and run the service, and how the code
 //! is organized: [`docs::architecture`] describes the layers and four walks through the files.
+//!
+//! Everything an application needs is exported here, at the root. The tests, the benches and the binary use more; the features
+//! `dev` and `cli` export that for them alone, without documentation and without a promise of stability.
+#![cfg_attr(
+    not(feature = "dev"),
+    expect(dead_code, unreachable_pub, unused_imports, reason = "the tests and benches, which need `dev`, use more")
+)]
 
-pub mod action_endpoint;
-pub mod actions;
-pub mod authkit;
-#[cfg(feature = "cli")]
-pub mod cli;
-#[cfg(feature = "cli")]
-pub mod config;
-#[cfg(feature = "dev")]
-pub mod dev;
 pub mod docs;
-pub mod domain;
 mod http;
-pub mod lookup;
-pub mod metrics;
-pub mod store;
 mod supervise;
-pub mod sync;
 #[cfg(feature = "cli")]
 mod telemetry;
+
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod config;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod dev;
+
+#[cfg(not(feature = "dev"))]
+mod action_endpoint;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod action_endpoint;
+
+#[cfg(not(feature = "dev"))]
+mod actions;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod actions;
+
+#[cfg(not(feature = "dev"))]
+mod authkit;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod authkit;
+
+#[cfg(not(feature = "dev"))]
+mod domain;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod domain;
+
+#[cfg(not(feature = "dev"))]
+mod lookup;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod lookup;
+
+#[cfg(not(feature = "dev"))]
+mod metrics;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod metrics;
+
+#[cfg(not(feature = "dev"))]
+mod store;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod store;
+
+#[cfg(not(feature = "dev"))]
+mod sync;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
+pub mod sync;
+
+#[cfg(not(feature = "dev"))]
+mod tokens;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
 pub mod tokens;
+
+#[cfg(not(feature = "dev"))]
+mod workos;
+#[cfg(feature = "dev")]
+#[doc(hidden)]
 pub mod workos;
 
-pub use authkit::{AuthKit, AuthUser};
-pub use domain::change::Change;
+// The types of sqlx in our signatures, such as `PgPool`, are those of this version.
+pub use sqlx;
+
+pub use action_endpoint::{ActionEndpoint, EndpointError, OnFailure};
+pub use actions::{HandlerError, Opinion};
+pub use authkit::{AuthKit, AuthUser, BuildError, Builder, Rejection, RunError};
+pub use domain::action::{Action, ActionContext, ActionKind, Invitation, Verdict};
+pub use domain::action_rules::{Rule, RuleError, Rules, Who};
+pub use domain::change::{Cause, Change, ChangeKind, Difference, NotAPosition, Position};
+pub use domain::clock::Clock;
+pub use domain::event::Origin;
+pub use domain::timestamp::Timestamp;
+pub use domain::user::User;
+pub use lookup::LookupError;
+pub use store::fitness::Unfit;
 pub use store::lent::Tx;
+pub use store::migrations::{MigrationsError, run as run_migrations};
+pub use store::roles::assert as assert_roles;
+pub use store::{Pool, StoreError};
+pub use sync::feed::FeedError;
+pub use sync::handlers::Handle;
+pub use tokens::{Identity, KeyFetchError, KeySource, TokenError};
+pub use workos::api::ApiKey;
+pub use workos::signature::Secret;
 
 /// The doctests compile the README's examples.
 #[cfg(doctest)]

@@ -24,8 +24,8 @@ impl Builder {
     /// application's own panic hook).
     ///
     /// ```
-    /// # use authkit_sync::authkit::Builder;
-    /// use authkit_sync::domain::action::Verdict;
+    /// # use authkit_sync::Builder;
+    /// use authkit_sync::Verdict;
     ///
     /// # fn example(builder: Builder) -> Builder {
     /// builder.on_action(|action| async move {

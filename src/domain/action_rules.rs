@@ -54,7 +54,7 @@ impl fmt::Debug for Rule {
 /// Rules in order. As text, one after the other, separated by semicolons or line breaks:
 ///
 /// ```
-/// use authkit_sync::domain::action_rules::Rules;
+/// use authkit_sync::Rules;
 ///
 /// let rules: Rules = r#"
 ///     deny registration @gmail.com "Please sign up with your work address."
