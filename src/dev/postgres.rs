@@ -242,7 +242,7 @@ impl PrivatePostgres {
         self.wait_until_ready(&log_path)
     }
 
-    /// The eighth line of `postmaster.pid` says `ready` once connections are taken.
+    /// The eighth line of `postmaster.pid` says `ready`, or `standby` on a standby, once connections are taken.
     fn wait_until_ready(&mut self, log: &Path) -> Result<(), PostgresError> {
         let deadline = Instant::now() + STATE_CHANGE_TIMEOUT;
         let state = self.data.join("postmaster.pid");
@@ -258,7 +258,9 @@ impl PrivatePostgres {
             let own = running.postgres.id().to_string();
             let text = fs::read_to_string(&state).unwrap_or_default();
             let mut lines = text.lines();
-            if lines.next() == Some(own.as_str()) && lines.nth(6).is_some_and(|line| line.trim() == "ready") {
+            if lines.next() == Some(own.as_str())
+                && lines.nth(6).is_some_and(|line| ["ready", "standby"].contains(&line.trim()))
+            {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));

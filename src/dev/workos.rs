@@ -179,6 +179,12 @@ impl SimulatedWorkos {
         self.0.fault_injector.requests(path)
     }
 
+    /// How often API clients have asked for anything.
+    #[must_use]
+    pub fn all_requests(&self) -> usize {
+        self.0.fault_injector.all_requests()
+    }
+
     /// The deliveries that are held, which from now on are the caller's to make.
     #[must_use]
     pub fn take_held(&self) -> Vec<Held> {

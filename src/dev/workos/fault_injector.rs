@@ -144,6 +144,11 @@ impl FaultInjector {
         self.inner(|inner| inner.requests.get(path).copied().unwrap_or_default())
     }
 
+    /// Requests made so far, whatever their path.
+    pub(super) fn all_requests(&self) -> usize {
+        self.inner(|inner| inner.requests.values().sum())
+    }
+
     /// How long before its change an event says that it was made.
     pub(super) fn late_by(&self) -> Option<Duration> {
         self.inner(|Inner { faults, random, .. }| {

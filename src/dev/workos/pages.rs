@@ -70,10 +70,15 @@ impl Window {
         self.faults.retention_s.map(|seconds| self.now.plus_seconds(-i64::from(seconds)))
     }
 
-    fn shows(&self, event: &Object) -> bool {
-        let created_at = Timestamp::parse(text(event, "created_at"));
+    /// An event that is not listed yet. Nothing after it is listed either, however late it is: a cursor would pass this one.
+    fn holds_back(&self, event: &Object) -> bool {
         let newest = self.now.minus(Duration::from_millis(self.faults.hold_back_ms));
-        created_at.is_none_or(|at| at <= newest && self.oldest().is_none_or(|oldest| at >= oldest))
+        Timestamp::parse(text(event, "created_at")).is_some_and(|at| at > newest)
+    }
+
+    fn remembers(&self, event: &Object) -> bool {
+        let created_at = Timestamp::parse(text(event, "created_at"));
+        created_at.is_none_or(|at| self.oldest().is_none_or(|oldest| at >= oldest))
     }
 
     /// Whether a list can begin behind this event.
@@ -118,12 +123,16 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
         types.contains(&text(event, "event"))
             && after.is_none_or(|after| text(event, "id") > after)
             && recent
-            && window.shows(event)
+            && window.remembers(event)
     };
+    let shown = events.iter().take_while(|event| !window.holds_back(event)).filter(wanted);
     let mut rest: Vec<&Object> = if window.faults.backwards {
-        events.iter().rev().filter(wanted).take(limit + 1).collect()
+        let mut all: Vec<&Object> = shown.collect();
+        all.reverse();
+        all.truncate(limit + 1);
+        all
     } else {
-        events.iter().filter(wanted).take(limit + 1).collect()
+        shown.take(limit + 1).collect()
     };
     let more = rest.len() > limit;
     rest.truncate(limit);

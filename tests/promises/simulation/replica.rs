@@ -1,5 +1,6 @@
 //! One process of ours, which can be stepped, crash and start again.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::str::FromStr;
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use authkit_sync::authkit::Builder;
 use authkit_sync::dev::workos::{Held, SimulatedWorkos};
 use authkit_sync::domain::change::ChangeKind;
 use authkit_sync::domain::clock::Clock;
@@ -22,14 +24,30 @@ use authkit_sync::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHan
 use authkit_sync::sync::housekeeping::Housekeeping;
 use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
+use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::signature::Secret;
 use authkit_sync::{AuthKit, Change, Tx};
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tower::ServiceExt;
+
+/// Connections of one process to the database. Its receiver and its jobs share them.
+pub(super) const POOL: u32 = 4;
+
+/// Nobody shows a token here; and a client for the keys would be made for nothing with each process.
+struct NoKeys;
+
+impl KeySource for NoKeys {
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
+        async { Err(KeyFetchError::new("there are no keys")) }.boxed()
+    }
+}
 
 /// Polls a future so often at most; `None` when it was cut off, as by `kill -9`.
 pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Output> {
@@ -45,7 +63,52 @@ pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Out
     .await
 }
 
+/// The jobs that ask WorkOS, and the one that does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JobKind {
+    CatchUp,
+    Backfill,
+    Reconcile,
+    Housekeeping,
+}
+
+impl JobKind {
+    pub(super) const ALL: [Self; 4] = [Self::CatchUp, Self::Backfill, Self::Reconcile, Self::Housekeeping];
+
+    /// Mostly catch-up.
+    pub(super) fn any(random: &mut fastrand::Rng) -> Self {
+        let job = random.usize(0..8);
+        Self::ALL[job.saturating_sub(4)]
+    }
+
+    /// Its name in the process's status.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::CatchUp => CatchUp::NAME,
+            Self::Backfill => Backfill::NAME,
+            Self::Reconcile => Reconcile::NAME,
+            Self::Housekeeping => Housekeeping::NAME,
+        }
+    }
+}
+
+/// How a process of ours is started.
+pub(super) struct Start<'a> {
+    pub(super) url: &'a str,
+    pub(super) workos: &'a SimulatedWorkos,
+    /// Which of the world's environments that is.
+    pub(super) environment: usize,
+    pub(super) now: Timestamp,
+    pub(super) seed: u64,
+    /// Webhooks and catch-up both bring events.
+    pub(super) both_feeds: bool,
+    /// The database timeout.
+    pub(super) timeout: Duration,
+}
+
 pub(super) struct Replica {
+    /// The environment whose client ID it was started with.
+    pub(super) environment: usize,
     pub(super) clock: Clock,
     pub(super) context: JobContext,
     pub(super) catch_up: CatchUp,
@@ -54,48 +117,99 @@ pub(super) struct Replica {
     pub(super) housekeeping: Housekeeping,
     /// Each handler's two loops.
     pub(super) handlers: Vec<(FeedLoop, BacklogLoop)>,
+    /// Steps since its database was given to another environment.
+    pub(super) unaware: u32,
+    /// Until when each job rests.
+    due: BTreeMap<&'static str, Timestamp>,
     pool: PgPool,
-    router: Router,
+    receiver: Receiver,
+}
+
+/// The HTTP side of a process. Many a process ends before it is asked for anything, and building one takes a while.
+enum Receiver {
+    Configured(Option<Box<Builder>>),
+    Built(Router),
+}
+
+impl Receiver {
+    fn router(&mut self) -> Router {
+        if let Self::Configured(builder) = self {
+            *self = Self::Built(builder.take().unwrap().build().unwrap().router());
+        }
+        let Self::Built(router) = self else { unreachable!("it was built") };
+        router.clone()
+    }
 }
 
 impl Replica {
-    pub(super) fn start(url: &str, workos: &SimulatedWorkos, now: Timestamp, seed: u64, both_feeds: bool) -> Self {
-        let options = PgConnectOptions::from_str(url).unwrap();
-        let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
-        let clock = Clock::manual(now);
+    pub(super) fn start(start: &Start<'_>) -> Self {
+        let Start { workos, seed, timeout, .. } = *start;
+        let options = PgConnectOptions::from_str(start.url).unwrap();
+        let pool = PgPoolOptions::new().max_connections(POOL).connect_lazy_with(options);
+        let clock = Clock::manual(start.now);
         let metrics = Arc::new(Metrics::default());
-        let store = Store::new(pool.clone(), pool.clone(), &workos.client_id(), Duration::from_secs(20));
+        let store = Store::new(pool.clone(), pool.clone(), &workos.client_id(), timeout);
         let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
         let context = JobContext::new(store, api, clock.clone(), metrics, seed);
         let types = ["user.created", "user.updated", "user.deleted", "session.created"].map(str::to_owned).to_vec();
-        let authkit = AuthKit::builder(pool.clone(), workos.client_id())
+        let receiver = AuthKit::builder(pool.clone(), workos.client_id())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
-            .clock(clock.clone())
-            .build()
-            .unwrap();
+            .key_source(Arc::new(NoKeys))
+            .database_timeout(timeout)
+            .clock(clock.clone());
         let day = Duration::from_secs(86_400);
         Self {
+            environment: start.environment,
             clock,
             catch_up: CatchUp::new(context.clone(), types.clone(), Duration::ZERO),
             backfill: Backfill::new(context.clone(), false),
             // The database's clock, which no world can set, says when one is due: always.
             reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(Duration::ZERO)),
-            housekeeping: Housekeeping::new(context.clone(), 90 * day, both_feeds.then_some(types)),
+            housekeeping: Housekeeping::new(context.clone(), 30 * day, start.both_feeds.then_some(types)),
             handlers: handlers(&context, seed),
+            unaware: 0,
+            due: BTreeMap::new(),
             context,
-            router: authkit.router(),
+            receiver: Receiver::Configured(Some(Box::new(receiver))),
             pool,
         }
     }
 
     /// One step of one job; `None` when it was cut off.
-    pub(super) async fn step(&self, job: u64, polls: usize) -> Option<Duration> {
-        match job % 8 {
-            0..5 => cut_off(polls, self.catch_up.tick()).await,
-            5 => cut_off(polls, self.backfill.tick()).await,
-            6 => cut_off(polls, self.reconcile.tick()).await,
-            _ => cut_off(polls, self.housekeeping.tick()).await,
+    pub(super) async fn step(&self, job: JobKind, polls: usize) -> Option<Duration> {
+        match job {
+            JobKind::CatchUp => cut_off(polls, self.catch_up.tick()).await,
+            JobKind::Backfill => cut_off(polls, self.backfill.tick()).await,
+            JobKind::Reconcile => cut_off(polls, self.reconcile.tick()).await,
+            JobKind::Housekeeping => cut_off(polls, self.housekeeping.tick()).await,
         }
+    }
+
+    /// What a process does every few seconds, also while it rests.
+    pub(super) async fn keep(&self) {
+        self.catch_up.keep().await;
+        self.backfill.keep().await;
+        self.reconcile.keep().await;
+        self.housekeeping.keep().await;
+    }
+
+    /// Whether a job rests, because its last step failed.
+    pub(super) fn rests(&self, job: JobKind, now: Timestamp) -> bool {
+        self.due.get(job.name()).is_some_and(|due| now < *due)
+    }
+
+    /// A process rests after a failure for as long as its step said. Other rests are left out: the world is impatient.
+    pub(super) fn note_rest(&mut self, job: JobKind, now: Timestamp, rest: Duration) {
+        if self.trouble(job).is_some() {
+            self.due.insert(job.name(), now.plus_micros(rest.as_micros().try_into().unwrap()));
+        } else {
+            self.due.remove(job.name());
+        }
+    }
+
+    /// What is wrong with a job, after its last step.
+    pub(super) fn trouble(&self, job: JobKind) -> Option<String> {
+        self.context.jobs.standing().get(job.name()).and_then(|status| status.trouble.clone())
     }
 
     /// One step of a handler, along the feed or through its backlog; `None` when it was cut off.
@@ -105,10 +219,10 @@ impl Replica {
     }
 
     /// Takes a webhook that was signed at `now`; the status, or `None` when the process died under it.
-    pub(super) async fn take(&self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
+    pub(super) async fn take(&mut self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
         let request = Request::post("/workos/webhook").header("workos-signature", held.sign(now));
         let request = request.body(Body::from(held.body.clone())).unwrap();
-        let answer = cut_off(polls, self.router.clone().oneshot(request)).await?;
+        let answer = cut_off(polls, self.receiver.router().oneshot(request)).await?;
         Some(answer.unwrap().status().as_u16())
     }
 

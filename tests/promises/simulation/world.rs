@@ -1,26 +1,24 @@
-//! WorkOS, the network, the database, and what befalls them.
+//! The application's processes, two environments of WorkOS, a database, and one step after the other.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use authkit_sync::dev::postgres::PrivatePostgres;
-use authkit_sync::dev::workos::{ApiFaults, Faults, Held, Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
-use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::store::handler_admin::NewHandler;
 use authkit_sync::store::migrations;
-use authkit_sync::store::walks::Kind;
-use authkit_sync::sync::job::{Job, JobError};
-use authkit_sync::sync::reconcile::ReconcileStep;
-use serde_json::{Map, Value, json};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
-use super::replica::Replica;
+use super::environment::Environment;
+use super::invariants::Seen;
+use super::replica::{JobKind, Replica, Start};
 
-const ALWAYS: usize = usize::MAX;
+pub(super) const ALWAYS: usize = usize::MAX;
+
+/// The database timeout, unless a mishap is about it.
+pub(super) const PATIENT: Duration = Duration::from_secs(20);
 
 /// What brings events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,71 +29,83 @@ pub(super) enum Feeds {
 }
 
 pub(super) struct World<'a> {
-    feeds: Feeds,
-    random: fastrand::Rng,
-    server: &'a mut PrivatePostgres,
-    url: String,
-    /// Sees everything and changes nothing but leases.
-    pool: PgPool,
-    clock: Clock,
-    workos: SimulatedWorkos,
-    replicas: Vec<Replica>,
-    /// Deliveries to be made, and how often each was tried.
-    deliveries: Vec<(Held, u32)>,
-    /// Everybody who ever lived: their last word, and when they were deleted.
-    last_words: BTreeMap<String, (Value, Option<Timestamp>)>,
-    /// What ended earlier was never heard of.
-    heard_since: Timestamp,
-    /// Catch-up has begun.
-    reads: bool,
-    /// Items on a page.
-    page: usize,
-    /// WorkOS has forgotten events that we never read.
-    forgotten: bool,
+    pub(super) seed: u64,
+    pub(super) feeds: Feeds,
+    pub(super) random: fastrand::Rng,
+    pub(super) server: &'a mut PrivatePostgres,
+    pub(super) url: String,
+    /// Sees everything and changes nothing of ours but leases. A read-only server does not concern it.
+    pub(super) pool: PgPool,
+    pub(super) clock: Clock,
+    pub(super) environments: Vec<Environment>,
+    /// The environment whose client ID the database has.
+    pub(super) bound: usize,
+    pub(super) replicas: Vec<Replica>,
+    /// What was seen in the database so far.
+    pub(super) seen: Seen,
+    /// Until when WorkOS asked to be left alone, by job.
+    pub(super) pauses: BTreeMap<&'static str, Timestamp>,
+    /// Time that has passed for us and not for what the database keeps, milliseconds.
+    unaged: i64,
 }
 
 impl<'a> World<'a> {
     pub(super) async fn begin(seed: u64, feeds: Feeds, server: &'a mut PrivatePostgres) -> Self {
         let url = server.url("postgres");
-        let pool = PgPoolOptions::new().max_connections(2).connect(&url).await.unwrap();
+        let options: PgConnectOptions = url.parse().unwrap();
+        let options = options.options([("default_transaction_read_only", "off")]);
+        let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+        // A world that failed may have left the server as it was, and sessions that hold locks.
+        let reset = "alter database postgres reset default_transaction_read_only;
+            select pg_terminate_backend(pid) from pg_stat_activity
+            where backend_type = 'client backend' and pid <> pg_backend_pid()";
+        sqlx::raw_sql(reset).execute(&pool).await.unwrap();
         migrations::run(&pool).await.unwrap();
         sqlx::raw_sql(CLEAN).execute(&pool).await.unwrap();
-        let clock = Clock::manual(Timestamp::parse("2026-09-01T08:00:00Z").unwrap());
-        let listen = (Ipv4Addr::LOCALHOST, 0).into();
-        let workos = SimulatedWorkos::start(Options { listen, clock: clock.clone(), seed, state: None }).await.unwrap();
-        workos.set_faults(Faults { hold: true, ..Faults::default() });
+        // The database's clock is the real one.
+        let clock = Clock::manual(Clock::system().now().plus_seconds(-7_210));
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut environment = Environment::start(&clock, seed, false).await;
+        // Some lived before anybody listened.
+        let before = if feeds == Feeds::WebhooksOnly { 0 } else { random.u8(0..8) };
+        for _ in 0..before {
+            environment.history(&mut random);
+            clock.set(clock.now().plus_seconds(1));
+        }
+        clock.set(clock.now().plus_seconds(7_200));
+        environment.heard_since = clock.now();
+        environment.receives = feeds != Feeds::CatchUpOnly;
         let mut world = Self {
+            seed,
             feeds,
-            random: fastrand::Rng::with_seed(seed),
+            random,
             server,
             url,
             pool,
-            clock: clock.clone(),
-            workos,
+            clock,
+            environments: vec![environment],
+            bound: 0,
             replicas: Vec::new(),
-            deliveries: Vec::new(),
-            last_words: BTreeMap::new(),
-            heard_since: clock.now(),
-            reads: false,
-            page: usize::try_from(seed % 4).unwrap() + 1,
-            forgotten: false,
+            seen: Seen::default(),
+            pauses: BTreeMap::new(),
+            unaged: 0,
         };
-        world.workos.set_api_faults(world.calm());
-        // Some lived before anybody listened.
-        if feeds != Feeds::WebhooksOnly {
-            for _ in 0..world.random.u8(0..8) {
-                world.history();
-            }
-            world.pass(7_200_000);
-        }
-        world.heard_since = world.clock.now();
-        world.workos.add_endpoint("http://held.invalid/");
+        world.bind().await;
         for _ in 0..2 {
-            let replica = world.replica();
+            let replica = world.replica(PATIENT);
             world.replicas.push(replica);
         }
         world.application().await;
         world
+    }
+
+    /// Records the client ID, as the first start does once WorkOS publishes keys for it.
+    async fn bind(&self) {
+        sqlx::query("insert into workos.environment (client_id) values ($1)")
+            .bind(self.here().workos.client_id())
+            .execute(&self.pool)
+            .await
+            .unwrap();
     }
 
     /// The application's handlers; see `Replica`.
@@ -113,16 +123,40 @@ impl<'a> World<'a> {
         store.add_handler(&log).await.unwrap();
     }
 
-    fn replica(&mut self) -> Replica {
-        let seed = self.random.u64(..);
-        Replica::start(&self.url, &self.workos, self.clock.now(), seed, self.feeds == Feeds::Both)
+    /// The environment whose database it is.
+    pub(super) fn here(&self) -> &Environment {
+        &self.environments[self.bound]
     }
 
-    fn pass(&self, millis: i64) {
+    pub(super) fn here_mut(&mut self) -> &mut Environment {
+        &mut self.environments[self.bound]
+    }
+
+    /// A process of the environment whose database it is.
+    fn replica(&mut self, timeout: Duration) -> Replica {
+        let seed = self.random.u64(..);
+        Replica::start(&Start {
+            url: &self.url,
+            workos: &self.here().workos,
+            environment: self.bound,
+            now: self.clock.now(),
+            seed,
+            both_feeds: self.feeds == Feeds::Both,
+            timeout,
+        })
+    }
+
+    /// It was started for an environment whose database this no longer is.
+    pub(super) fn is_stray(&self, at: usize) -> bool {
+        self.replicas[at].environment != self.bound
+    }
+
+    pub(super) fn pass(&mut self, millis: i64) {
         self.clock.set(self.clock.now().plus_micros(millis * 1_000));
         for replica in &self.replicas {
             replica.clock.set(replica.clock.now().plus_micros(millis * 1_000));
         }
+        self.unaged += millis;
     }
 
     /// Everything that can happen, in any order.
@@ -135,11 +169,18 @@ impl<'a> World<'a> {
                 56..78 => self.deliver().await,
                 78..88 => self.pass_some(),
                 88..92 => self.weather(),
-                92..96 => self.crash().await,
-                _ => self.mishap().await,
+                92..96 => {
+                    let at = self.some_replica();
+                    self.restart(at).await;
+                }
+                _ => Box::pin(self.mishap()).await,
             }
             self.look().await;
         }
+    }
+
+    pub(super) fn some_replica(&mut self) -> usize {
+        self.random.usize(0..self.replicas.len())
     }
 
     fn pass_some(&mut self) {
@@ -152,45 +193,15 @@ impl<'a> World<'a> {
     }
 
     /// Something happens to a user at WorkOS; often in the same millisecond as what was before.
-    fn history(&mut self) {
-        if self.random.u8(0..4) > 0 {
+    pub(super) fn history(&mut self) {
+        let faults = &self.here().faults;
+        // A late event, or a snapshot with a wrong date, has no order among changes of the same millisecond.
+        let must_pass = faults.late > 0 || faults.date_offset_s != 0;
+        if must_pass || self.random.u8(0..4) > 0 {
             let millis = self.random.i64(1..2_000);
             self.pass(millis);
         }
-        let alive: Vec<String> =
-            self.last_words.iter().filter(|(_, (_, deleted))| deleted.is_none()).map(|(id, _)| id.clone()).collect();
-        let somebody = self.random.choice(&alive).cloned();
-        let name = format!("name {}", self.random.u16(..));
-        match (somebody, self.random.u8(0..20)) {
-            (None, _) | (_, 0..6) if self.last_words.len() < 14 => {
-                let email = format!("{}@example.test", self.random.u64(..));
-                let user = self.workos.create_user(&object(json!({"email": email, "first_name": name}))).unwrap();
-                self.last_words.insert(user["id"].as_str().unwrap().to_owned(), (user, None));
-            }
-            (Some(id), 0..15) => {
-                let user = self.workos.update_user(&id, &object(json!({"first_name": name}))).unwrap();
-                self.last_words.insert(id, (user, None));
-            }
-            (Some(id), 15..17) => {
-                self.workos.delete_user(&id).unwrap();
-                let (word, _) = self.last_words.remove(&id).unwrap();
-                self.last_words.insert(id, (word, Some(self.clock.now())));
-            }
-            (Some(id), 17..19) => {
-                self.workos.sign_in(&id).unwrap();
-                let now = json!(self.clock.now());
-                self.last_words.get_mut(&id).unwrap().0["last_sign_in_at"] = now;
-            }
-            (Some(id), _) => {
-                let data = json!({"object": "organization_membership", "id": "om_1", "user_id": id});
-                let _ = self.workos.emit("organization_membership.created", data);
-            }
-            (None, _) => {}
-        }
-        let made = self.workos.take_held();
-        if self.feeds != Feeds::CatchUpOnly {
-            self.deliveries.extend(made.into_iter().map(|held| (held, 0)));
-        }
+        self.environments[self.bound].history(&mut self.random);
     }
 
     /// A replica does a step of a job, or begins to.
@@ -198,24 +209,42 @@ impl<'a> World<'a> {
         if self.feeds == Feeds::WebhooksOnly {
             return;
         }
-        let at = self.random.usize(0..self.replicas.len());
+        let (at, job) = (self.some_replica(), JobKind::any(&mut self.random));
         let polls = if self.random.u8(0..8) == 0 { self.random.usize(1..60) } else { ALWAYS };
-        let job = self.random.u64(..);
+        self.step_job(at, job, polls).await;
+    }
+
+    /// A step of a job, unless the process rests after a failure. A process that is cut off is started again.
+    pub(super) async fn step_job(&mut self, at: usize, job: JobKind, polls: usize) {
+        if self.replicas[at].rests(job, self.clock.now()) {
+            return;
+        }
+        self.age_leases().await;
+        if self.is_stray(at) {
+            return self.step_stray(at, job, polls).await;
+        }
+        let before = self.here().workos.all_requests();
         let done = self.replicas[at].step(job, polls).await;
-        if done.is_none() {
-            self.restart(at).await;
+        let asked = self.here().workos.all_requests() > before;
+        self.pause_is_kept(job, asked, done.is_some());
+        match done {
+            Some(rest) => self.replicas[at].note_rest(job, self.clock.now(), rest),
+            None => self.restart(at).await,
         }
     }
 
     /// A handler does a step, or begins to.
     async fn handle(&mut self) {
-        let at = self.random.usize(0..self.replicas.len());
+        let at = self.some_replica();
         let polls = if self.random.u8(0..4) == 0 { self.random.usize(1..120) } else { ALWAYS };
         let which = self.random.usize(..);
         if self.random.bool() {
             self.backlogs_are_due().await;
         }
-        if self.random.u8(0..4) > 0 {
+        if self.is_stray(at) {
+            return self.handle_at_stray(at, which).await;
+        }
+        if self.random.u8(0..4) > 0 || (0..self.replicas.len()).any(|at| self.is_stray(at)) {
             if self.replicas[at].handle(which, polls).await.is_none() {
                 self.restart(at).await;
             }
@@ -232,18 +261,24 @@ impl<'a> World<'a> {
 
     /// A delivery is tried: any of those that are open, perhaps at a process that dies under it, perhaps once too often.
     async fn deliver(&mut self) {
-        if self.deliveries.is_empty() {
+        // Endpoints stay configured at an environment whose database this no longer is.
+        let elsewhere = self.random.u8(0..8) == 0;
+        let from = if elsewhere { self.random.usize(0..self.environments.len()) } else { self.bound };
+        if self.environments[from].deliveries.is_empty() {
             return;
         }
-        let which = self.random.usize(0..self.deliveries.len());
-        let at = self.random.usize(0..self.replicas.len());
+        let which = self.random.usize(0..self.environments[from].deliveries.len());
+        let at = self.some_replica();
         let polls = if self.random.u8(0..10) == 0 { self.random.usize(1..60) } else { ALWAYS };
-        let (held, tried) = &mut self.deliveries[which];
-        *tried += 1;
-        let status = self.replicas[at].take(held, self.clock.now(), polls).await;
-        let gives_up = *tried >= 6 && self.feeds == Feeds::Both;
+        self.environments[from].deliveries[which].1 += 1;
+        let (held, tried) = self.environments[from].deliveries[which].clone();
+        if from != self.bound || self.is_stray(at) {
+            return self.deliver_astray(&held, at).await;
+        }
+        let status = self.replicas[at].take(&held, self.clock.now(), polls).await;
+        let gives_up = tried >= 6 && self.feeds == Feeds::Both;
         if (status == Some(200) && self.random.u8(0..6) > 0) || gives_up {
-            self.deliveries.swap_remove(which);
+            self.here_mut().deliveries.swap_remove(which);
         } else if status.is_some_and(|status| status != 200) {
             assert!(matches!(status, Some(401 | 503)), "{status:?}");
         }
@@ -252,243 +287,54 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The API behaves differently from now on.
-    fn weather(&mut self) {
-        let chance = self.random.u8(0..3) * 15;
-        let mut faults = ApiFaults { hold_back_ms: self.random.u64(0..12_000), ..self.calm() };
-        match self.random.u8(0..8) {
-            0 => faults.rate_limit = chance,
-            1 => faults.error = chance,
-            2 => faults.cut = chance,
-            3 => faults.garbage = chance,
-            4 => faults.refuse_key = true,
-            5 => faults.lists_start_over = true,
-            6 => faults.lost_cursors_start_over = true,
-            _ => faults.unknown_types = vec!["session.created".to_owned()],
-        }
-        self.workos.set_api_faults(faults);
-    }
-
-    /// Nothing goes wrong; but pages are short, so that there are many.
-    fn calm(&self) -> ApiFaults {
-        let retention_s = self.forgotten.then_some(31 * 86_400);
-        // Whoever forgets may refuse the cursor, or say nothing and begin anew.
-        let lost_cursors_start_over = self.forgotten && self.page.is_multiple_of(2);
-        ApiFaults { page_limit: Some(self.page), retention_s, lost_cursors_start_over, ..ApiFaults::default() }
-    }
-
-    async fn crash(&mut self) {
-        let at = self.random.usize(0..self.replicas.len());
-        self.restart(at).await;
-    }
-
     /// Another process in its place; often it takes a while until its leases have run out.
-    async fn restart(&mut self, at: usize) {
-        let fresh = self.replica();
-        std::mem::replace(&mut self.replicas[at], fresh).end().await;
+    pub(super) async fn restart(&mut self, at: usize) {
+        self.restart_with(at, PATIENT).await;
         if self.random.bool() {
             self.expire_leases().await;
         }
     }
 
-    async fn expire_leases(&self) {
-        let expire = "update workos.leases set expires_at = now() - interval '1 second', not_before = null";
-        // The pool may hold a connection that a mishap has closed.
-        while sqlx::query(expire).execute(&self.pool).await.is_err() {}
+    pub(super) async fn restart_with(&mut self, at: usize, timeout: Duration) {
+        let fresh = self.replica(timeout);
+        std::mem::replace(&mut self.replicas[at], fresh).end().await;
     }
 
-    async fn mishap(&mut self) {
-        match self.random.u8(0..12) {
-            // A lease runs out under its holder.
-            0..3 => self.expire_leases().await,
-            // Every connection breaks.
-            3..6 => {
-                let kill = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()";
-                let _ = sqlx::query(kill).execute(&self.pool).await;
-            }
-            6 => {
-                self.server.pause().unwrap();
-                self.server.resume().unwrap();
-            }
-            // A clock is wrong, either way, or right again.
-            7..9 => {
-                let at = self.random.usize(0..self.replicas.len());
-                let wrong = [-86_400 * 40, -3_600, 0, 0, 3_600, 86_400 * 40];
-                let seconds = *self.random.choice(&wrong).unwrap();
-                self.replicas[at].clock.set(self.clock.now().plus_seconds(seconds));
-            }
-            9 => self.workos.lose_cursors(),
-            // We are away for longer than WorkOS retries deliveries and keeps events.
-            _ if self.feeds == Feeds::Both && !self.forgotten => {
-                self.forgotten = true;
-                for _ in 0..self.random.u8(0..12) {
-                    self.history();
-                }
-                self.deliveries.clear();
-                self.pass(40 * 86_400_000);
-                self.workos.set_api_faults(self.calm());
-            }
-            _ => {}
-        }
+    pub(super) async fn expire_leases(&self) {
+        self.insist("update workos.leases set expires_at = now() - interval '1 second'").await;
     }
 
-    /// What holds at any instant.
-    async fn look(&mut self) {
-        if self.feeds == Feeds::WebhooksOnly || self.forgotten {
+    /// What the database keeps until an instant ends with our time, although the database's own goes more slowly. Processes
+    /// renew what they hold, unless they have stalled.
+    pub(super) async fn age_leases(&mut self) {
+        if self.unaged < 1_000 {
             return;
         }
-        let place: Option<(Option<String>, Option<time::OffsetDateTime>, time::OffsetDateTime)> = loop {
-            let place = "select cursor, synced_through, range_start from workos.catch_up";
-            if let Ok(place) = sqlx::query_as(place).fetch_optional(&self.pool).await {
-                break place;
-            }
-        };
-        let Some((cursor, synced_through, range_start)) = place else { return };
-        if self.feeds == Feeds::CatchUpOnly && !self.reads {
-            self.heard_since = range_start.into();
-        }
-        self.reads = true;
-        let inbox: Vec<String> =
-            sqlx::query_scalar("select id from workos.events").fetch_all(&self.pool).await.unwrap();
-        for event in self.workos.events() {
-            let (id, event_type) = (event["id"].as_str().unwrap(), event["event"].as_str().unwrap());
-            let created_at = Timestamp::parse(event["created_at"].as_str().unwrap()).unwrap();
-            let promised = cursor.as_deref().is_some_and(|cursor| id <= cursor)
-                || synced_through.is_some_and(|through| created_at <= Timestamp::from(through));
-            let read = event_type.starts_with("user.") && created_at >= Timestamp::from(range_start);
-            assert!(!(promised && read) || inbox.iter().any(|known| known == id), "{id} was skipped");
-        }
-    }
-
-    /// Everything heals, and all that is open is done.
-    pub(super) async fn settle(&mut self) {
-        self.workos.set_api_faults(self.calm());
+        let millis = std::mem::take(&mut self.unaged);
+        let age = "update workos.leases set
+            expires_at = expires_at - interval '1 millisecond' * $1,
+            not_before = not_before - interval '1 millisecond' * $1";
+        while sqlx::query(age).bind(millis).execute(&self.pool).await.is_err() {}
         for at in 0..self.replicas.len() {
-            self.restart(at).await;
-        }
-        self.pass(60_000);
-        while let Some((held, _)) = self.deliveries.pop() {
-            let mut tries = 0;
-            while self.replicas[0].take(&held, self.clock.now(), ALWAYS).await != Some(200) {
-                tries += 1;
-                assert!(tries < 20, "{} is never taken", held.event_id);
+            if !self.is_stray(at) && self.random.u8(0..4) > 0 {
+                self.replicas[at].keep().await;
             }
         }
-        self.expire_leases().await;
-        if self.feeds != Feeds::WebhooksOnly {
-            self.catch_up().await;
-            if !self.forgotten {
-                self.compare(false).await;
-            }
-            self.reconcile().await;
-        }
-        self.compare(self.feeds != Feeds::WebhooksOnly).await;
-        self.look().await;
-        self.handle_all().await;
-        self.application_agrees().await;
     }
 
     /// As if the rests after failures were over.
-    async fn backlogs_are_due(&self) {
-        let due = "update workos.handler_backlog set due_at = now() where due_at > now()";
-        while sqlx::query(due).execute(&self.pool).await.is_err() {}
+    pub(super) async fn backlogs_are_due(&self) {
+        self.insist("update workos.handler_backlog set due_at = now() where due_at > now()").await;
     }
 
-    /// Handlers come to the end of the feed and of their backlogs.
-    async fn handle_all(&mut self) {
-        for _ in 0..400 {
-            self.backlogs_are_due().await;
-            self.expire_leases().await;
-            for (along, again) in &self.replicas[0].handlers {
-                along.tick().await;
-                again.tick().await;
-            }
-            let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
-            if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
-                assert!(standings.iter().all(|handler| handler.set_aside == 0), "{standings:?}");
+    /// The pool may hold connections that a mishap has closed.
+    pub(super) async fn insist(&self, sql: &'static str) {
+        for _ in 0..20 {
+            if sqlx::raw_sql(sql).execute(&self.pool).await.is_ok() {
                 return;
             }
         }
-        let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
-        panic!("handlers do not come to an end: {standings:?}");
-    }
-
-    /// What each handler should have written is there once, in each user's order, and its table has WorkOS's users.
-    async fn application_agrees(&self) {
-        let wrong: Vec<String> = sqlx::query_scalar(WRONG).fetch_all(&self.pool).await.unwrap();
-        assert!(wrong.is_empty(), "{wrong:?}");
-    }
-
-    async fn catch_up(&mut self) {
-        let store = self.replicas[0].context.store.clone();
-        for _ in 0..400 {
-            self.pass(100);
-            for replica in &self.replicas {
-                replica.catch_up.tick().await;
-                replica.backfill.tick().await;
-            }
-            self.look().await;
-            let trouble = self.replicas[0].context.jobs.standing();
-            let suspect = trouble.values().any(|job| job.trouble.as_ref().is_some_and(|it| it.contains("suspect")));
-            if suspect {
-                assert!(self.forgotten, "the key is suspected: {trouble:?}");
-                store.accept_deletions().await.unwrap();
-            }
-            let through = store.place().await.unwrap().and_then(|place| place.synced_through);
-            let current = through.is_some_and(|through| through > self.clock.now().plus_seconds(-60));
-            if current && store.standing(Kind::Backfill).await.unwrap().completed_at.is_some() {
-                return;
-            }
-        }
-        panic!("catch-up does not come to an end: {:?}", self.replicas[0].context.jobs.standing());
-    }
-
-    async fn reconcile(&mut self) {
-        let replica = &self.replicas[0];
-        for _ in 0..400 {
-            self.pass(100);
-            match replica.reconcile.step().await {
-                Ok(ReconcileStep::Done(_)) => return,
-                Ok(ReconcileStep::Standby) => self.expire_leases().await,
-                Ok(ReconcileStep::Going { .. }) => {}
-                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::NobodyListed { .. })
-                    if self.forgotten =>
-                {
-                    // Nobody is left at WorkOS to list; then nothing can be inferred, and this world ends undecided.
-                    if self.workos.users().is_empty() {
-                        return;
-                    }
-                    replica.context.store.accept_deletions().await.unwrap();
-                }
-                // A world in which everybody was deleted, and we know it, lists nobody.
-                Err(JobError::NobodyListed { live }) => panic!("{live} alive here, nobody at WorkOS"),
-                Err(trouble) => panic!("{trouble}"),
-            }
-        }
-        panic!("reconcile does not come to an end");
-    }
-
-    async fn compare(&self, with_sign_ins: bool) {
-        let store = &self.replicas[0].context.store;
-        for (id, (word, deleted_at)) in &self.last_words {
-            match (store.user(id).await.unwrap(), deleted_at) {
-                (Stored::Live { user, .. }, None) => {
-                    let (mut here, mut there) = (serde_json::to_value(&user).unwrap(), word.clone());
-                    if !with_sign_ins {
-                        here["last_sign_in_at"].take();
-                        there["last_sign_in_at"].take();
-                    }
-                    assert_eq!(here, there);
-                }
-                (Stored::Tombstone { deleted_at: here }, Some(there)) => {
-                    assert!(here == Some(*there) || self.forgotten, "{id}: deleted {there}, here {here:?}");
-                }
-                // Gone before anybody listened or read: nobody ever heard of them.
-                (Stored::Absent, Some(there)) if *there < self.heard_since || self.forgotten => {}
-                (_, Some(_)) if self.forgotten && self.workos.users().is_empty() => {}
-                (stored, deleted) => panic!("{id}: {stored:?} where WorkOS says {word} (deleted: {deleted:?})"),
-            }
-        }
+        panic!("the database refuses: {sql}");
     }
 
     pub(super) async fn end(self) {
@@ -496,14 +342,17 @@ impl<'a> World<'a> {
             replica.end().await;
         }
         self.pool.close().await;
-        self.workos.stop().await;
+        for environment in self.environments {
+            environment.workos.stop().await;
+        }
     }
 }
 
-/// A world begins with nothing.
+/// A world begins with nothing. The application has a mirror of users and a log; erasing a payload takes a while when a world
+/// says so; and a digest tells whether anything of ours has changed.
 const CLEAN: &str = "
     truncate workos.user_records, workos.events, workos.catch_up, workos.walks, workos.leases, workos.environment,
-        workos.changes, workos.handlers cascade;
+        workos.changes, workos.handlers, workos.erasures cascade;
     create table if not exists app_users (id text collate \"C\" primary key, name text);
     create table if not exists app_log (
         n bigint generated always as identity primary key,
@@ -519,38 +368,29 @@ const CLEAN: &str = "
             raise exception 'now and then';
         end if;
     end
+    $$;
+    create table if not exists app_slowness (erasing_ms integer);
+    truncate app_slowness;
+    create or replace function app_slowly() returns trigger language plpgsql as $$
+    begin
+        perform pg_sleep(erasing_ms / 1000.0) from public.app_slowness;
+        return new;
+    end
+    $$;
+    create or replace trigger app_slowly before update of payload on workos.events
+        for each row when (old.payload is not null and new.payload is null) execute function public.app_slowly();
+    create or replace function app_digest() returns text language plpgsql as $$
+    declare
+        name text;
+        part text;
+        digest text := '';
+    begin
+        for name in
+            select relname from pg_class where relnamespace = 'workos'::regnamespace and relkind = 'r' order by 1
+        loop
+            execute format('select md5(string_agg(t::text, '','' order by t::text)) from workos.%I as t', name) into part;
+            digest := digest || ' ' || name || ' ' || coalesce(part, '');
+        end loop;
+        return digest;
+    end
     $$";
-
-/// Everything that is not as it should be between the feed, the table, and what the application wrote.
-const WRONG: &str = "
-    with due as (
-        select name as handler, changes.position, user_id, kind
-        from workos.handlers, workos.changes
-        where changes.position > started_at and (name = 'mirror' or event_type like 'user.%' or kind in ('created', 'updated', 'deleted', 'session.created'))
-    ),
-    changed as (
-        select *, row_number() over (partition by user_id order by position) as nth, count(*) over (partition by user_id) as many
-        from workos.changes where kind in ('created', 'updated', 'deleted')
-    )
-    select 'not done: ' || due::text from due
-    where not exists (select from app_log as done where done.handler = due.handler and done.position = due.position)
-    union all
-    select 'done twice: ' || handler || ' ' || position from app_log group by handler, position, user_id having count(*) > 1
-    union all
-    select 'out of order: ' || step::text
-    from (select *, lag(position) over (partition by handler, user_id order by n) as before from app_log where user_id <> '') as step
-    where position < before
-    union all
-    select 'created late, or twice: ' || changed::text from changed where kind = 'created' and nth > 1
-    union all
-    select 'changed behind its deletion: ' || changed::text from changed where kind = 'deleted' and nth < many
-    union all
-    select 'first told as an update: ' || changed::text from changed where kind = 'updated' and nth = 1
-    union all
-    select 'the application has another: ' || coalesce(ours.id, theirs.id)
-    from app_users as ours full join workos.users as theirs on theirs.id = ours.id
-    where ours.name is distinct from theirs.first_name";
-
-fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
-}

@@ -1,0 +1,176 @@
+//! A WorkOS environment: its users, what happens to them, and the deliveries that tell of it.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use authkit_sync::dev::workos::{ApiFaults, Faults, Held, Options, SimulatedWorkos};
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::timestamp::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// Users who ever live in one environment.
+const USERS: usize = 14;
+
+/// An event, as WorkOS made it.
+pub(super) struct Made {
+    pub(super) id: String,
+    pub(super) event_type: String,
+    pub(super) created_at: Timestamp,
+    /// When it happened by the true clock. A late event's `created_at` lies before that.
+    pub(super) happened_at: Timestamp,
+}
+
+/// The last state of a user at WorkOS.
+pub(super) struct LastState {
+    pub(super) user: Value,
+    pub(super) deleted_at: Option<Timestamp>,
+    /// When that was by the deletion's event, which may be late.
+    pub(super) event_says: Option<Timestamp>,
+}
+
+impl LastState {
+    fn live(user: Value) -> Self {
+        Self { user, deleted_at: None, event_says: None }
+    }
+}
+
+pub(super) struct Environment {
+    pub(super) workos: SimulatedWorkos,
+    clock: Clock,
+    /// Everybody who ever lived.
+    pub(super) users: BTreeMap<String, LastState>,
+    /// Every event, oldest first.
+    pub(super) events: Vec<Made>,
+    /// Deliveries to be made, and how often each was tried.
+    pub(super) deliveries: Vec<(Held, u32)>,
+    /// Somebody receives webhooks.
+    pub(super) receives: bool,
+    /// Who was deleted before then is never heard of.
+    pub(super) heard_since: Timestamp,
+    /// Catch-up has begun.
+    pub(super) reads: bool,
+    /// How the API goes wrong now.
+    pub(super) faults: ApiFaults,
+    /// Items on a page.
+    page: usize,
+    /// WorkOS has forgotten events that we never read.
+    pub(super) forgotten: bool,
+    /// The database belonged to another environment for a while, which may have deleted users of this one.
+    pub(super) left: bool,
+}
+
+impl Environment {
+    pub(super) async fn start(clock: &Clock, seed: u64, receives: bool) -> Self {
+        let listen = (Ipv4Addr::LOCALHOST, 0).into();
+        let workos = SimulatedWorkos::start(Options { listen, clock: clock.clone(), seed, state: None }).await.unwrap();
+        workos.set_faults(Faults { hold: true, ..Faults::default() });
+        workos.add_endpoint("http://held.invalid/");
+        let mut environment = Self {
+            workos,
+            clock: clock.clone(),
+            users: BTreeMap::new(),
+            events: Vec::new(),
+            deliveries: Vec::new(),
+            receives,
+            heard_since: clock.now(),
+            reads: false,
+            faults: ApiFaults::default(),
+            page: usize::try_from(seed % 4).unwrap() + 1,
+            forgotten: false,
+            left: false,
+        };
+        environment.heal();
+        environment
+    }
+
+    /// The API is well again.
+    pub(super) fn heal(&mut self) {
+        self.change(self.calm());
+    }
+
+    /// How the API goes wrong from now on.
+    pub(super) fn change(&mut self, faults: ApiFaults) {
+        self.workos.set_api_faults(faults.clone());
+        self.faults = faults;
+    }
+
+    /// Nothing goes wrong; but pages are short, so that there are many.
+    pub(super) fn calm(&self) -> ApiFaults {
+        let retention_s = self.forgotten.then_some(31 * 86_400);
+        // A WorkOS that forgets events may refuse the cursor, or silently list from the beginning.
+        let lost_cursors_start_over = self.forgotten && self.page.is_multiple_of(2);
+        ApiFaults { page_limit: Some(self.page), retention_s, lost_cursors_start_over, ..ApiFaults::default() }
+    }
+
+    /// Events may be missing in the database for good; only a reconcile makes up for them.
+    pub(super) fn has_gaps(&self) -> bool {
+        self.forgotten || self.left
+    }
+
+    pub(super) fn live_users(&self) -> Vec<String> {
+        self.users.iter().filter(|(_, user)| user.deleted_at.is_none()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Something happens to a user.
+    pub(super) fn history(&mut self, random: &mut fastrand::Rng) {
+        let somebody = random.choice(&self.live_users()).cloned();
+        match (somebody, random.u8(0..20)) {
+            (None, _) | (_, 0..6) if self.users.len() < USERS => self.create(random),
+            (Some(id), 0..15) => self.rename(&id, random),
+            (Some(id), 15..17) => self.delete(&id),
+            (Some(id), 17..19) => {
+                self.workos.sign_in(&id).unwrap();
+                self.users.get_mut(&id).unwrap().user["last_sign_in_at"] = json!(self.clock.now());
+            }
+            (Some(id), _) => {
+                let data = json!({"object": "organization_membership", "id": "om_1", "user_id": id});
+                let _ = self.workos.emit("organization_membership.created", data);
+            }
+            (None, _) => {}
+        }
+        self.note_events();
+    }
+
+    fn create(&mut self, random: &mut fastrand::Rng) {
+        let email = format!("{}@example.test", random.u64(..));
+        let given = object(json!({"email": email, "first_name": name(random)}));
+        let user = self.workos.create_user(&given).unwrap();
+        self.users.insert(user["id"].as_str().unwrap().to_owned(), LastState::live(user));
+    }
+
+    pub(super) fn rename(&mut self, id: &str, random: &mut fastrand::Rng) {
+        let user = self.workos.update_user(id, &object(json!({"first_name": name(random)}))).unwrap();
+        self.users.insert(id.to_owned(), LastState::live(user));
+    }
+
+    /// Deletes a user; `note_events` is the caller's to call.
+    pub(super) fn delete(&mut self, id: &str) {
+        self.workos.delete_user(id).unwrap();
+        self.users.get_mut(id).unwrap().deleted_at = Some(self.clock.now());
+    }
+
+    /// Notes the events made since the last call, and their deliveries.
+    pub(super) fn note_events(&mut self) {
+        for held in self.workos.take_held() {
+            let event: Value = serde_json::from_slice(&held.body).unwrap();
+            let event_type = event["event"].as_str().unwrap().to_owned();
+            let created_at = Timestamp::parse(event["created_at"].as_str().unwrap()).unwrap();
+            if event_type == "user.deleted" {
+                self.users.get_mut(event["data"]["id"].as_str().unwrap()).unwrap().event_says = Some(created_at);
+            }
+            let (id, happened_at) = (held.event_id.clone(), self.clock.now());
+            self.events.push(Made { id, event_type, created_at, happened_at });
+            if self.receives {
+                self.deliveries.push((held, 0));
+            }
+        }
+    }
+}
+
+fn name(random: &mut fastrand::Rng) -> String {
+    format!("name {}", random.u16(..))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}

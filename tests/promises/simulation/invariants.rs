@@ -1,0 +1,163 @@
+//! What holds at any instant.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use authkit_sync::domain::timestamp::Timestamp;
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::replica::JobKind;
+use super::world::{Feeds, World};
+
+/// What was seen in the database so far.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Everybody who was ever seen as deleted.
+    deleted: BTreeSet<String>,
+    /// Live users who came from another environment.
+    pub(super) strangers: BTreeSet<String>,
+    /// Rows of the inbox and of the feed.
+    inbox: usize,
+    changes: i64,
+}
+
+#[derive(FromRow)]
+struct Now {
+    cursor: Option<String>,
+    synced_through: Option<OffsetDateTime>,
+    range_start: Option<OffsetDateTime>,
+    inbox: Vec<String>,
+    live: Vec<String>,
+    deleted: Vec<String>,
+    changes: i64,
+    /// Payloads of deleted users that are not on the list of what is still to be erased.
+    left_behind: Vec<String>,
+    /// Payloads that are gone although their users are not deleted.
+    emptied: Vec<String>,
+}
+
+const NOW: &str = "
+    select
+        place.*,
+        (select array(select id from workos.events)) as inbox,
+        (select array(select id from workos.users)) as live,
+        (select array(select id from workos.user_records where synced_deleted)) as deleted,
+        (select count(*) from workos.changes) as changes,
+        (
+            select array(
+                select events.id from workos.events join workos.user_records as users on users.id = events.user_id
+                where payload is not null and synced_deleted
+                    and not exists (select from workos.erasures where erasures.user_id = events.user_id)
+            )
+        ) as left_behind,
+        (
+            select array(
+                select events.id from workos.events left join workos.user_records as users on users.id = events.user_id
+                where payload is null and synced_deleted is distinct from true
+            )
+        ) as emptied
+    from (values (1)) as one
+    left join (select cursor, synced_through, range_start from workos.catch_up) as place on true";
+
+impl World<'_> {
+    async fn now(&self) -> Now {
+        loop {
+            // The pool may hold connections that a mishap has closed.
+            if let Ok(now) = sqlx::query_as(NOW).fetch_one(&self.pool).await {
+                return now;
+            }
+        }
+    }
+
+    /// Looks whether everything holds that always holds.
+    pub(super) async fn look(&mut self) {
+        let now = self.now().await;
+        self.nobody_returns(&now);
+        self.nothing_is_dropped_early(&now);
+        assert_eq!(now.left_behind, Vec::<String>::new(), "payloads of deleted users");
+        if let Some(through) = now.synced_through.map(Timestamp::from) {
+            assert!(through <= self.clock.now(), "synced through {through}, and it is {}", self.clock.now());
+        }
+        if self.feeds != Feeds::WebhooksOnly {
+            self.nothing_is_skipped(&now);
+        }
+    }
+
+    /// A deleted user stays deleted, and whoever was deleted before anybody listened never appears.
+    fn nobody_returns(&mut self, now: &Now) {
+        let live: BTreeSet<&String> = now.live.iter().collect();
+        let returned: Vec<&String> = self.seen.deleted.iter().filter(|id| live.contains(id)).collect();
+        assert!(returned.is_empty(), "deleted, and alive again: {returned:?}");
+        self.seen.deleted.extend(now.deleted.iter().cloned());
+        let here = self.here();
+        for id in &now.live {
+            let Some(user) = here.users.get(id) else {
+                assert!(self.seen.strangers.contains(id), "{id} is of another environment");
+                continue;
+            };
+            let gone = user.deleted_at.is_some_and(|at| at < here.heard_since);
+            assert!(!gone || self.seen.strangers.contains(id), "{id} was deleted before anybody listened");
+        }
+    }
+
+    /// Retention keeps everything here: for the database's clock no more than a moment passes.
+    fn nothing_is_dropped_early(&mut self, now: &Now) {
+        assert!(now.inbox.len() >= self.seen.inbox, "{} of {} events", now.inbox.len(), self.seen.inbox);
+        assert!(now.changes >= self.seen.changes, "{} of {} changes", now.changes, self.seen.changes);
+        assert_eq!(now.emptied, Vec::<String>::new(), "payloads are gone, and their users are not deleted");
+        (self.seen.inbox, self.seen.changes) = (now.inbox.len(), now.changes);
+    }
+
+    /// What lies before the cursor, and what happened before `synced_through`, is in the inbox.
+    fn nothing_is_skipped(&mut self, now: &Now) {
+        let Some(range_start) = now.range_start.map(Timestamp::from) else { return };
+        let catch_up_only = self.feeds == Feeds::CatchUpOnly;
+        let here = self.here_mut();
+        if here.forgotten {
+            return;
+        }
+        if catch_up_only && !here.reads {
+            here.heard_since = range_start;
+        }
+        here.reads = true;
+        let inbox: BTreeSet<&String> = now.inbox.iter().collect();
+        let through = now.synced_through.map(Timestamp::from);
+        for event in &here.events {
+            let passed = now.cursor.as_ref().is_some_and(|cursor| event.id <= *cursor);
+            let promised = passed || through.is_some_and(|through| event.happened_at <= through);
+            let read = event.event_type.starts_with("user.") && event.created_at >= range_start;
+            assert!(!(promised && read) || inbox.contains(&event.id), "{} was skipped", event.id);
+        }
+    }
+
+    /// While WorkOS asks to be left alone, no process asks it for the same job. A process that died before the end of its step
+    /// may not have told the others.
+    pub(super) fn pause_is_kept(&mut self, job: JobKind, asked: bool, done: bool) {
+        let now = self.clock.now();
+        if !asked {
+            return;
+        }
+        let until = self.pauses.get(job.name()).filter(|until| now < **until);
+        assert!(until.is_none(), "{} asks WorkOS, which asked for a pause until {until:?}", job.name());
+        let pause = self.here().faults.retry_after_s;
+        if let Some(seconds) = pause.filter(|_| done) {
+            self.pauses.insert(job.name(), now.plus_seconds(seconds.into()));
+        }
+    }
+
+    /// Everything of ours in the database, once nothing is under way there.
+    pub(super) async fn digest(&self) -> String {
+        let busy = "select count(*) from pg_stat_activity
+            where backend_type = 'client backend' and pid <> pg_backend_pid() and state <> 'idle'";
+        for _ in 0..2_000 {
+            if sqlx::query_scalar(busy).fetch_one(&self.pool).await.unwrap_or(1_i64) == 0
+                && let Ok(digest) = sqlx::query_scalar("select app_digest()").fetch_one(&self.pool).await
+            {
+                return digest;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("the database does not come to rest");
+    }
+}

@@ -1,0 +1,211 @@
+//! Everything heals; then the database has to become what WorkOS has.
+
+use authkit_sync::domain::decide::Stored;
+use authkit_sync::store::walks::Kind;
+use authkit_sync::sync::job::{Job, JobError};
+use authkit_sync::sync::reconcile::ReconcileStep;
+
+use super::environment::LastState;
+use super::replica::JobKind;
+use super::world::{ALWAYS, Feeds, World};
+
+impl World<'_> {
+    /// Everything heals, and all that is open is done: often by the processes that were there before.
+    pub(super) async fn settle(&mut self) {
+        self.here_mut().heal();
+        for at in 0..self.replicas.len() {
+            if self.is_stray(at) || self.random.bool() {
+                self.restart(at).await;
+            }
+            self.replicas[at].clock.set(self.clock.now());
+        }
+        self.pass(150_000);
+        self.take_deliveries().await;
+        self.expire_leases().await;
+        if self.feeds != Feeds::WebhooksOnly {
+            self.catch_up().await;
+            if !self.here().has_gaps() {
+                self.compare(false).await;
+            }
+            // One may have been under way for long.
+            if self.reconcile().await && self.reconcile().await {
+                self.compare(true).await;
+                self.nobody_from_elsewhere().await;
+            }
+        } else {
+            self.compare(false).await;
+        }
+        self.look().await;
+        self.erase_all().await;
+        self.handle_all().await;
+        self.application_agrees().await;
+    }
+
+    async fn take_deliveries(&mut self) {
+        while let Some((held, _)) = self.here_mut().deliveries.pop() {
+            let mut tries = 0;
+            while self.replicas[tries % 2].take(&held, self.clock.now(), ALWAYS).await != Some(200) {
+                tries += 1;
+                assert!(tries < 40, "{} is never taken", held.event_id);
+            }
+        }
+    }
+
+    async fn catch_up(&mut self) {
+        let store = self.replicas[0].context.store.clone();
+        for _ in 0..400 {
+            self.pass(100);
+            self.age_leases().await;
+            for replica in &self.replicas {
+                replica.catch_up.tick().await;
+                replica.backfill.tick().await;
+            }
+            self.look().await;
+            // Only of these two: a reconcile may still say what it met long ago.
+            let trouble = [JobKind::CatchUp, JobKind::Backfill].map(|job| self.replicas[0].trouble(job));
+            let suspect = trouble.iter().flatten().any(|trouble| trouble.contains("suspect"));
+            if suspect {
+                assert!(self.here().has_gaps(), "the key is suspected: {trouble:?}");
+                store.accept_deletions().await.unwrap();
+            }
+            let through = store.place().await.unwrap().and_then(|place| place.synced_through);
+            let current = through.is_some_and(|through| through > self.clock.now().plus_seconds(-60));
+            if current && store.standing(Kind::Backfill).await.unwrap().completed_at.is_some() {
+                return;
+            }
+        }
+        let standings: Vec<_> = self.replicas.iter().map(|replica| replica.context.jobs.standing()).collect();
+        panic!("catch-up does not come to an end: {standings:?}");
+    }
+
+    /// Reconciles once; `false` where nothing can be inferred, because WorkOS lists nobody.
+    async fn reconcile(&mut self) -> bool {
+        for _ in 0..400 {
+            self.pass(100);
+            let replica = &self.replicas[0];
+            match replica.reconcile.step().await {
+                Ok(ReconcileStep::Done(_)) => return true,
+                Ok(ReconcileStep::Standby) => self.expire_leases().await,
+                Ok(ReconcileStep::Going { .. }) => {}
+                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::NobodyListed { .. })
+                    if self.environments.iter().any(|environment| environment.has_gaps()) =>
+                {
+                    if self.here().workos.users().is_empty() {
+                        return false;
+                    }
+                    replica.context.store.accept_deletions().await.unwrap();
+                }
+                // A world in which everybody was deleted, and we know it, lists nobody.
+                Err(JobError::NobodyListed { live }) => panic!("{live} alive here, nobody at WorkOS"),
+                // A connection may still lead to a server that can only be read.
+                Err(trouble) if trouble.may_pass() => {}
+                Err(trouble) => panic!("{trouble}"),
+            }
+        }
+        panic!("reconcile does not come to an end");
+    }
+
+    /// Every user of the environment is as WorkOS has it.
+    async fn compare(&self, with_sign_ins: bool) {
+        let (store, here) = (&self.replicas[0].context.store, self.here());
+        for (id, LastState { user: expected, deleted_at, event_says }) in &here.users {
+            match (store.user(id).await.unwrap(), deleted_at) {
+                (Stored::Live { user, .. }, None) => {
+                    let (mut found, mut expected) = (serde_json::to_value(&user).unwrap(), expected.clone());
+                    if !with_sign_ins {
+                        found["last_sign_in_at"].take();
+                        expected["last_sign_in_at"].take();
+                    }
+                    assert_eq!(found, expected);
+                }
+                (Stored::Tombstone { deleted_at: found }, Some(_)) => {
+                    assert!(found == *event_says || here.has_gaps(), "{id}: deleted {event_says:?}, here {found:?}");
+                }
+                // Another environment did not know them.
+                (Stored::Tombstone { .. }, None) if here.left => {}
+                // Gone before anybody listened or read: nobody ever heard of them.
+                (Stored::Absent, Some(deleted_at)) if *deleted_at < here.heard_since || here.has_gaps() => {}
+                (_, Some(_)) if self.feeds == Feeds::WebhooksOnly && here.left => {}
+                (stored, deleted) => panic!("{id}: {stored:?} where WorkOS says {expected} (deleted: {deleted:?})"),
+            }
+        }
+    }
+
+    /// Users of another environment are gone.
+    async fn nobody_from_elsewhere(&self) {
+        let live: Vec<String> = sqlx::query_scalar("select id from workos.users").fetch_all(&self.pool).await.unwrap();
+        for id in live {
+            assert!(self.here().users.contains_key(&id), "{id} is of another environment");
+        }
+    }
+
+    /// What deletions left to be erased is erased.
+    async fn erase_all(&mut self) {
+        for _ in 0..100 {
+            let open: i64 =
+                sqlx::query_scalar("select count(*) from workos.erasures").fetch_one(&self.pool).await.unwrap();
+            if open == 0 {
+                // Whose payloads those are is looked at as ever.
+                return self.look().await;
+            }
+            self.expire_leases().await;
+            self.replicas[0].housekeeping.tick().await;
+        }
+        panic!("erasure does not come to an end");
+    }
+
+    /// Handlers come to the end of the feed and of their backlogs.
+    async fn handle_all(&mut self) {
+        for _ in 0..400 {
+            self.backlogs_are_due().await;
+            self.expire_leases().await;
+            for (along, again) in &self.replicas[0].handlers {
+                along.tick().await;
+                again.tick().await;
+            }
+            let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+            if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
+                assert!(standings.iter().all(|handler| handler.set_aside == 0), "{standings:?}");
+                return;
+            }
+        }
+        let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+        panic!("handlers do not come to an end: {standings:?}");
+    }
+
+    /// What each handler should have written is there once, in each user's order, and its table has WorkOS's users.
+    async fn application_agrees(&self) {
+        let wrong: Vec<String> = sqlx::query_scalar(WRONG).fetch_all(&self.pool).await.unwrap();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+}
+
+/// Everything that is not as it should be between the feed, the table, and what the application wrote.
+const WRONG: &str = "
+    with due as (
+        select name as handler, changes.position, user_id, kind
+        from workos.handlers, workos.changes
+        where changes.position > started_at and (name = 'mirror' or event_type like 'user.%' or kind in ('created', 'updated', 'deleted', 'session.created'))
+    ),
+    changed as (
+        select *, row_number() over (partition by user_id order by position) as nth, count(*) over (partition by user_id) as many
+        from workos.changes where kind in ('created', 'updated', 'deleted')
+    )
+    select 'not done: ' || due::text from due
+    where not exists (select from app_log as done where done.handler = due.handler and done.position = due.position)
+    union all
+    select 'done twice: ' || handler || ' ' || position from app_log group by handler, position, user_id having count(*) > 1
+    union all
+    select 'out of order: ' || step::text
+    from (select *, lag(position) over (partition by handler, user_id order by n) as before from app_log where user_id <> '') as step
+    where position < before
+    union all
+    select 'created late, or twice: ' || changed::text from changed where kind = 'created' and nth > 1
+    union all
+    select 'changed behind its deletion: ' || changed::text from changed where kind = 'deleted' and nth < many
+    union all
+    select 'first told as an update: ' || changed::text from changed where kind = 'updated' and nth = 1
+    union all
+    select 'the application has another: ' || coalesce(ours.id, theirs.id)
+    from app_users as ours full join workos.users as theirs on theirs.id = ours.id
+    where ours.name is distinct from theirs.first_name";
