@@ -13,7 +13,7 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::domain::handler::Types;
 use authkit_sync::metrics::Metrics;
-use authkit_sync::store::handler_admin::NewHandler;
+use authkit_sync::store::handlers::NewHandler;
 use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::feed::{Feed, PAGE};
@@ -82,7 +82,7 @@ async fn handled(context: &JobContext, feed: &Feed, name: &str, rust: Option<Rus
     let along = FeedLoop(Arc::new(HandlerWorker::new(context.clone(), feed.clone(), name, rust)));
     let began = Instant::now();
     while along.tick().await.is_zero() {}
-    let standings = context.store.handler_standings().await.unwrap();
+    let standings = context.store.handler_statuses().await.unwrap();
     assert!(standings.iter().any(|it| it.name == name && it.depth == 0 && it.set_aside == 0), "{standings:?}");
     report(&format!("handler in {name}"), USERS, began)
 }
@@ -104,7 +104,7 @@ async fn main() {
     let clock = Clock::system();
     let store = Store::new(pool.clone(), pool.clone(), "client_bench", Duration::from_secs(20));
     let types = Types::parse("user.*").unwrap();
-    store.enrol_handler("Rust", &types, false).await.unwrap();
+    store.register_handler("Rust", &types, false).await.unwrap();
     let sql = NewHandler {
         name: Some("SQL".to_owned()),
         function: "public.on_user".to_owned(),

@@ -19,7 +19,7 @@ use crate::domain::action::{Action, Verdict};
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
-use crate::store::action_verdicts::{ActionKey, Decision, Kept};
+use crate::store::action_verdicts::{ActionDecision, ActionKey, StoredVerdict};
 use crate::store::{Store, StoreError};
 
 /// How long handler and endpoint together may take by default. WorkOS waits a second or two, and does not say how long.
@@ -83,7 +83,7 @@ pub(crate) struct Actions {
 /// A decision, and whether it was made now.
 #[derive(Debug)]
 pub(crate) struct Decided {
-    pub(crate) decision: Decision,
+    pub(crate) decision: ActionDecision,
     pub(crate) repeated: bool,
 }
 
@@ -95,9 +95,9 @@ impl Actions {
             return Ok(Decided { decision, repeated: true });
         }
         let decision = self.ask(action, deadline).await?;
-        match in_time(deadline + STORING, self.store.keep_verdict(&key, &decision)).await? {
-            Kept::Earlier(decision) => Ok(Decided { decision, repeated: true }),
-            Kept::Given => {
+        match in_time(deadline + STORING, self.store.store_verdict(&key, &decision)).await? {
+            StoredVerdict::Existing(decision) => Ok(Decided { decision, repeated: true }),
+            StoredVerdict::New => {
                 self.metrics.action(action.kind().as_str(), decision.verdict.as_str(), &decision.decided_by);
                 Ok(Decided { decision, repeated: false })
             }
@@ -105,8 +105,8 @@ impl Actions {
     }
 
     /// Asks one decider after the other.
-    async fn ask(&self, action: &Action, deadline: Instant) -> Result<Decision, Undecided> {
-        let decided = |verdict, by: &str| Ok(Decision { verdict, decided_by: by.to_owned() });
+    async fn ask(&self, action: &Action, deadline: Instant) -> Result<ActionDecision, Undecided> {
+        let decided = |verdict, by: &str| Ok(ActionDecision { verdict, decided_by: by.to_owned() });
         if let Some(handler) = &self.handler
             && let Some(verdict) = handled(handler, action, deadline).await?
         {

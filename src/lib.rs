@@ -101,7 +101,7 @@ pub use domain::timestamp::Timestamp;
 pub use domain::user::User;
 pub use lookup::LookupError;
 pub use store::fitness::Unfit;
-pub use store::lent::Tx;
+pub use store::handlers::Tx;
 pub use store::migrations::{MigrationsError, run as run_migrations};
 pub use store::roles::assert as assert_roles;
 pub use store::{Pool, StoreError};

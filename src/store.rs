@@ -8,22 +8,16 @@ pub mod erasure;
 pub mod error;
 pub mod events;
 pub mod fitness;
-pub mod handler_admin;
-pub mod handler_moves;
-pub mod handler_standing;
 pub mod handlers;
-pub mod inbox;
 pub mod leases;
-pub mod lent;
 pub mod migrations;
-pub mod pages;
 pub mod pool;
 mod pooler;
 pub mod roles;
+pub mod scans;
 pub mod sign_ins;
 mod transaction;
 pub mod users;
-pub mod walks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,7 +91,7 @@ impl Store {
     /// The same store with a pool of its own for handlers' transactions: however slow handlers are, their administration has
     /// a connection.
     #[must_use]
-    pub fn lending_from(&self, pool: impl Into<Pool>) -> Self {
+    pub fn handlers_on(&self, pool: impl Into<Pool>) -> Self {
         Self { handlers: pool.into(), ..self.clone() }
     }
 }

@@ -38,7 +38,7 @@ impl Builder {
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);
-        let handlers = background.lending_from(self.handlers);
+        let handlers = background.handlers_on(self.handlers);
         let watch = SyncProgress::new(background.clone(), metrics.clone());
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };

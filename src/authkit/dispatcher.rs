@@ -60,7 +60,7 @@ impl Dispatcher {
         let mut taken = None;
         if !state.enrolled {
             for handler in &self.rust {
-                if !store.enrol_handler(&handler.name, &handler.types, handler.from_start).await? {
+                if !store.register_handler(&handler.name, &handler.types, handler.from_start).await? {
                     taken = Some(handler.name.to_string());
                 }
             }

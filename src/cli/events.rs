@@ -11,7 +11,7 @@ use super::{Exit, Failure, serve, with_settings};
 use crate::config::{self, Source};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
-use crate::store::inbox::{Entry, Filter};
+use crate::store::events::{EventFilter, EventSummary};
 use crate::sync::inbox::{self, Retried};
 
 pub(super) const SETTINGS: [&str; 5] =
@@ -82,7 +82,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         Some(("retry", matches)) => {
             let id = matches.get_one::<String>("id");
             if let Some(id) = id
-                && store.entry(id).await?.is_none()
+                && store.event_summary(id).await?.is_none()
             {
                 return Err(unknown(id));
             }
@@ -108,7 +108,7 @@ pub(super) fn store(source: &Source) -> Result<Store, Failure> {
 
 async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let text = |name| matches.get_one::<String>(name).cloned();
-    let filter = Filter {
+    let filter = EventFilter {
         outcome: text("outcome"),
         event_type: text("type"),
         user: text("user"),
@@ -116,7 +116,7 @@ async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
         until: instant(store, matches, "until").await?,
     };
     let limit = matches.get_one::<i64>("limit").copied().unwrap_or(50);
-    let entries = store.entries(&filter, limit).await?;
+    let entries = store.event_summaries(&filter, limit).await?;
     if matches.get_flag("json") {
         println!("{}", json!(entries));
     } else {
@@ -127,8 +127,8 @@ async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
 
 async fn show(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let id = matches.get_one::<String>("id").map(String::as_str).unwrap_or_default();
-    let entry = store.entry(id).await?.ok_or_else(|| unknown(id))?;
-    let payload = store.payload(id).await?;
+    let entry = store.event_summary(id).await?.ok_or_else(|| unknown(id))?;
+    let payload = store.event_payload(id).await?;
     let text = payload.as_deref().map(String::from_utf8_lossy);
     let as_json = text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
     if matches.get_flag("json") {
@@ -146,7 +146,7 @@ async fn show(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
 }
 
 /// Prints one line for each event.
-pub(super) fn print(entries: &[Entry]) {
+pub(super) fn print(entries: &[EventSummary]) {
     let mut out = std::io::stdout().lock();
     for entry in entries {
         let feeds = match (entry.webhook_at, entry.catch_up_at) {

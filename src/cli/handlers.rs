@@ -13,8 +13,8 @@ use crate::domain::clock::Clock;
 use crate::domain::handler::{NAME, Types, is_name};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
-use crate::store::handler_admin::{AddError, NewHandler};
-use crate::store::handler_standing::HandlerStanding;
+use crate::store::handlers::HandlerStatus;
+use crate::store::handlers::{AddError, NewHandler};
 
 const ADD: &str = "\
 Register a PL/pgSQL function (change jsonb) that the service calls for every change of the given types. Each call has its own
@@ -121,7 +121,7 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
 }
 
 async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {
-    let standings = store.handler_standings().await?;
+    let standings = store.handler_statuses().await?;
     if json {
         println!("{}", json!(standings));
         return Ok(Exit::Yes);
@@ -137,7 +137,7 @@ async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Yes)
 }
 
-fn tell(out: &mut impl Write, handler: &HandlerStanding, now: Timestamp) -> std::io::Result<()> {
+fn tell(out: &mut impl Write, handler: &HandlerStatus, now: Timestamp) -> std::io::Result<()> {
     let what = match (&handler.function, &handler.role) {
         (Some(function), Some(role)) => format!("{function} as {role}"),
         _ => "in Rust".to_owned(),

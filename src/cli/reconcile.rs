@@ -6,7 +6,7 @@ use serde_json::json;
 use super::walk::{Reached, context, flag, follow, with_walk_settings};
 use super::{Exit, Failure};
 use crate::config::Source;
-use crate::store::walks::Counts;
+use crate::store::scans::ScanCounts;
 use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 
 pub(super) fn command() -> Command {
@@ -54,7 +54,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
 }
 
 /// Returns the counts as one line of text.
-pub(super) fn summary(counts: Counts) -> String {
-    let Counts { new, updated, unchanged, tombstoned, quarantined } = counts;
+pub(super) fn summary(counts: ScanCounts) -> String {
+    let ScanCounts { new, updated, unchanged, tombstoned, quarantined } = counts;
     format!("{new} new, {updated} updated, {unchanged} unchanged, {tombstoned} deleted, {quarantined} quarantined")
 }

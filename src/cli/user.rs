@@ -7,7 +7,7 @@ use super::walk::flag;
 use super::{Exit, Failure, events, with_settings};
 use crate::config::Source;
 use crate::domain::decide::Stored;
-use crate::store::inbox::Filter;
+use crate::store::events::EventFilter;
 use crate::sync::erasure;
 
 pub(super) fn command() -> Command {
@@ -43,7 +43,8 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         return Ok(Exit::Yes);
     }
     let stored = store.user(id).await?;
-    let mut received = store.entries(&Filter { user: Some(id.to_owned()), ..Filter::default() }, i64::MAX).await?;
+    let mut received =
+        store.event_summaries(&EventFilter { user: Some(id.to_owned()), ..EventFilter::default() }, i64::MAX).await?;
     received.reverse();
     if matches!(stored, Stored::Absent) && received.is_empty() {
         return Err(Failure::new(

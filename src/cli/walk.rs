@@ -13,7 +13,7 @@ use crate::config::{self, Database, Environment, Source};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use crate::store::walks::Counts;
+use crate::store::scans::ScanCounts;
 use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL, STANDBY, keeping};
 use crate::tokens::{HttpKeySource, KeyCache};
 use crate::workos::api::{Api, ApiKey};
@@ -73,7 +73,7 @@ pub(super) enum Reached<T> {
     /// Another process has the lease.
     Elsewhere,
     /// Users so far, and the position.
-    Going(Counts, String),
+    Going(ScanCounts, String),
     /// The last step.
     End(T),
 }
@@ -142,7 +142,7 @@ impl Progress {
         Self { bar, plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
     }
 
-    fn show(&self, counts: Counts, place: &str) {
+    fn show(&self, counts: ScanCounts, place: &str) {
         let total = counts.total();
         self.bar.set_position(total.unsigned_abs());
         self.bar.set_message(place.to_owned());

@@ -18,7 +18,7 @@ use super::state::HttpState;
 use super::workos_error::{ListRefused, OneRefused, WorkosRejection};
 use crate::domain::user::User;
 use crate::lookup::LookupError;
-use crate::store::pages::{Order, PageOf};
+use crate::store::users::{Order, PageOf};
 
 /// One user, read through from WorkOS where that is on.
 #[utoipa::path(

@@ -35,7 +35,7 @@ impl ActionKey {
 
 /// A verdict, and what decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
+pub struct ActionDecision {
     /// What WorkOS is answered.
     pub verdict: Verdict,
     /// `handler`, `endpoint`, `endpoint_failure`, `rule_<n>` or `default`.
@@ -49,7 +49,7 @@ struct Row {
     decided_by: String,
 }
 
-impl From<Row> for Decision {
+impl From<Row> for ActionDecision {
     fn from(row: Row) -> Self {
         let verdict = if row.verdict == "allow" { Verdict::Allow } else { Verdict::Deny { message: row.message } };
         Self { verdict, decided_by: row.decided_by }
@@ -61,7 +61,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn verdict(&self, key: &ActionKey) -> Result<Option<Decision>, StoreError> {
+    pub async fn verdict(&self, key: &ActionKey) -> Result<Option<ActionDecision>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query_as!(
@@ -78,14 +78,14 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(row.map(Decision::from))
+        Ok(row.map(ActionDecision::from))
     }
 
     /// Stores a decision, unless one is there: then that one is returned, whoever decided it.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn keep_verdict(&self, key: &ActionKey, decision: &Decision) -> Result<Kept, StoreError> {
+    pub async fn store_verdict(&self, key: &ActionKey, decision: &ActionDecision) -> Result<StoredVerdict, StoreError> {
         self.transaction("keep verdict", &Keep { key, decision }).await
     }
 
@@ -118,23 +118,23 @@ impl Store {
 
 /// Which decision counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum StoredVerdict {
     /// The one that was given.
-    Given,
+    New,
     /// One that was stored before.
-    Earlier(Decision),
+    Existing(ActionDecision),
 }
 
 struct Keep<'a> {
     key: &'a ActionKey,
-    decision: &'a Decision,
+    decision: &'a ActionDecision,
 }
 
 impl Work for Keep<'_> {
-    type Output = Kept;
+    type Output = StoredVerdict;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Kept, StoreError> {
-        let Decision { verdict, decided_by } = self.decision;
+    async fn run(&self, connection: &mut PgConnection) -> Result<StoredVerdict, StoreError> {
+        let ActionDecision { verdict, decided_by } = self.decision;
         // The update changes nothing: it waits for another insert of the same key, and returns what that one stored.
         let row = sqlx::query!(
             r#"-- action_verdicts.keep
@@ -157,9 +157,9 @@ impl Work for Keep<'_> {
         .fetch_one(connection)
         .await?;
         if row.is_new {
-            return Ok(Kept::Given);
+            return Ok(StoredVerdict::New);
         }
         let (verdict, message, decided_by) = (row.verdict, row.message, row.decided_by);
-        Ok(Kept::Earlier(Row { verdict, message, decided_by }.into()))
+        Ok(StoredVerdict::Existing(Row { verdict, message, decided_by }.into()))
     }
 }

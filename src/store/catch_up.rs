@@ -17,7 +17,7 @@ pub struct Cursor {
 
 /// How far catch-up has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct CatchUpState {
     /// Changes with every move; a move is made from the revision it was read at, or not at all.
     pub revision: i64,
     /// The last event applied.
@@ -51,7 +51,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn place(&self) -> Result<Option<Place>, StoreError> {
+    pub async fn catch_up_state(&self) -> Result<Option<CatchUpState>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -71,7 +71,7 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(row.map(|row| Place {
+        Ok(row.map(|row| CatchUpState {
             revision: row.revision,
             cursor: row.cursor.map(|id| Cursor { id, created_at: row.cursor_created_at.map(Timestamp::from) }),
             range_start: row.range_start.into(),
@@ -147,7 +147,7 @@ impl Store {
     /// [`StoreError`]
     pub async fn begin_catch_up(&self, now: Timestamp) -> Result<(), StoreError> {
         let client_id = self.client_id.clone();
-        self.transaction("begin catch-up", &Begin { client_id: &client_id, now }).await
+        self.transaction("begin catch-up", &BeginCatchUp { client_id: &client_id, now }).await
     }
 }
 
@@ -155,13 +155,13 @@ impl Store {
 pub(crate) const OVERLAP: i64 = 3_600;
 
 /// Makes the place, unless there is one, or the database has been given to another environment meanwhile.
-pub(crate) struct Begin<'a> {
+pub(crate) struct BeginCatchUp<'a> {
     pub(crate) client_id: &'a str,
     /// WorkOS's clock.
     pub(crate) now: Timestamp,
 }
 
-impl Work for Begin<'_> {
+impl Work for BeginCatchUp<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -183,14 +183,14 @@ impl Work for Begin<'_> {
 }
 
 /// Moves the place behind a page.
-pub(crate) struct Advance<'a> {
+pub(crate) struct AdvanceCatchUp<'a> {
     /// The revision the page was read at.
     pub(crate) revision: i64,
     pub(crate) cursor: Option<&'a Cursor>,
     pub(crate) synced_through: Option<Timestamp>,
 }
 
-impl Work for Advance<'_> {
+impl Work for AdvanceCatchUp<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -215,7 +215,7 @@ impl Work for Advance<'_> {
 }
 
 /// Forgets the cursor and begins again at an instant.
-pub(crate) struct Restart {
+pub(crate) struct RestartCatchUp {
     pub(crate) revision: i64,
     pub(crate) range_start: Timestamp,
     /// WorkOS's clock.
@@ -226,7 +226,7 @@ pub(crate) struct Restart {
     pub(crate) forget_synced_through: bool,
 }
 
-impl Work for Restart {
+impl Work for RestartCatchUp {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {

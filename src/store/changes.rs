@@ -1,7 +1,7 @@
 //! `workos.changes`: the change feed.
 //!
 //! Positions are drawn while writers run side by side, so a lower one may commit after a higher one. Readers go no further
-//! than the [`Head`]'s horizon, below which nothing will appear any more; how that is known is written at
+//! than the [`FeedHead`]'s horizon, below which nothing will appear any more; how that is known is written at
 //! `workos.feed_head()`.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ const LOCK: i32 = 1_717_921_124;
 const PAYLOADS: i64 = 8 * 1024 * 1024;
 
 /// A change on its way into the feed.
-pub(crate) struct News<'a> {
+pub(crate) struct NewChange<'a> {
     pub(crate) kind: &'a str,
     pub(crate) user_id: Option<&'a str>,
     pub(crate) changed: &'a [String],
@@ -32,7 +32,7 @@ pub(crate) struct News<'a> {
 
 /// How far the feed can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct FeedHead {
     /// Which history of the database positions belong to.
     pub epoch: String,
     /// Every change up to here is committed, and none will ever appear there.
@@ -45,7 +45,7 @@ pub struct Head {
 
 /// A row of the feed.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ChangeRow {
     /// Where it stands.
     pub position: i64,
     /// What it is.
@@ -73,7 +73,7 @@ struct Row {
     at: OffsetDateTime,
 }
 
-impl TryFrom<Row> for Entry {
+impl TryFrom<Row> for ChangeRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
@@ -96,7 +96,7 @@ impl TryFrom<Row> for Entry {
 
 /// Enters changes, in their order. The caller holds the locks of their users, so that one user's changes are in the order of
 /// their commits.
-pub(crate) async fn record(connection: &mut PgConnection, news: &[News<'_>]) -> Result<(), StoreError> {
+pub(crate) async fn record(connection: &mut PgConnection, news: &[NewChange<'_>]) -> Result<(), StoreError> {
     if news.is_empty() {
         return Ok(());
     }
@@ -137,7 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn feed_head(&self) -> Result<Head, StoreError> {
+    pub async fn feed_head(&self) -> Result<FeedHead, StoreError> {
         if let Some(head) = self.head().await? {
             return Ok(head);
         }
@@ -156,7 +156,7 @@ impl Store {
     }
 
     /// `None`: the epoch belongs to another database or server, of which this one is a copy.
-    async fn head(&self) -> Result<Option<Head>, StoreError> {
+    async fn head(&self) -> Result<Option<FeedHead>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -173,7 +173,7 @@ impl Store {
             })
             .await?;
         let (horizon, issued, expired_through) = (row.horizon, row.issued, row.expired_through);
-        Ok(row.epoch.map(|epoch| Head { epoch, horizon, issued, expired_through }))
+        Ok(row.epoch.map(|epoch| FeedHead { epoch, horizon, issued, expired_through }))
     }
 
     /// Changes up to here are no longer kept.
@@ -193,7 +193,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn changes(&self, after: i64, through: i64, limit: i64) -> Result<Vec<Entry>, StoreError> {
+    pub async fn changes(&self, after: i64, through: i64, limit: i64) -> Result<Vec<ChangeRow>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query_as!(
@@ -222,14 +222,14 @@ impl Store {
                 .await
             })
             .await?;
-        rows.into_iter().map(Entry::try_from).collect()
+        rows.into_iter().map(ChangeRow::try_from).collect()
     }
 
     /// One change, if it is still kept.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn change(&self, position: i64) -> Result<Option<Entry>, StoreError> {
+    pub async fn change(&self, position: i64) -> Result<Option<ChangeRow>, StoreError> {
         Ok(self.changes(position - 1, position, 1).await?.pop())
     }
 
@@ -238,7 +238,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn payloads(&self, ids: &[String]) -> Result<Vec<(String, Option<Vec<u8>>)>, StoreError> {
+    pub async fn event_payloads(&self, ids: &[String]) -> Result<Vec<(String, Option<Vec<u8>>)>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(

@@ -107,7 +107,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn retried_by(&self) -> Result<Option<String>, StoreError> {
+    pub async fn quarantine_retried_by(&self) -> Result<Option<String>, StoreError> {
         let release = self
             .lookup(async |connection| {
                 sqlx::query_scalar!("-- environment.retried_by\nselect retried_by from workos.environment")
@@ -122,7 +122,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn note_retried(&self, release: &str) -> Result<(), StoreError> {
+    pub async fn set_quarantine_retried_by(&self, release: &str) -> Result<(), StoreError> {
         self.write("note retried", || {
             sqlx::query!("-- environment.note_retried\nupdate workos.environment set retried_by = $1", release)
         })

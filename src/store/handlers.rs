@@ -1,7 +1,18 @@
 //! `workos.handlers` and `workos.handler_backlog`: what reacts to changes, how far each has come, what each does again.
 
+mod admin;
+mod progress;
+mod status;
+mod transaction;
+
 use std::collections::HashSet;
 use std::time::Duration;
+
+pub use admin::{AddError, NewHandler};
+pub(crate) use progress::call;
+pub use progress::{HandlerMove, Postponement};
+pub use status::{HandlerLag, HandlerStatus, LastError};
+pub use transaction::{BoxError, HandlerFailure, Tx};
 
 use super::{Store, StoreError};
 use crate::domain::handler::Types;
@@ -44,7 +55,7 @@ pub struct SqlHandler {
 
 /// A change that a handler takes out of the feed's order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backlogged {
+pub struct BacklogChange {
     /// Where it stands in the feed.
     pub position: i64,
     /// The user it is about, or nothing.
@@ -133,7 +144,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn enrol_handler(&self, name: &str, types: &Types, from_start: bool) -> Result<bool, StoreError> {
+    pub async fn register_handler(&self, name: &str, types: &Types, from_start: bool) -> Result<bool, StoreError> {
         let start = self.feed_head().await?.horizon;
         let enrolled = self
             .write("enrol handler", || {
@@ -185,10 +196,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn due(&self, handler: &str, limit: i64) -> Result<Vec<Backlogged>, StoreError> {
+    pub async fn due_changes(&self, handler: &str, limit: i64) -> Result<Vec<BacklogChange>, StoreError> {
         self.lookup(async |connection| {
             sqlx::query_as!(
-                Backlogged,
+                BacklogChange,
                 r#"-- handlers.due
                 select
                     position as "position!",
@@ -229,12 +240,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn users_from_start(
-        &self,
-        after: &str,
-        start: i64,
-        limit: i64,
-    ) -> Result<Vec<(String, bool)>, StoreError> {
+    pub async fn initial_users(&self, after: &str, start: i64, limit: i64) -> Result<Vec<(String, bool)>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -275,7 +281,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn note_handler_trouble(&self, name: &str, trouble: Option<&str>) -> Result<(), StoreError> {
+    pub async fn set_handler_problem(&self, name: &str, trouble: Option<&str>) -> Result<(), StoreError> {
         self.write("note handler trouble", || {
             sqlx::query!(
                 "-- handlers.note_trouble

@@ -1,5 +1,6 @@
 //! `workos.user_records`: live users and tombstones.
 
+mod pages;
 mod write;
 
 use std::collections::{BTreeMap, HashSet};
@@ -7,9 +8,10 @@ use std::collections::{BTreeMap, HashSet};
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-pub(crate) use write::{Locked, hold_places, lock, release_places, write_live, write_tombstones};
+pub use pages::{Order, PageOf, UsersPage};
+pub(crate) use write::{Locked, delete_placeholders, insert_placeholders, lock, write_live, write_tombstones};
 
-use super::walks::Scan;
+use super::scans::ScanStart;
 use super::{Store, StoreError};
 use crate::domain::decide::Stored;
 use crate::domain::timestamp::Timestamp;
@@ -18,7 +20,7 @@ use crate::domain::version::Version;
 
 /// A row, as a comparison with WorkOS's list sees it.
 #[derive(Clone, Debug)]
-pub struct Looked {
+pub struct ComparedRow {
     /// The user.
     pub id: String,
     /// The row is live.
@@ -173,13 +175,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn look_through(
+    pub async fn rows_after(
         &self,
         after: &str,
         began_at: Timestamp,
-        scan: Option<&Scan>,
+        scan: Option<&ScanStart>,
         limit: i64,
-    ) -> Result<Vec<Looked>, StoreError> {
+    ) -> Result<Vec<ComparedRow>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -195,14 +197,14 @@ impl Store {
                     limit $4"#,
                     after,
                     OffsetDateTime::from(began_at),
-                    scan.map(|scan| OffsetDateTime::from(scan.began_here)),
+                    scan.map(|scan| OffsetDateTime::from(scan.database_started_at)),
                     limit
                 )
                 .fetch_all(connection)
                 .await
             })
             .await?;
-        let looked = rows.into_iter().map(|row| Looked {
+        let looked = rows.into_iter().map(|row| ComparedRow {
             id: row.id,
             is_live: row.is_live,
             is_due_in_list: row.is_due_in_list,

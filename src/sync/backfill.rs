@@ -13,7 +13,7 @@ use super::list_scan::{ListPosition, ListScan, ScannedPage};
 use super::{Applied, FollowUp, apply_with, drift, key_check};
 use crate::domain::change::Difference;
 use crate::domain::event::{Origin, Outcome};
-use crate::store::walks::{Counts, Kind, Standing, Step as StoreStep, Tally};
+use crate::store::scans::{AdvanceScan, SaveScanResult, ScanCounts, ScanKind, ScanState};
 use crate::store::{StoreError, Work};
 
 /// How often a process looks whether a completed backfill is still the truth (`rebind` undoes it).
@@ -38,7 +38,7 @@ struct UnderWay {
     walk: ListScan,
     /// The position in the database; `None` at the beginning.
     position: Option<ListPosition>,
-    counts: Counts,
+    counts: ScanCounts,
     /// The walk is in the database.
     recorded: bool,
 }
@@ -51,12 +51,12 @@ pub enum BackfillStep {
     /// A page was applied, or is to be asked for again.
     Page {
         /// So far.
-        counts: Counts,
+        counts: ScanCounts,
         /// The last user of the page.
         position: Option<String>,
     },
     /// The last page was.
-    Done(Counts),
+    Done(ScanCounts),
 }
 
 impl Job for Backfill {
@@ -81,7 +81,7 @@ impl Backfill {
     }
 
     async fn unless_completed(&self) -> Result<Option<Duration>, JobError> {
-        if self.context.store.standing(Kind::Backfill).await?.completed_at.is_some() {
+        if self.context.store.scan_state(ScanKind::Backfill).await?.completed_at.is_some() {
             return Ok(Some(COMPLETED));
         }
         match self.step().await? {
@@ -139,12 +139,12 @@ impl Backfill {
 
     async fn begin(&self) -> Result<UnderWay, JobError> {
         key_check::check(&self.context).await?;
-        let Standing { position, started_at, counts, .. } = self.context.store.standing(Kind::Backfill).await?;
+        let ScanState { position, started_at, counts, .. } = self.context.store.scan_state(ScanKind::Backfill).await?;
         if started_at.is_some() && !self.dry_run {
             tracing::info!(position = position.as_ref().map(|(id, _)| id.as_str()), "an interrupted backfill goes on");
             return Ok(UnderWay { walk: ListScan::from(position.clone()), position, counts, recorded: true });
         }
-        Ok(UnderWay { walk: ListScan::default(), position: None, counts: Counts::default(), recorded: false })
+        Ok(UnderWay { walk: ListScan::default(), position: None, counts: ScanCounts::default(), recorded: false })
     }
 
     /// Takes the next page; `true` when it was the last.
@@ -161,7 +161,7 @@ impl Backfill {
             drift::compare(store, &page.observations, &mut under_way.counts).await?;
         } else {
             if !under_way.recorded {
-                store.begin_walk(Kind::Backfill, page.observed_at).await?;
+                store.begin_scan(ScanKind::Backfill, page.observed_at).await?;
                 under_way.recorded = true;
             }
             let from = under_way.position.as_ref().map(|(id, _)| id.as_str());
@@ -176,7 +176,7 @@ impl Backfill {
 }
 
 /// Counts what became of a page.
-pub(super) fn tally(counts: &mut Counts, applied: &[Applied]) {
+pub(super) fn tally(counts: &mut ScanCounts, applied: &[Applied]) {
     for applied in applied {
         match (applied.outcome, applied.difference) {
             (Outcome::Quarantined, _) => counts.quarantined += 1,
@@ -190,7 +190,7 @@ pub(super) fn tally(counts: &mut Counts, applied: &[Applied]) {
 
 /// Moves the backfill behind a page, in the page's own transaction.
 struct PageDone<'a> {
-    before: Counts,
+    before: ScanCounts,
     from: Option<&'a str>,
     page: &'a ScannedPage,
 }
@@ -200,7 +200,7 @@ impl FollowUp for PageDone<'_> {
         let mut counts = self.before;
         tally(&mut counts, applied);
         let position = self.page.position.as_ref();
-        StoreStep { kind: Kind::Backfill, from: self.from, position }.run(connection).await?;
-        Tally { kind: Kind::Backfill, counts, is_complete: self.page.end }.run(connection).await
+        AdvanceScan { kind: ScanKind::Backfill, from: self.from, position }.run(connection).await?;
+        SaveScanResult { kind: ScanKind::Backfill, counts, is_complete: self.page.end }.run(connection).await
     }
 }

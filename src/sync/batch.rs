@@ -10,10 +10,10 @@ use super::{Applied, FollowUp};
 use crate::domain::change::Difference;
 use crate::domain::decide::Stored;
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
-use crate::store::events::Receipt;
+use crate::store::events::NewEvent;
+use crate::store::scans::ScanStart;
 use crate::store::users::Locked;
-use crate::store::walks::Scan;
-use crate::store::{StoreError, Work, changes, erasure, events, sign_ins, users, walks};
+use crate::store::{StoreError, Work, changes, erasure, events, scans, sign_ins, users};
 
 /// What a batch does to the inbox.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ pub(super) struct Batch<'a, T> {
     /// Rows of each table that deletions erase in this transaction at most; see [`erasure::erase`].
     pub(super) erase_limit: i64,
     /// The scan these snapshots are a page of.
-    scan: Option<&'a Scan>,
+    scan: Option<&'a ScanStart>,
     then: &'a T,
 }
 
@@ -113,7 +113,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     }
 
     /// The same, a page of a scan.
-    pub(super) fn of_scan(self, scan: &'a Scan) -> Self {
+    pub(super) fn of_scan(self, scan: &'a ScanStart) -> Self {
         Self { scan: Some(scan), ..self }
     }
 
@@ -129,11 +129,11 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         if named.is_empty() {
             return Ok(Users::new());
         }
-        users::hold_places(connection, &named).await?;
+        users::insert_placeholders(connection, &named).await?;
         let mut users = users::lock(connection, &named).await?;
         // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
         if self.observations.iter().any(|observation| is_between_equals(observation, &users))
-            && let Some(confirmation) = walks::confirmation(connection).await?
+            && let Some(confirmation) = scans::confirmation(connection).await?
         {
             for user in users.values_mut() {
                 let Locked { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
@@ -155,7 +155,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         let unknown: Vec<String> =
             stored.into_iter().filter(|(_, user)| matches!(user.stored, Stored::Absent)).map(|(id, _)| id).collect();
         if !unknown.is_empty() {
-            users::release_places(connection, &unknown).await?;
+            users::delete_placeholders(connection, &unknown).await?;
         }
         if self.is_last {
             self.then.after(connection, &[self.before, &applied].concat()).await?;
@@ -249,23 +249,23 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         applied: &mut [Applied],
     ) -> Result<(), StoreError> {
         // By id, so that concurrent slices with the same events meet them in one order; the first of an id counts.
-        let mut receipts = BTreeMap::new();
+        let mut writes = BTreeMap::new();
         for (at, observation) in observations.iter().enumerate() {
             let Some(Applied { outcome, reason, .. }) = applied.get(at) else { continue };
             let Some(event) = inbox_event(observation, *outcome, self.inbox) else { continue };
             let user = event.user_id.as_deref().and_then(|id| stored.get(id));
             let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
-            let receipt = Receipt { event, outcome: *outcome, reason: reason.clone(), erased };
-            receipts.entry(receipt.event.id.clone()).or_insert((at, receipt));
+            let write = NewEvent { event, outcome: *outcome, reason: reason.clone(), erased };
+            writes.entry(write.event.id.clone()).or_insert((at, write));
         }
-        if receipts.is_empty() {
+        if writes.is_empty() {
             return Ok(());
         }
-        let firsts: BTreeSet<usize> = receipts.values().map(|(at, _)| *at).collect();
-        let receipts: Vec<Receipt<'_>> = receipts.into_values().map(|(_, receipt)| receipt).collect();
+        let firsts: BTreeSet<usize> = writes.values().map(|(at, _)| *at).collect();
+        let writes: Vec<NewEvent<'_>> = writes.into_values().map(|(_, write)| write).collect();
         let new = match self.inbox {
-            Inbox::Record(origin) => events::record(connection, origin, &receipts).await?,
-            Inbox::Retry => events::settle(connection, &receipts).await?,
+            Inbox::Record(origin) => events::record(connection, origin, &writes).await?,
+            Inbox::Retry => events::record_retry(connection, &writes).await?,
         };
         for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
             if let Observation::Event(event) = observation {
@@ -290,9 +290,9 @@ fn is_between_equals(observation: &Observation, users: &Users) -> bool {
 
 /// The row's version is from before the scan, which listed the user and did not confirm it: the row is written, so that the
 /// time of its version excludes it from what the scan confirms.
-fn is_of_before(scan: &Scan, user: Option<&Locked>) -> bool {
+fn is_of_before(scan: &ScanStart, user: Option<&Locked>) -> bool {
     let Some(Locked { stored: Stored::Live { version, .. }, .. }) = user else { return false };
-    version.observed_at < scan.began_at
+    version.observed_at < scan.started_at
 }
 
 /// Stores the sign-ins that sessions tell of, of users who are not deleted. Every live row shows the latest stored sign-in,

@@ -15,7 +15,7 @@ use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::{Applied, FollowUp, NoFollowUp, apply, apply_with, key_check, quarantine};
 use crate::domain::event::{Event, Observation, Origin};
 use crate::domain::timestamp::Timestamp;
-use crate::store::catch_up::{Advance, Cursor, OVERLAP, Place, Restart};
+use crate::store::catch_up::{AdvanceCatchUp, CatchUpState, Cursor, OVERLAP, RestartCatchUp};
 use crate::store::{Store, StoreError};
 use crate::workos::api::{ApiError, PAGE, Page, Start};
 
@@ -94,7 +94,7 @@ impl CatchUp {
             key_check::check(&self.context).await?;
             state.trusted = true;
         }
-        let Some(place) = self.context.store.place().await? else {
+        let Some(place) = self.context.store.catch_up_state().await? else {
             return self.begin().await.map(Some);
         };
         let types = self.types(state);
@@ -120,16 +120,16 @@ impl CatchUp {
         Ok(Duration::ZERO)
     }
 
-    async fn take(&self, place: &Place, page: Page<Event>, state: &mut State) -> Result<Duration, JobError> {
+    async fn take(&self, place: &CatchUpState, page: Page<Event>, state: &mut State) -> Result<Duration, JobError> {
         if is_misdated(place, page.latest) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
                 "catch-up's place was recorded under a wrong date, and events may have been skipped; it reads what there is, \
                  and a full reconcile follows"
             );
-            let restart = Restart {
+            let restart = RestartCatchUp {
                 forget_synced_through: true,
-                ..restart(&Place { synced_through: None, ..place.clone() }, page.observed_at)
+                ..restart(&CatchUpState { synced_through: None, ..place.clone() }, page.observed_at)
             };
             return self.restart(restart, state).await;
         }
@@ -166,7 +166,7 @@ impl CatchUp {
         }
         let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
         let cursor = last.as_ref().filter(|_| !repeats);
-        let advance = Advance { revision: place.revision, cursor, synced_through };
+        let advance = AdvanceCatchUp { revision: place.revision, cursor, synced_through };
         self.apply_events(events, &advance, state).await?;
         if end {
             state.pass_began = None;
@@ -181,7 +181,7 @@ impl CatchUp {
     /// To read on would do no harm, and would bring everything again; a new cursor is only the shorter way. So this is
     /// said of pages alone that the new cursor lies behind, and on evidence: the page repeats what catch-up has brought, or
     /// lies before all that it ever read. A late event is neither.
-    async fn starts_over(&self, place: &Place, page: &Page<Event>) -> Result<bool, JobError> {
+    async fn starts_over(&self, place: &CatchUpState, page: &Page<Event>) -> Result<bool, JobError> {
         let Some(newest) = page.items.iter().filter_map(|event| event.created_at).max() else { return Ok(false) };
         let range_start = restart(place, page.observed_at).range_start;
         if place.cursor.is_none() || range_start <= place.range_start || newest >= range_start {
@@ -226,7 +226,7 @@ impl CatchUp {
     }
 
     /// WorkOS refuses the request: the place in it, or the name of a type? The key was good a moment ago.
-    async fn mend(&self, place: &Place, error: ApiError, state: &mut State) -> Result<Duration, JobError> {
+    async fn mend(&self, place: &CatchUpState, error: ApiError, state: &mut State) -> Result<Duration, JobError> {
         let types = self.types(state);
         match self.context.api.events(&types, Start::Anywhere, 1).await {
             Ok(page) => return self.replace(place, page.observed_at, state).await,
@@ -255,7 +255,7 @@ impl CatchUp {
     }
 
     /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
-    async fn replace(&self, place: &Place, now: Timestamp, state: &mut State) -> Result<Duration, JobError> {
+    async fn replace(&self, place: &CatchUpState, now: Timestamp, state: &mut State) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         if place.cursor.is_some() {
             tracing::error!(
@@ -272,12 +272,12 @@ impl CatchUp {
             range_start = %range_start,
             "WorkOS does not list events from so long ago; catch-up begins later, and a full reconcile follows"
         );
-        let restart = Restart { range_start, reconcile_wanted: true, ..restart(place, now) };
+        let restart = RestartCatchUp { range_start, reconcile_wanted: true, ..restart(place, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;
         Ok(REQUEST_INTERVAL)
     }
 
-    async fn restart(&self, restart: Restart, state: &mut State) -> Result<Duration, JobError> {
+    async fn restart(&self, restart: RestartCatchUp, state: &mut State) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         self.context.store.transaction("restart catch-up", &restart).await?;
         state.pass_began = None;
@@ -287,12 +287,12 @@ impl CatchUp {
 }
 
 /// When the place was last known to be good.
-fn last_word(place: &Place) -> Timestamp {
+fn last_word(place: &CatchUpState) -> Timestamp {
     place.synced_through.map_or(place.began_at, |at| at.max(place.began_at))
 }
 
 /// The place was recorded under a wrong clock: it lies ahead of every clock. Releases that believed every `Date` header left such.
-fn is_misdated(place: &Place, latest: Timestamp) -> bool {
+fn is_misdated(place: &CatchUpState, latest: Timestamp) -> bool {
     let ahead = |at: Timestamp| at > latest.plus_seconds(OVERLAP);
     place.synced_through.is_some_and(ahead)
         || ahead(place.began_at)
@@ -300,10 +300,10 @@ fn is_misdated(place: &Place, latest: Timestamp) -> bool {
 }
 
 /// The place that replaces a cursor (promise 5).
-fn restart(place: &Place, now: Timestamp) -> Restart {
+fn restart(place: &CatchUpState, now: Timestamp) -> RestartCatchUp {
     let recent = place.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
     let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.min(now).plus_seconds(-OVERLAP));
-    Restart {
+    RestartCatchUp {
         revision: place.revision,
         range_start: from,
         now,
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn a_replaced_cursor_goes_back_an_hour_or_to_the_retention_window() {
         let now = at(100 * 86_400);
-        let place = |days: Option<i64>| Place {
+        let place = |days: Option<i64>| CatchUpState {
             revision: 1,
             cursor: None,
             range_start: at(0),

@@ -6,7 +6,7 @@ use super::job::JobError;
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Observation, Snapshot};
 use crate::store::Store;
-use crate::store::walks::Counts;
+use crate::store::scans::ScanCounts;
 
 /// One user in which the table and WorkOS differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +58,7 @@ impl std::fmt::Display for Drift {
 pub(super) async fn compare(
     store: &Store,
     observations: &[Observation],
-    counts: &mut Counts,
+    counts: &mut ScanCounts,
 ) -> Result<Vec<Drift>, JobError> {
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     let mut stored = store.users(&ids).await?;
@@ -85,7 +85,7 @@ pub(super) async fn compare(
     Ok(drift)
 }
 
-fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut Counts) -> Option<DriftKind> {
+fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut ScanCounts) -> Option<DriftKind> {
     let known = matches!(standing, Stored::Live { .. });
     match decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version)) {
         Decision::Applied { changed } if known => {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::domain::change::{Change, ChangeKind, Position};
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
-use crate::store::changes::{Entry, Head};
+use crate::store::changes::{ChangeRow, FeedHead};
 use crate::store::{Store, StoreError};
 use crate::workos::wire;
 
@@ -50,7 +50,7 @@ pub struct Page {
 pub struct Feed {
     store: Store,
     /// How far the feed could be read when somebody last looked.
-    seen: Arc<Mutex<Option<(Instant, Head)>>>,
+    seen: Arc<Mutex<Option<(Instant, FeedHead)>>>,
 }
 
 impl Feed {
@@ -111,7 +111,7 @@ impl Feed {
 
     /// How far the feed can be read, as of [`POLL_INTERVAL`] ago at most, and not as of before `asked`: the position of who asks may be
     /// newer.
-    async fn poll_head(&self, asked: Instant) -> Result<Head, StoreError> {
+    async fn poll_head(&self, asked: Instant) -> Result<FeedHead, StoreError> {
         let mut seen = self.seen.lock().await;
         match &*seen {
             Some((at, head)) if *at >= asked && at.elapsed() < POLL_INTERVAL => Ok(head.clone()),
@@ -124,7 +124,7 @@ impl Feed {
         }
     }
 
-    async fn page(&self, head: &Head, after: &Position, limit: usize) -> Result<Page, FeedError> {
+    async fn page(&self, head: &FeedHead, after: &Position, limit: usize) -> Result<Page, FeedError> {
         // A position that was never handed out is one that this database has forgotten: it was put back.
         if after.epoch != head.epoch || after.number < head.expired_through || after.number > head.issued {
             return Err(FeedError::Expired);
@@ -155,7 +155,7 @@ impl Feed {
     }
 
     /// The live users these changes are about, as they stand now.
-    async fn users(&self, entries: &[Entry]) -> Result<BTreeMap<String, User>, StoreError> {
+    async fn users(&self, entries: &[ChangeRow]) -> Result<BTreeMap<String, User>, StoreError> {
         let changes = entries.iter().filter(|entry| matches!(entry.kind, ChangeKind::User(_)));
         let ids: BTreeSet<String> = changes.filter_map(|entry| entry.user_id.clone()).collect();
         if ids.is_empty() {
@@ -169,19 +169,19 @@ impl Feed {
         Ok(live.collect())
     }
 
-    async fn payloads(&self, entries: &[Entry]) -> Result<BTreeMap<String, Option<Vec<u8>>>, StoreError> {
+    async fn payloads(&self, entries: &[ChangeRow]) -> Result<BTreeMap<String, Option<Vec<u8>>>, StoreError> {
         let ids: Vec<String> = entries.iter().filter_map(payload_id).map(str::to_owned).collect();
         if ids.is_empty() {
             return Ok(BTreeMap::new());
         }
-        Ok(self.store.payloads(&ids).await?.into_iter().collect())
+        Ok(self.store.event_payloads(&ids).await?.into_iter().collect())
     }
 
     /// One entry as it is told now.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub(super) async fn with_current_user(&self, entry: Entry, epoch: &str) -> Result<Change, StoreError> {
+    pub(super) async fn with_current_user(&self, entry: ChangeRow, epoch: &str) -> Result<Change, StoreError> {
         let entries = std::slice::from_ref(&entry);
         let user = self.users(entries).await?.into_values().next();
         let payload = self.payloads(entries).await?.into_values().next().flatten();
@@ -191,16 +191,21 @@ impl Feed {
 }
 
 /// The event whose payload the inbox is asked for.
-fn payload_id(entry: &Entry) -> Option<&str> {
+fn payload_id(entry: &ChangeRow) -> Option<&str> {
     let event = entry.event.as_ref().filter(|_| matches!(entry.kind, ChangeKind::Event(_)))?;
     Some(&event.id)
 }
 
-fn position(head: &Head, number: Option<i64>) -> Position {
+fn position(head: &FeedHead, number: Option<i64>) -> Position {
     Position { epoch: head.epoch.clone(), number: number.unwrap_or(head.horizon) }
 }
 
-fn to_change(entry: Entry, epoch: &str, user: Option<User>, data: Option<Box<serde_json::value::RawValue>>) -> Change {
+fn to_change(
+    entry: ChangeRow,
+    epoch: &str,
+    user: Option<User>,
+    data: Option<Box<serde_json::value::RawValue>>,
+) -> Change {
     Change {
         position: Position { epoch: epoch.to_owned(), number: entry.position },
         kind: entry.kind,

@@ -22,11 +22,9 @@ use crate::domain::decide::Stored;
 use crate::domain::event::Origin;
 use crate::domain::handler::{self, Types};
 use crate::store::StoreError;
-use crate::store::changes::{Entry, Head};
-use crate::store::handler_moves::{Move, Waiting, call};
-use crate::store::handlers::{Backlogged, Handler};
+use crate::store::changes::{ChangeRow, FeedHead};
+use crate::store::handlers::{BacklogChange, BoxError, Handler, HandlerFailure, HandlerMove, Postponement, Tx, call};
 use crate::store::leases::RENEWAL;
-use crate::store::lent::{BoxError, Failure, Tx};
 
 /// Changes dealt with before a handler's row is read again.
 const BATCH: i64 = 100;
@@ -169,7 +167,7 @@ impl HandlerWorker {
                 Some(trouble) => tracing::error!(handler = &*self.name, "a handler stands still: {trouble}"),
                 None => tracing::info!(handler = &*self.name, "a handler goes on"),
             }
-            store.note_handler_trouble(&self.name, trouble.as_deref()).await?;
+            store.set_handler_problem(&self.name, trouble.as_deref()).await?;
         }
         Ok(trouble.is_none().then_some(handler))
     }
@@ -206,12 +204,12 @@ impl HandlerWorker {
         for entry in entries {
             if handler.types.take(entry.kind.event_type()) {
                 let to = entry.position;
-                self.process_change(&handler, Move::Along { from: at, to }, entry, &head, &mut waiting).await?;
+                self.process_change(&handler, HandlerMove::Feed { from: at, to }, entry, &head, &mut waiting).await?;
                 at = to;
             }
         }
         if end > at {
-            store.move_handler(&self.name, Move::Along { from: at, to: end }).await?;
+            store.move_handler(&self.name, HandlerMove::Feed { from: at, to: end }).await?;
         }
         Ok(if full { Duration::ZERO } else { FEED_POLL_INTERVAL })
     }
@@ -220,15 +218,15 @@ impl HandlerWorker {
     async fn process_change(
         &self,
         handler: &Handler,
-        moved: Move<'_>,
-        entry: Entry,
-        head: &Head,
+        moved: HandlerMove<'_>,
+        entry: ChangeRow,
+        head: &FeedHead,
         waiting: &mut HashSet<String>,
     ) -> Result<(), JobError> {
         let user_id = entry.user_id.clone().unwrap_or_default();
-        let change = Backlogged { position: entry.position, user_id, from_start: false, tries: 0 };
+        let change = BacklogChange { position: entry.position, user_id, from_start: false, tries: 0 };
         if waiting.contains(&change.user_id) {
-            let behind = Waiting { tries: 0, rest: Some(Duration::ZERO), failure: None };
+            let behind = Postponement { tries: 0, rest: Some(Duration::ZERO), failure: None };
             return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
         }
         let told = self.feed.with_current_user(entry, &head.epoch).await?;
@@ -241,17 +239,17 @@ impl HandlerWorker {
     /// One batch of live users.
     async fn process_live_users(&self, handler: &Handler, walked: &str) -> Result<Duration, JobError> {
         let store = &self.context.store;
-        let users = store.users_from_start(walked, handler.started_at, BATCH).await?;
+        let users = store.initial_users(walked, handler.started_at, BATCH).await?;
         if users.is_empty() {
-            store.end_walk(&self.name, walked).await?;
+            store.end_initial_users(&self.name, walked).await?;
             return Ok(Duration::ZERO);
         }
         let epoch = store.feed_head().await?.epoch;
         let mut from = walked;
         for (id, later) in &users {
             let user_id = id.clone();
-            let change = Backlogged { position: handler.started_at, user_id, from_start: true, tries: 0 };
-            let moved = Move::Walk { from, to: id };
+            let change = BacklogChange { position: handler.started_at, user_id, from_start: true, tries: 0 };
+            let moved = HandlerMove::InitialUsers { from, to: id };
             // Who was created since the start is in the feed.
             let told = if *later { None } else { self.created_change(&change, &epoch).await? };
             match told.filter(|told| handler.types.take(told.kind.event_type())) {
@@ -264,7 +262,7 @@ impl HandlerWorker {
     }
 
     /// What a new handler is told of a live user; nothing, when the user is gone.
-    async fn created_change(&self, change: &Backlogged, epoch: &str) -> Result<Option<Change>, JobError> {
+    async fn created_change(&self, change: &BacklogChange, epoch: &str) -> Result<Option<Change>, JobError> {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
             position: Position { epoch: epoch.to_owned(), number: change.position },
@@ -283,13 +281,13 @@ impl HandlerWorker {
     async fn retry_backlog(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         let store = &self.context.store;
-        let due = store.due(&self.name, BATCH).await?;
+        let due = store.due_changes(&self.name, BATCH).await?;
         if due.is_empty() {
             return Ok(BACKLOG_POLL_INTERVAL);
         }
         let epoch = store.feed_head().await?.epoch;
         for change in &due {
-            let moved = Move::Again(change);
+            let moved = HandlerMove::Backlog(change);
             let told = if change.from_start {
                 self.created_change(change, &epoch).await?
             } else {
@@ -312,8 +310,8 @@ impl HandlerWorker {
         &self,
         handler: &Handler,
         told: Change,
-        moved: Move<'_>,
-        change: &Backlogged,
+        moved: HandlerMove<'_>,
+        change: &BacklogChange,
     ) -> Result<bool, JobError> {
         let store = &self.context.store;
         let outcome = match (&self.rust, &handler.sql) {
@@ -333,7 +331,7 @@ impl HandlerWorker {
         let tries = change.tries.saturating_add(1);
         let rest = handler::rest(tries);
         self.log_failure(&failure, change, tries, rest);
-        store.postpone(&self.name, moved, change, &Waiting { tries, rest, failure: Some(failure) }).await?;
+        store.postpone(&self.name, moved, change, &Postponement { tries, rest, failure: Some(failure) }).await?;
         Ok(false)
     }
 
@@ -350,7 +348,7 @@ impl HandlerWorker {
     }
 
     /// Without the message, which may hold personal data.
-    fn log_failure(&self, failure: &Failure, change: &Backlogged, tries: i32, rest: Option<Duration>) {
+    fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, tries: i32, rest: Option<Duration>) {
         let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
         let (handler, place, position) = (&*self.name, failure.place.as_deref(), change.position);
         match rest {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::job::{Job, JobContext, JobError};
 use super::{erasure, inbox};
 use crate::store::StoreError;
-use crate::store::inbox::Missed;
+use crate::store::events::MissedEvents;
 
 /// Between two rounds, and between two batches of one.
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
@@ -125,7 +125,7 @@ impl Housekeeping {
     /// Another release may be able to apply what this database has in quarantine.
     async fn retry_after_upgrade(&self) -> Result<(), JobError> {
         let store = &self.context.store;
-        if store.retried_by().await?.as_deref() == Some(RELEASE) {
+        if store.quarantine_retried_by().await?.as_deref() == Some(RELEASE) {
             return Ok(());
         }
         let retried = inbox::retry(store, self.context.session_sign_ins, None).await?;
@@ -136,7 +136,7 @@ impl Housekeeping {
                 "this release tried the quarantine again"
             );
         }
-        store.note_retried(RELEASE).await?;
+        store.set_quarantine_retried_by(RELEASE).await?;
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl Housekeeping {
         Ok(())
     }
 
-    fn report_missed(&self, feed: &'static str, missed: Missed, told: &mut i64, what: &str) {
+    fn report_missed(&self, feed: &'static str, missed: MissedEvents, told: &mut i64, what: &str) {
         self.context.metrics.missed(feed, missed.events);
         if missed.events > *told {
             tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{what}");

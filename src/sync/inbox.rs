@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::reapply;
 use crate::domain::event::{Observation, Outcome};
 use crate::domain::timestamp::Timestamp;
-use crate::store::inbox::{Kept, Kin};
+use crate::store::events::{EventSelection, StoredPayload};
 use crate::store::{Store, StoreError};
 use crate::workos::wire;
 
@@ -36,7 +36,7 @@ impl Retried {
 /// # Errors
 /// [`StoreError`]: what was retried before it stays retried.
 pub async fn retry(store: &Store, sign_ins: bool, id: Option<&str>) -> Result<Retried, StoreError> {
-    again(store, sign_ins, Kin { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
+    again(store, sign_ins, EventSelection { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
 }
 
 /// Applies every kept event received since then once more; where the table is right, nothing changes. With `sign_ins` the
@@ -45,21 +45,31 @@ pub async fn retry(store: &Store, sign_ins: bool, id: Option<&str>) -> Result<Re
 /// # Errors
 /// [`StoreError`]: what was applied before it stays applied.
 pub async fn replay(store: &Store, sign_ins: bool, since: Timestamp) -> Result<Retried, StoreError> {
-    again(store, sign_ins, Kin { id: None, quarantined: false }, since).await
+    again(store, sign_ins, EventSelection { id: None, quarantined: false }, since).await
 }
 
-async fn again(store: &Store, sign_ins: bool, kin: Kin<'_>, since: Timestamp) -> Result<Retried, StoreError> {
+async fn again(
+    store: &Store,
+    sign_ins: bool,
+    selection: EventSelection<'_>,
+    since: Timestamp,
+) -> Result<Retried, StoreError> {
     let mut retried = Retried::default();
     let mut after = (since.plus_micros(-1), String::new());
     loop {
-        let batch = store.kept(kin, (after.0, &after.1), BATCH).await?;
+        let batch = store.stored_payloads(selection, (after.0, &after.1), BATCH).await?;
         let Some(last) = batch.last() else { return Ok(retried) };
         after = (last.received_at, last.id.clone());
         apply_batch(store, sign_ins, &batch, &mut retried).await?;
     }
 }
 
-async fn apply_batch(store: &Store, sign_ins: bool, batch: &[Kept], retried: &mut Retried) -> Result<(), StoreError> {
+async fn apply_batch(
+    store: &Store,
+    sign_ins: bool,
+    batch: &[StoredPayload],
+    retried: &mut Retried,
+) -> Result<(), StoreError> {
     let (mut ids, mut observations): (Vec<&str>, Vec<Observation>) = (Vec::new(), Vec::new());
     for kept in batch {
         if let Some(observation) = wire::kept(&kept.event_type, kept.created_at, &kept.payload) {

@@ -42,7 +42,7 @@ pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
         return Ok(());
     }
     // Users whose deletion is still to be read are unknown for a good reason.
-    let place = context.store.place().await?;
+    let place = context.store.catch_up_state().await?;
     let since = place.and_then(|place| place.synced_through.or(Some(place.range_start)));
     for id in deleted_since(context, since, &unknown).await? {
         unknown.remove(&id);

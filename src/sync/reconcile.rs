@@ -16,7 +16,7 @@ use super::list_scan::ListScan;
 use super::{apply, apply_scan_page, key_check};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
-use crate::store::walks::{Counts, Kind, Scan, Tally};
+use crate::store::scans::{SaveScanResult, ScanCounts, ScanKind, ScanStart};
 use crate::workos::api::{Found, PAGE};
 
 /// How often a process looks whether one is due.
@@ -42,7 +42,7 @@ pub enum Mode {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Users by what was, or would be, done with them.
-    pub counts: Counts,
+    pub counts: ScanCounts,
     /// Every difference; after a repair only what it leaves: contradicted and unusable ones.
     pub drift: Vec<Drift>,
 }
@@ -55,7 +55,7 @@ pub enum ReconcileStep {
     /// It goes on.
     Going {
         /// So far.
-        counts: Counts,
+        counts: ScanCounts,
         /// Live users still to be asked about, as far as known.
         open: usize,
     },
@@ -97,7 +97,7 @@ struct UnderWay {
     /// Live users among the ones looked through.
     live: usize,
     /// The scan, where the table is repaired.
-    scan: Option<Scan>,
+    scan: Option<ScanStart>,
     /// Live users WorkOS does not know, and when it said so.
     gone: Vec<(String, Timestamp)>,
     /// For one of them WorkOS gave no ID: that counts once a live user was read by ID.
@@ -157,13 +157,13 @@ impl Reconcile {
 
     async fn due(&self) -> Result<bool, JobError> {
         let store = &self.context.store;
-        let wanted = store.place().await?.is_some_and(|place| place.reconcile_wanted);
+        let wanted = store.catch_up_state().await?.is_some_and(|place| place.reconcile_wanted);
         // The operator's word is given for a reconcile: after `rebind` the old environment's users should not linger.
         if wanted || store.deletions_accepted().await? {
             return Ok(true);
         }
         let Some(interval) = self.interval else { return Ok(false) };
-        Ok(store.is_walk_due(interval).await?)
+        Ok(store.is_scan_due(interval).await?)
     }
 
     /// One step: a page, or one user asked about. One that was interrupted begins again.
@@ -257,17 +257,17 @@ impl Reconcile {
         if self.mode == Mode::Repair {
             let scan = match it.scan {
                 Some(scan) => scan,
-                None => *it.scan.insert(store.begin_walk(Kind::Reconcile, page.observed_at).await?),
+                None => *it.scan.insert(store.begin_scan(ScanKind::Reconcile, page.observed_at).await?),
             };
             let applied = apply_scan_page(store, &scan, &page.observations).await?;
-            let (mut counts, listed) = (Counts::default(), page.observations.iter().zip(&applied));
+            let (mut counts, listed) = (ScanCounts::default(), page.observations.iter().zip(&applied));
             tally(&mut counts, &applied);
             // For reconcile, those are the ones it makes.
             counts.tombstoned = 0;
             it.report.counts.add(counts);
             it.listed_deleted.extend(listed.filter(|(_, applied)| applied.deleted).filter_map(|(it, _)| id_of(it)));
         } else {
-            let mut counts = Counts::default();
+            let mut counts = ScanCounts::default();
             it.report.drift.extend(drift::compare(store, &page.observations, &mut counts).await?);
             counts.tombstoned = 0;
             it.report.counts.add(counts);
@@ -292,7 +292,7 @@ impl Reconcile {
     /// Looks through the next rows of the table for users to ask WorkOS about by ID.
     async fn look_through(&self, it: &mut UnderWay, after: &str, began: Timestamp) -> Result<(), JobError> {
         let store = &self.context.store;
-        let rows = match store.look_through(after, began, it.scan.as_ref(), BATCH).await {
+        let rows = match store.rows_after(after, began, it.scan.as_ref(), BATCH).await {
             Ok(rows) => rows,
             Err(error) => {
                 it.looked_through = Some(after.to_owned());
@@ -355,7 +355,9 @@ impl Reconcile {
                 slice.iter().map(|(id, at)| Observation::Gone { user_id: id.clone(), confirmed_at: *at }).collect();
             apply(store, Origin::Reconcile, &gone).await?;
         }
-        store.complete_walk(&Tally { kind: Kind::Reconcile, counts: it.report.counts, is_complete: true }).await?;
+        store
+            .complete_scan(&SaveScanResult { kind: ScanKind::Reconcile, counts: it.report.counts, is_complete: true })
+            .await?;
         Ok(())
     }
 }

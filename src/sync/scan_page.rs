@@ -1,10 +1,10 @@
-//! A page of a scan: only users that differ are locked and written. What that rests on is written at [`Scan`].
+//! A page of a scan: only users that differ are locked and written. What that rests on is written at [`ScanStart`].
 
 use super::batch::{Batch, Inbox};
 use super::{Applied, NoFollowUp, in_parts};
 use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Observation, Origin, Outcome, Snapshot};
-use crate::store::walks::Scan;
+use crate::store::scans::ScanStart;
 use crate::store::{Store, StoreError};
 
 /// Applies a page of WorkOS's list, and returns the outcome of each user, in order. Every snapshot counts as observed when the
@@ -14,13 +14,13 @@ use crate::store::{Store, StoreError};
 /// As [`apply`](super::apply).
 pub async fn apply_scan_page(
     store: &Store,
-    scan: &Scan,
+    scan: &ScanStart,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
     let observations: Vec<Observation> = observations.iter().map(|listed| as_of(scan, listed)).collect();
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     // In this order: a row that is written between the two reads shows what was written.
-    let unwritten = store.unwritten_since(&ids, scan.began_here).await?;
+    let unwritten = store.unwritten_since(&ids, scan.database_started_at).await?;
     let stored = store.users(&ids).await?;
     let unchanged: Vec<Option<Applied>> = observations
         .iter()
@@ -43,21 +43,21 @@ pub async fn apply_scan_page(
     Ok(unchanged.into_iter().filter_map(|unchanged| unchanged.or_else(|| applied.next())).collect())
 }
 
-fn as_of(scan: &Scan, listed: &Observation) -> Observation {
+fn as_of(scan: &ScanStart, listed: &Observation) -> Observation {
     let mut listed = listed.clone();
     if let Observation::Snapshot(snapshot) = &mut listed {
-        snapshot.version.observed_at = scan.began_at;
+        snapshot.version.observed_at = scan.started_at;
     }
     listed
 }
 
 /// The outcome, where nothing has to be written.
-fn unchanged(scan: &Scan, snapshot: &Snapshot, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
+fn unchanged(scan: &ScanStart, snapshot: &Snapshot, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
     let mut after = stored.clone();
     let decision = decide(&mut after, Seen::Live(&snapshot.user, &snapshot.version));
     let outcome = match (decision, after) {
         (Decision::Confirmed, _) if is_unwritten => Outcome::Applied,
-        (Decision::Older, Stored::Live { version, .. }) if version.observed_at >= scan.began_at => Outcome::Stale,
+        (Decision::Older, Stored::Live { version, .. }) if version.observed_at >= scan.started_at => Outcome::Stale,
         (Decision::Deleted, _) => Outcome::Stale,
         _ => return None,
     };

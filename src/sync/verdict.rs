@@ -9,7 +9,7 @@ use crate::domain::decide::{Decision, Seen, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::LAST_SIGN_IN_AT;
-use crate::store::changes::News;
+use crate::store::changes::NewChange;
 use crate::workos::wire;
 
 /// What of an observation goes into the inbox: an event always, a snapshot only when it could not be applied, or is being
@@ -99,7 +99,7 @@ pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
 
 /// What a batch has to tell downstream: every difference in a user but for a sign-in, and every event of another type that is
 /// new here. What is tried again counts as caught up; a snapshot among it as found by comparing.
-pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &'a [Applied]) -> Vec<News<'a>> {
+pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &'a [Applied]) -> Vec<NewChange<'a>> {
     let told = observations.iter().zip(applied).filter_map(|(observation, applied)| {
         let event = match observation {
             Observation::Event(event) => Some(event),
@@ -116,7 +116,7 @@ pub(super) fn news<'a>(inbox: Inbox, observations: &'a [Observation], applied: &
             (Inbox::Retry, Some(_)) => Origin::CatchUp,
             (Inbox::Retry, None) => Origin::Reconcile,
         };
-        Some(News { kind, user_id: observation.user_id(), changed: changed(applied), event, origin })
+        Some(NewChange { kind, user_id: observation.user_id(), changed: changed(applied), event, origin })
     });
     told.collect()
 }

@@ -11,7 +11,7 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
-use authkit_sync::store::walks::Counts;
+use authkit_sync::store::scans::ScanCounts;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::backfill::{Backfill, BackfillStep};
 use authkit_sync::sync::job::{Job, JobContext, JobError};
@@ -105,7 +105,7 @@ async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
             break counts;
         }
     };
-    assert_eq!(counts, Counts { unchanged: 10_000, ..Counts::default() });
+    assert_eq!(counts, ScanCounts { unchanged: 10_000, ..ScanCounts::default() });
 }
 
 #[tokio::test]
@@ -256,7 +256,7 @@ async fn two_processes_share_one_backfill() {
         }
         assert!(pages < 100);
     };
-    assert_eq!(counts, Counts { new: 6, ..Counts::default() });
+    assert_eq!(counts, ScanCounts { new: 6, ..ScanCounts::default() });
     lab.free_leases().await;
     let rest = one.tick().await;
     assert!(rest.as_secs() >= 30, "once completed it is not done again: {rest:?}");
@@ -295,7 +295,7 @@ async fn a_page_of_users_that_cannot_be_read_is_quarantined_and_passed() {
         steps += 1;
         assert!(steps < 10);
     };
-    assert_eq!(counts, Counts { new: 1, quarantined: 1, ..Counts::default() });
+    assert_eq!(counts, ScanCounts { new: 1, quarantined: 1, ..ScanCounts::default() });
     assert!(matches!(store.user(&id).await.unwrap(), Stored::Live { .. }));
     server.abort();
 }

@@ -36,7 +36,7 @@ pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
     for _ in 0..200 {
         lab.clock.set(lab.clock.now().plus_seconds(1));
         catch_up.tick().await;
-        let through = store.place().await.unwrap().and_then(|place| place.synced_through);
+        let through = store.catch_up_state().await.unwrap().and_then(|place| place.synced_through);
         if let Some(through) = through.filter(|through| *through >= now) {
             return through;
         }
@@ -94,14 +94,14 @@ async fn exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor() {
     // The first one stalls behind its page, and the other takes over.
     lab.create_users(2);
     lab.workos.set_api_faults(ApiFaults { page_limit: Some(1), ..ApiFaults::default() });
-    let stalled = lab.context().store.place().await.unwrap().unwrap();
+    let stalled = lab.context().store.catch_up_state().await.unwrap().unwrap();
     lab.free_leases().await;
     to_the_end(&lab, &second).await;
-    let place = lab.context().store.place().await.unwrap().unwrap();
+    let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
     assert!(place.revision > stalled.revision);
     first.tick().await;
     assert_eq!(one.jobs.standing()["catch_up"].state, "standby");
-    assert_eq!(lab.context().store.place().await.unwrap().unwrap().cursor, place.cursor);
+    assert_eq!(lab.context().store.catch_up_state().await.unwrap().unwrap().cursor, place.cursor);
     // A graceful end leaves the lease to others at once.
     other.release().await.unwrap();
     first.tick().await;
@@ -191,7 +191,7 @@ async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
         lab.workos.set_api_faults(ApiFaults { lost_cursors_start_over: starts_over, ..ApiFaults::default() });
         assert!(to_the_end(&lab, &catch_up).await >= before, "synced_through never goes back");
         assert_eq!(lab.count("select count(*) from workos.users").await, 6, "starts over: {starts_over}");
-        let place = lab.context().store.place().await.unwrap().unwrap();
+        let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
         assert!(!place.reconcile_wanted, "nothing can have been lost");
     }
 }
@@ -231,13 +231,13 @@ async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconc
         lab.workos.set_api_faults(ApiFaults { retention_s, lost_cursors_start_over, ..ApiFaults::default() });
         lab.free_leases().await;
         to_the_end(&lab, &lab.catch_up()).await;
-        let place = lab.context().store.place().await.unwrap().unwrap();
+        let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
         assert!(place.reconcile_wanted, "30 days back is refused, half of it is not, and events are lost");
         assert_eq!(lab.count("select count(*) from workos.users").await, 3);
         let report = lab.reconcile(Mode::Repair).await.unwrap();
         assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
         assert!(
-            !lab.context().store.place().await.unwrap().unwrap().reconcile_wanted,
+            !lab.context().store.catch_up_state().await.unwrap().unwrap().reconcile_wanted,
             "a complete one makes up for it"
         );
     }
@@ -288,7 +288,7 @@ async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
     let catch_up = lab.catch_up_of(context.clone());
     lab.create_users(1);
     to_the_end(&lab, &catch_up).await;
-    let before = context.store.place().await.unwrap().unwrap();
+    let before = context.store.catch_up_state().await.unwrap().unwrap();
     for _ in 0..3 {
         lab.create_users(1);
         lab.clock.set(lab.clock.now().plus_seconds(300));
@@ -297,7 +297,7 @@ async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
     catch_up.tick().await;
     assert!(trouble(&context).await.contains("newest first"));
     assert_eq!(lab.count("select count(*) from workos.users").await, 4, "applied all the same");
-    assert_eq!(context.store.place().await.unwrap().unwrap(), before);
+    assert_eq!(context.store.catch_up_state().await.unwrap().unwrap(), before);
     lab.workos.set_api_faults(ApiFaults::default());
     to_the_end(&lab, &catch_up).await;
 }
@@ -332,7 +332,7 @@ async fn a_page_that_repeats_for_ever_is_taken_for_the_end() {
         rest = catch_up.tick().await;
     }
     assert!(rest > Duration::from_secs(5), "it rests as at the end: {rest:?}");
-    assert!(store.place().await.unwrap().unwrap().synced_through.is_some());
+    assert!(store.catch_up_state().await.unwrap().unwrap().synced_through.is_some());
     assert!(matches!(store.user(&id).await.unwrap(), Stored::Live { .. }));
     let kept: i64 = sqlx::query_scalar("select count(*) from workos.events where outcome = 'quarantined'")
         .fetch_one(&pool)
@@ -351,11 +351,11 @@ async fn another_environments_key_is_noticed_before_anything_is_read() {
     let other = another_workos(&lab.clock, None).await;
     let stranger = other.create_user(&object(json!({"email": "stranger@example.test"}))).unwrap();
     let context = lab.context_of(&other, &other.api_key());
-    let before = context.store.place().await.unwrap();
+    let before = context.store.catch_up_state().await.unwrap();
     let rest = lab.catch_up_of(context.clone()).tick().await;
     assert!(trouble(&context).await.contains("WORKOS_API_KEY is the suspect"), "{}", trouble(&context).await);
     assert!(rest >= Duration::from_secs(60), "{rest:?}");
-    assert_eq!(context.store.place().await.unwrap(), before);
+    assert_eq!(context.store.catch_up_state().await.unwrap(), before);
     let stored = context.store.user(stranger["id"].as_str().unwrap()).await.unwrap();
     assert!(matches!(stored, Stored::Absent));
 }
@@ -427,13 +427,13 @@ async fn a_webhook_never_moves_the_cursor_and_catch_up_confirms_it() {
     lab.workos.set_api_faults(ApiFaults { hold_back_ms: 10_000, ..ApiFaults::default() });
     let id = lab.create_user("Ada");
     let held = lab.workos.take_held().pop().unwrap();
-    let before = lab.context().store.place().await.unwrap().unwrap().cursor;
+    let before = lab.context().store.catch_up_state().await.unwrap().unwrap().cursor;
     let event = crate::support::events::event(&held.body);
     apply(&lab.context().store, Origin::Webhook, &[authkit_sync::domain::event::Observation::Event(event)])
         .await
         .unwrap();
     catch_up.tick().await;
-    assert_eq!(lab.context().store.place().await.unwrap().unwrap().cursor, before, "it is held back still");
+    assert_eq!(lab.context().store.catch_up_state().await.unwrap().unwrap().cursor, before, "it is held back still");
     to_the_end(&lab, &catch_up).await;
     for _ in 0..12 {
         lab.clock.set(lab.clock.now().plus_seconds(1));

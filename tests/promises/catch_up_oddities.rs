@@ -9,7 +9,7 @@ use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
-use authkit_sync::store::catch_up::Place;
+use authkit_sync::store::catch_up::CatchUpState;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::job::{Job, JobContext};
 use authkit_sync::workos::api::{Api, ApiKey};
@@ -21,8 +21,8 @@ use crate::support::lab::Lab;
 
 const DAY: i64 = 86_400;
 
-async fn place(lab: &Lab) -> Place {
-    lab.context().store.place().await.unwrap().unwrap()
+async fn place(lab: &Lab) -> CatchUpState {
+    lab.context().store.catch_up_state().await.unwrap().unwrap()
 }
 
 /// The events of WorkOS from one on, as webhooks bring them.
@@ -198,7 +198,7 @@ async fn a_wrong_clock_of_ours_does_not_stand_against_workos_and_the_database() 
         for _ in 0..5 {
             catch_up.tick().await;
         }
-        let Place { synced_through, range_start, .. } = place(&lab).await;
+        let CatchUpState { synced_through, range_start, .. } = place(&lab).await;
         let near = |at: Timestamp| (lab.clock.now().unix_seconds() - at.unix_seconds()).abs() < 2 * 3_600;
         assert!(near(synced_through.unwrap()) && near(range_start), "{off} s: {synced_through:?} {range_start}");
         assert_eq!(lab.count("select count(*) from workos.users").await, 2);
@@ -226,7 +226,7 @@ async fn a_place_that_was_recorded_under_a_wrong_date_is_given_up_for_a_reconcil
             catch_up.tick().await;
         }
         assert_eq!(lab.count("select count(*) from workos.users").await, 2, "{column}");
-        let Place { synced_through, range_start, began_at, reconcile_wanted, .. } = place(&lab).await;
+        let CatchUpState { synced_through, range_start, began_at, reconcile_wanted, .. } = place(&lab).await;
         let now = lab.clock.now();
         assert!(reconcile_wanted && range_start < now && began_at <= now, "{column}: {range_start} {began_at}");
         assert!(synced_through.is_some_and(|through| through <= now), "{column}: {synced_through:?}");

@@ -3,7 +3,7 @@
 use authkit_sync::domain::decide::{Seen, Stored, decide};
 use authkit_sync::domain::event::{Content, Observation, Origin, Outcome};
 use authkit_sync::store::Store;
-use authkit_sync::store::walks::Kind;
+use authkit_sync::store::scans::ScanKind;
 use authkit_sync::sync::{apply, apply_scan_page};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -211,7 +211,7 @@ async fn scan_among(
     let mut all = deliveries.to_vec();
     let first = cuts[0] / 2;
     deliver(&deliveries[..first]).await;
-    let scan = store.begin_walk(Kind::Reconcile, at(began)).await.unwrap();
+    let scan = store.begin_scan(ScanKind::Reconcile, at(began)).await.unwrap();
     deliver(&deliveries[first..cuts[0]]).await;
     let listed = |told: &Told| told.listed.iter().rfind(|(since, _)| *since <= read).and_then(|(_, user)| user.clone());
     let page: Vec<Observation> = told.iter().filter_map(listed).map(|user| snapshot(&user, read)).collect();
@@ -219,7 +219,7 @@ async fn scan_among(
     all.extend(told.iter().filter_map(listed).map(|user| snapshot(&user, began)));
     deliver(&deliveries[cuts[0]..cuts[1]]).await;
     store.confirm_scan(&scan).await.unwrap();
-    let rows = store.look_through("", at(began), Some(&scan), i64::MAX).await.unwrap();
+    let rows = store.rows_after("", at(began), Some(&scan), i64::MAX).await.unwrap();
     for told in told {
         let unconfirmed = rows.iter().any(|row| row.id == told.id && row.is_live && row.is_unconfirmed);
         let missing = listed(told).is_none() && told.deleted_at.is_some_and(|at| at <= read);

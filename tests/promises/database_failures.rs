@@ -12,7 +12,7 @@ use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::store::fitness::Unfit;
-use authkit_sync::store::handler_moves::Move;
+use authkit_sync::store::handlers::HandlerMove;
 use authkit_sync::store::{Pool, Store, StoreError, migrations};
 use authkit_sync::sync::apply;
 use futures_util::future::join_all;
@@ -275,7 +275,7 @@ async fn a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open() {
         give_up(polls, Box::pin(async { drop(store.pause_handler("nobody", true).await) })).await;
         assert!(is_outside().await, "a write after {polls} polls");
         let handler = |_| std::future::ready(Ok(()));
-        let moved = Move::Along { from: 0, to: 1 };
+        let moved = HandlerMove::Feed { from: 0, to: 1 };
         let run = async { drop(store.run_handler("nobody", Duration::from_secs(5), handler, moved).await) };
         give_up(polls, Box::pin(run)).await;
         assert!(is_outside().await, "a handler after {polls} polls");

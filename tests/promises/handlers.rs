@@ -8,8 +8,8 @@ use std::time::Duration;
 use authkit_sync::authkit::Builder;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::handler::{TRIES, Types};
-use authkit_sync::store::handler_standing::HandlerStanding;
-use authkit_sync::store::{Store, lent::BoxError};
+use authkit_sync::store::handlers::HandlerStatus;
+use authkit_sync::store::{Store, handlers::BoxError};
 use authkit_sync::sync::job::Job;
 use authkit_sync::sync::{apply, erasure};
 use authkit_sync::{AuthKit, Change, Tx};
@@ -68,8 +68,8 @@ impl Bed {
             .unwrap()
     }
 
-    async fn standing(&self, handler: &str) -> Option<HandlerStanding> {
-        let standings = self.store.handler_standings().await.unwrap();
+    async fn standing(&self, handler: &str) -> Option<HandlerStatus> {
+        let standings = self.store.handler_statuses().await.unwrap();
         standings.into_iter().find(|standing| standing.name == handler)
     }
 
@@ -215,7 +215,7 @@ async fn from_start_tells_of_every_live_user_once_and_then_of_what_happens() {
     apply(&bed.store, Origin::CatchUp, &created).await.unwrap();
     bed.delete(&users[0]).await;
     // Enrolled, and not yet begun: what happens now is in the feed, and must not be told twice.
-    bed.store.enrol_handler("mirror", &Types::parse("user.*").unwrap(), true).await.unwrap();
+    bed.store.register_handler("mirror", &Types::parse("user.*").unwrap(), true).await.unwrap();
     let late = unique("user");
     bed.create(&late).await;
     bed.rename(&users[1], 10).await;
@@ -302,7 +302,7 @@ async fn without_a_listener_of_its_own_everything_behind_the_requests_runs_all_t
 #[tokio::test]
 async fn a_process_without_a_handler_takes_nothing_of_it() {
     let bed = Bed::new().await;
-    bed.store.enrol_handler("mirror", &Types::parse("*").unwrap(), false).await.unwrap();
+    bed.store.register_handler("mirror", &Types::parse("*").unwrap(), false).await.unwrap();
     let plain = bed.run(|builder| builder).await;
     let log = |change: Change, mut tx: Tx| async move { note("other", &change, &mut tx).await };
     let other = bed.run(|builder| builder.on("other", "*", log)).await;
@@ -556,7 +556,7 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     // A service that is no member of the owner's role may not become it.
     let (narrow, set_role) = (bed.database.pool(1).await, format!("set role {service}"));
     narrow.execute(AssertSqlSafe(set_role)).await.unwrap();
-    let new = |role: Option<&str>| authkit_sync::store::handler_admin::NewHandler {
+    let new = |role: Option<&str>| authkit_sync::store::handlers::NewHandler {
         name: Some("narrow".to_owned()),
         function: "public.on_user".to_owned(),
         role: role.map(str::to_owned),

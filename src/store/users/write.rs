@@ -15,9 +15,9 @@ use crate::store::StoreError;
 
 /// Makes a row for each user that has none, so that there is something to lock. `ids` are sorted: two transactions that
 /// make the same rows then wait for each other in one order.
-pub(crate) async fn hold_places(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
+pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
-        "-- users.hold_places
+        "-- users.insert_placeholders
         insert into workos.user_records (id)
         select id
         from unnest($1::text[]) as named (id)
@@ -226,9 +226,9 @@ pub(crate) async fn write_tombstones(
 }
 
 /// Takes back the places held for users of whom nothing is known after all.
-pub(crate) async fn release_places(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
+pub(crate) async fn delete_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
-        "-- users.release_places
+        "-- users.delete_placeholders
         delete from workos.user_records
         where
             id = any($1)

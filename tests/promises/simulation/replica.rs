@@ -16,7 +16,7 @@ use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
-use authkit_sync::store::lent::BoxError;
+use authkit_sync::store::handlers::BoxError;
 use authkit_sync::sync::backfill::Backfill;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::feed::Feed;

@@ -1,7 +1,7 @@
 //! Everything heals; then the database has to become what WorkOS has.
 
 use authkit_sync::domain::decide::Stored;
-use authkit_sync::store::walks::Kind;
+use authkit_sync::store::scans::ScanKind;
 use authkit_sync::sync::job::{Job, JobError};
 use authkit_sync::sync::reconcile::ReconcileStep;
 
@@ -68,9 +68,9 @@ impl World<'_> {
                 assert!(self.here().has_gaps(), "the key is suspected: {trouble:?}");
                 store.accept_deletions().await.unwrap();
             }
-            let through = store.place().await.unwrap().and_then(|place| place.synced_through);
+            let through = store.catch_up_state().await.unwrap().and_then(|place| place.synced_through);
             let current = through.is_some_and(|through| through > self.clock.now().plus_seconds(-60));
-            if current && store.standing(Kind::Backfill).await.unwrap().completed_at.is_some() {
+            if current && store.scan_state(ScanKind::Backfill).await.unwrap().completed_at.is_some() {
                 return;
             }
         }
@@ -163,13 +163,13 @@ impl World<'_> {
                 along.tick().await;
                 again.tick().await;
             }
-            let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+            let standings = self.replicas[0].context.store.handler_statuses().await.unwrap();
             if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
                 assert!(standings.iter().all(|handler| handler.set_aside == 0), "{standings:?}");
                 return;
             }
         }
-        let standings = self.replicas[0].context.store.handler_standings().await.unwrap();
+        let standings = self.replicas[0].context.store.handler_statuses().await.unwrap();
         panic!("handlers do not come to an end: {standings:?}");
     }
 

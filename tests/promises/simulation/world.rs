@@ -7,7 +7,7 @@ use authkit_sync::dev::postgres::PrivatePostgres;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
-use authkit_sync::store::handler_admin::NewHandler;
+use authkit_sync::store::handlers::NewHandler;
 use authkit_sync::store::migrations;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
@@ -111,7 +111,7 @@ impl<'a> World<'a> {
     /// The application's handlers; see `Replica`.
     async fn application(&self) {
         let store = &self.replicas[0].context.store;
-        assert!(store.enrol_handler("mirror", &Types::parse("*").unwrap(), true).await.unwrap());
+        assert!(store.register_handler("mirror", &Types::parse("*").unwrap(), true).await.unwrap());
         let log = NewHandler {
             name: Some("log".to_owned()),
             function: "public.app_log".to_owned(),

@@ -77,7 +77,7 @@ impl Lab {
     }
 
     /// Backfills to the end.
-    pub(crate) async fn backfill(&self) -> authkit_sync::store::walks::Counts {
+    pub(crate) async fn backfill(&self) -> authkit_sync::store::scans::ScanCounts {
         let backfill = backfill::Backfill::new(self.context(), false);
         loop {
             match backfill.step().await.unwrap() {

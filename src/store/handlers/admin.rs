@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
-use super::{Store, StoreError, Work};
 use crate::domain::handler::Types;
+use crate::store::{Store, StoreError, Work};
 
 /// A handler in SQL, to be added.
 #[derive(Clone, Debug)]

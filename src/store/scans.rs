@@ -5,20 +5,20 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
-use super::catch_up::Begin;
+use super::catch_up::BeginCatchUp;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ScanKind {
     /// Fills the table.
     Backfill,
     /// Compares, and repairs.
     Reconcile,
 }
 
-impl Kind {
+impl ScanKind {
     /// The word used in the database and in logs; also the name of the job's lease.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -31,7 +31,7 @@ impl Kind {
 
 /// What a walk has found so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counts {
+pub struct ScanCounts {
     /// Users that were not here.
     pub new: i64,
     /// Users that differed.
@@ -44,7 +44,7 @@ pub struct Counts {
     pub quarantined: i64,
 }
 
-impl Counts {
+impl ScanCounts {
     /// Adds another page's.
     pub fn add(&mut self, page: Self) {
         self.new += page.new;
@@ -63,7 +63,7 @@ impl Counts {
 
 /// Where a walk stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ScanState {
     /// The last user of the last page applied, and when WorkOS created it.
     pub position: Option<(String, Option<Timestamp>)>,
     /// When the one under way began.
@@ -71,7 +71,7 @@ pub struct Standing {
     /// When one last came to its end.
     pub completed_at: Option<Timestamp>,
     /// Of the one under way, else of the last one.
-    pub counts: Counts,
+    pub counts: ScanCounts,
 }
 
 impl Store {
@@ -79,7 +79,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn standing(&self, kind: Kind) -> Result<Standing, StoreError> {
+    pub async fn scan_state(&self, kind: ScanKind) -> Result<ScanState, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -102,11 +102,11 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(row.map_or_else(Standing::default, |row| Standing {
+        Ok(row.map_or_else(ScanState::default, |row| ScanState {
             position: row.position.map(|id| (id, row.position_created_at.map(Timestamp::from))),
             started_at: row.started_at.map(Timestamp::from),
             completed_at: row.completed_at.map(Timestamp::from),
-            counts: Counts {
+            counts: ScanCounts {
                 new: row.created,
                 updated: row.updated,
                 unchanged: row.unchanged,
@@ -120,10 +120,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn begin_walk(&self, kind: Kind, now: Timestamp) -> Result<Scan, StoreError> {
+    pub async fn begin_scan(&self, kind: ScanKind, now: Timestamp) -> Result<ScanStart, StoreError> {
         let client_id = self.client_id.clone();
-        let catch_up = Begin { client_id: &client_id, now };
-        self.transaction("begin walk", &BeginWalk { kind, now, catch_up }).await
+        let catch_up = BeginCatchUp { client_id: &client_id, now };
+        self.transaction("begin walk", &BeginScan { kind, now, catch_up }).await
     }
 }
 
@@ -138,11 +138,11 @@ impl Store {
 /// One case is left: an event older than the scan replaces a confirmed row of the same `updated_at` after the row's page is
 /// applied and before the confirmation is recorded. [`Store::look_through`] finds such rows, and they are read by ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scan {
+pub struct ScanStart {
     /// When it began, by WorkOS's clock.
-    pub began_at: Timestamp,
+    pub started_at: Timestamp,
     /// The same by the database's clock.
-    pub began_here: Timestamp,
+    pub database_started_at: Timestamp,
 }
 
 /// What the last scan confirmed: live rows whose version was written before `before` (the database's clock), as of `at`
@@ -166,7 +166,7 @@ pub(crate) async fn confirmation(connection: &mut PgConnection) -> Result<Option
     Ok(row.map(|row| Confirmation { at: row.at.into(), before: row.before.into() }))
 }
 
-struct ConfirmScan<'a>(&'a Scan);
+struct ConfirmScan<'a>(&'a ScanStart);
 
 impl Work for ConfirmScan<'_> {
     type Output = ();
@@ -182,8 +182,8 @@ impl Work for ConfirmScan<'_> {
                 kind = 'reconcile'
                 and started_at = $1
                 and began_here = $2",
-            OffsetDateTime::from(self.0.began_at),
-            OffsetDateTime::from(self.0.began_here)
+            OffsetDateTime::from(self.0.started_at),
+            OffsetDateTime::from(self.0.database_started_at)
         )
         .execute(connection)
         .await?;
@@ -196,7 +196,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], [`StoreError::Overtaken`] when another scan has begun meanwhile.
-    pub async fn confirm_scan(&self, scan: &Scan) -> Result<(), StoreError> {
+    pub async fn confirm_scan(&self, scan: &ScanStart) -> Result<(), StoreError> {
         self.transaction("confirm scan", &ConfirmScan(scan)).await
     }
 
@@ -204,7 +204,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub(crate) async fn complete_walk(&self, tally: &Tally) -> Result<(), StoreError> {
+    pub(crate) async fn complete_scan(&self, tally: &SaveScanResult) -> Result<(), StoreError> {
         self.transaction("complete walk", tally).await
     }
 
@@ -213,7 +213,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn is_walk_due(&self, interval: Duration) -> Result<bool, StoreError> {
+    pub async fn is_scan_due(&self, interval: Duration) -> Result<bool, StoreError> {
         self.lookup(async |connection| {
             sqlx::query_scalar!(
                 r#"-- walks.due
@@ -231,16 +231,16 @@ impl Store {
     }
 }
 
-struct BeginWalk<'a> {
-    kind: Kind,
+struct BeginScan<'a> {
+    kind: ScanKind,
     now: Timestamp,
-    catch_up: Begin<'a>,
+    catch_up: BeginCatchUp<'a>,
 }
 
-impl Work for BeginWalk<'_> {
-    type Output = Scan;
+impl Work for BeginScan<'_> {
+    type Output = ScanStart;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Scan, StoreError> {
+    async fn run(&self, connection: &mut PgConnection) -> Result<ScanStart, StoreError> {
         self.catch_up.run(connection).await?;
         let began_here = sqlx::query_scalar!(
             r#"-- walks.begin
@@ -263,19 +263,19 @@ impl Work for BeginWalk<'_> {
         )
         .fetch_one(connection)
         .await?;
-        Ok(Scan { began_at: self.now, began_here: began_here.into() })
+        Ok(ScanStart { started_at: self.now, database_started_at: began_here.into() })
     }
 }
 
 /// Moves a walk behind a page.
-pub(crate) struct Step<'a> {
-    pub(crate) kind: Kind,
+pub(crate) struct AdvanceScan<'a> {
+    pub(crate) kind: ScanKind,
     /// Where the page began: a process that lost the walk to another one fails here.
     pub(crate) from: Option<&'a str>,
     pub(crate) position: Option<&'a (String, Option<Timestamp>)>,
 }
 
-impl Work for Step<'_> {
+impl Work for AdvanceScan<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -301,13 +301,13 @@ impl Work for Step<'_> {
 }
 
 /// Notes what a walk has found so far, and that it came to its end.
-pub(crate) struct Tally {
-    pub(crate) kind: Kind,
-    pub(crate) counts: Counts,
+pub(crate) struct SaveScanResult {
+    pub(crate) kind: ScanKind,
+    pub(crate) counts: ScanCounts,
     pub(crate) is_complete: bool,
 }
 
-impl Work for Tally {
+impl Work for SaveScanResult {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -335,7 +335,7 @@ impl Work for Tally {
         )
         .execute(&mut *connection)
         .await?;
-        if self.kind == Kind::Reconcile && self.is_complete {
+        if self.kind == ScanKind::Reconcile && self.is_complete {
             // A complete reconcile makes up for lost events, and uses up the operator's word.
             sqlx::query!("-- walks.reconciled\nupdate workos.catch_up set reconcile_wanted = false")
                 .execute(&mut *connection)

@@ -11,8 +11,8 @@ use sqlx::postgres::{PgConnection, PgDatabaseError, Postgres};
 use sqlx::{AssertSqlSafe, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::pool::begin_write;
-use super::{Store, StoreError, Work};
+use crate::store::pool::begin_write;
+use crate::store::{Store, StoreError, Work};
 
 /// An error of an application's own.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,7 +50,7 @@ impl DerefMut for Tx {
 
 /// Why a handler failed. The message may hold personal data: it is never logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failure {
+pub struct HandlerFailure {
     /// PostgreSQL's five-character code.
     pub sqlstate: Option<String>,
     /// The constraint that was violated.
@@ -61,7 +61,7 @@ pub struct Failure {
     pub message: String,
 }
 
-impl Failure {
+impl HandlerFailure {
     fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), ..Self::default() }
     }
@@ -106,15 +106,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]: the database did not do its part, and nothing was written.
-    pub(crate) async fn lend<F: Future<Output = Result<(), BoxError>>>(
+    pub(crate) async fn run_in_transaction<F: Future<Output = Result<(), BoxError>>>(
         &self,
         timeout: Duration,
         handler: impl FnOnce(Tx) -> F,
         then: &impl Work<Output = ()>,
-    ) -> Result<Result<(), Failure>, StoreError> {
+    ) -> Result<Result<(), HandlerFailure>, StoreError> {
         self.check_bound().await?;
         // As in `transaction`: a number and nothing else.
-        let begun = self.begin_lent(timeout).await;
+        let begun = self.begin_handler(timeout).await;
         let begun = self.noting_unfit(begun)?;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);
@@ -122,25 +122,25 @@ impl Store {
             AssertUnwindSafe(async { tokio::time::timeout(timeout + GRACE, handler(tx)).await }).catch_unwind().await;
         match ran {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => return Ok(Err(Failure::of(&*error))),
-            Ok(Err(_late)) => return Ok(Err(Failure::new(format!("it took longer than {timeout:?}")))),
-            Err(_panic) => return Ok(Err(Failure::new("it panicked"))),
+            Ok(Ok(Err(error))) => return Ok(Err(HandlerFailure::of(&*error))),
+            Ok(Err(_late)) => return Ok(Err(HandlerFailure::new(format!("it took longer than {timeout:?}")))),
+            Err(_panic) => return Ok(Err(HandlerFailure::new("it panicked"))),
         }
         let Some(transaction) = Arc::into_inner(lent) else {
-            return Ok(Err(Failure::new("it kept its transaction after it returned")));
+            return Ok(Err(HandlerFailure::new("it kept its transaction after it returned")));
         };
         match self.finish(transaction.into_inner(), then).await {
             // What a handler leaves behind (a role, a setting, a slow trigger) may keep its run from being recorded: its failure,
             // or it would be tried for ever. Where the database is away instead, the failure cannot be noted either.
             Err(error) if !matches!(error, StoreError::Overtaken) => {
-                Ok(Err(Failure::new(format!("its run could not be recorded: {error}"))))
+                Ok(Err(HandlerFailure::new(format!("its run could not be recorded: {error}"))))
             }
             outcome => outcome,
         }
     }
 
     /// Begins a handler's transaction. Names without a schema are looked up as in any other session of the application.
-    async fn begin_lent(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
+    async fn begin_handler(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
         // As in `attempt`: numbers and our own words.
         let begin = format!("{}; {REMEMBER_ROLE}; set local search_path to default", begin_write(timeout, ""));
         let begun = async {
@@ -161,13 +161,13 @@ impl Store {
         &self,
         mut transaction: Transaction<'static, Postgres>,
         then: &impl Work<Output = ()>,
-    ) -> Result<Result<(), Failure>, StoreError> {
+    ) -> Result<Result<(), HandlerFailure>, StoreError> {
         let finished = async {
             let checked =
                 sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut *transaction).await;
             match checked {
                 Ok(_) => {}
-                Err(error @ sqlx::Error::Database(_)) => return Ok(Err(Failure::of(&error))),
+                Err(error @ sqlx::Error::Database(_)) => return Ok(Err(HandlerFailure::of(&error))),
                 Err(error) => return Err(error.into()),
             }
             // For the session, not only for this transaction: a role that the handler took for good would meet whoever gets the

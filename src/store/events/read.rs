@@ -7,15 +7,15 @@ use serde::Serialize;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
+use crate::store::{Store, StoreError, Work};
 
 /// Rows that the audit looks at.
 const AUDITED: i64 = 100_000;
 
 /// One row, as an operator sees it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Entry {
+pub struct EventSummary {
     /// The event's id.
     pub id: String,
     /// For example `user.updated`.
@@ -41,7 +41,7 @@ pub struct Entry {
 
 /// Which rows; what is `None` does not matter.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct EventFilter {
     /// Of this outcome.
     pub outcome: Option<String>,
     /// Of this type.
@@ -56,7 +56,7 @@ pub struct Filter {
 
 /// What is kept of an event, to apply it once more.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct StoredPayload {
     /// The event's id.
     pub id: String,
     /// Its type.
@@ -71,7 +71,7 @@ pub struct Kept {
 
 /// Which kept events to go through.
 #[derive(Clone, Copy, Debug)]
-pub struct Kin<'a> {
+pub struct EventSelection<'a> {
     /// Only this one.
     pub id: Option<&'a str>,
     /// Only what is in quarantine.
@@ -80,7 +80,7 @@ pub struct Kin<'a> {
 
 /// Events that one feed has brought and the other has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Missed {
+pub struct MissedEvents {
     /// How many.
     pub events: i64,
     /// Since when.
@@ -110,7 +110,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn entries(&self, filter: &Filter, limit: i64) -> Result<Vec<Entry>, StoreError> {
+    pub async fn event_summaries(&self, filter: &EventFilter, limit: i64) -> Result<Vec<EventSummary>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -146,7 +146,7 @@ impl Store {
                 .await
             })
             .await?;
-        let entries = rows.into_iter().map(|row| Entry {
+        let entries = rows.into_iter().map(|row| EventSummary {
             id: row.id,
             event_type: row.event_type,
             user_id: row.user_id,
@@ -165,7 +165,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn payload(&self, id: &str) -> Result<Option<Bytes>, StoreError> {
+    pub async fn event_payload(&self, id: &str) -> Result<Option<Bytes>, StoreError> {
         let payload = self
             .lookup(async |connection| {
                 sqlx::query_scalar!("-- events.payload\nselect payload from workos.events where id = $1", id)
@@ -180,7 +180,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn entry(&self, id: &str) -> Result<Option<Entry>, StoreError> {
+    pub async fn event_summary(&self, id: &str) -> Result<Option<EventSummary>, StoreError> {
         let user = self
             .lookup(async |connection| {
                 sqlx::query_scalar!("-- events.entry\nselect received_at from workos.events where id = $1", id)
@@ -189,15 +189,21 @@ impl Store {
             })
             .await?;
         let Some(received_at) = user.map(Timestamp::from) else { return Ok(None) };
-        let at = Filter { since: Some(received_at), until: Some(received_at.plus_micros(1)), ..Filter::default() };
-        Ok(self.entries(&at, i64::MAX).await?.into_iter().find(|entry| entry.id == id))
+        let at =
+            EventFilter { since: Some(received_at), until: Some(received_at.plus_micros(1)), ..EventFilter::default() };
+        Ok(self.event_summaries(&at, i64::MAX).await?.into_iter().find(|entry| entry.id == id))
     }
 
-    /// Kept events behind `after`, in the order in which they came.
+    /// Stored payloads behind `after`, in the order in which they came.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn kept(&self, kin: Kin<'_>, after: (Timestamp, &str), limit: i64) -> Result<Vec<Kept>, StoreError> {
+    pub async fn stored_payloads(
+        &self,
+        selection: EventSelection<'_>,
+        after: (Timestamp, &str),
+        limit: i64,
+    ) -> Result<Vec<StoredPayload>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -216,8 +222,8 @@ impl Store {
                         and (received_at, id) > ($3, $4)
                     order by received_at, id
                     limit $5"#,
-                    kin.id,
-                    kin.quarantined,
+                    selection.id,
+                    selection.quarantined,
                     OffsetDateTime::from(after.0),
                     after.1,
                     limit
@@ -226,7 +232,7 @@ impl Store {
                 .await
             })
             .await?;
-        let kept = rows.into_iter().map(|row| Kept {
+        let kept = rows.into_iter().map(|row| StoredPayload {
             id: row.id,
             event_type: row.event_type,
             created_at: row.created_at.map(Timestamp::from),
@@ -259,7 +265,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_webhooks(&self, recent: Duration, late: Duration) -> Result<Missed, StoreError> {
+    pub async fn missed_by_webhooks(&self, recent: Duration, late: Duration) -> Result<MissedEvents, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -300,7 +306,7 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(Missed { events: row.events, since: row.since.map(Timestamp::from) })
+        Ok(MissedEvents { events: row.events, since: row.since.map(Timestamp::from) })
     }
 
     /// Events of these types, received within `recent`, that a webhook brought and catch-up did not, although it has read
@@ -308,7 +314,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_catch_up(&self, types: &[String], recent: Duration) -> Result<Missed, StoreError> {
+    pub async fn missed_by_catch_up(&self, types: &[String], recent: Duration) -> Result<MissedEvents, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -337,7 +343,7 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(Missed { events: row.events, since: row.since.map(Timestamp::from) })
+        Ok(MissedEvents { events: row.events, since: row.since.map(Timestamp::from) })
     }
 }
 

@@ -1,9 +1,9 @@
 //! `workos.user_records` in pages, by id: for WorkOS's ids, by creation. A cursor is any id, whether or not a user has it.
 
-use super::users::Row;
-use super::{Store, StoreError};
+use super::Row;
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
+use crate::store::{Store, StoreError};
 
 /// Which way a list runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{Store, StoreError};
 use crate::domain::timestamp::Timestamp;
+use crate::store::{Store, StoreError};
 
 /// How a handler stands.
 #[derive(Clone, Debug, Serialize)]
-pub struct HandlerStanding {
+pub struct HandlerStatus {
     /// Under which its progress is kept.
     pub name: String,
     /// What it takes.
@@ -85,7 +85,7 @@ struct Row {
     message: Option<String>,
 }
 
-impl From<Row> for HandlerStanding {
+impl From<Row> for HandlerStatus {
     fn from(row: Row) -> Self {
         Self {
             last_error: row.failed_position.map(|position| LastError {
@@ -116,7 +116,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn handler_standings(&self) -> Result<Vec<HandlerStanding>, StoreError> {
+    pub async fn handler_statuses(&self) -> Result<Vec<HandlerStatus>, StoreError> {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query_as!(
@@ -184,7 +184,7 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(rows.into_iter().map(HandlerStanding::from).collect())
+        Ok(rows.into_iter().map(HandlerStatus::from).collect())
     }
 
     /// What every handler's metrics say.

@@ -4,41 +4,41 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
-use super::handlers::{Backlogged, SqlHandler};
-use super::lent::{BoxError, Failure, Tx};
-use super::{Store, StoreError, Work};
+use super::transaction::{BoxError, HandlerFailure, Tx};
+use super::{BacklogChange, SqlHandler};
+use crate::store::{Store, StoreError, Work};
 
 /// How a handler moves by having dealt with a change. A move is made from where the handler was read, or not at all: of two
 /// processes that do the same, one loses everything it did.
 #[derive(Clone, Copy, Debug)]
-pub enum Move<'a> {
+pub enum HandlerMove<'a> {
     /// Along the feed.
-    Along {
+    Feed {
         /// Where it stood.
         from: i64,
         /// Where it stands now.
         to: i64,
     },
     /// Along the live users it is told of first.
-    Walk {
+    InitialUsers {
         /// Where it stood.
         from: &'a str,
         /// Where it stands now.
         to: &'a str,
     },
     /// Out of the backlog.
-    Again(&'a Backlogged),
+    Backlog(&'a BacklogChange),
 }
 
 /// How a change that is not done waits.
 #[derive(Clone, Debug)]
-pub struct Waiting {
+pub struct Postponement {
     /// How often it was tried.
     pub tries: i32,
     /// How long until it is tried next; `None` sets it aside.
     pub rest: Option<Duration>,
     /// Why it failed; `None` where it only stands behind another of its user.
-    pub failure: Option<Failure>,
+    pub failure: Option<HandlerFailure>,
 }
 
 impl Store {
@@ -51,27 +51,27 @@ impl Store {
         name: &str,
         timeout: Duration,
         handler: impl FnOnce(Tx) -> F,
-        moved: Move<'_>,
-    ) -> Result<Result<(), Failure>, StoreError> {
-        self.lend(timeout, handler, &Moved { name, moved }).await
+        moved: HandlerMove<'_>,
+    ) -> Result<Result<(), HandlerFailure>, StoreError> {
+        self.run_in_transaction(timeout, handler, &MoveHandler { name, moved }).await
     }
 
     /// Moves a handler without running it: past changes it does not take, or past the end of its walk.
     ///
     /// # Errors
     /// As [`Store::run_handler`].
-    pub async fn move_handler(&self, name: &str, moved: Move<'_>) -> Result<(), StoreError> {
-        self.transaction("move handler", &Moved { name, moved }).await
+    pub async fn move_handler(&self, name: &str, moved: HandlerMove<'_>) -> Result<(), StoreError> {
+        self.transaction("move handler", &MoveHandler { name, moved }).await
     }
 
     /// The handler has been told of every live user up to `walked`, the last, and goes on with the feed.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn end_walk(&self, name: &str, walked: &str) -> Result<(), StoreError> {
+    pub async fn end_initial_users(&self, name: &str, walked: &str) -> Result<(), StoreError> {
         self.write("end walk", || {
             sqlx::query!(
-                "-- handlers.end_walk
+                "-- handlers.end_initial_users
                 update workos.handlers
                 set walked = null
                 where
@@ -92,11 +92,11 @@ impl Store {
     pub async fn postpone(
         &self,
         name: &str,
-        moved: Move<'_>,
-        change: &Backlogged,
-        waiting: &Waiting,
+        moved: HandlerMove<'_>,
+        change: &BacklogChange,
+        waiting: &Postponement,
     ) -> Result<(), StoreError> {
-        self.transaction("postpone", &Postponed { moved: Moved { name, moved }, change, waiting }).await
+        self.transaction("postpone", &PostponeChange { moved: MoveHandler { name, moved }, change, waiting }).await
     }
 }
 
@@ -117,17 +117,17 @@ pub(crate) async fn call(mut tx: Tx, handler: SqlHandler, change: String) -> Res
     Ok(())
 }
 
-struct Moved<'a> {
+struct MoveHandler<'a> {
     name: &'a str,
-    moved: Move<'a>,
+    moved: HandlerMove<'a>,
 }
 
-impl Work for Moved<'_> {
+impl Work for MoveHandler<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         let done = match self.moved {
-            Move::Along { from, to } => {
+            HandlerMove::Feed { from, to } => {
                 sqlx::query!(
                     "-- handlers.move
                     update workos.handlers
@@ -144,7 +144,7 @@ impl Work for Moved<'_> {
                 .execute(connection)
                 .await?
             }
-            Move::Walk { from, to } => {
+            HandlerMove::InitialUsers { from, to } => {
                 sqlx::query!(
                     "-- handlers.walk
                     update workos.handlers
@@ -160,7 +160,7 @@ impl Work for Moved<'_> {
                 .execute(connection)
                 .await?
             }
-            Move::Again(Backlogged { position, user_id, tries, .. }) => {
+            HandlerMove::Backlog(BacklogChange { position, user_id, tries, .. }) => {
                 sqlx::query!(
                     "-- handlers.done_again
                     delete from workos.handler_backlog
@@ -184,13 +184,13 @@ impl Work for Moved<'_> {
     }
 }
 
-struct Postponed<'a> {
-    moved: Moved<'a>,
-    change: &'a Backlogged,
-    waiting: &'a Waiting,
+struct PostponeChange<'a> {
+    moved: MoveHandler<'a>,
+    change: &'a BacklogChange,
+    waiting: &'a Postponement,
 }
 
-impl Work for Postponed<'_> {
+impl Work for PostponeChange<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
