@@ -229,7 +229,7 @@ impl CatchUp {
     async fn mend(&self, place: &CatchUpState, error: ApiError, state: &mut State) -> Result<Duration, JobError> {
         let types = self.types(state);
         match self.context.api.events(&types, Start::Anywhere, 1).await {
-            Ok(page) => return self.replace(place, page.observed_at, state).await,
+            Ok(page) => return self.replace(place, error, page.observed_at, state).await,
             Err(ApiError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -255,7 +255,13 @@ impl CatchUp {
     }
 
     /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
-    async fn replace(&self, place: &CatchUpState, now: Timestamp, state: &mut State) -> Result<Duration, JobError> {
+    async fn replace(
+        &self,
+        place: &CatchUpState,
+        refusal: ApiError,
+        now: Timestamp,
+        state: &mut State,
+    ) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         if place.cursor.is_some() {
             tracing::error!(
@@ -264,9 +270,12 @@ impl CatchUp {
             );
             return self.restart(restart(place, now), state).await;
         }
-        // Halfway between then and now, until WorkOS takes it.
+        // Halfway between then and now, until WorkOS accepts it. It never lies after now less an hour.
         let distance = now.unix_seconds() - place.range_start.unix_seconds();
-        let range_start = now.plus_seconds(-(distance / 2).max(0));
+        if distance / 2 < OVERLAP {
+            return Err(refusal.into());
+        }
+        let range_start = now.plus_seconds(-distance / 2);
         tracing::error!(
             refused = %place.range_start,
             range_start = %range_start,

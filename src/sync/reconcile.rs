@@ -16,6 +16,7 @@ use super::list_scan::ListScan;
 use super::{apply, apply_scan_page, key_check};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
+use crate::store::StoreError;
 use crate::store::scans::{SaveScanResult, ScanCounts, ScanKind, ScanStart};
 use crate::workos::api::{Found, PAGE};
 
@@ -169,7 +170,8 @@ impl Reconcile {
     /// One step: a page, or one user asked about. One that was interrupted begins again.
     ///
     /// # Errors
-    /// [`JobError`]: [`JobError::TooMany`] and [`JobError::NobodyListed`] end it; after any other this step can be tried again.
+    /// [`JobError`]: [`JobError::TooMany`], [`JobError::NobodyListed`], [`JobError::Endless`] and [`StoreError::Overtaken`] end
+    /// it; after any other this step can be retried.
     pub async fn step(&self) -> Result<ReconcileStep, JobError> {
         let mut state = self.state.lock().await;
         if self.mode == Mode::Repair && !self.context.leads(Self::NAME).await? {
@@ -193,6 +195,8 @@ impl Reconcile {
             Err(trouble @ (JobError::TooMany { .. } | JobError::NobodyListed { .. } | JobError::Endless)) => {
                 Err(trouble)
             }
+            // Another process has begun a reconcile since: this one can never be confirmed.
+            Err(trouble @ JobError::Store(StoreError::Overtaken)) => Err(trouble),
             Err(trouble) => {
                 state.under_way = Some(under_way);
                 Err(trouble)

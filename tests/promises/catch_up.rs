@@ -243,6 +243,22 @@ async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconc
     }
 }
 
+/// Reading later would skip events that WorkOS has not listed yet.
+#[tokio::test]
+async fn a_start_that_workos_refuses_is_moved_to_no_less_than_an_hour_ago() {
+    let lab = Lab::new().await;
+    let catch_up = lab.catch_up();
+    catch_up.tick().await;
+    lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
+    lab.workos.set_api_faults(ApiFaults { retention_s: Some(60), ..ApiFaults::default() });
+    lab.free_leases().await;
+    for _ in 0..20 {
+        catch_up.tick().await;
+        let place = lab.context().store.place().await.unwrap().unwrap();
+        assert!(place.range_start <= lab.clock.now().plus_seconds(-3_600), "{}", place.range_start);
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_event_name_is_found_named_and_left_out() {
     let lab = Lab::new().await;

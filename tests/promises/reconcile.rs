@@ -3,7 +3,7 @@
 use authkit_sync::dev::workos::{ApiFaults, Faults};
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin, Outcome};
-use authkit_sync::store::Store;
+use authkit_sync::store::{Store, StoreError};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::job::{Job, JobError};
 use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep};
@@ -265,4 +265,25 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     let applied = apply(&store, Origin::Webhook, &events).await.unwrap();
     assert!(applied.iter().all(|applied| applied.outcome == Outcome::Stale), "{applied:?}");
     assert_eq!(names().await, 0);
+}
+
+/// A process that stood still for longer than its lease finds that another one has reconciled meanwhile. It starts over.
+#[tokio::test]
+async fn a_reconcile_that_another_process_overtook_starts_over() {
+    let (lab, _) = silent(250).await;
+    let slow = Reconcile::new(lab.context(), Mode::Repair, None);
+    assert!(matches!(slow.step().await.unwrap(), ReconcileStep::Going { .. }));
+    lab.free_leases().await;
+    lab.clock.set(lab.clock.now().plus_seconds(60));
+    lab.reconcile(Mode::Repair).await.unwrap();
+    lab.free_leases().await;
+    let mut was_overtaken = false;
+    for _ in 0..20 {
+        match slow.step().await {
+            Ok(ReconcileStep::Done(_)) => return assert!(was_overtaken),
+            Ok(_) => {}
+            Err(error) => was_overtaken |= matches!(error, JobError::Store(StoreError::Overtaken)),
+        }
+    }
+    panic!("it never ends");
 }
