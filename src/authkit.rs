@@ -206,6 +206,7 @@ impl AuthKit {
                     tracing::info!("the database answers and its schema is current");
                     return self.state.store.turned_unfit().await.into();
                 }
+                Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => return unfit.into(),
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
                 Err(RunError::Migrations(MigrationsError::Database(error))) => {
                     if !waiting {
@@ -232,9 +233,6 @@ impl AuthKit {
                 );
             }
         }
-        match self.state.store.check_bound().await {
-            Err(StoreError::Unfit(unfit)) => Err(unfit.into()),
-            other => other.map_err(|error| MigrationsError::Database(error).into()),
-        }
+        Ok(self.state.store.check_bound().await.map_err(MigrationsError::Database)?)
     }
 }

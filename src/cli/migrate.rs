@@ -31,7 +31,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if only_look || matches.get_flag("dry-run") {
-        let mut connection = migrations::session(&pool).await.map_err(StoreError::from)?;
+        let mut connection = migrations::session(&pool).await?;
         let status = migrations::status(&mut connection).await.map_err(StoreError::from)?;
         let invalid = migrations::invalid_indexes(&mut connection).await.map_err(StoreError::from)?;
         print(&status, &invalid, json);

@@ -7,6 +7,9 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection};
 
+use super::fitness::Unfit;
+use super::{StoreError, pooler};
+
 /// Where applied migrations are recorded: inside our schema, so that nothing of the application's is touched.
 const TABLE: &str = "workos.migrations";
 
@@ -33,7 +36,7 @@ pub struct Status {
 pub enum MigrationsError {
     /// The database could not be asked.
     #[error(transparent)]
-    Database(#[from] super::StoreError),
+    Database(#[from] StoreError),
     /// A migration failed or was found changed.
     #[error("{0}")]
     Migration(String),
@@ -109,8 +112,12 @@ const SESSION: &str = "set search_path = pg_catalog, pg_temp; set statement_time
 /// Opens a session for migrations: with settings of its own, and no part of the pool.
 ///
 /// # Errors
-/// Any of sqlx's.
-pub async fn session(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
+/// [`StoreError`], also behind a pooler that shares sessions: there the settings and the lock of a run would stay behind in a
+/// session of the application's.
+pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
+    if pooler::shares_sessions(pool).await? {
+        return Err(Unfit::TransactionPooler.into());
+    }
     let mut connection = pool.acquire().await?.detach();
     sqlx::raw_sql(SESSION).execute(&mut connection).await?;
     Ok(connection)
@@ -237,9 +244,9 @@ fn explain(error: MigrateError) -> MigrationsError {
             database.code().unwrap_or_default()
         ),
         MigrateError::ExecuteMigration(error, version) => {
-            format!("migration {version:04} failed: {}", super::StoreError::from(error))
+            format!("migration {version:04} failed: {}", StoreError::from(error))
         }
-        MigrateError::Execute(error) => format!("migrations could not be run: {}", super::StoreError::from(error)),
+        MigrateError::Execute(error) => format!("migrations could not be run: {}", StoreError::from(error)),
         other => format!("migrations could not be run: {other}"),
     })
 }

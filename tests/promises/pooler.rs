@@ -1,5 +1,6 @@
 //! A pooler in transaction mode mixes up the results of prepared statements: it is recognised before anything is believed.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -12,8 +13,9 @@ use authkit_sync::store::fitness::Unfit;
 use authkit_sync::store::{Pool, Store, StoreError};
 use authkit_sync::sync::apply;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{Connection, Executor, Row};
 
-use crate::support::binary::{free_address, run, said};
+use crate::support::binary::{binary, free_address, run, said};
 use crate::support::database::TestDatabase;
 use crate::support::events::{observed, user};
 use crate::support::service::{CLIENT_ID, until};
@@ -106,6 +108,38 @@ async fn a_pooler_in_transaction_or_statement_mode_is_refused_with_the_way_out()
         let out = run(&["events", "list"], &[("DATABASE_URL", &url)]);
         assert!(out.status.code() == Some(78) && said(&out).contains("pool_mode = session"), "{}", said(&out));
     }
+}
+
+/// The settings and the lock of a run would stay behind in sessions that the application uses.
+#[tokio::test]
+async fn nobody_migrates_through_a_pooler_in_transaction_mode() {
+    let database = TestDatabase::empty().await;
+    let Some(pooler) = PgBouncer::start(&database, "transaction").await else { return };
+    let url = pooler.url(&database);
+    let environment = [
+        ("DATABASE_URL", url.as_str()),
+        ("WORKOS_CLIENT_ID", CLIENT_ID),
+        ("WORKOS_API_KEY", "sk_test_1"),
+        ("AUTHKIT_SYNC_LISTEN", "127.0.0.1:0"),
+        ("AUTHKIT_SYNC_OPS_LISTEN", "127.0.0.1:0"),
+    ];
+    for command in [&["migrate"][..], &["migrate", "status"]] {
+        let out = run(command, &environment);
+        assert_eq!(out.status.code(), Some(78), "{command:?}: {}", said(&out));
+        assert!(said(&out).contains("pool_mode = session"), "{command:?}: {}", said(&out));
+    }
+    let serve = binary().args(["serve", "--migrate"]).envs(environment).stderr(Stdio::null()).spawn().unwrap();
+    let serve = RefCell::new(serve);
+    until("serve ends", async || serve.borrow_mut().try_wait().unwrap().is_some()).await;
+    assert_eq!(serve.borrow_mut().wait().unwrap().code(), Some(78));
+    let admin = database.pool(1).await;
+    let locks = "select count(*), to_regnamespace('workos')::text from pg_locks where locktype = 'advisory'
+        and database = (select oid from pg_database where datname = current_database())";
+    let (held, schema): (i64, Option<String>) = sqlx::query_as(locks).fetch_one(&admin).await.unwrap();
+    assert_eq!((held, schema), (0, None));
+    let mut client = sqlx::PgConnection::connect_with(&pooler.options(&database)).await.unwrap();
+    let path: String = client.fetch_one("show search_path").await.unwrap().get_unchecked(0);
+    assert!(path.contains("public"), "{path}");
 }
 
 #[tokio::test]
