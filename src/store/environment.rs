@@ -18,12 +18,7 @@ impl Store {
         self.attempt(&pool::begin_write(self.timeout, ""), &Bind { client_id: &self.client_id }).await
     }
 
-    /// Whether the database can be written to and our table can be read.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.check().await?;
+    pub(super) async fn ask_ready(self) -> Result<(), StoreError> {
         self.attempt(&pool::begin_write(self.timeout, ""), &Ping).await
     }
 }
@@ -149,9 +144,6 @@ impl Store {
     }
 }
 
-/// The first half of the key of the lock that every write shares. `workos.check_client` knows it too.
-const CLIENT_LOCK: i32 = 1_717_921_125;
-
 struct Rebind<'a> {
     client_id: &'a str,
 }
@@ -161,7 +153,7 @@ impl Work for Rebind<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
         // Waits for every write of the old client ID; see workos.check_client.
-        sqlx::query!("-- environment.lock\nselect pg_catalog.pg_advisory_xact_lock($1, 0)", CLIENT_LOCK)
+        sqlx::query!("-- environment.lock\nlock table workos.environment in exclusive mode")
             .execute(&mut *connection)
             .await?;
         let old =

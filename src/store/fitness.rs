@@ -58,11 +58,19 @@ pub trait ClientVerifier: fmt::Debug + Send + Sync {
 
 type Check = Shared<BoxFuture<'static, Result<(), StoreError>>>;
 
-/// Something that is checked until it holds, by one task at a time. Everybody who asks meanwhile hears that task's answer.
-#[derive(Debug, Default)]
+/// Something that is checked by one task at a time. Everybody who asks meanwhile hears that task's answer.
+#[derive(Debug)]
 struct Checked {
+    /// The first yes is remembered.
+    remembers: bool,
     holds: AtomicBool,
     under_way: Mutex<Option<Check>>,
+}
+
+impl Checked {
+    fn new(remembers: bool) -> Self {
+        Self { remembers, holds: AtomicBool::new(false), under_way: Mutex::default() }
+    }
 }
 
 /// What is known of the database. Stores of one process share it.
@@ -70,13 +78,19 @@ struct Checked {
 pub(super) struct Fitness {
     fit: Checked,
     bound: Checked,
+    ready: Checked,
     /// Set when a fit database turns out to be none.
     unfit: watch::Sender<Option<Unfit>>,
 }
 
 impl Default for Fitness {
     fn default() -> Self {
-        Self { fit: Checked::default(), bound: Checked::default(), unfit: watch::Sender::new(None) }
+        Self {
+            fit: Checked::new(true),
+            bound: Checked::new(true),
+            ready: Checked::new(false),
+            unfit: watch::Sender::new(None),
+        }
     }
 }
 
@@ -101,6 +115,16 @@ impl Store {
         self.noting_unfit(bound)
     }
 
+    /// Whether the database can be written to and our table can be read. However many ask at once, as anybody may, it costs one
+    /// connection.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.check().await?;
+        self.once(|fitness| &fitness.ready, || self.clone().ask_ready()).await
+    }
+
     async fn once<F: Future<Output = Result<(), StoreError>> + Send + 'static>(
         &self,
         which: fn(&Fitness) -> &Checked,
@@ -119,7 +143,7 @@ impl Store {
                         let answer = tokio::time::timeout(timeout, asked).await;
                         let outcome = answer.unwrap_or_else(|late| Err(StoreError::late(late)));
                         let checked = which(&fitness);
-                        checked.holds.store(outcome.is_ok(), Ordering::Release);
+                        checked.holds.store(checked.remembers && outcome.is_ok(), Ordering::Release);
                         *checked.under_way.lock().unwrap_or_else(PoisonError::into_inner) = None;
                         outcome
                     };

@@ -5,6 +5,7 @@
 //! over is not ours to change: there each lookup runs in a read-only transaction that sets them for itself.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -48,7 +49,11 @@ impl Pool {
     /// it is first used, so that a process can start while the database is down.
     #[must_use]
     pub fn connect(options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
-        let cutoff = Cutoff::default();
+        Self::sharing(Cutoff::default(), options, size, timeout)
+    }
+
+    /// The same, which closes its connections together with those of every pool that shares `cutoff`.
+    fn sharing(cutoff: Cutoff, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
         let settings: Arc<str> = settings("set", timeout).into();
         let limit = cutoff.clone();
         let connections = PgPoolOptions::new()
@@ -63,13 +68,14 @@ impl Pool {
                 })
             })
             .before_acquire(move |connection, meta| {
-                let is_excluded = limit.excludes(meta.age);
+                let limit = limit.clone();
                 Box::pin(async move {
-                    if is_excluded {
+                    if limit.excludes(meta.age) {
                         return Ok(false);
                     }
                     if meta.idle_for > TESTED_AFTER {
-                        connection.ping().await?;
+                        // Half of the timeout is left to open another connection.
+                        limit.ping(connection, timeout / 2).await?;
                     }
                     Ok(true)
                 })
@@ -82,6 +88,15 @@ impl Pool {
     #[must_use]
     pub fn connections(&self) -> &PgPool {
         &self.connections
+    }
+
+    /// Notes an outcome on one of its connections. After a failure that tells of a server that must no longer be used, every
+    /// connection of the process that was opened before now is closed.
+    pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let (Err(StoreError::Disconnected(_)), Some(cutoff)) = (&outcome, &self.cutoff) {
+            cutoff.set();
+        }
+        outcome
     }
 
     /// Sessions carry our settings.
@@ -140,7 +155,7 @@ impl Checkout {
     }
 
     /// Says how its use ended. After a failure that tells of a server that shuts down or cannot be written to, this
-    /// connection is closed, and so is each one of the pool that was opened before now: they lead to the same server.
+    /// connection is closed, and so is each one of the process that was opened before now: they lead to the same server.
     pub(super) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
         self.has_ended = true;
         if matches!(outcome, Err(StoreError::Disconnected(_))) {
@@ -162,9 +177,9 @@ impl Drop for Checkout {
             return;
         }
         let patience = self.statement_timeout + GRACE;
+        let cutoff = self.cutoff.take().unwrap_or_default();
         tokio::spawn(async move {
-            let answered = tokio::time::timeout(patience, connection.ping()).await;
-            if !matches!(answered, Ok(Ok(()))) {
+            if cutoff.ping(&mut connection, patience).await.is_err() {
                 connection.close_on_drop();
             }
         });
@@ -184,6 +199,15 @@ impl Cutoff {
         let opened = millis_up().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let cutoff = self.0.load(Ordering::Relaxed);
         cutoff > 0 && opened <= cutoff
+    }
+
+    /// Asks the server for a sign of life. Where there is none in time, the path to the server is gone without a word, as
+    /// after a failover that closes no connection, and with it every connection that was opened before now.
+    async fn ping(&self, connection: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
+        tokio::time::timeout(limit, connection.ping()).await.unwrap_or_else(|_| {
+            self.set();
+            Err(sqlx::Error::Io(ErrorKind::TimedOut.into()))
+        })
     }
 }
 

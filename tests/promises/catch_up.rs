@@ -254,7 +254,7 @@ async fn a_start_that_workos_refuses_is_moved_to_no_less_than_an_hour_ago() {
     lab.free_leases().await;
     for _ in 0..20 {
         catch_up.tick().await;
-        let place = lab.context().store.place().await.unwrap().unwrap();
+        let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
         assert!(place.range_start <= lab.clock.now().plus_seconds(-3_600), "{}", place.range_start);
     }
 }

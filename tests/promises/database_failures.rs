@@ -17,9 +17,10 @@ use authkit_sync::store::{Pool, Store, StoreError, migrations};
 use authkit_sync::sync::apply;
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, Executor, PgConnection, Row};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
 
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, observed, unique, user};
@@ -112,6 +113,9 @@ async fn connections_to_a_server_that_turned_read_only_are_closed_and_readiness_
     admin.execute("select pg_reload_conf()").await.unwrap();
     until("a write is refused", async || matches!(write().await, Err(StoreError::Disconnected(_)))).await;
     assert!(matches!(store.ping().await, Err(StoreError::Disconnected(_))), "readiness looks for a writable server");
+    let (handler, moved) = (async |_| Ok(()), HandlerMove::Feed { from: 0, to: 1 });
+    let run = store.run_handler("nobody", timeout, handler, moved).await;
+    assert!(matches!(run, Err(StoreError::Disconnected(_))), "this is no failure of the handler: {run:?}");
     let mut on_admin = admin.acquire().await.unwrap();
     on_admin.execute("set default_transaction_read_only = off").await.unwrap();
     on_admin.execute("alter system reset default_transaction_read_only").await.unwrap();
@@ -123,6 +127,52 @@ async fn connections_to_a_server_that_turned_read_only_are_closed_and_readiness_
         sessions(&admin, "true").await.iter().all(|pid| !old.contains(pid))
     })
     .await;
+}
+
+/// A path to the server that can be cut: whatever is sent over the connections that are open then gets no answer, not even
+/// that they are closed.
+async fn path_that_can_be_cut(database: &TestDatabase) -> (PgConnectOptions, watch::Sender<u32>) {
+    let server = database.options();
+    let socket = server.get_socket().expect("the test server listens on a socket");
+    let socket = socket.join(format!(".s.PGSQL.{}", server.get_port()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cuts = watch::Sender::new(0);
+    let watched = cuts.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (mut cut, socket) = (watched.subscribe(), socket.clone());
+            tokio::spawn(async move {
+                let mut server = UnixStream::connect(socket).await.unwrap();
+                let is_cut = tokio::select! {
+                    is_cut = cut.changed() => is_cut.is_ok(),
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut server) => false,
+                };
+                if is_cut {
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    let options = PgConnectOptions::new().host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable);
+    (options.username(server.get_username()).database(database.name()), cuts)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_lead_nowhere_are_given_up_together() {
+    let database = TestDatabase::new().await;
+    let (options, cuts) = path_that_can_be_cut(&database).await;
+    let timeout = Duration::from_secs(8);
+    let pool = Pool::connect(options, 4, timeout);
+    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, timeout);
+    store.check().await.unwrap();
+    drop(join_all((0..4).map(|_| pool.connections().acquire())).await);
+    until("four connections are idle", async || pool.connections().num_idle() == 4).await;
+    cuts.send_modify(|cuts| *cuts += 1);
+    // A connection that was used less than a second ago is not tested before it is used.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let found = store.user("user_1").await;
+    assert!(matches!(found, Ok(Stored::Absent)), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,6 +197,28 @@ async fn while_the_database_is_down_one_check_runs_for_everybody_who_asks() {
     assert!(answers.iter().all(Result::is_err));
     assert_eq!(taken.load(Ordering::SeqCst), 1, "fifty callers, one check");
     accepting.abort();
+}
+
+/// Nobody has to sign a request for `/readyz`: however many come, webhooks and actions find a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_whether_the_service_is_ready_cost_one_connection() {
+    let database = TestDatabase::new().await;
+    let admin = database.pool(2).await;
+    let timeout = Duration::from_secs(20);
+    let pool = Pool::connect(database.options().application_name("service"), 5, timeout);
+    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, timeout);
+    store.ping().await.unwrap();
+    drop(join_all((0..5).map(|_| pool.connections().acquire())).await);
+    until("five connections are idle", async || pool.connections().num_idle() == 5).await;
+    let since: String = sqlx::query_scalar("select clock_timestamp()::text").fetch_one(&admin).await.unwrap();
+    let mut locker = admin.acquire().await.unwrap();
+    let mut lock = locker.begin().await.unwrap();
+    lock.execute("lock table workos.environment in access exclusive mode").await.unwrap();
+    let asking = tokio::spawn(async move { join_all((0..50).map(|_| store.ping())).await });
+    until("the server is asked", async || !sessions(&admin, "wait_event_type = 'Lock'").await.is_empty()).await;
+    lock.rollback().await.unwrap();
+    assert!(asking.await.unwrap().iter().all(Result::is_ok));
+    assert_eq!(sessions(&admin, &format!("state_change > '{since}'")).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,16 +259,30 @@ async fn no_write_of_the_old_client_id_commits_after_the_rebind() {
     });
     let waiting = async |what: &str| {
         let sql = "select count(*) from pg_locks where not granted and locktype = $1 and database is not distinct from
-            (case when $1 = 'advisory' then (select oid from pg_database where datname = current_database()) end)";
+            (case when $1 = 'relation' then (select oid from pg_database where datname = current_database()) end)";
         sqlx::query_scalar::<_, i64>(sql).bind(what).fetch_one(&pool).await.unwrap() > 0
     };
     until("the write waits", async || waiting("transactionid").await).await;
     let new = Store::new(pool.clone(), pool.clone(), "client_new", Duration::from_secs(20));
     let rebinding = tokio::spawn(async move { new.rebind().await });
-    until("the rebind waits for it", async || waiting("advisory").await).await;
+    until("the rebind waits for it", async || waiting("relation").await).await;
     holder.rollback().await.unwrap();
     assert!(writing.await.unwrap().is_ok(), "it began before the rebind");
     rebinding.await.unwrap().unwrap();
+}
+
+/// Any login that may connect to the database can take an advisory lock, and keep it.
+#[tokio::test]
+async fn the_client_ids_lock_is_none_that_any_login_can_take() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let mut stranger = PgConnection::connect_with(&database.options()).await.unwrap();
+    stranger.execute("select pg_advisory_lock(1717921125, 0)").await.unwrap();
+    store(&pool).hold_lease("backfill", "somebody").await.unwrap();
+    let locks = "select count(*) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()
+        and database = (select oid from pg_database where datname = current_database())";
+    let held: i64 = sqlx::query_scalar(locks).fetch_one(&pool).await.unwrap();
+    assert_eq!(held, 1, "only the stranger's");
 }
 
 #[tokio::test]

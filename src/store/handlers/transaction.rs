@@ -115,7 +115,7 @@ impl Store {
         self.check_bound().await?;
         // As in `transaction`: a number and nothing else.
         let begun = self.begin_handler(timeout).await;
-        let begun = self.noting_unfit(begun)?;
+        let begun = self.noting_unfit(self.handlers.noting(begun))?;
         let lent = Arc::new(Mutex::new(begun));
         let tx = Tx(lent.clone().lock_owned().await);
         let ran =
