@@ -1,6 +1,7 @@
 //! The command line: one file per command, data on stdout, logs on stderr, and an exit code that says who must act.
 
 mod backfill;
+mod database;
 #[cfg(feature = "dev")]
 mod dev;
 mod events;
@@ -11,10 +12,10 @@ mod healthcheck;
 mod migrate;
 mod rebind;
 mod reconcile;
+mod scan;
 mod serve;
 mod token;
 mod user;
-mod walk;
 mod webhook;
 
 use std::collections::HashMap;
@@ -22,9 +23,9 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{self, SETTINGS, Setting, Source};
+use crate::config::{Description, IS_LOG_JSON, LOG_FILTER, SETTINGS, Source, unknown_variables};
 use crate::telemetry;
 pub use exit::{Exit, Failure};
 
@@ -78,7 +79,15 @@ pub fn command() -> Command {
         .subcommand(healthcheck::command());
     #[cfg(feature = "dev")]
     let command = command.subcommand(dev::command());
-    command
+    command.mut_subcommands(|subcommand| {
+        let name = subcommand.get_name().to_owned();
+        with_settings(subcommand, &name)
+    })
+}
+
+/// Returns a flag without a value.
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
 fn run(matches: &ArgMatches) -> Exit {
@@ -86,13 +95,17 @@ fn run(matches: &ArgMatches) -> Exit {
     // `dev` must never touch a real environment, so it gets no settings.
     let dotenv = if name == "dev" { Dotenv::default() } else { Dotenv::read() };
     let source = if name == "dev" { Source::default() } else { source(matches, &dotenv) };
-    let filter = telemetry::start(log_filter(name, &source), config::logs_json(&source));
+    let filter = telemetry::start(&log_filter(name, &source), source.find(&IS_LOG_JSON) == Some(true));
     if let Some(problem) = dotenv.problem {
-        tracing::warn!(problem, "the .env file cannot be used as it is; its other lines are");
+        tracing::warn!(problem, "the .env file has a problem; its other lines are used");
+    }
+    if name != "dev" {
+        warn_of_unknown_variables(&dotenv);
     }
     let outcome = runtime().and_then(|runtime| {
         runtime.block_on(async {
             hangup::listen(name, matches, filter)?;
+            source.check(&path(name, matches))?;
             match name {
                 "serve" => serve::run(matches, &source).await,
                 "migrate" => migrate::run(matches, &source).await,
@@ -112,29 +125,49 @@ fn run(matches: &ArgMatches) -> Exit {
         })
     });
     outcome.unwrap_or_else(|failure| {
-        // The terminal may be gone; the exit code says it all the same.
+        // Writing fails if the terminal is closed. The exit code still tells the result.
         let _ = writeln!(std::io::stderr(), "authkit-sync {name}: {}", failure.message);
         failure.exit
     })
 }
 
-/// Returns the log filter. `dev` logs warnings and errors only, unless `RUST_LOG` is set.
-fn log_filter(command: &str, source: &Source) -> Option<String> {
-    if command == "dev" {
-        let set = std::env::var_os("RUST_LOG").and_then(|filter| filter.into_string().ok());
-        return set.or_else(|| Some("warn".to_owned()));
+/// Returns the names of the command and its subcommands, for example `events list`.
+fn path(name: &str, matches: &ArgMatches) -> String {
+    let subcommand = matches.subcommand().map(|(inner, matches)| format!(" {}", path(inner, matches)));
+    format!("{name}{}", subcommand.unwrap_or_default())
+}
+
+fn warn_of_unknown_variables(dotenv: &Dotenv) {
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let lines = dotenv.lines.iter().map(|(name, value)| (name.clone(), value.clone()));
+    for unknown in unknown_variables(environment.chain(lines)) {
+        tracing::warn!(
+            "{} is set, but there is no such setting, so it has no effect. Did you mean {}?",
+            unknown.name.escape_debug(),
+            unknown.closest
+        );
     }
-    config::log_filter(source).map(str::to_owned)
+}
+
+/// Returns the log filter. `dev` logs warnings and errors only, unless `RUST_LOG` is set.
+fn log_filter(command: &str, source: &Source) -> String {
+    let filter = if command == "dev" {
+        std::env::var_os("RUST_LOG").and_then(|filter| filter.into_string().ok())
+    } else {
+        source.find(&LOG_FILTER)
+    };
+    filter.unwrap_or_else(|| "warn".to_owned())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::defect)
 }
 
-/// Lines of a `.env` file that are read at most: a file that cannot be read may yield errors for ever.
+/// Largest number of lines read from a `.env` file, because a file that cannot be read may return errors for ever.
 const DOTENV_LINES: usize = 10_000;
 
-/// The lines of the `.env` file: in a map and not in the process environment, so that only [`source`] sees them.
+/// The lines of the `.env` file. They are not put into the process environment, so only [`source`] uses them.
 #[derive(Default)]
 struct Dotenv {
     lines: HashMap<String, String>,
@@ -143,7 +176,7 @@ struct Dotenv {
 }
 
 impl Dotenv {
-    /// Reads the file of this directory or of the nearest one above; without a file there are no lines.
+    /// Reads the file in the working directory or the nearest directory above it. Without a file there are no lines.
     fn read() -> Self {
         let mut read = Self::default();
         let lines = match dotenvy::dotenv_iter() {
@@ -169,7 +202,7 @@ fn source(matches: &ArgMatches, dotenv: &Dotenv) -> Source {
     // The innermost subcommand has the flags.
     let innermost = std::iter::successors(Some(matches), |matches| matches.subcommand().map(|(_, inner)| inner)).last();
     let matches = innermost.unwrap_or(matches);
-    let flag = |setting: &Setting| {
+    let flag = |setting: &Description| {
         let id = setting.flag()?;
         matches.try_get_one::<String>(&id).ok().flatten().cloned()
     };
@@ -180,23 +213,30 @@ fn source(matches: &ArgMatches, dotenv: &Dotenv) -> Source {
     Source::new(flag, environment)
 }
 
-/// Adds a flag for each setting in `used`, and lists the settings without a flag at the end of the help.
-fn with_settings(command: Command, used: &[&str]) -> Command {
-    let settings = || SETTINGS.iter().filter(|setting| used.contains(&setting.name));
-    let flags = settings().filter_map(|setting| {
+/// Adds a flag for each setting that the command at `path` uses, and lists those without a flag at the end of the help. If the
+/// command has subcommands, they get the flags.
+fn with_settings(command: Command, path: &str) -> Command {
+    if command.has_subcommands() {
+        return command.mut_subcommands(|subcommand| {
+            let path = format!("{path} {}", subcommand.get_name());
+            with_settings(subcommand, &path)
+        });
+    }
+    let descriptions = SETTINGS.iter().map(|setting| setting.description());
+    let used: Vec<&Description> = descriptions.filter(|setting| setting.is_used_by(path)).collect();
+    let flags = used.iter().filter_map(|setting| {
         let flag = setting.flag()?;
         let default = setting.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
         let help = format!("{}{default} [env: {}]", setting.help, setting.name);
         Some(Arg::new(flag.clone()).long(flag).value_name("VALUE").help(help))
     });
-    let others: Vec<&Setting> = settings().filter(|setting| setting.flag().is_none()).collect();
+    let others: Vec<&&Description> = used.iter().filter(|setting| setting.flag().is_none()).collect();
     let width = others.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
-    let others: Vec<String> =
+    let lines: Vec<String> =
         others.iter().map(|setting| format!("  {:<width$}  {}", setting.name, setting.help)).collect();
-    let after = if others.is_empty() {
-        String::new()
-    } else {
-        format!("Environment variables without a flag:\n{}", others.join("\n"))
-    };
-    command.args(flags).after_help(after)
+    let command = command.args(flags);
+    if lines.is_empty() {
+        return command;
+    }
+    command.after_help(format!("Environment variables without a flag:\n{}", lines.join("\n")))
 }

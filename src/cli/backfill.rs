@@ -3,30 +3,29 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::{Reached, context, flag, follow, with_walk_settings};
-use super::{Exit, Failure};
+use super::scan::{ScanStep, context, run_steps};
+use super::{Exit, Failure, flag};
 use crate::config::Source;
 use crate::sync::backfill::{Backfill, BackfillStep};
 
 pub(super) fn command() -> Command {
-    let command = Command::new("backfill")
+    Command::new("backfill")
         .about("Read all users from WorkOS into the table. Continue an interrupted backfill")
         .arg(flag("dry-run", "Count the changes, but change nothing"))
-        .arg(flag("json", "Print the summary as JSON"));
-    with_walk_settings(command)
+        .arg(flag("json", "Print the summary as JSON"))
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let context = context(source)?;
     let dry_run = matches.get_flag("dry-run");
     let backfill = Backfill::new(context.clone(), dry_run);
-    let counts = follow(&context, &backfill, async || {
+    let counts = run_steps(&context, &backfill, async || {
         Ok(match backfill.step().await? {
-            BackfillStep::Standby => Reached::Elsewhere,
+            BackfillStep::Standby => ScanStep::Standby,
             BackfillStep::Page { counts, position } => {
-                Reached::Going(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
+                ScanStep::Page(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
             }
-            BackfillStep::Done(counts) => Reached::End(counts),
+            BackfillStep::Done(counts) => ScanStep::Done(counts),
         })
     })
     .await?;

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::{Exit, Failure, serve};
+use super::{Exit, Failure, flag, serve};
 use crate::authkit::{ACTION_PATH, AuthKit, WEBHOOK_PATH};
 use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs};
 use crate::dev::tour;
@@ -40,7 +40,6 @@ Start a private PostgreSQL, a simulated WorkOS, and the service on this machine.
 reads no .env file, no DATABASE_URL and no WORKOS_* variable, so it cannot touch a real database.";
 
 pub(super) fn command() -> Command {
-    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     let path = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("PATH").value_parser(clap::value_parser!(PathBuf)).help(help)
     };

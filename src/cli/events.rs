@@ -6,26 +6,13 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use super::walk::flag;
-use super::{Exit, Failure, serve, with_settings};
-use crate::config::{self, Source};
+use super::database::store_of_any_client;
+use super::{Exit, Failure, flag};
+use crate::config::{SESSION_SIGN_INS, Source};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::events::{EventFilter, EventSummary};
 use crate::sync::inbox::{self, Retried};
-
-pub(super) const SETTINGS: [&str; 5] =
-    ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
-
-/// What the commands use that apply events again.
-const APPLYING: [&str; 6] = [
-    "DATABASE_URL",
-    "AUTHKIT_SYNC_SESSION_SIGN_INS",
-    "AUTHKIT_SYNC_DB_POOL",
-    "AUTHKIT_SYNC_DB_TIMEOUT",
-    "AUTHKIT_SYNC_LOG_FORMAT",
-    "RUST_LOG",
-];
 
 const WHEN: &str = "a time like 2026-09-01T08:15:30Z, or an age like 90s, 2h or 7d";
 
@@ -65,8 +52,6 @@ pub(super) fn command() -> Command {
         .about("Apply all stored events again. Rows that are already correct do not change")
         .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when).required(true))
         .arg(json());
-    let [list, show] = [list, show].map(|command| with_settings(command, &SETTINGS));
-    let [retry, replay] = [retry, replay].map(|command| with_settings(command, &APPLYING));
     Command::new("events")
         .about("List, show, retry or replay the events that WorkOS sent")
         .subcommand_required(true)
@@ -75,7 +60,7 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let store = store(source)?;
+    let store = store_of_any_client(source)?;
     match matches.subcommand() {
         Some(("list", matches)) => list(&store, matches).await,
         Some(("show", matches)) => show(&store, matches).await,
@@ -86,24 +71,18 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             {
                 return Err(unknown(id));
             }
-            let sign_ins = config::session_sign_ins(source)?;
+            let sign_ins = source.get(&SESSION_SIGN_INS)?;
             let retried = inbox::retry(&store, sign_ins, id.map(String::as_str)).await?;
-            Ok(told(&retried, matches.get_flag("json")))
+            Ok(report(&retried, matches.get_flag("json")))
         }
         Some(("replay", matches)) => {
             let since = instant(&store, matches, "since").await?.unwrap_or(Timestamp::from_unix_micros(0));
-            let replayed = inbox::replay(&store, config::session_sign_ins(source)?, since).await?;
-            told(&replayed, matches.get_flag("json"));
+            let replayed = inbox::replay(&store, source.get(&SESSION_SIGN_INS)?, since).await?;
+            report(&replayed, matches.get_flag("json"));
             Ok(Exit::Yes)
         }
         _ => Ok(Exit::Usage),
     }
-}
-
-/// Opens the database without a client ID: these commands need none.
-pub(super) fn store(source: &Source) -> Result<Store, Failure> {
-    let database = config::database(source)?;
-    Ok(Store::of_any_client(serve::pool(&database), database.timeout))
 }
 
 async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
@@ -149,7 +128,7 @@ async fn show(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
 pub(super) fn print(entries: &[EventSummary]) {
     let mut out = std::io::stdout().lock();
     for entry in entries {
-        let feeds = match (entry.webhook_at, entry.catch_up_at) {
+        let origin = match (entry.webhook_at, entry.catch_up_at) {
             (Some(_), Some(_)) => "webhook+catch_up",
             (Some(_), None) => "webhook",
             (None, Some(_)) => "catch_up",
@@ -162,7 +141,7 @@ pub(super) fn print(entries: &[EventSummary]) {
             "{}  {:<11}  {:<16}  {}  {}  {}{reason}{erased}",
             entry.received_at,
             entry.outcome,
-            feeds,
+            origin,
             entry.event_type.escape_debug(),
             entry.id.escape_debug(),
             entry.user_id.as_deref().unwrap_or("-").escape_debug(),
@@ -173,7 +152,8 @@ pub(super) fn print(entries: &[EventSummary]) {
     }
 }
 
-fn told(retried: &Retried, json: bool) -> Exit {
+/// Prints the outcomes, and returns the exit code.
+fn report(retried: &Retried, json: bool) -> Exit {
     if json {
         println!("{}", json!(retried));
     } else if retried.tried() == 0 {
@@ -209,7 +189,7 @@ fn when(text: &str) -> Result<When, String> {
     when.ok_or_else(|| format!("expected {WHEN}"))
 }
 
-/// The instant of an argument. What the inbox says of time is the database's clock, so "2 hours ago" is by that clock.
+/// Returns the instant of an argument. The inbox has times of the database's clock, so an age is subtracted from that clock.
 async fn instant(store: &Store, matches: &ArgMatches, name: &str) -> Result<Option<Timestamp>, Failure> {
     Ok(match matches.get_one::<When>(name) {
         Some(When::At(at)) => Some(*at),

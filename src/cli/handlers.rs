@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::flag;
-use super::{Exit, Failure, events, with_settings};
+use super::database::store_of_any_client;
+use super::{Exit, Failure, flag};
 use crate::config::Source;
 use crate::domain::clock::Clock;
 use crate::domain::handler::{NAME, Types, is_name};
@@ -57,25 +57,24 @@ pub(super) fn command() -> Command {
         .about("Retry dead-lettered changes, and changes that wait for a retry, now")
         .arg(name())
         .arg(option("user", "ID", "Only changes of this user"));
-    let commands = [add, list, pause, resume, remove, redrive].map(|it| with_settings(it, &events::SETTINGS));
     Command::new("handlers")
         .about("Manage handlers: code that runs for every change, in SQL or in Rust")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(commands)
+        .subcommands([add, list, pause, resume, remove, redrive])
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let store = events::store(source)?;
+    let store = store_of_any_client(source)?;
     let Some((command, matches)) = matches.subcommand() else { return Ok(Exit::Usage) };
     match command {
         "add" => add(&store, matches).await,
         "list" => list(&store, matches.get_flag("json")).await,
-        _ => work(&store, command, matches).await,
+        _ => change(&store, command, matches).await,
     }
 }
 
-async fn work(store: &Store, command: &str, matches: &ArgMatches) -> Result<Exit, Failure> {
+async fn change(store: &Store, command: &str, matches: &ArgMatches) -> Result<Exit, Failure> {
     let name = matches.get_one::<String>("name").map(String::as_str).unwrap_or_default();
     let done = match command {
         "pause" => store.pause_handler(name, true).await?.then(|| "paused".to_owned()),
@@ -130,14 +129,14 @@ async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {
     let mut out = std::io::stdout().lock();
     for standing in &standings {
         // The reader closed the pipe.
-        if tell(&mut out, standing, now).is_err() {
+        if print(&mut out, standing, now).is_err() {
             break;
         }
     }
     Ok(Exit::Yes)
 }
 
-fn tell(out: &mut impl Write, handler: &HandlerStatus, now: Timestamp) -> std::io::Result<()> {
+fn print(out: &mut impl Write, handler: &HandlerStatus, now: Timestamp) -> std::io::Result<()> {
     let what = match (&handler.function, &handler.role) {
         (Some(function), Some(role)) => format!("{function} as {role}"),
         _ => "in Rust".to_owned(),

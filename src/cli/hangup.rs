@@ -1,14 +1,14 @@
-//! SIGHUP: reread what can change while the process runs, and never end it.
+//! SIGHUP: read the log filter (`RUST_LOG` in the `.env` file) again. It never ends the process.
 //!
-//! That is the log filter, `RUST_LOG` in the `.env` file. Every other setting takes effect at the next start.
+//! Every other setting takes effect at the next start.
 
 use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Dotenv, Failure, log_filter, source};
-use crate::telemetry::{Kept, LogFilter};
+use crate::telemetry::{LogFilter, NotReplaced};
 
-/// Rereads at every SIGHUP from now on, in the background. Call it before anything else: until then SIGHUP ends the process.
+/// Starts to reread at every SIGHUP, in the background. Call it first, because before this call SIGHUP ends the process.
 pub(super) fn listen(command: &str, matches: &ArgMatches, filter: LogFilter) -> Result<(), Failure> {
     let mut hangups = signal(SignalKind::hangup()).map_err(Failure::defect)?;
     let (command, matches, mut filter) = (command.to_owned(), matches.clone(), filter);
@@ -20,7 +20,7 @@ pub(super) fn listen(command: &str, matches: &ArgMatches, filter: LogFilter) -> 
     Ok(())
 }
 
-/// Rereads once, and logs one line that says what came of it.
+/// Rereads once, and logs the result in one line.
 fn reread(command: &str, matches: &ArgMatches, filter: &mut LogFilter) {
     let dotenv = if command == "dev" { Dotenv::default() } else { Dotenv::read() };
     let overridden = std::env::var_os("RUST_LOG").is_some_and(|text| !text.is_empty());
@@ -29,20 +29,20 @@ fn reread(command: &str, matches: &ArgMatches, filter: &mut LogFilter) {
         return;
     }
     let wanted = log_filter(command, &source(matches, &dotenv));
-    let replaced = filter.replace(wanted.as_deref(), |from, to| {
+    let replaced = filter.replace(&wanted, |from, to| {
         tracing::info!(from, to, "SIGHUP: reread .env; the log filter changes, other settings do so at the next start");
     });
     match replaced {
         Ok(()) => {}
-        Err(Kept::Malformed) => tracing::warn!(
+        Err(NotReplaced::Malformed) => tracing::warn!(
             filter = filter.text(),
             "SIGHUP: reread .env; its RUST_LOG is malformed, so the log filter does not change"
         ),
-        Err(Kept::Unchanged) if overridden => tracing::info!(
+        Err(NotReplaced::Unchanged) if overridden => tracing::info!(
             filter = filter.text(),
             "SIGHUP: reread .env; the log filter does not change, because the environment's RUST_LOG overrides the file's"
         ),
-        Err(Kept::Unchanged) => tracing::info!(
+        Err(NotReplaced::Unchanged) => tracing::info!(
             filter = filter.text(),
             "SIGHUP: reread .env; the log filter is the same, other settings change at the next start"
         ),

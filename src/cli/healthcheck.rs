@@ -2,21 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 
-use super::{Exit, Failure, with_settings};
+use super::{Exit, Failure, flag};
 use crate::config::{self, Source};
 use crate::workos::http::http_client;
 
 pub(super) fn command() -> Command {
-    let ready = Arg::new("ready")
-        .long("ready")
-        .action(ArgAction::SetTrue)
-        .help("Check readiness (/readyz) instead of liveness (/healthz)");
-    let command = Command::new("healthcheck")
+    let ready = flag("ready", "Check readiness (/readyz) instead of liveness (/healthz)");
+    Command::new("healthcheck")
         .about("Check the service on this machine. Exit with 0 if it is healthy, else with 1")
-        .arg(ready);
-    with_settings(command, &["AUTHKIT_SYNC_LISTEN", "PORT"])
+        .arg(ready)
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {

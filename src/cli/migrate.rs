@@ -1,33 +1,27 @@
 //! `migrate`: update the database schema to this release.
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::{Exit, Failure, serve, with_settings};
+use super::{Exit, Failure, database, flag};
 use crate::config::{self, Source};
 use crate::store::StoreError;
 use crate::store::migrations::{self, Status};
 use crate::store::roles;
 
-const SETTINGS: [&str; 5] =
-    ["DATABASE_URL", "AUTHKIT_SYNC_DB_POOL", "AUTHKIT_SYNC_DB_TIMEOUT", "AUTHKIT_SYNC_LOG_FORMAT", "RUST_LOG"];
-
 pub(super) fn command() -> Command {
-    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     let action = Arg::new("action").value_parser(["run", "status"]).default_value("run").help(
         "run: apply pending migrations. status: list pending migrations and invalid indexes, and exit with 1 if there are any",
     );
-    let command = Command::new("migrate")
+    Command::new("migrate")
         .about("Update the database schema to this release. Several replicas may run it at the same time")
         .arg(action)
         .arg(flag("dry-run", "List the migrations that would be applied, but apply nothing"))
-        .arg(flag("json", "Print the result as JSON"));
-    with_settings(command, &SETTINGS)
+        .arg(flag("json", "Print the result as JSON"))
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let database = config::database(source)?;
-    let pool = serve::pool(&database).connections().clone();
+    let pool = database::pool(&config::database(source)?).connections().clone();
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if only_look || matches.get_flag("dry-run") {

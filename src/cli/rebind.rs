@@ -3,8 +3,8 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::{flag, store};
-use super::{Exit, Failure, with_settings};
+use super::database::store_of_known_client;
+use super::{Exit, Failure, flag};
 use crate::config::{self, Source};
 
 const ABOUT: &str = "\
@@ -16,27 +16,15 @@ This also invalidates all positions of the change feed, so followers start again
 effect. Run it after restoring a disk snapshot, because the database cannot detect that.";
 
 pub(super) fn command() -> Command {
-    let command = Command::new("rebind")
+    Command::new("rebind")
         .about("Assign a copied database to another WorkOS environment")
         .long_about(ABOUT)
-        .arg(flag("json", "Print the result as JSON"));
-    let settings = [
-        "DATABASE_URL",
-        "WORKOS_CLIENT_ID",
-        "WORKOS_API_HOSTNAME",
-        "WORKOS_API_PORT",
-        "WORKOS_API_HTTPS",
-        "AUTHKIT_SYNC_DB_POOL",
-        "AUTHKIT_SYNC_DB_TIMEOUT",
-        "AUTHKIT_SYNC_LOG_FORMAT",
-        "RUST_LOG",
-    ];
-    with_settings(command, &settings)
+        .arg(flag("json", "Print the result as JSON"))
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let (database, environment) = config::rebind(source)?;
-    let old = store(&database, &environment)?.rebind().await?;
+    let environment = config::environment(source)?;
+    let old = store_of_known_client(source, &environment)?.rebind().await?;
     let client_id = environment.client_id;
     if matches.get_flag("json") {
         println!("{}", json!({ "from": old, "to": client_id }));

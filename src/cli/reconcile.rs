@@ -3,8 +3,8 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::{Reached, context, flag, follow, with_walk_settings};
-use super::{Exit, Failure};
+use super::scan::{ScanStep, context, run_steps};
+use super::{Exit, Failure, flag};
 use crate::config::Source;
 use crate::store::scans::ScanCounts;
 use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
@@ -12,15 +12,14 @@ use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 pub(super) fn command() -> Command {
     let accept = "Allow one complete reconcile to delete more than 5 % of the users (and more than 5), also if the API key looks \
                   like another environment's";
-    let command = Command::new("reconcile")
+    Command::new("reconcile")
         .about("Compare all users with WorkOS and repair the table")
         .arg(flag(
             "check",
             "Change nothing. Print the differences (IDs and field names), and exit with 1 if there are any",
         ))
         .arg(flag("accept-deletions", accept).conflicts_with("check"))
-        .arg(flag("json", "Print the result as JSON"));
-    with_walk_settings(command)
+        .arg(flag("json", "Print the result as JSON"))
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
@@ -30,14 +29,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         context.store.accept_deletions().await?;
     }
     let reconcile = Reconcile::new(context.clone(), mode, None);
-    let report = follow(&context, &reconcile, async || {
+    let report = run_steps(&context, &reconcile, async || {
         Ok(match reconcile.step().await? {
-            ReconcileStep::Standby => Reached::Elsewhere,
+            ReconcileStep::Standby => ScanStep::Standby,
             ReconcileStep::Going { counts, open } if open > 0 => {
-                Reached::Going(counts, format!("{open} missing users to confirm"))
+                ScanStep::Page(counts, format!("{open} missing users to confirm"))
             }
-            ReconcileStep::Going { counts, .. } => Reached::Going(counts, String::new()),
-            ReconcileStep::Done(report) => Reached::End(report),
+            ReconcileStep::Going { counts, .. } => ScanStep::Page(counts, String::new()),
+            ReconcileStep::Done(report) => ScanStep::Done(report),
         })
     })
     .await?;

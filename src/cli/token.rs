@@ -6,29 +6,13 @@ use std::sync::Arc;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
-use super::walk::flag;
-use super::{Exit, Failure, serve, with_settings};
-use crate::config::{self, Database, Environment, Source, Tokens};
+use super::database::store_of_client;
+use super::{Exit, Failure, flag};
+use crate::config::{self, ALLOW_SHARED_ISSUER, AUDIENCES, Environment, ISSUERS, JWKS_URL, Source};
 use crate::domain::clock::Clock;
 use crate::domain::decide::Stored;
 use crate::store::{Store, StoreError};
 use crate::tokens::{CheckResult, Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserState};
-
-const SETTINGS: [&str; 13] = [
-    "DATABASE_URL",
-    "WORKOS_CLIENT_ID",
-    "WORKOS_API_HOSTNAME",
-    "WORKOS_API_PORT",
-    "WORKOS_API_HTTPS",
-    "WORKOS_ISSUER",
-    "WORKOS_JWKS_URL",
-    "AUTHKIT_SYNC_AUDIENCES",
-    "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
-    "AUTHKIT_SYNC_DB_POOL",
-    "AUTHKIT_SYNC_DB_TIMEOUT",
-    "AUTHKIT_SYNC_LOG_FORMAT",
-    "RUST_LOG",
-];
 
 const ABOUT: &str = "\
 Read an access token from stdin. Show every check in order, what was found and what was expected, then the verdict and what to
@@ -54,7 +38,7 @@ pub(super) fn command() -> Command {
         .about("Check access tokens")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(with_settings(explain, &SETTINGS))
+        .subcommand(explain)
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
@@ -63,9 +47,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         let message = "the token was given as an argument, where shells and `ps` can show it: pass it on stdin instead";
         return Err(Failure::new(Exit::Usage, message));
     }
-    let (environment, tokens, database) = config::token(source)?;
-    let store = database.map(|database| store(&database, &environment));
-    let verifier = verifier(environment, tokens)?;
+    let environment = config::environment(source)?;
+    let database = config::database_if_set(source)?;
+    let store = database.map(|database| store_of_client(&database, &environment));
+    let verifier = verifier(source, &environment)?;
     let token = read()?;
     let mut explanation = verifier.explain(bare(&token)).await;
     let unfit = note_user(&mut explanation, store.as_ref()).await?;
@@ -82,25 +67,20 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     }
 }
 
-fn store(database: &Database, environment: &Environment) -> Store {
-    let pool = serve::pool(database);
-    Store::new(pool.clone(), pool, &environment.client_id, database.timeout)
-}
-
 /// Creates a verifier with the same settings as `serve`.
-fn verifier(environment: Environment, tokens: Tokens) -> Result<TokenVerifier, Failure> {
-    let Environment { client_id, api_base, .. } = environment;
-    let source = match &tokens.jwks_url {
-        Some(url) => HttpKeySource::new(url),
-        None => HttpKeySource::of_client(&client_id, &api_base),
+fn verifier(source: &Source, environment: &Environment) -> Result<TokenVerifier, Failure> {
+    let Environment { client_id, api_base } = environment;
+    let keys = match source.find(&JWKS_URL) {
+        Some(url) => HttpKeySource::new(&url),
+        None => HttpKeySource::of_client(client_id, api_base),
     };
-    let source = source.map_err(|error| Failure::new(Exit::Config, error))?;
-    let policy = TokenPolicy::new(&client_id, &api_base)
-        .issuers(tokens.issuers)
-        .audiences(tokens.audiences)
-        .allow_shared_issuer(tokens.allow_shared_issuer);
+    let keys = keys.map_err(|error| Failure::new(Exit::Config, error))?;
+    let policy = TokenPolicy::new(client_id, api_base)
+        .issuers(source.find(&ISSUERS).unwrap_or_default())
+        .audiences(source.find(&AUDIENCES).unwrap_or_default())
+        .allow_shared_issuer(source.get(&ALLOW_SHARED_ISSUER)?);
     let clock = Clock::system();
-    Ok(TokenVerifier::new(policy, KeyCache::new(Arc::new(source), clock.clone()), clock))
+    Ok(TokenVerifier::new(policy, KeyCache::new(Arc::new(keys), clock.clone()), clock))
 }
 
 /// Reads stdin: all of it, or one line from a terminal.

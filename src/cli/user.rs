@@ -3,27 +3,26 @@
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use super::walk::flag;
-use super::{Exit, Failure, events, with_settings};
+use super::database::store_of_any_client;
+use super::{Exit, Failure, events, flag};
 use crate::config::Source;
 use crate::domain::decide::Stored;
 use crate::store::events::EventFilter;
 use crate::sync::erasure;
 
 pub(super) fn command() -> Command {
-    let command = Command::new("user")
+    Command::new("user")
         .about("Show one user: the current row, and every event about it with its outcome")
         .arg(Arg::new("id").value_name("USER").required(true).help("User ID, for example user_01H…"))
         .arg(flag(
             "erase",
             "Erase all remaining personal data of a deleted user, and print the number of payloads erased",
         ))
-        .arg(flag("json", "Print the result as JSON"));
-    with_settings(command, &events::SETTINGS)
+        .arg(flag("json", "Print the result as JSON"))
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let store = events::store(source)?;
+    let store = store_of_any_client(source)?;
     let json = matches.get_flag("json");
     let id = matches.get_one::<String>("id").map(String::as_str).unwrap_or_default();
     if matches.get_flag("erase") {

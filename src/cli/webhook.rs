@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use bytes::Bytes;
 use clap::{Arg, ArgMatches, Command};
 
-use super::{Exit, Failure, with_settings};
-use crate::config::{self, Source};
+use super::{Exit, Failure};
+use crate::config::{Source, WEBHOOK_SECRETS};
 use crate::domain::clock::Clock;
 use crate::workos::http::{http_client, why};
 use crate::workos::signature;
@@ -19,12 +19,13 @@ pub(super) fn command() -> Command {
         .about("Test the webhook endpoint")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(with_settings(sign, &["WORKOS_WEBHOOK_SECRET"]))
+        .subcommand(sign)
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let Some(("sign", matches)) = matches.subcommand() else { return Ok(Exit::Usage) };
-    let secret = config::signing_secret(source)?;
+    let secrets = source.get(&WEBHOOK_SECRETS)?;
+    let secret = secrets.first().ok_or_else(|| Failure::defect("WORKOS_WEBHOOK_SECRET holds no secret"))?;
     let mut body = Vec::new();
     std::io::stdin().read_to_end(&mut body).map_err(Failure::unavailable)?;
     let header = secret.sign(Clock::system().now(), &body);

@@ -1,5 +1,6 @@
 //! Parsers of the values of settings. An error says what the value must be, and never contains the value.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,18 +10,27 @@ use sqlx::postgres::PgConnectOptions;
 use crate::action_endpoint::OnFailure;
 use crate::actions::DEADLINE;
 use crate::authkit::KEY_LENGTH;
+use crate::domain::action_rules::{RuleError, Rules};
+use crate::store::pool::MIN_CONNECTIONS;
+use crate::workos::api::ApiKey;
+use crate::workos::signature::Secret;
 
-type Parsed<T> = Result<T, &'static str>;
+/// A value, or what it must be: "it must be …".
+pub(super) type Parsed<T> = Result<T, Cow<'static, str>>;
+
+pub(super) fn text(text: &str) -> Parsed<String> {
+    Ok(text.to_owned())
+}
 
 pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
     let wanted =
         "a URL like postgres://user:password@host:5432/database (percent-encode special characters of the password)";
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err(wanted);
+        return Err(wanted.into());
     }
     // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
     let ours = |options: PgConnectOptions| options.application_name("authkit-sync").extra_float_digits(None);
-    PgConnectOptions::from_str(text).map(ours).map_err(|_| wanted)
+    PgConnectOptions::from_str(text).map(ours).map_err(|_| wanted.into())
 }
 
 /// What stands for a client ID in examples, ours and WorkOS's, without its prefix.
@@ -31,26 +41,30 @@ pub(super) fn client_id(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     if PLACEHOLDERS.contains(&text.trim_start_matches("client_").to_ascii_lowercase().as_str()) {
         Err(
-            "the client ID of your environment, but it is a placeholder; copy it from the API Keys page of the WorkOS dashboard",
+            "the client ID of your environment, but it is a placeholder; copy it from the API Keys page of the WorkOS dashboard".into(),
         )
     } else if text.starts_with("sk_") {
-        Err("the client ID (client_…), but it is an API key (sk_…)")
+        Err("the client ID (client_…), but it is an API key (sk_…)".into())
     } else if plain {
         Ok(text.to_owned())
     } else {
-        Err("the client ID from the dashboard (client_…)")
+        Err("the client ID from the dashboard (client_…)".into())
     }
 }
 
 pub(super) fn list(text: &str) -> Parsed<Vec<String>> {
     let items: Vec<String> = text.split(',').map(|item| item.trim().to_owned()).collect();
-    if items.iter().any(String::is_empty) { Err("a list without empty items, separated by commas") } else { Ok(items) }
+    if items.iter().any(String::is_empty) {
+        Err("a list without empty items, separated by commas".into())
+    } else {
+        Ok(items)
+    }
 }
 
 pub(super) fn url(text: &str) -> Parsed<String> {
     let wanted = "an http:// or https:// URL";
     let http = text.starts_with("https://") || text.starts_with("http://");
-    if http && !text.contains(char::is_whitespace) { Ok(text.to_owned()) } else { Err(wanted) }
+    if http && !text.contains(char::is_whitespace) { Ok(text.to_owned()) } else { Err(wanted.into()) }
 }
 
 pub(super) fn urls(text: &str) -> Parsed<Vec<String>> {
@@ -65,32 +79,32 @@ pub(super) fn origins(text: &str) -> Parsed<Vec<String>> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
         (!host.is_empty() && host.bytes().all(plain)).then(|| item.to_ascii_lowercase())
     };
-    list(text)?.iter().map(origin).collect::<Option<_>>().ok_or(wanted)
+    list(text)?.iter().map(origin).collect::<Option<_>>().ok_or(wanted.into())
 }
 
 pub(super) fn hostname(text: &str) -> Parsed<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
-    if plain { Ok(text.to_owned()) } else { Err("a host name without scheme, port and path") }
+    if plain { Ok(text.to_owned()) } else { Err("a host name without scheme, port and path".into()) }
 }
 
 pub(super) fn port(text: &str) -> Parsed<u16> {
-    text.parse().map_err(|_| "a port number from 0 to 65535")
+    text.parse().map_err(|_| "a port number from 0 to 65535".into())
 }
 
 pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
-    text.parse().map_err(|_| "an IP address and a port, like 0.0.0.0:8080 or [::]:8080")
+    text.parse().map_err(|_| "an IP address and a port, like 0.0.0.0:8080 or [::]:8080".into())
 }
 
 pub(super) fn path(text: &str) -> Parsed<String> {
     let plain = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#{}".contains(&byte));
-    if plain { Ok(text.to_owned()) } else { Err("a path that begins with / and contains none of ? # { }") }
+    if plain { Ok(text.to_owned()) } else { Err("a path that begins with / and contains none of ? # { }".into()) }
 }
 
 pub(super) fn boolean(text: &str) -> Parsed<bool> {
     match text {
         "true" | "1" | "on" | "yes" => Ok(true),
         "false" | "0" | "off" | "no" => Ok(false),
-        _ => Err("true or false"),
+        _ => Err("true or false".into()),
     }
 }
 
@@ -100,20 +114,20 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
     humantime::parse_duration(text)
         .ok()
         .filter(|duration| range.contains(duration))
-        .ok_or("a duration with a unit, like 300ms, 180s or 5m, from 1ms to 1day")
+        .ok_or("a duration with a unit, like 300ms, 180s or 5m, from 1ms to 1day".into())
 }
 
 /// Parses the timeout of the decision endpoint.
 pub(super) fn action_timeout(text: &str) -> Parsed<Duration> {
     let short = duration(text).ok().filter(|timeout| *timeout <= DEADLINE);
-    short.ok_or("a duration with a unit, like 800ms or 1s, of at most 1500ms")
+    short.ok_or("a duration with a unit, like 800ms or 1s, of at most 1500ms".into())
 }
 
 pub(super) fn allow_deny(text: &str) -> Parsed<OnFailure> {
     match text {
         "allow" => Ok(OnFailure::Allow),
         "deny" => Ok(OnFailure::Deny),
-        _ => Err("allow or deny"),
+        _ => Err("allow or deny".into()),
     }
 }
 
@@ -123,20 +137,20 @@ pub(super) fn long_duration(text: &str) -> Parsed<Duration> {
     humantime::parse_duration(text)
         .ok()
         .filter(|duration| range.contains(duration))
-        .ok_or("a duration with a unit, like 24h or 90d, from 1m to 3650d")
+        .ok_or("a duration with a unit, like 24h or 90d, from 1m to 3650d".into())
 }
 
 /// Parses a duration; `off` is `None`.
 pub(super) fn interval(text: &str) -> Parsed<Option<Duration>> {
     let wanted = "off, or a duration with a unit, like 24h or 7d, from 1m to 3650d";
-    if text == "off" { Ok(None) } else { long_duration(text).map(Some).map_err(|_| wanted) }
+    if text == "off" { Ok(None) } else { long_duration(text).map(Some).map_err(|_| wanted.into()) }
 }
 
 pub(super) fn on_off(text: &str) -> Parsed<bool> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),
-        _ => Err("on or off"),
+        _ => Err("on or off".into()),
     }
 }
 
@@ -144,22 +158,43 @@ pub(super) fn auto_off(text: &str) -> Parsed<bool> {
     match text {
         "auto" => Ok(true),
         "off" => Ok(false),
-        _ => Err("auto or off"),
+        _ => Err("auto or off".into()),
     }
 }
 
 pub(super) fn event_types(text: &str) -> Parsed<Vec<String>> {
     let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_lowercase() || b"._".contains(&byte));
     let types = list(text)?;
-    if types.iter().all(plain) { Ok(types) } else { Err("event types like session.created, separated by commas") }
+    if types.iter().all(plain) {
+        Ok(types)
+    } else {
+        Err("event types like session.created, separated by commas".into())
+    }
 }
 
-pub(super) fn api_key(text: &str) -> Parsed<String> {
+pub(super) fn secret(text: &str) -> Parsed<Secret> {
+    Ok(Secret::new(text))
+}
+
+/// Parses the signing secrets of a WorkOS endpoint.
+pub(super) fn signing_secrets(text: &str) -> Parsed<Vec<Secret>> {
+    let secrets = list(text)?;
+    if secrets.iter().any(|secret| secret.starts_with("sk_")) {
+        return Err("the signing secret of the endpoint from the dashboard, but it contains an API key (sk_…)".into());
+    }
+    Ok(secrets.into_iter().map(Secret::new).collect())
+}
+
+pub(super) fn action_rules(text: &str) -> Parsed<Rules> {
+    text.parse().map_err(|error: RuleError| format!("rules separated by semicolons: {error}").into())
+}
+
+pub(super) fn api_key(text: &str) -> Parsed<ApiKey> {
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
     match text {
-        _ if text.starts_with("client_") => Err("the API key (sk_…), but it is a client ID (client_…)"),
-        _ if !graphic => Err("the API key from the dashboard (sk_…)"),
-        _ => Ok(text.to_owned()),
+        _ if text.starts_with("client_") => Err("the API key (sk_…), but it is a client ID (client_…)".into()),
+        _ if !graphic => Err("the API key from the dashboard (sk_…)".into()),
+        _ => Ok(ApiKey::new(text)),
     }
 }
 
@@ -173,11 +208,13 @@ pub(super) fn service_keys(text: &str) -> Parsed<Vec<(String, String)>> {
         let fit = !label.is_empty() && label.bytes().all(plain) && key.len() >= KEY_LENGTH;
         (fit && key.bytes().all(|byte| byte.is_ascii_graphic())).then(|| (label.to_owned(), key.to_owned()))
     };
-    list(text)?.iter().map(pair).collect::<Option<_>>().ok_or(wanted)
+    list(text)?.iter().map(pair).collect::<Option<_>>().ok_or(wanted.into())
 }
 
-pub(super) fn pool_size(text: &str) -> Parsed<u32> {
-    text.parse().ok().filter(|size| (1..=1_000).contains(size)).ok_or("a number from 1 to 1000")
+/// Parses the number of database connections.
+pub(super) fn connections(text: &str) -> Parsed<u32> {
+    let number = text.parse().ok().filter(|number| (MIN_CONNECTIONS..=1_000).contains(number));
+    number.ok_or_else(|| format!("a number of connections from {MIN_CONNECTIONS} to 1000").into())
 }
 
 /// Parses a number of bytes with an optional unit, from 1 KiB to 16 MiB.
@@ -193,11 +230,16 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
     let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
     bytes
         .filter(|bytes| (1024..=16 * 1024 * 1024).contains(bytes))
-        .ok_or("a size like 512KiB or 1MiB, from 1KiB to 16MiB")
+        .ok_or("a size like 512KiB or 1MiB, from 1KiB to 16MiB".into())
 }
 
-pub(super) fn log_format(text: &str) -> Parsed<()> {
-    matches!(text, "text" | "json").then_some(()).ok_or("text or json")
+/// Returns true for JSON.
+pub(super) fn log_format(text: &str) -> Parsed<bool> {
+    match text {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        _ => Err("text or json".into()),
+    }
 }
 
 #[cfg(test)]

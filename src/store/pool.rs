@@ -117,6 +117,45 @@ impl Pool {
     }
 }
 
+/// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
+/// whose caller has given up, the statement's connection counts against its pool, and the other one is left.
+pub const MIN_CONNECTIONS: u32 = 4 * MIN_POOL;
+const MIN_POOL: u32 = 2;
+
+/// The pools of one process of the service. No kind of work can take the connections of another.
+#[derive(Clone, Debug)]
+pub struct Pools {
+    /// Webhooks and everything else that writes for a request.
+    pub webhooks: Pool,
+    /// Lookups.
+    pub lookups: Pool,
+    /// Background jobs.
+    pub background: Pool,
+    /// Transactions of handlers.
+    pub handlers: Pool,
+}
+
+impl Pools {
+    /// Divides `total` connections among the four pools. They connect when they are first used. Fewer than [`MIN_CONNECTIONS`]
+    /// become that many.
+    #[must_use]
+    pub fn connect(options: &PgConnectOptions, total: u32, timeout: Duration) -> Self {
+        let pool = |size| Pool::connect(options.clone(), size, timeout);
+        let [webhooks, lookups, background, handlers] = divide(total).map(pool);
+        Self { webhooks, lookups, background, handlers }
+    }
+}
+
+/// Divides connections among webhooks, lookups, background jobs and handlers. Requests get three fifths, because a person waits
+/// for them.
+fn divide(total: u32) -> [u32; 4] {
+    let total = total.max(MIN_CONNECTIONS);
+    let fifth = (total / 5).max(MIN_POOL);
+    let requests = total - 2 * fifth;
+    let webhooks = requests / 2;
+    [webhooks, requests - webhooks, fifth, fifth]
+}
+
 /// A connection out of a pool. When it is dropped, it goes back.
 ///
 /// Where it is dropped before its use has [ended](Self::ended), the caller has given up and the server has not. Then the
@@ -260,6 +299,17 @@ mod tests {
     fn a_literal_ends_where_it_should() {
         assert_eq!(literal("client_01"), "E'client_01'");
         assert_eq!(literal("a'b\\c\0"), "E'a''b\\\\c'");
+    }
+
+    #[test]
+    fn the_pools_together_have_the_configured_number_of_connections() {
+        for total in MIN_CONNECTIONS..=1_000 {
+            let sizes = divide(total);
+            assert_eq!(sizes.iter().sum::<u32>(), total);
+            assert!(sizes.iter().all(|size| *size >= MIN_POOL), "{total}: {sizes:?}");
+        }
+        assert_eq!(divide(MIN_CONNECTIONS), [2, 2, 2, 2]);
+        assert_eq!(divide(20), [6, 6, 4, 4]);
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! Shared by `backfill` and `reconcile`: the connections, retries after temporary failures, and progress on stderr.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::database::store_of_known_client;
+use super::{Exit, Failure, serve};
+use crate::config::{self, Source, WORKOS_API_KEY};
+use crate::domain::clock::Clock;
+use crate::metrics::Metrics;
+use crate::store::scans::ScanCounts;
+use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL, STANDBY, keeping};
+use crate::workos::api::Api;
+
+/// Failures in a row before the command gives up: some minutes.
+const MAX_FAILURES: u32 = 8;
+
+/// Attempts to get the lease. A lease of a dead process has expired by then.
+const LEASE_ATTEMPTS: u32 = 8;
+
+/// Pause between two progress lines if stderr is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Connects the database and the API of the settings.
+pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
+    let environment = config::environment(source)?;
+    let store = store_of_known_client(source, &environment)?;
+    let api = Api::new(&environment.api_base, source.get(&WORKOS_API_KEY)?, Clock::system());
+    let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
+    Ok(JobContext::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
+}
+
+/// The result of one step.
+pub(super) enum ScanStep<T> {
+    /// Another process has the lease.
+    Standby,
+    /// Users so far, and the position.
+    Page(ScanCounts, String),
+    /// The last step.
+    Done(T),
+}
+
+/// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C.
+pub(super) async fn run_steps<T, J: Job>(
+    context: &JobContext,
+    job: &J,
+    mut step: impl AsyncFnMut() -> Result<ScanStep<T>, JobError>,
+) -> Result<T, Failure> {
+    let (progress, name) = (Progress::start(), J::NAME);
+    let steps = async {
+        let (mut failures, mut lease_attempts) = (0, 0);
+        loop {
+            let rest = match keeping(job, step()).await {
+                Ok(ScanStep::Done(end)) => return Ok(end),
+                Ok(ScanStep::Page(counts, position)) => {
+                    failures = 0;
+                    progress.show(counts, &position);
+                    REQUEST_INTERVAL
+                }
+                Ok(ScanStep::Standby) if lease_attempts < LEASE_ATTEMPTS => {
+                    lease_attempts += 1;
+                    progress.print(&format!("another process is running a {name}: waiting for it to finish"));
+                    STANDBY
+                }
+                Ok(ScanStep::Standby) => {
+                    let message = format!("another process is running a {name} and continues it; nothing to do");
+                    return Err(Failure::unavailable(message));
+                }
+                Err(error) if error.may_pass() && failures < MAX_FAILURES => {
+                    context.pass_on_pause(name, &error).await;
+                    let rest = context.rest_after(&error, failures);
+                    failures += 1;
+                    progress.print(&format!("{error}: retrying in {} s", rest.as_secs().max(1)));
+                    rest
+                }
+                Err(error) => return Err(error.into()),
+            };
+            keeping(job, tokio::time::sleep(rest)).await;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = steps => outcome,
+        () = serve::terminated() => Err(Failure::unavailable("interrupted; run the command again to continue")),
+    };
+    progress.bar.finish_and_clear();
+    let _ = context.release().await;
+    outcome
+}
+
+/// A progress bar on a terminal, plain lines otherwise.
+struct Progress {
+    bar: ProgressBar,
+    is_plain: bool,
+    last: std::sync::Mutex<(Instant, i64)>,
+}
+
+impl Progress {
+    fn start() -> Self {
+        let is_plain = !std::io::stderr().is_terminal();
+        let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} users  {per_sec}  {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, is_plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
+    }
+
+    fn show(&self, counts: ScanCounts, position: &str) {
+        let total = counts.total();
+        self.bar.set_position(total.unsigned_abs());
+        self.bar.set_message(position.to_owned());
+        let Ok(mut last) = self.last.lock() else { return };
+        let (since, before) = *last;
+        if self.is_plain && since.elapsed() >= LINE_INTERVAL {
+            let seconds = i64::try_from(since.elapsed().as_secs()).unwrap_or(1).max(1);
+            eprintln!("{total} users  {}/s  {position}", (total - before) / seconds);
+            *last = (Instant::now(), total);
+        }
+    }
+
+    fn print(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}

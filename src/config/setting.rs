@@ -1,0 +1,137 @@
+//! What the definition of a setting consists of.
+
+use super::Source;
+use super::value::Parsed;
+use crate::authkit::Builder;
+
+/// What people read about a setting, and which commands use it.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// The environment variable.
+    pub name: &'static str,
+    /// One line for `--help` and the guide `operating`.
+    pub help: &'static str,
+    /// The value if the variable is unset. `None`: no value, or it depends on other settings.
+    pub default: Option<&'static str>,
+    /// A value for `deploy/env.example`, for settings that almost every installation needs.
+    pub example: Option<&'static str>,
+    /// A secret has no flag and is never shown.
+    pub is_secret: bool,
+    /// Commands that use it. A name includes its subcommands.
+    pub used_by: &'static [&'static str],
+    /// Commands that refuse to start without it.
+    pub required_by: &'static [&'static str],
+}
+
+impl Description {
+    /// Returns the name of the flag: the variable without our prefix, in kebab case. `None` for a secret, for `PORT` and for
+    /// `RUST_LOG`.
+    #[must_use]
+    pub fn flag(&self) -> Option<String> {
+        let name = self.name.strip_prefix("AUTHKIT_SYNC_").unwrap_or(self.name);
+        let has_flag = !self.is_secret && !matches!(self.name, "PORT" | "RUST_LOG");
+        has_flag.then(|| name.to_ascii_lowercase().replace('_', "-"))
+    }
+
+    /// Returns true if `command` (for example `events list`) or the command above it uses the setting.
+    #[must_use]
+    pub fn is_used_by(&self, command: &str) -> bool {
+        names(self.used_by, command)
+    }
+
+    pub(super) fn missing(&self) -> String {
+        format!("{} is not set. Set it to: {}", self.name, self.help)
+    }
+}
+
+fn names(commands: &[&str], command: &str) -> bool {
+    commands.iter().any(|name| command.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')))
+}
+
+/// The definition of one setting: its description, its parser, and the method of [`Builder`] that takes the value.
+#[derive(Debug)]
+pub struct Setting<T> {
+    description: Description,
+    parser: fn(&str) -> Parsed<T>,
+    method: Option<fn(Builder, T) -> Builder>,
+}
+
+impl<T> Setting<T> {
+    pub(super) const fn new(name: &'static str, parser: fn(&str) -> Parsed<T>, help: &'static str) -> Self {
+        let (used_by, required_by): (&[&str], &[&str]) = (&["serve"], &[]);
+        let description =
+            Description { name, help, default: None, example: None, is_secret: false, used_by, required_by };
+        Self { description, parser, method: None }
+    }
+
+    pub(super) const fn default(mut self, text: &'static str) -> Self {
+        self.description.default = Some(text);
+        self
+    }
+
+    pub(super) const fn example(mut self, text: &'static str) -> Self {
+        self.description.example = Some(text);
+        self
+    }
+
+    pub(super) const fn secret(mut self) -> Self {
+        self.description.is_secret = true;
+        self
+    }
+
+    /// Sets the commands that use it. Without this call, only `serve` does.
+    pub(super) const fn used_by(mut self, commands: &'static [&'static str]) -> Self {
+        self.description.used_by = commands;
+        self
+    }
+
+    pub(super) const fn required_by(mut self, commands: &'static [&'static str]) -> Self {
+        self.description.required_by = commands;
+        self
+    }
+
+    /// Sets the method of [`Builder`] that `serve` calls with the value.
+    pub(super) const fn passed_to(mut self, method: fn(Builder, T) -> Builder) -> Self {
+        self.method = Some(method);
+        self
+    }
+
+    /// Parses the value or the default. `None`: there is neither. An error never contains the value.
+    pub(super) fn parse(&self, source: &Source) -> Option<Result<T, String>> {
+        let name = self.description.name;
+        let value = (self.parser)(source.text(&self.description)?);
+        Some(value.map_err(|wanted| format!("{name} is malformed: it must be {wanted}")))
+    }
+}
+
+/// A [`Setting`] of any type.
+pub trait AnySetting: Sync {
+    /// What people read about it.
+    fn description(&self) -> &Description;
+
+    /// What is wrong with its value, if `command` cannot start with it.
+    fn problem(&self, source: &Source, command: &str) -> Option<String>;
+
+    /// Passes the value, if there is one, to the builder.
+    fn pass(&self, source: &Source, builder: Builder) -> Builder;
+}
+
+impl<T> AnySetting for Setting<T> {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn problem(&self, source: &Source, command: &str) -> Option<String> {
+        match self.parse(source) {
+            Some(value) => value.err(),
+            None => names(self.description.required_by, command).then(|| self.description.missing()),
+        }
+    }
+
+    fn pass(&self, source: &Source, builder: Builder) -> Builder {
+        match (self.method, source.find(self)) {
+            (Some(method), Some(value)) => method(builder, value),
+            _ => builder,
+        }
+    }
+}

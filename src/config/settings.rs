@@ -1,0 +1,353 @@
+//! The definition of every setting.
+//!
+//! To add one, add an entry to [`SETTINGS`] and run `UPDATE=1 cargo test --test promises settings`, which rewrites the table in
+//! the guide `operating` and `deploy/env.example`. A setting that other code reads by name is a static of its own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+use super::setting::{AnySetting, Setting};
+use super::value;
+use crate::action_endpoint::OnFailure;
+use crate::authkit::Builder;
+use crate::domain::action_rules::Rules;
+use crate::telemetry::DEFAULT_FILTER;
+use crate::workos::api::ApiKey;
+use crate::workos::signature::Secret;
+
+/// Commands that use the database.
+const DATABASE: &[&str] =
+    &["serve", "migrate", "backfill", "reconcile", "rebind", "events", "user", "handlers", "token"];
+
+/// Commands that belong to one WorkOS environment.
+const WORKOS: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token"];
+
+/// Commands that log as configured: all except `dev`.
+const ALL: &[&str] = &[
+    "serve",
+    "migrate",
+    "backfill",
+    "reconcile",
+    "rebind",
+    "events",
+    "user",
+    "handlers",
+    "token",
+    "webhook",
+    "healthcheck",
+];
+
+pub(crate) static DATABASE_URL: Setting<PgConnectOptions> = Setting::new(
+    "DATABASE_URL",
+    value::database_url,
+    "Address of PostgreSQL 15 or newer, for example postgres://user:password@host:5432/database",
+)
+.secret()
+.example("postgres://authkit_sync:change-me@postgres:5432/authkit_sync")
+.used_by(DATABASE)
+.required_by(&["serve", "migrate", "backfill", "reconcile", "rebind", "events", "user", "handlers"]);
+
+pub(crate) static CLIENT_ID: Setting<String> = Setting::new(
+    "WORKOS_CLIENT_ID",
+    value::client_id,
+    "Client ID of the WorkOS environment (dashboard, page API Keys). One database serves one environment",
+)
+.example("client_replace_me")
+.used_by(WORKOS)
+.required_by(WORKOS);
+
+pub(crate) static WORKOS_API_KEY: Setting<ApiKey> = Setting::new(
+    "WORKOS_API_KEY",
+    value::api_key,
+    "API key of the WorkOS environment (dashboard, page API Keys), for polling, backfill, reconcile and read-through",
+)
+.secret()
+.example("sk_replace_me")
+.used_by(&["serve", "backfill", "reconcile"])
+.required_by(&["backfill", "reconcile"])
+.passed_to(Builder::api_key);
+
+pub(crate) static WEBHOOK_SECRETS: Setting<Vec<Secret>> = Setting::new(
+    "WORKOS_WEBHOOK_SECRET",
+    value::signing_secrets,
+    "Signing secret of the webhook endpoint (dashboard, page Webhooks). During a rotation: NEW,OLD. Without it, the service only polls",
+)
+.secret()
+.example("replace-me")
+.used_by(&["serve", "webhook sign"])
+.required_by(&["webhook sign"])
+.passed_to(Builder::webhook_secrets);
+
+pub(crate) static ACTION_SECRETS: Setting<Vec<Secret>> = Setting::new(
+    "WORKOS_ACTION_SECRET",
+    value::signing_secrets,
+    "Signing secret of the actions endpoint (dashboard, page Actions). During a rotation: NEW,OLD. Enables /workos/action",
+)
+.secret()
+.passed_to(Builder::action_secrets);
+
+pub(crate) static API_HOSTNAME: Setting<String> = Setting::new(
+    "WORKOS_API_HOSTNAME",
+    value::hostname,
+    "Host name of the WorkOS API: WorkOS itself, your custom auth domain, or an emulator",
+)
+.default("api.workos.com")
+.used_by(WORKOS);
+
+pub(crate) static API_PORT: Setting<u16> =
+    Setting::new("WORKOS_API_PORT", value::port, "Port of the WorkOS API, if it is not 443 (80 without TLS)")
+        .used_by(WORKOS);
+
+pub(crate) static API_HTTPS: Setting<bool> =
+    Setting::new("WORKOS_API_HTTPS", value::boolean, "Use TLS for the WorkOS API. false: for an emulator without TLS")
+        .default("true")
+        .used_by(WORKOS);
+
+pub(crate) static ISSUERS: Setting<Vec<String>> = Setting::new(
+    "WORKOS_ISSUER",
+    value::urls,
+    "Accepted token issuers, separated by commas. Replaces the issuers derived from host name and client ID",
+)
+.used_by(&["serve", "token"])
+.passed_to(Builder::issuers);
+
+pub(crate) static JWKS_URL: Setting<String> = Setting::new(
+    "WORKOS_JWKS_URL",
+    value::url,
+    "URL of the signing keys, if it is not /sso/jwks/CLIENT_ID at the WorkOS API",
+)
+.used_by(&["serve", "token"])
+.passed_to(|builder, url| builder.jwks_url(url));
+
+pub(crate) static LISTEN: Setting<SocketAddr> = Setting::new(
+    "AUTHKIT_SYNC_LISTEN",
+    value::address,
+    "Address and port of the public listener, for WorkOS and your backends",
+)
+.default("0.0.0.0:8080")
+.used_by(&["serve", "healthcheck"]);
+
+pub(crate) static OPS_LISTEN: Setting<SocketAddr> = Setting::new(
+    "AUTHKIT_SYNC_OPS_LISTEN",
+    value::address,
+    "Address and port of the operator's listener: /metrics, and /readyz with details. Do not publish it",
+)
+.default("127.0.0.1:9464");
+
+pub(crate) static API_KEYS: Setting<Vec<(String, String)>> = Setting::new(
+    "AUTHKIT_SYNC_API_KEYS",
+    value::service_keys,
+    "Service keys of backends that read /user_management/users and /changes: label:key, separated by commas, each key at least 32 characters",
+)
+.secret()
+.passed_to(|builder, keys| keys.iter().fold(builder, |builder, (label, key)| builder.service_key(label, key)));
+
+pub(crate) static WEBHOOK_PATH: Setting<String> =
+    Setting::new("AUTHKIT_SYNC_WEBHOOK_PATH", value::path, "Path of the webhook endpoint")
+        .default("/workos/webhook")
+        .passed_to(|builder, path| builder.webhook_path(path));
+
+pub(crate) static ACTION_RULES: Setting<Rules> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_RULES",
+    value::action_rules,
+    "Rules for sign-ins and sign-ups, separated by semicolons, for example: deny registration @gmail.com \"Use your work address.\"",
+)
+.passed_to(Builder::action_rules);
+
+pub(crate) static ACTION_URL: Setting<String> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_URL",
+    value::text,
+    "URL of your decision endpoint for sign-ins and sign-ups. It is asked before the rules",
+);
+
+pub(crate) static ACTION_URL_SECRET: Setting<Secret> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_URL_SECRET",
+    value::secret,
+    "Secret that signs requests to AUTHKIT_SYNC_ACTION_URL: at least 32 characters, and not a secret of WorkOS",
+)
+.secret();
+
+pub(crate) static ACTION_URL_FAILURE: Setting<OnFailure> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_URL_FAILURE",
+    value::allow_deny,
+    "Verdict when the decision endpoint fails or times out: allow or deny. Required with AUTHKIT_SYNC_ACTION_URL",
+);
+
+pub(crate) static ACTION_URL_TIMEOUT: Setting<Duration> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_URL_TIMEOUT",
+    value::action_timeout,
+    "Timeout of a request to the decision endpoint. At most 1500ms, because WorkOS times out soon after that",
+)
+.default("1s");
+
+pub(crate) static ACTION_URL_PRIVATE: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_ACTION_URL_PRIVATE",
+    value::boolean,
+    "true: the decision endpoint may have a loopback or private address, and may use http",
+)
+.default("false");
+
+pub(crate) static AUDIENCES: Setting<Vec<String>> = Setting::new(
+    "AUTHKIT_SYNC_AUDIENCES",
+    value::list,
+    "Token audiences accepted in addition to the client ID, separated by commas",
+)
+.used_by(&["serve", "token"])
+.passed_to(Builder::audiences);
+
+pub(crate) static ALLOW_SHARED_ISSUER: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+    value::boolean,
+    "true: accept tokens of the issuer shared by all WorkOS customers even if they name no client",
+)
+.default("false")
+.used_by(&["serve", "token"])
+.passed_to(Builder::allow_shared_issuer);
+
+pub(crate) static CATCH_UP: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_CATCH_UP",
+    value::on_off,
+    "on: poll the Events API, which recovers lost webhooks. off: use webhooks only",
+)
+.default("on")
+.passed_to(Builder::catch_up);
+
+pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_SESSION_SIGN_INS",
+    value::on_off,
+    "on: session.created updates last_sign_in_at, except for impersonated sessions. The value can be newer than at WorkOS",
+)
+.default("off")
+.used_by(&["serve", "events retry", "events replay"])
+.passed_to(Builder::session_sign_ins);
+
+pub(crate) static BACKFILL: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_BACKFILL",
+    value::auto_off,
+    "auto: read all existing users once. off: never. Then synced_through is empty until a reconcile has completed",
+)
+.default("auto")
+.passed_to(Builder::backfill);
+
+pub(crate) static READ_THROUGH: Setting<bool> = Setting::new(
+    "AUTHKIT_SYNC_READ_THROUGH",
+    value::on_off,
+    "on: read an unknown user from WorkOS before the service answers 404",
+)
+.default("on")
+.passed_to(Builder::read_through);
+
+pub(crate) static RECONCILE_INTERVAL: Setting<Option<Duration>> = Setting::new(
+    "AUTHKIT_SYNC_RECONCILE_INTERVAL",
+    value::interval,
+    "Interval between two full comparisons with WorkOS. off: compare only when events may be lost",
+)
+.default("24h")
+.passed_to(Builder::reconcile_interval);
+
+pub(crate) static DB_POOL: Setting<u32> = Setting::new(
+    "AUTHKIT_SYNC_DB_POOL",
+    value::connections,
+    "Largest number of database connections of one serve process, divided among webhooks, lookups, background jobs and handlers. At least 8",
+)
+.default("20");
+
+pub(crate) static DB_TIMEOUT: Setting<Duration> = Setting::new(
+    "AUTHKIT_SYNC_DB_TIMEOUT",
+    value::duration,
+    "Timeout of one transaction or lookup, including the wait for a connection",
+)
+.default("5s")
+.used_by(DATABASE)
+.passed_to(Builder::database_timeout);
+
+pub(crate) static IS_LOG_JSON: Setting<bool> =
+    Setting::new("AUTHKIT_SYNC_LOG_FORMAT", value::log_format, "Format of the log on stderr: text or json")
+        .default("text")
+        .used_by(ALL);
+
+pub(crate) static LOG_FILTER: Setting<String> =
+    Setting::new("RUST_LOG", value::text, "Log filter, for example info or authkit_sync=debug")
+        .default(DEFAULT_FILTER)
+        .used_by(ALL);
+
+pub(crate) static PORT: Setting<u16> = Setting::new(
+    "PORT",
+    value::port,
+    "Port that a hosting platform sets. The service then listens on 0.0.0.0:PORT, unless AUTHKIT_SYNC_LISTEN is set",
+)
+.used_by(&["serve", "healthcheck"]);
+
+/// Every setting, in the order of `--help` and the guide.
+pub static SETTINGS: &[&dyn AnySetting] = &[
+    &DATABASE_URL,
+    &CLIENT_ID,
+    &WORKOS_API_KEY,
+    &WEBHOOK_SECRETS,
+    &ACTION_SECRETS,
+    &API_HOSTNAME,
+    &API_PORT,
+    &API_HTTPS,
+    &ISSUERS,
+    &JWKS_URL,
+    &LISTEN,
+    &OPS_LISTEN,
+    &API_KEYS,
+    &Setting::new(
+        "AUTHKIT_SYNC_CORS_ORIGINS",
+        value::origins,
+        "Browser origins that may send requests, separated by commas. A wildcard is refused",
+    )
+    .passed_to(|builder, origins| builder.cors_origins(&origins)),
+    &WEBHOOK_PATH,
+    &Setting::new(
+        "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
+        value::duration,
+        "Largest difference between the time of a webhook signature and the clock of this machine",
+    )
+    .default("180s")
+    .passed_to(Builder::signature_tolerance),
+    &Setting::new("AUTHKIT_SYNC_BODY_LIMIT", value::size, "Largest accepted webhook body")
+        .default("1MiB")
+        .passed_to(Builder::body_limit),
+    &ACTION_RULES,
+    &ACTION_URL,
+    &ACTION_URL_SECRET,
+    &ACTION_URL_FAILURE,
+    &ACTION_URL_TIMEOUT,
+    &ACTION_URL_PRIVATE,
+    &AUDIENCES,
+    &ALLOW_SHARED_ISSUER,
+    &CATCH_UP,
+    &Setting::new(
+        "AUTHKIT_SYNC_CATCH_UP_INTERVAL",
+        value::duration,
+        "Pause between two polls when there are no more events to read",
+    )
+    .default("5s")
+    .passed_to(Builder::catch_up_interval),
+    &Setting::new(
+        "AUTHKIT_SYNC_EVENT_TYPES",
+        value::event_types,
+        "Event types to poll in addition to user.created, user.updated and user.deleted, separated by commas",
+    )
+    .passed_to(Builder::event_types),
+    &SESSION_SIGN_INS,
+    &BACKFILL,
+    &READ_THROUGH,
+    &RECONCILE_INTERVAL,
+    &Setting::new(
+        "AUTHKIT_SYNC_RETENTION",
+        value::long_duration,
+        "How long the inbox keeps events. Below 35d it applies to the payloads only, and the rest of an event is kept for 35 days",
+    )
+    .default("90d")
+    .passed_to(Builder::retention),
+    &DB_POOL,
+    &DB_TIMEOUT,
+    &IS_LOG_JSON,
+    &LOG_FILTER,
+    &PORT,
+];
