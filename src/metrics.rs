@@ -33,6 +33,7 @@ pub struct Metrics {
     handlers: Handlers,
     quarantined: Gauge,
     synced_through: Family<NoLabels, Gauge>,
+    lag: Family<NoLabels, Gauge>,
     erasures: Erasures,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
@@ -150,6 +151,14 @@ impl Erasures {
     }
 }
 
+/// Sets a gauge that can be absent.
+fn set_or_remove(gauge: &Family<NoLabels, Gauge>, value: Option<i64>) {
+    match value {
+        Some(value) => drop(gauge.get_or_create(&[]).set(value)),
+        None => drop(gauge.remove(&[])),
+    }
+}
+
 fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     let gauge = Gauge::default();
     registry.register(name, help, gauge.clone());
@@ -201,6 +210,12 @@ impl Default for Metrics {
             "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
             synced_through.clone(),
         );
+        let lag = Family::default();
+        registry.register(
+            "lag_seconds",
+            "How far the table is behind WorkOS, beyond what is by design; absent until a backfill or reconcile has completed",
+            lag.clone(),
+        );
         let erasures = Erasures::register(&mut registry);
         let connections = gauge(&mut registry, "connections", "Open HTTP connections");
         let closed_connections = Family::default();
@@ -223,6 +238,7 @@ impl Default for Metrics {
             handlers,
             quarantined,
             synced_through,
+            lag,
             erasures,
             connections,
             closed_connections,
@@ -304,10 +320,12 @@ impl Metrics {
     /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
     pub fn progress(&self, quarantined: i64, synced_through: Option<i64>) {
         self.quarantined.set(quarantined);
-        match synced_through {
-            Some(at) => drop(self.synced_through.get_or_create(&[]).set(at)),
-            None => drop(self.synced_through.remove(&[])),
-        }
+        set_or_remove(&self.synced_through, synced_through);
+    }
+
+    /// Sets how far the table is behind WorkOS in seconds, beyond what is by design.
+    pub fn lag(&self, seconds: Option<i64>) {
+        set_or_remove(&self.lag, seconds);
     }
 
     /// Sets the number of users whose erasure is not complete, and the age of the oldest erasure among them in seconds.

@@ -39,7 +39,7 @@ impl Builder {
         let metrics = Arc::new(Metrics::default());
         let background = store.on_pool(self.background);
         let handlers = background.handlers_on(self.handlers);
-        let watch = SyncProgress::new(background.clone(), metrics.clone());
+        let watch = SyncProgress::new(background.clone(), metrics.clone(), self.jobs.catch_up_interval);
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
         jobs.read_what_is_wanted(self.session_sign_ins);

@@ -56,13 +56,12 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
     let database = readiness.as_ref().err().map_or("ok", String::as_str);
     let status = if readiness.is_ok() { "ready" } else { "not_ready" };
     let progress = state.watch.progress();
-    let lag = progress.synced_through.map(|at| (state.clock.now().unix_seconds() - at.unix_seconds()).max(0));
     let body = json!({
         "status": status,
         "database": database,
         "feeds": feeds(&state),
         "synced_through": progress.synced_through,
-        "lag_seconds": lag,
+        "lag_seconds": state.watch.lag_seconds(state.clock.now()),
         "backfill_completed": progress.backfilled,
         "quarantined": progress.quarantined,
         "jobs": state.jobs.standing(),
@@ -91,6 +90,8 @@ fn probe(ready: bool, body: Value) -> Response {
 }
 
 pub(super) async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
+    // It grows with the clock, so it is computed for each answer.
+    let _ = state.watch.lag_seconds(state.clock.now());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     state.metrics.encode().map_or_else(
         |_| StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -23,7 +23,7 @@ use crate::workos::api::{ApiError, PAGE, Page, Start};
 pub const EVENT_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
 /// WorkOS holds events back for some seconds, so that later ones cannot overtake them. Seconds.
-const HOLD_BACK: i64 = 15;
+pub(super) const HOLD_BACK: i64 = 15;
 
 /// Beyond this WorkOS may have forgotten events: it keeps them for 30 days at least. Seconds.
 const TOO_OLD: i64 = 25 * 86_400;

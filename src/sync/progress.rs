@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::catch_up::HOLD_BACK;
 use super::job::Job;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
@@ -17,25 +18,48 @@ use crate::store::{Store, StoreError};
 /// Between two reads.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// Returns how old `synced_through` gets by design, in seconds: catch-up stays [`HOLD_BACK`] behind WorkOS, pauses for the poll
+/// interval and up to a fifth more, and each process reads the result every two seconds.
+fn expected_age(poll_interval: Duration) -> i64 {
+    let pauses = poll_interval.saturating_mul(6) / 5 + INTERVAL;
+    HOLD_BACK.saturating_add(i64::try_from(pauses.as_secs()).unwrap_or(i64::MAX)).saturating_add(1)
+}
+
+fn lag_seconds(now: Timestamp, synced_through: Timestamp, expected_age: i64) -> i64 {
+    let age = now.unix_seconds().saturating_sub(synced_through.unix_seconds());
+    age.saturating_sub(expected_age).max(0)
+}
+
 /// What this process knows. Cloning is cheap; clones share it.
 #[derive(Clone, Debug)]
 pub struct SyncProgress {
     store: Store,
     metrics: Arc<Metrics>,
     held: Arc<ArcSwap<Progress>>,
+    /// Age of `synced_through` that is by design, in seconds.
+    expected_age: i64,
 }
 
 impl SyncProgress {
-    /// Knows nothing yet.
+    /// Knows nothing yet. `poll_interval` is the pause of catch-up between two polls.
     #[must_use]
-    pub fn new(store: Store, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, held: Arc::default() }
+    pub fn new(store: Store, metrics: Arc<Metrics>, poll_interval: Duration) -> Self {
+        Self { store, metrics, held: Arc::default(), expected_age: expected_age(poll_interval) }
     }
 
     /// As last read.
     #[must_use]
     pub fn progress(&self) -> Progress {
         **self.held.load()
+    }
+
+    /// Returns by how many seconds the table is behind WorkOS beyond what is by design, and updates the metric. `None` while
+    /// `synced_through` is unknown.
+    #[must_use]
+    pub fn lag_seconds(&self, now: Timestamp) -> Option<i64> {
+        let lag = self.progress().synced_through.map(|at| lag_seconds(now, at, self.expected_age));
+        self.metrics.lag(lag);
+        lag
     }
 
     /// Reads it now.
@@ -61,5 +85,25 @@ impl Job for SyncProgress {
             tracing::debug!(error = %error, "progress could not be read");
         }
         INTERVAL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_the_age_beyond_the_expected_one_and_never_negative() {
+        let at = Timestamp::from_unix_micros(1_700_000_000_000_000);
+        for (age, lag) in [(-30, 0), (0, 0), (24, 0), (25, 1), (3_624, 3_600)] {
+            assert_eq!(lag_seconds(at.plus_seconds(age), at, 24), lag, "{age}");
+        }
+    }
+
+    #[test]
+    fn the_age_by_design_is_the_hold_back_the_longest_pause_and_the_interval_of_reads() {
+        assert_eq!(expected_age(Duration::from_secs(5)), 15 + 6 + 2 + 1);
+        assert_eq!(expected_age(Duration::from_millis(50)), 15 + 2 + 1);
+        assert!(expected_age(Duration::MAX) > 0);
     }
 }

@@ -323,7 +323,7 @@ async fn a_long_history_is_erased_in_bounded_batches_until_the_list_is_empty() {
     scene.apply(&scene.update(99)).await;
     assert_eq!(scene.left("events", "payload").await, 1_501);
     let metrics = lab.context().metrics;
-    let watched = SyncProgress::new(scene.store.clone(), metrics.clone());
+    let watched = SyncProgress::new(scene.store.clone(), metrics.clone(), std::time::Duration::from_secs(5));
     watched.refresh().await.unwrap();
     assert!(metrics.encode().unwrap().contains("authkit_sync_erasures_pending 1"), "{}", metrics.encode().unwrap());
     let housekeeping = Housekeeping::new(lab.context(), Duration::from_secs(90 * 86_400), None);

@@ -1,10 +1,9 @@
-//! The documents are true: settings, exit codes, metrics, routes, codes, files and sections that they name exist, and their SQL
-//! examples run. [`super::documents`] checks headers and commands.
+//! The documents are true: exit codes, metrics, routes, codes, files and sections that they name exist, and their SQL
+//! examples run. [`super::documents`] checks headers and commands, [`super::settings`] settings.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use authkit_sync::config::SETTINGS;
 use authkit_sync::store::roles;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor};
@@ -21,12 +20,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn file(name: &str) -> String {
+pub(crate) fn file(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// Every document with its path from the project's root; source files only if `sources` is true.
-fn texts(sources: bool) -> Vec<(String, String)> {
+pub(crate) fn texts(sources: bool) -> Vec<(String, String)> {
     let found = documents()
         .into_iter()
         .map(|(path, text)| (path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), text));
@@ -42,38 +41,6 @@ fn texts(sources: bool) -> Vec<(String, String)> {
 fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item = &'a str> {
     let fences = text.split("```").skip(1).step_by(2);
     fences.filter_map(move |block| block.trim_start().strip_prefix(language)?.strip_prefix('\n'))
-}
-
-#[test]
-fn the_settings_are_the_programs_own() {
-    let guide = file("src/docs/operating.md");
-    let example = file("deploy/env.example");
-    for setting in SETTINGS {
-        let name = setting.name;
-        let default = setting.default.map(|default| format!("`{default}` ")).unwrap_or_default();
-        let row = format!("| `{name}` | {default}| {} |", setting.help);
-        assert!(guide.contains(&row), "the table of settings in src/docs/operating.md lacks: {row}");
-        let shown = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name}=")));
-        assert!(shown, "deploy/env.example lacks {name}");
-        if let Some(default) = setting.default {
-            let line = format!("# {name}={default}\n");
-            assert!(example.contains(&line), "deploy/env.example shows another default of {name}");
-        }
-    }
-    let table = guide.split("<!-- settings").nth(1).unwrap();
-    let rows = table.lines().skip(3).take_while(|line| line.starts_with('|')).count();
-    assert_eq!(rows, SETTINGS.len(), "the table has rows of its own");
-    for (name, _) in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
-        let known = SETTINGS.iter().any(|setting| setting.name == name) || name == "POSTGRES_PASSWORD";
-        assert!(known || name.contains(' '), "deploy/env.example has {name}, which is no setting");
-    }
-    let plain = |char: char| char.is_ascii_alphanumeric() || char == '_';
-    for (document, text) in texts(false) {
-        for name in text.split(|char| !plain(char)).filter(|word| word.starts_with("AUTHKIT_SYNC_")) {
-            let known = SETTINGS.iter().any(|setting| setting.name == name) || name == "AUTHKIT_SYNC_";
-            assert!(known, "{document} names {name}, which is no setting");
-        }
-    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ mod proxies;
 mod receiver;
 mod reconcile;
 mod search_path;
+mod settings;
 mod sign_ins;
 mod signature;
 mod simulated_workos;

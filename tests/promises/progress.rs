@@ -1,5 +1,6 @@
 //! How far the table is complete, as callers and operators are told.
 
+use authkit_sync::domain::clock::Clock;
 use serde_json::Value;
 
 use crate::support::binary::{Served, free_address};
@@ -46,12 +47,26 @@ async fn nothing_says_how_far_the_table_is_complete_before_the_first_backfill_or
         assert_eq!((&detail["synced_through"], &detail["lag_seconds"]), (&Value::Null, &Value::Null), "{command}");
         let answer = session().await;
         assert_eq!((answer.status, answer.header(header), &answer.json()["synced_through"]), (200, "", &Value::Null));
-        assert!(!metrics().await.contains(gauge), "{command}");
+        let lag = "\nauthkit_sync_lag_seconds{} ";
+        for gauge in [gauge, lag] {
+            assert!(!metrics().await.contains(gauge), "{command}");
+        }
         let (code, _, err) = lab.run(&[command]).await;
         assert_eq!(code, 0, "{err}");
         until("it is known", async || ready().await["lag_seconds"].is_number()).await;
         let answer = session().await;
         assert!(!answer.header(header).is_empty() && answer.json()["synced_through"].is_string());
         assert!(metrics().await.contains(gauge));
+        // The age is at least the hold-back of catch-up, which is no lag. WorkOS's clock stands still unless it is set.
+        until("it is not behind", async || {
+            lab.clock.set(Clock::system().now());
+            ready().await["lag_seconds"] == 0
+        })
+        .await;
+        until("the metric says so, too", async || {
+            lab.clock.set(Clock::system().now());
+            metrics().await.contains(&format!("{lag}0\n"))
+        })
+        .await;
     }
 }
