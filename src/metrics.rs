@@ -31,9 +31,7 @@ pub struct Metrics {
     troubles: Family<LoopLabels, Gauge>,
     missed: Family<FeedLabels, Gauge>,
     handlers: Handlers,
-    quarantined: Gauge,
-    synced_through: Family<NoLabels, Gauge>,
-    lag: Family<NoLabels, Gauge>,
+    progress: Progress,
     erasures: Erasures,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
@@ -128,6 +126,36 @@ impl Handlers {
     }
 }
 
+/// What is counted of the table as a whole.
+struct Progress {
+    quarantined: Gauge,
+    synced_through: Family<NoLabels, Gauge>,
+    lag: Family<NoLabels, Gauge>,
+}
+
+impl Progress {
+    fn register(registry: &mut Registry) -> Self {
+        let quarantined = gauge(registry, "quarantined_events", "Events waiting in quarantine; counted up to 10000");
+        // Families without labels, because they can be absent.
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Family::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            quarantined,
+            synced_through: gauge(
+                "synced_through_timestamp_seconds",
+                "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
+            ),
+            lag: gauge(
+                "lag_seconds",
+                "How far the table is behind WorkOS, beyond what is by design; absent until a backfill or reconcile has completed",
+            ),
+        }
+    }
+}
+
 /// What is counted of erasures.
 struct Erasures {
     pending: Gauge,
@@ -201,21 +229,7 @@ impl Default for Metrics {
             missed.clone(),
         );
         let handlers = Handlers::register(&mut registry);
-        let quarantined =
-            gauge(&mut registry, "quarantined_events", "Events waiting in quarantine; counted up to 10000");
-        // A family without labels, because it can be absent.
-        let synced_through = Family::default();
-        registry.register(
-            "synced_through_timestamp_seconds",
-            "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
-            synced_through.clone(),
-        );
-        let lag = Family::default();
-        registry.register(
-            "lag_seconds",
-            "How far the table is behind WorkOS, beyond what is by design; absent until a backfill or reconcile has completed",
-            lag.clone(),
-        );
+        let progress = Progress::register(&mut registry);
         let erasures = Erasures::register(&mut registry);
         let connections = gauge(&mut registry, "connections", "Open HTTP connections");
         let closed_connections = Family::default();
@@ -236,9 +250,7 @@ impl Default for Metrics {
             troubles,
             missed,
             handlers,
-            quarantined,
-            synced_through,
-            lag,
+            progress,
             erasures,
             connections,
             closed_connections,
@@ -319,13 +331,13 @@ impl Metrics {
 
     /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
     pub fn progress(&self, quarantined: i64, synced_through: Option<i64>) {
-        self.quarantined.set(quarantined);
-        set_or_remove(&self.synced_through, synced_through);
+        self.progress.quarantined.set(quarantined);
+        set_or_remove(&self.progress.synced_through, synced_through);
     }
 
     /// Sets how far the table is behind WorkOS in seconds, beyond what is by design.
     pub fn lag(&self, seconds: Option<i64>) {
-        set_or_remove(&self.lag, seconds);
+        set_or_remove(&self.progress.lag, seconds);
     }
 
     /// Sets the number of users whose erasure is not complete, and the age of the oldest erasure among them in seconds.

@@ -61,8 +61,7 @@ mod tests {
             ("AUTHKIT_SYNC_LISTEN_ADDRESS", "AUTHKIT_SYNC_LISTEN"),
             ("AUTHKIT_SYNC_DATABASE_TIMEOUT", "AUTHKIT_SYNC_DB_TIMEOUT"),
             ("AUTHKIT_SYNC_CORS_ORIGIN", "AUTHKIT_SYNC_CORS_ORIGINS"),
-            ("AUTHKIT_SYNC_OPS_PORT", "AUTHKIT_SYNC_DB_POOL"),
-            ("AUTHKIT_SYNC_PORT_8080", "AUTHKIT_SYNC_DB_POOL"),
+            ("AUTHKIT_SYNC_OPS_PORT", "AUTHKIT_SYNC_OPS_LISTEN"),
         ] {
             assert_eq!(found(name, "1"), [UnknownVariable { name: name.to_owned(), closest }]);
         }

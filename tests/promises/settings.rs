@@ -8,6 +8,7 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::signature::Secret;
 use clap::Command;
 use futures_util::future::join_all;
+use sqlx::Executor;
 
 use crate::guides::{file, texts};
 use crate::support::binary::{Served, binary, free_address, run, said};
@@ -181,15 +182,15 @@ async fn a_process_opens_no_more_connections_than_configured() {
         || client.post(served.url("/workos/webhook")).header("WorkOS-Signature", &signature).body(body.clone());
     let lookup = || client.get(served.url("/changes")).bearer_auth(key);
     until("it works", async || webhook().send().await.unwrap().status() == 200).await;
-    let mut lock = pool.begin().await.unwrap();
-    sqlx::query("lock table workos.events, workos.changes").execute(&mut *lock).await.unwrap();
+    let mut open = pool.acquire().await.unwrap();
+    open.execute("begin; lock table workos.events, workos.changes").await.unwrap();
     let requests = (0..40).map(|number| if number % 2 == 0 { webhook().send() } else { lookup().send() });
     let requests = tokio::spawn(join_all(requests.collect::<Vec<_>>()));
     let mut most = 0;
     while !requests.is_finished() {
         most = most.max(count().await);
     }
-    lock.rollback().await.unwrap();
+    open.execute("rollback").await.unwrap();
     until("webhooks work again", async || webhook().send().await.unwrap().status() == 200).await;
     until("lookups work again", async || lookup().send().await.unwrap().status() == 200).await;
     assert!((4..=8).contains(&most), "{most} connections");
