@@ -83,7 +83,7 @@ async fn handled(context: &JobContext, feed: &Feed, name: &str, rust: Option<Rus
     let began = Instant::now();
     while along.tick().await.is_zero() {}
     let standings = context.store.handler_statuses().await.unwrap();
-    assert!(standings.iter().any(|it| it.name == name && it.depth == 0 && it.set_aside == 0), "{standings:?}");
+    assert!(standings.iter().any(|it| it.name == name && it.depth == 0 && it.dead_lettered == 0), "{standings:?}");
     report(&format!("handler in {name}"), USERS, began)
 }
 

@@ -102,7 +102,7 @@ struct Handlers {
     runs: Family<HandledLabels, Counter>,
     lag: Family<HandlerLabels, Gauge>,
     waiting: Family<HandlerLabels, Gauge>,
-    set_aside: Family<HandlerLabels, Gauge>,
+    dead_lettered: Family<HandlerLabels, Gauge>,
 }
 
 impl Handlers {
@@ -121,7 +121,10 @@ impl Handlers {
                 "handler_waiting",
                 "Changes of a handler that wait for another try, or behind one that does",
             ),
-            set_aside: gauge("handler_set_aside", "Changes that failed too often in a handler and were set aside"),
+            dead_lettered: gauge(
+                "handler_dead_lettered",
+                "Changes that failed too often in a handler and were set aside",
+            ),
         }
     }
 }
@@ -314,17 +317,17 @@ impl Metrics {
     }
 
     /// Notes how far a handler is behind (seconds), and how many of its changes wait or are set aside.
-    pub fn handler(&self, handler: &str, lag: i64, waiting: i64, set_aside: i64) {
+    pub fn handler(&self, handler: &str, lag: i64, waiting: i64, dead_lettered: i64) {
         let labels = HandlerLabels { handler: handler.to_owned() };
         self.handlers.lag.get_or_create(&labels).set(lag);
         self.handlers.waiting.get_or_create(&labels).set(waiting);
-        self.handlers.set_aside.get_or_create(&labels).set(set_aside);
+        self.handlers.dead_lettered.get_or_create(&labels).set(dead_lettered);
     }
 
     /// A handler that was removed has nothing to tell any more.
     pub fn forget_handler(&self, handler: &str) {
         let labels = HandlerLabels { handler: handler.to_owned() };
-        for gauge in [&self.handlers.lag, &self.handlers.waiting, &self.handlers.set_aside] {
+        for gauge in [&self.handlers.lag, &self.handlers.waiting, &self.handlers.dead_lettered] {
             gauge.remove(&labels);
         }
     }

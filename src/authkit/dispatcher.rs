@@ -82,7 +82,7 @@ impl Dispatcher {
             self.context.metrics.forget_handler(gone);
         }
         for lag in &lags {
-            self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.set_aside);
+            self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.dead_lettered);
         }
         state.measured = lags.into_iter().map(|lag| lag.name).collect();
         taken.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))

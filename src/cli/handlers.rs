@@ -151,13 +151,13 @@ fn print(out: &mut impl Write, handler: &HandlerStatus, now: Timestamp) -> std::
         handler.types.join(","),
         handler.depth,
         handler.waiting,
-        handler.set_aside,
+        handler.dead_lettered,
     )?;
-    if let Some(trouble) = &handler.trouble {
-        writeln!(out, "    {}", trouble.escape_debug())?;
+    if let Some(problem) = &handler.problem {
+        writeln!(out, "    {}", problem.escape_debug())?;
     }
     let Some(error) = &handler.last_error else { return Ok(()) };
-    let parts = [&error.sqlstate, &error.constraint, &error.place, &error.message];
+    let parts = [&error.sqlstate, &error.constraint, &error.location, &error.message];
     let parts: Vec<String> = parts.into_iter().flatten().map(|part| part.escape_debug().to_string()).collect();
     let at = error.at.map(|at| at.to_string()).unwrap_or_default();
     writeln!(out, "    {at}  change {} of {}: {}", error.position, error.user_id.escape_debug(), parts.join(", "))

@@ -137,7 +137,7 @@ impl Work for Keep<'_> {
         let ActionDecision { verdict, decided_by } = self.decision;
         // The update changes nothing: it waits for another insert of the same key, and returns what that one stored.
         let row = sqlx::query!(
-            r#"-- action_verdicts.keep
+            r#"-- action_verdicts.store
             insert into workos.action_verdicts as stored (id, kind, payload_hash, verdict, message, decided_by)
             values ($1, $2, $3, $4, $5, $6)
             on conflict (id, kind, payload_hash) do update

@@ -25,13 +25,13 @@ pub struct CatchUpState {
     /// Where reading begins while there is no cursor.
     pub range_start: Timestamp,
     /// The earliest `range_start` so far. What WorkOS did before is not applied: nobody listened then.
-    pub first_range_start: Timestamp,
+    pub earliest_range_start: Timestamp,
     /// When that was decided, by WorkOS's clock.
-    pub began_at: Timestamp,
+    pub range_decided_at: Timestamp,
     /// Everything WorkOS had done by then is in the table.
     pub synced_through: Option<Timestamp>,
     /// Events may be lost for good; a full reconcile has to make up for them.
-    pub reconcile_wanted: bool,
+    pub needs_reconcile: bool,
 }
 
 /// How far the table is complete.
@@ -55,16 +55,16 @@ impl Store {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    r#"-- catch_up.place
+                    r#"-- catch_up.state
                     select
                         revision,
                         cursor,
                         cursor_created_at,
                         range_start,
-                        coalesce(first_range_start, range_start) as "first_range_start!",
-                        began_at,
+                        earliest_range_start,
+                        range_decided_at,
                         synced_through,
-                        reconcile_wanted
+                        needs_reconcile
                     from workos.catch_up"#
                 )
                 .fetch_optional(connection)
@@ -75,10 +75,10 @@ impl Store {
             revision: row.revision,
             cursor: row.cursor.map(|id| Cursor { id, created_at: row.cursor_created_at.map(Timestamp::from) }),
             range_start: row.range_start.into(),
-            first_range_start: row.first_range_start.into(),
-            began_at: row.began_at.into(),
+            earliest_range_start: row.earliest_range_start.into(),
+            range_decided_at: row.range_decided_at.into(),
             synced_through: row.synced_through.map(Timestamp::from),
-            reconcile_wanted: row.reconcile_wanted,
+            needs_reconcile: row.needs_reconcile,
         }))
     }
 
@@ -119,10 +119,10 @@ impl Store {
                         (
                             select synced_through
                             from workos.catch_up
-                            where exists (select from workos.walks where completed_at is not null)
+                            where exists (select from workos.scans where completed_at is not null)
                         ) as synced_through,
                         exists (
-                            select from workos.walks
+                            select from workos.scans
                             where kind = 'backfill' and completed_at is not null
                         ) as "backfilled!",
                         (
@@ -167,7 +167,7 @@ impl Work for BeginCatchUp<'_> {
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         sqlx::query!(
             "-- catch_up.begin
-            insert into workos.catch_up (range_start, first_range_start, began_at)
+            insert into workos.catch_up (range_start, earliest_range_start, range_decided_at)
             select $2, $2, $3
             from workos.environment
             where client_id = $1
@@ -221,7 +221,7 @@ pub(crate) struct RestartCatchUp {
     /// WorkOS's clock.
     pub(crate) now: Timestamp,
     /// What lies before that instant may be lost.
-    pub(crate) reconcile_wanted: bool,
+    pub(crate) needs_reconcile: bool,
     /// `synced_through` is wrong: it is unknown until the end is reached again.
     pub(crate) forget_synced_through: bool,
 }
@@ -238,15 +238,15 @@ impl Work for RestartCatchUp {
                 cursor = null,
                 cursor_created_at = null,
                 range_start = $2,
-                first_range_start = least(coalesce(first_range_start, range_start), $2),
-                began_at = $3,
-                reconcile_wanted = reconcile_wanted or $4,
+                earliest_range_start = least(earliest_range_start, $2),
+                range_decided_at = $3,
+                needs_reconcile = needs_reconcile or $4,
                 synced_through = case when not $5 then synced_through end
             where revision = $1",
             self.revision,
             OffsetDateTime::from(self.range_start),
             OffsetDateTime::from(self.now),
-            self.reconcile_wanted,
+            self.needs_reconcile,
             self.forget_synced_through
         )
         .execute(connection)

@@ -182,7 +182,7 @@ impl Store {
     /// [`StoreError`]
     pub async fn expired_through(&self) -> Result<i64, StoreError> {
         self.lookup(async |connection| {
-            sqlx::query_scalar!("-- changes.kept_from\nselect expired_through from workos.feed")
+            sqlx::query_scalar!("-- changes.expired_through_now\nselect expired_through from workos.feed")
                 .fetch_one(connection)
                 .await
         })

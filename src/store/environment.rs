@@ -105,9 +105,11 @@ impl Store {
     pub async fn quarantine_retried_by(&self) -> Result<Option<String>, StoreError> {
         let release = self
             .lookup(async |connection| {
-                sqlx::query_scalar!("-- environment.retried_by\nselect retried_by from workos.environment")
-                    .fetch_optional(connection)
-                    .await
+                sqlx::query_scalar!(
+                    "-- environment.quarantine_retried_by\nselect quarantine_retried_by from workos.environment"
+                )
+                .fetch_optional(connection)
+                .await
             })
             .await?;
         Ok(release.flatten())
@@ -119,7 +121,10 @@ impl Store {
     /// [`StoreError`]
     pub async fn set_quarantine_retried_by(&self, release: &str) -> Result<(), StoreError> {
         self.write("note retried", || {
-            sqlx::query!("-- environment.note_retried\nupdate workos.environment set retried_by = $1", release)
+            sqlx::query!(
+                "-- environment.set_quarantine_retried_by\nupdate workos.environment set quarantine_retried_by = $1",
+                release
+            )
         })
         .await?;
         Ok(())
@@ -178,7 +183,7 @@ impl Work for Rebind<'_> {
         .execute(&mut *connection)
         .await?;
         sqlx::query!("-- catch_up.forget\ndelete from workos.catch_up").execute(&mut *connection).await?;
-        sqlx::query!("-- walks.forget\ndelete from workos.walks").execute(&mut *connection).await?;
+        sqlx::query!("-- scans.forget\ndelete from workos.scans").execute(&mut *connection).await?;
         Ok(old)
     }
 }

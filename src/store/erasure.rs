@@ -8,7 +8,7 @@ use super::{Store, StoreError};
 /// Columns with personal data outside `workos.user_records`, as table and column. A tombstone holds none by the constraint of
 /// its own table. Each column here is erased by `erase`.
 pub const PERSONAL_DATA: [(&str, &str); 3] =
-    [("events", "payload"), ("handler_backlog", "message"), ("sign_ins", "at")];
+    [("events", "payload"), ("handler_backlog", "message"), ("sign_ins", "signed_in_at")];
 
 /// Rows of one table that one transaction erases at most. What is left goes to `workos.erasures`.
 pub const BATCH: i64 = 1_000;

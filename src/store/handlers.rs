@@ -31,11 +31,11 @@ pub struct Handler {
     /// Every change up to here is done or in the backlog.
     pub position: i64,
     /// Where it started.
-    pub started_at: i64,
+    pub start_position: i64,
     /// While it is told of every live user first: the last one told of.
-    pub walked: Option<String>,
+    pub initial_users_through: Option<String>,
     /// Why it stands still as a whole.
-    pub trouble: Option<String>,
+    pub problem: Option<String>,
 }
 
 /// What a handler in SQL is.
@@ -63,7 +63,7 @@ pub struct BacklogChange {
     /// It stands for a live user at the handler's start.
     pub from_start: bool,
     /// How often it was tried.
-    pub tries: i32,
+    pub attempts: i32,
 }
 
 struct Row {
@@ -76,9 +76,9 @@ struct Row {
     settable: bool,
     paused: bool,
     position: i64,
-    started_at: i64,
-    walked: Option<String>,
-    trouble: Option<String>,
+    start_position: i64,
+    initial_users_through: Option<String>,
+    problem: Option<String>,
 }
 
 impl From<Row> for Handler {
@@ -94,9 +94,9 @@ impl From<Row> for Handler {
             sql,
             paused: row.paused,
             position: row.position,
-            started_at: row.started_at,
-            walked: row.walked,
-            trouble: row.trouble,
+            start_position: row.start_position,
+            initial_users_through: row.initial_users_through,
+            problem: row.problem,
         }
     }
 }
@@ -122,9 +122,9 @@ impl Store {
                         coalesce(pg_has_role(to_regrole(quote_ident(role)), 'member'), false) as "settable!",
                         paused,
                         position,
-                        started_at,
-                        walked,
-                        trouble
+                        start_position,
+                        initial_users_through,
+                        problem
                     from workos.handlers
                     where
                         $1::text is null
@@ -149,8 +149,8 @@ impl Store {
         let enrolled = self
             .write("enrol handler", || {
                 sqlx::query!(
-                    "-- handlers.enrol
-                    insert into workos.handlers as known (name, types, position, started_at, walked)
+                    "-- handlers.register
+                    insert into workos.handlers as known (name, types, position, start_position, initial_users_through)
                     values ($1, $2, $3, $3, case when $4 then '' end)
                     on conflict (name) do update
                     set types = excluded.types
@@ -205,10 +205,10 @@ impl Store {
                     position as "position!",
                     user_id as "user_id!",
                     from_start as "from_start!",
-                    tries as "tries!"
+                    attempts as "attempts!"
                 from (
                     (
-                        select distinct on (user_id) position, user_id, from_start, tries, due_at
+                        select distinct on (user_id) position, user_id, from_start, attempts, due_at
                         from workos.handler_backlog
                         where
                             handler = $1
@@ -217,7 +217,7 @@ impl Store {
                         order by user_id, position
                     )
                     union all
-                    select position, user_id, from_start, tries, due_at
+                    select position, user_id, from_start, attempts, due_at
                     from workos.handler_backlog
                     where
                         handler = $1
@@ -244,7 +244,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    r#"-- handlers.users_from_start
+                    r#"-- handlers.initial_users
                     select
                         id,
                         exists (
@@ -281,17 +281,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn set_handler_problem(&self, name: &str, trouble: Option<&str>) -> Result<(), StoreError> {
-        self.write("note handler trouble", || {
+    pub async fn set_handler_problem(&self, name: &str, problem: Option<&str>) -> Result<(), StoreError> {
+        self.write("set handler problem", || {
             sqlx::query!(
-                "-- handlers.note_trouble
+                "-- handlers.set_problem
                 update workos.handlers
-                set trouble = $2
+                set problem = $2
                 where
                     name = $1
-                    and trouble is distinct from $2",
+                    and problem is distinct from $2",
                 name,
-                trouble
+                problem
             )
         })
         .await?;

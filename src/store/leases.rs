@@ -51,7 +51,7 @@ impl Store {
             sqlx::query!(
                 "-- leases.pause
                 update workos.leases
-                set not_before = now() + make_interval(secs => $2)
+                set paused_until = now() + make_interval(secs => $2)
                 where job = $1",
                 job,
                 pause.min(LONGEST_PAUSE).as_secs_f64()
@@ -76,13 +76,13 @@ impl Store {
                     where
                         holder = $1
                         and ($2::text is null or job = $2)
-                        and not_before > now()
+                        and paused_until > now()
                 )
                 delete from workos.leases
                 where
                     holder = $1
                     and ($2::text is null or job = $2)
-                    and (not_before > now()) is not true",
+                    and (paused_until > now()) is not true",
                 holder,
                 job
             )
@@ -114,17 +114,17 @@ impl Work for Hold<'_> {
                             lease.holder = excluded.holder
                             or lease.expires_at < now()
                             or lease.expires_at > now() + make_interval(secs => 2 * $3)
-                        returning not_before
+                        returning paused_until
                     )
                     select
                         now() as "now!",
                         exists (select from held) as "held!",
                         (
-                            select extract(epoch from not_before - now())::float8
+                            select extract(epoch from paused_until - now())::float8
                             from held
                             where
-                                not_before > now()
-                                and not_before <= now() + make_interval(secs => $4)
+                                paused_until > now()
+                                and paused_until <= now() + make_interval(secs => $4)
                         ) as pause_seconds"#,
             self.job,
             self.holder,

@@ -51,13 +51,15 @@ impl From<sqlx::Error> for MigrationsError {
     }
 }
 
-fn migrator() -> Migrator {
+/// The migrations of this release.
+#[must_use]
+pub fn migrator() -> Migrator {
     let mut migrator = sqlx::migrate!();
     migrator.dangerous_set_table_name(TABLE);
-    // sqlx waits inside its lock statement; that statement's snapshot keeps `create index concurrently` of the run that
-    // holds the lock waiting for us. We try and sleep instead.
+    // sqlx waits inside its lock statement, and the snapshot of that statement blocks `create index concurrently` in the run
+    // that holds the lock. So this module polls the lock instead.
     migrator.set_locking(false);
-    // A newer release may have been here already; its migrations are not ours to judge.
+    // A newer release may have run its migrations already. This release does not check them.
     migrator.set_ignore_missing(true);
     migrator
 }
@@ -77,6 +79,14 @@ pub fn newest() -> i64 {
 /// # Errors
 /// Any of sqlx's.
 pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
+    status_of(connection, &migrator()).await
+}
+
+/// Compares what is applied with the migrations of `migrator`; see [`status`].
+///
+/// # Errors
+/// Any error of sqlx.
+pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Result<Status, sqlx::Error> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.present
         select pg_catalog.to_regclass('workos.migrations') is not null as "present!""#
@@ -93,7 +103,6 @@ pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error
         HashSet::new()
     };
     let mut status = Status::default();
-    let migrator = migrator();
     for migration in migrator.iter() {
         let list = if applied.contains(&migration.version) { &mut status.applied } else { &mut status.pending };
         list.push(title(migration));
@@ -129,15 +138,23 @@ pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
 /// # Errors
 /// [`MigrationsError`]; what was applied before the failure stays applied.
 pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
+    run_migrator(pool, &migrator()).await
+}
+
+/// Runs the pending migrations of `migrator`; see [`run`].
+///
+/// # Errors
+/// [`MigrationsError`]; what was applied before the failure stays applied.
+pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
     // A session's lock is released when the session ends: a failure cannot leave it held.
     let mut connection = session(pool).await?;
     lock(&mut connection).await?;
     create_schema(&mut connection).await?;
-    let pending = status(&mut connection).await?.pending;
-    let rebuilt = rebuild_invalid_indexes(&mut connection).await?;
-    // `run` is this behind a trait that makes the future unfit for `tokio::spawn`.
-    migrator().run_direct(None, &mut connection, false).await.map_err(explain)?;
-    check_indexes(&mut connection).await?;
+    let pending = status_of(&mut connection, migrator).await?.pending;
+    let rebuilt = rebuild_invalid_indexes(&mut connection, migrator, &pending).await?;
+    // sqlx's `run` does the same behind a trait whose future `tokio::spawn` does not accept.
+    migrator.run_direct(None, &mut connection, false).await.map_err(explain)?;
+    check_indexes(&mut connection, migrator).await?;
     connection.close().await?;
     Ok(rebuilt.into_iter().chain(pending).collect())
 }
@@ -170,11 +187,14 @@ pub async fn invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String
 /// Drops what an interrupted `create index concurrently` left behind, because `if not exists` would accept it. sqlx records
 /// nothing about a migration that failed outside a transaction, so a pending one builds its index again by itself. The index
 /// of an applied one (an earlier release accepted an invalid index) is built here. Returns the rebuilt indexes.
-async fn rebuild_invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String>, MigrationsError> {
+async fn rebuild_invalid_indexes(
+    connection: &mut PgConnection,
+    migrator: &Migrator,
+    pending: &[String],
+) -> Result<Vec<String>, MigrationsError> {
     let invalid = invalid_indexes(&mut *connection).await?;
-    let pending = status(&mut *connection).await?.pending;
     let mut rebuilt = Vec::new();
-    for migration in migrator().iter() {
+    for migration in migrator.iter() {
         let Some(index) = index_of(migration).filter(|index| invalid.iter().any(|it| it == index)) else { continue };
         let failed = |error| explain(MigrateError::ExecuteMigration(error, migration.version));
         // Not static, but text of our own migration.
@@ -189,9 +209,9 @@ async fn rebuild_invalid_indexes(connection: &mut PgConnection) -> Result<Vec<St
 }
 
 /// A run has succeeded only when PostgreSQL uses every index that our migrations create.
-async fn check_indexes(connection: &mut PgConnection) -> Result<(), MigrationsError> {
+async fn check_indexes(connection: &mut PgConnection, migrator: &Migrator) -> Result<(), MigrationsError> {
     let invalid = invalid_indexes(connection).await?;
-    let ours = invalid.iter().find(|name| migrator().iter().filter_map(index_of).any(|index| index == *name));
+    let ours = invalid.iter().find(|name| migrator.iter().filter_map(index_of).any(|index| index == *name));
     let Some(index) = ours else { return Ok(()) };
     Err(MigrationsError::Migration(format!(
         "index workos.{index} is invalid although its migration succeeded; run `authkit-sync migrate` again to rebuild it"

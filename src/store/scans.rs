@@ -1,4 +1,4 @@
-//! `workos.walks`: how far walks over WorkOS's list of users have come.
+//! `workos.scans`: how far walks over WorkOS's list of users have come.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl Store {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    "-- walks.standing
+                    "-- scans.state
                     select
                         position,
                         position_created_at,
@@ -94,7 +94,7 @@ impl Store {
                         unchanged,
                         deleted,
                         quarantined
-                    from workos.walks
+                    from workos.scans
                     where kind = $1",
                     kind.as_str()
                 )
@@ -156,9 +156,9 @@ pub(crate) struct Confirmation {
 /// What the last scan confirmed, as committed by now: the caller holds the locks of the rows that it is about.
 pub(crate) async fn confirmation(connection: &mut PgConnection) -> Result<Option<Confirmation>, StoreError> {
     let row = sqlx::query!(
-        r#"-- walks.confirmation
+        r#"-- scans.confirmation
         select confirmed_at as "at!", confirmed_before as "before!"
-        from workos.walks
+        from workos.scans
         where kind = 'reconcile' and confirmed_at is not null and confirmed_before is not null"#
     )
     .fetch_optional(connection)
@@ -173,15 +173,15 @@ impl Work for ConfirmScan<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         let confirmed = sqlx::query!(
-            "-- walks.confirm
-            update workos.walks
+            "-- scans.confirm
+            update workos.scans
             set
                 confirmed_at = $1,
                 confirmed_before = $2
             where
                 kind = 'reconcile'
                 and started_at = $1
-                and began_here = $2",
+                and database_started_at = $2",
             OffsetDateTime::from(self.0.started_at),
             OffsetDateTime::from(self.0.database_started_at)
         )
@@ -216,9 +216,9 @@ impl Store {
     pub async fn is_scan_due(&self, interval: Duration) -> Result<bool, StoreError> {
         self.lookup(async |connection| {
             sqlx::query_scalar!(
-                r#"-- walks.due
+                r#"-- scans.due
                 select coalesce(
-                    (select max(completed_at) from workos.walks),
+                    (select max(completed_at) from workos.scans),
                     (select recorded_at from workos.environment),
                     now()
                 ) <= now() - make_interval(secs => $1) as "due!""#,
@@ -242,28 +242,28 @@ impl Work for BeginScan<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<ScanStart, StoreError> {
         self.catch_up.run(connection).await?;
-        let began_here = sqlx::query_scalar!(
-            r#"-- walks.begin
-            insert into workos.walks as walk (kind, started_at, began_here)
+        let database_started_at = sqlx::query_scalar!(
+            r#"-- scans.begin
+            insert into workos.scans as walk (kind, started_at, database_started_at)
             values ($1, $2, clock_timestamp())
             on conflict (kind) do update
             set
                 position = null,
                 position_created_at = null,
                 started_at = excluded.started_at,
-                began_here = excluded.began_here,
+                database_started_at = excluded.database_started_at,
                 created = 0,
                 updated = 0,
                 unchanged = 0,
                 deleted = 0,
                 quarantined = 0
-            returning began_here as "began_here!""#,
+            returning database_started_at as "database_started_at!""#,
             self.kind.as_str(),
             OffsetDateTime::from(self.now)
         )
         .fetch_one(connection)
         .await?;
-        Ok(ScanStart { started_at: self.now, database_started_at: began_here.into() })
+        Ok(ScanStart { started_at: self.now, database_started_at: database_started_at.into() })
     }
 }
 
@@ -280,8 +280,8 @@ impl Work for AdvanceScan<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         let moved = sqlx::query!(
-            "-- walks.step
-            update workos.walks
+            "-- scans.advance
+            update workos.scans
             set
                 position = $3,
                 position_created_at = $4
@@ -312,8 +312,8 @@ impl Work for SaveScanResult {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         sqlx::query!(
-            "-- walks.tally
-            update workos.walks
+            "-- scans.save_result
+            update workos.scans
             set
                 created = $2,
                 updated = $3,
@@ -337,10 +337,10 @@ impl Work for SaveScanResult {
         .await?;
         if self.kind == ScanKind::Reconcile && self.is_complete {
             // A complete reconcile makes up for lost events, and uses up the operator's word.
-            sqlx::query!("-- walks.reconciled\nupdate workos.catch_up set reconcile_wanted = false")
+            sqlx::query!("-- scans.reconciled\nupdate workos.catch_up set needs_reconcile = false")
                 .execute(&mut *connection)
                 .await?;
-            sqlx::query!("-- walks.word_used\nupdate workos.environment set deletions_accepted = false")
+            sqlx::query!("-- scans.reset_deletions_accepted\nupdate workos.environment set deletions_accepted = false")
                 .execute(connection)
                 .await?;
         }

@@ -7,18 +7,18 @@ use super::StoreError;
 use crate::domain::timestamp::Timestamp;
 
 /// Keeps the latest of each user; the caller holds the users' locks, and none of them is deleted.
-pub(crate) async fn keep(connection: &mut PgConnection, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
+pub(crate) async fn record(connection: &mut PgConnection, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
     let users: Vec<&str> = seen.iter().map(|(user, _)| *user).collect();
     let instants: Vec<OffsetDateTime> = seen.iter().map(|(_, at)| (*at).into()).collect();
     sqlx::query!(
-        "-- sign_ins.keep
-        insert into workos.sign_ins as kept (user_id, at)
+        "-- sign_ins.record
+        insert into workos.sign_ins as stored (user_id, signed_in_at)
         select user_id, max(at)
         from unnest($1::text[], $2::timestamptz[]) as seen (user_id, at)
         group by user_id
         on conflict (user_id) do update
-        set at = excluded.at
-        where kept.at < excluded.at",
+        set signed_in_at = excluded.signed_in_at
+        where stored.signed_in_at < excluded.signed_in_at",
         &users as _,
         &instants
     )

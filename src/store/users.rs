@@ -48,7 +48,7 @@ pub(super) struct Row {
     pub(super) updated_at: Option<OffsetDateTime>,
     pub(super) synced_extra: Option<Json<Extra>>,
     pub(super) synced_observed_at: Option<OffsetDateTime>,
-    pub(super) synced_observation: Option<String>,
+    pub(super) synced_observation_id: Option<String>,
     pub(super) synced_deleted: bool,
     pub(super) synced_deleted_at: Option<OffsetDateTime>,
 }
@@ -60,7 +60,7 @@ impl Row {
         }
         // The table's check constraint makes these four null together, in a row that only holds a place.
         let (Some(email), Some(updated_at), Some(observed_at), Some(observation)) =
-            (self.email, self.updated_at, self.synced_observed_at, self.synced_observation)
+            (self.email, self.updated_at, self.synced_observed_at, self.synced_observation_id)
         else {
             return Stored::Absent;
         };
@@ -114,7 +114,7 @@ impl Store {
                         updated_at,
                         synced_extra as "synced_extra: Json<Extra>",
                         synced_observed_at,
-                        synced_observation,
+                        synced_observation_id,
                         synced_deleted,
                         synced_deleted_at
                     from workos.user_records
@@ -156,7 +156,7 @@ impl Store {
                         updated_at,
                         synced_extra as "synced_extra: Json<Extra>",
                         synced_observed_at,
-                        synced_observation,
+                        synced_observation_id,
                         synced_deleted,
                         synced_deleted_at
                     from workos.user_records
@@ -185,7 +185,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    r#"-- users.look_through
+                    r#"-- users.rows_after
                     select
                         id,
                         not synced_deleted and email is not null as "is_live!",

@@ -318,7 +318,7 @@ async fn keep_sign_ins<'a>(
             written.insert(id);
         }
     }
-    if seen.is_empty() { Ok(()) } else { sign_ins::keep(connection, &seen).await }
+    if seen.is_empty() { Ok(()) } else { sign_ins::record(connection, &seen).await }
 }
 
 /// Writes the users that changed, as they now stand.

@@ -158,7 +158,7 @@ impl CatchUp {
         let backwards = runs_backwards(&page.items);
         let end = repeats || !page.more;
         // What was done before anybody listened is not applied: it could revive a user whose deletion nobody heard of.
-        let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.first_range_start);
+        let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.earliest_range_start);
         let events: Vec<Event> = page.items.into_iter().filter(listened).collect();
         if backwards {
             self.apply_events(events, &NoFollowUp, state).await?;
@@ -187,7 +187,7 @@ impl CatchUp {
         if place.cursor.is_none() || range_start <= place.range_start || newest >= range_start {
             return Ok(false);
         }
-        if newest < place.first_range_start {
+        if newest < place.earliest_range_start {
             return Ok(true);
         }
         let ids: Vec<String> = page.items.iter().map(|event| event.id.clone()).collect();
@@ -281,7 +281,7 @@ impl CatchUp {
             range_start = %range_start,
             "WorkOS does not list events from so long ago; catch-up begins later, and a full reconcile follows"
         );
-        let restart = RestartCatchUp { range_start, reconcile_wanted: true, ..restart(place, now) };
+        let restart = RestartCatchUp { range_start, needs_reconcile: true, ..restart(place, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;
         Ok(REQUEST_INTERVAL)
     }
@@ -297,14 +297,14 @@ impl CatchUp {
 
 /// When the place was last known to be good.
 fn last_word(place: &CatchUpState) -> Timestamp {
-    place.synced_through.map_or(place.began_at, |at| at.max(place.began_at))
+    place.synced_through.map_or(place.range_decided_at, |at| at.max(place.range_decided_at))
 }
 
 /// The place was recorded under a wrong clock: it lies ahead of every clock. Releases that believed every `Date` header left such.
 fn is_misdated(place: &CatchUpState, latest: Timestamp) -> bool {
     let ahead = |at: Timestamp| at > latest.plus_seconds(OVERLAP);
     place.synced_through.is_some_and(ahead)
-        || ahead(place.began_at)
+        || ahead(place.range_decided_at)
         || (place.cursor.is_none() && place.range_start > latest)
 }
 
@@ -316,7 +316,7 @@ fn restart(place: &CatchUpState, now: Timestamp) -> RestartCatchUp {
         revision: place.revision,
         range_start: from,
         now,
-        reconcile_wanted: recent.is_none(),
+        needs_reconcile: recent.is_none(),
         forget_synced_through: false,
     }
 }
@@ -431,16 +431,16 @@ mod tests {
             revision: 1,
             cursor: None,
             range_start: at(0),
-            first_range_start: at(0),
-            began_at: at(0),
+            earliest_range_start: at(0),
+            range_decided_at: at(0),
             synced_through: days.map(|days| now.plus_seconds(-days * 86_400)),
-            reconcile_wanted: false,
+            needs_reconcile: false,
         };
         for (days, back, wanted) in
             [(Some(3), 3 * 86_400 + OVERLAP, false), (Some(26), RETENTION, true), (None, RETENTION, true)]
         {
             let restart = restart(&place(days), now);
-            assert_eq!((restart.range_start, restart.reconcile_wanted), (now.plus_seconds(-back), wanted), "{days:?}");
+            assert_eq!((restart.range_start, restart.needs_reconcile), (now.plus_seconds(-back), wanted), "{days:?}");
         }
     }
 

@@ -162,7 +162,7 @@ impl HandlerWorker {
                 None
             }
         });
-        if trouble != handler.trouble {
+        if trouble != handler.problem {
             match &trouble {
                 Some(trouble) => tracing::error!(handler = &*self.name, "a handler stands still: {trouble}"),
                 None => tracing::info!(handler = &*self.name, "a handler goes on"),
@@ -187,8 +187,8 @@ impl HandlerWorker {
     /// One batch along the feed, or of the live users it is told of first.
     async fn process_feed(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
-        if let Some(walked) = &handler.walked {
-            return self.process_live_users(&handler, walked).await;
+        if let Some(initial_users_through) = &handler.initial_users_through {
+            return self.process_live_users(&handler, initial_users_through).await;
         }
         let store = &self.context.store;
         let head = store.feed_head().await?;
@@ -224,9 +224,9 @@ impl HandlerWorker {
         waiting: &mut HashSet<String>,
     ) -> Result<(), JobError> {
         let user_id = entry.user_id.clone().unwrap_or_default();
-        let change = BacklogChange { position: entry.position, user_id, from_start: false, tries: 0 };
+        let change = BacklogChange { position: entry.position, user_id, from_start: false, attempts: 0 };
         if waiting.contains(&change.user_id) {
-            let behind = Postponement { tries: 0, rest: Some(Duration::ZERO), failure: None };
+            let behind = Postponement { attempts: 0, delay: Some(Duration::ZERO), failure: None };
             return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
         }
         let told = self.feed.with_current_user(entry, &head.epoch).await?;
@@ -237,18 +237,18 @@ impl HandlerWorker {
     }
 
     /// One batch of live users.
-    async fn process_live_users(&self, handler: &Handler, walked: &str) -> Result<Duration, JobError> {
+    async fn process_live_users(&self, handler: &Handler, initial_users_through: &str) -> Result<Duration, JobError> {
         let store = &self.context.store;
-        let users = store.initial_users(walked, handler.started_at, BATCH).await?;
+        let users = store.initial_users(initial_users_through, handler.start_position, BATCH).await?;
         if users.is_empty() {
-            store.end_initial_users(&self.name, walked).await?;
+            store.end_initial_users(&self.name, initial_users_through).await?;
             return Ok(Duration::ZERO);
         }
         let epoch = store.feed_head().await?.epoch;
-        let mut from = walked;
+        let mut from = initial_users_through;
         for (id, later) in &users {
             let user_id = id.clone();
-            let change = BacklogChange { position: handler.started_at, user_id, from_start: true, tries: 0 };
+            let change = BacklogChange { position: handler.start_position, user_id, from_start: true, attempts: 0 };
             let moved = HandlerMove::InitialUsers { from, to: id };
             // Who was created since the start is in the feed.
             let told = if *later { None } else { self.created_change(&change, &epoch).await? };
@@ -328,10 +328,12 @@ impl HandlerWorker {
         };
         self.context.metrics.handled(&self.name, outcome.is_ok());
         let Err(failure) = outcome else { return Ok(true) };
-        let tries = change.tries.saturating_add(1);
-        let rest = handler::rest(tries);
-        self.log_failure(&failure, change, tries, rest);
-        store.postpone(&self.name, moved, change, &Postponement { tries, rest, failure: Some(failure) }).await?;
+        let attempts = change.attempts.saturating_add(1);
+        let rest = handler::rest(attempts);
+        self.log_failure(&failure, change, attempts, rest);
+        store
+            .postpone(&self.name, moved, change, &Postponement { attempts, delay: rest, failure: Some(failure) })
+            .await?;
         Ok(false)
     }
 
@@ -348,27 +350,27 @@ impl HandlerWorker {
     }
 
     /// Without the message, which may hold personal data.
-    fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, tries: i32, rest: Option<Duration>) {
+    fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, attempts: i32, rest: Option<Duration>) {
         let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
-        let (handler, place, position) = (&*self.name, failure.place.as_deref(), change.position);
+        let (handler, location, position) = (&*self.name, failure.location.as_deref(), change.position);
         match rest {
             Some(rest) => tracing::warn!(
                 handler,
                 position,
-                tries,
+                attempts,
                 sqlstate,
                 constraint,
-                place,
+                location,
                 rest_s = rest.as_secs(),
                 "a handler failed; the change waits, and with it the later ones of its user"
             ),
             None => tracing::error!(
                 handler,
                 position,
-                tries,
+                attempts,
                 sqlstate,
                 constraint,
-                place,
+                location,
                 "a handler failed too often; the change is set aside (authkit-sync handlers list)"
             ),
         }

@@ -158,7 +158,7 @@ impl Reconcile {
 
     async fn due(&self) -> Result<bool, JobError> {
         let store = &self.context.store;
-        let wanted = store.catch_up_state().await?.is_some_and(|place| place.reconcile_wanted);
+        let wanted = store.catch_up_state().await?.is_some_and(|place| place.needs_reconcile);
         // The operator's word is given for a reconcile: after `rebind` the old environment's users should not linger.
         if wanted || store.deletions_accepted().await? {
             return Ok(true);

@@ -78,7 +78,7 @@ async fn same_as_workos(lab: &Lab) {
 async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
     let (lab, _folder) = lab_with(10_000).await;
     let position = async || -> Option<String> {
-        let position = "select position from workos.walks where kind = 'backfill'";
+        let position = "select position from workos.scans where kind = 'backfill'";
         sqlx::query_scalar(position).fetch_optional(&lab.pool).await.unwrap().flatten()
     };
     let mut command = binary();

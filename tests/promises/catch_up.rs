@@ -192,7 +192,7 @@ async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
         assert!(to_the_end(&lab, &catch_up).await >= before, "synced_through never goes back");
         assert_eq!(lab.count("select count(*) from workos.users").await, 6, "starts over: {starts_over}");
         let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
-        assert!(!place.reconcile_wanted, "nothing can have been lost");
+        assert!(!place.needs_reconcile, "nothing can have been lost");
     }
 }
 
@@ -232,12 +232,12 @@ async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconc
         lab.free_leases().await;
         to_the_end(&lab, &lab.catch_up()).await;
         let place = lab.context().store.catch_up_state().await.unwrap().unwrap();
-        assert!(place.reconcile_wanted, "30 days back is refused, half of it is not, and events are lost");
+        assert!(place.needs_reconcile, "30 days back is refused, half of it is not, and events are lost");
         assert_eq!(lab.count("select count(*) from workos.users").await, 3);
         let report = lab.reconcile(Mode::Repair).await.unwrap();
         assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
         assert!(
-            !lab.context().store.catch_up_state().await.unwrap().unwrap().reconcile_wanted,
+            !lab.context().store.catch_up_state().await.unwrap().unwrap().needs_reconcile,
             "a complete one makes up for it"
         );
     }
@@ -420,7 +420,7 @@ async fn two_feeds_that_should_agree_are_an_audit() {
     audit("20 minutes").await;
     assert_eq!(gauge("webhook"), 1);
     // What webhooks brought and catch-up has read past.
-    sqlx::query("insert into workos.catch_up (range_start, began_at, synced_through) values ($1, $1, $2)")
+    sqlx::query("insert into workos.catch_up (range_start, range_decided_at, synced_through) values ($1, $1, $2)")
         .bind(time::OffsetDateTime::from(at(-1_000)))
         .bind(time::OffsetDateTime::from(at(1_000)))
         .execute(&lab.pool)
@@ -493,7 +493,7 @@ async fn a_page_that_times_out_is_applied_in_parts() {
     sqlx::query("delete from workos.user_records").execute(&lab.pool).await.unwrap();
     lab.free_leases().await;
     assert_eq!(lab.backfill().await.new, 40);
-    sqlx::query("update workos.user_records set synced_observation = ' ', updated_at = 'epoch', email = 'x' where id in (select id from workos.users limit 7)")
+    sqlx::query("update workos.user_records set synced_observation_id = ' ', updated_at = 'epoch', email = 'x' where id in (select id from workos.users limit 7)")
         .execute(&lab.pool)
         .await
         .unwrap();

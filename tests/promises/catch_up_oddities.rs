@@ -72,7 +72,7 @@ async fn a_late_event_is_applied_and_the_cursor_moves_on() {
             8,
             "2 of the first, 4 of the rounds, 2 late ones"
         );
-        assert!(!place(&lab).await.reconcile_wanted, "nothing was lost");
+        assert!(!place(&lab).await.needs_reconcile, "nothing was lost");
     }
 }
 
@@ -181,7 +181,7 @@ async fn a_wrong_date_of_workos_moves_nothing_into_the_future_and_skips_nothing(
         lab.workos.set_api_faults(ApiFaults::default());
         to_the_end(&lab, &catch_up).await;
         assert_eq!(lab.count("select count(*) from workos.users").await, 3, "{date_offset_s} s");
-        assert!(!place(&lab).await.reconcile_wanted, "{date_offset_s} s");
+        assert!(!place(&lab).await.needs_reconcile, "{date_offset_s} s");
     }
 }
 
@@ -208,13 +208,13 @@ async fn a_wrong_clock_of_ours_does_not_stand_against_workos_and_the_database() 
 /// An earlier release believed every date.
 #[tokio::test]
 async fn a_place_that_was_recorded_under_a_wrong_date_is_given_up_for_a_reconcile() {
-    for column in ["synced_through", "began_at", "range_start"] {
+    for column in ["synced_through", "range_decided_at", "range_start"] {
         let lab = Lab::new().await;
         to_the_end(&lab, &lab.catch_up()).await;
         lab.create_users(2);
         let poison = match column {
             "synced_through" => "update workos.catch_up set synced_through = now() + interval '20 days'",
-            "began_at" => "update workos.catch_up set began_at = now() + interval '20 days'",
+            "range_decided_at" => "update workos.catch_up set range_decided_at = now() + interval '20 days'",
             _ => "update workos.catch_up set cursor = null, range_start = now() + interval '20 days'",
         };
         sqlx::query(poison).execute(&lab.pool).await.unwrap();
@@ -226,9 +226,12 @@ async fn a_place_that_was_recorded_under_a_wrong_date_is_given_up_for_a_reconcil
             catch_up.tick().await;
         }
         assert_eq!(lab.count("select count(*) from workos.users").await, 2, "{column}");
-        let CatchUpState { synced_through, range_start, began_at, reconcile_wanted, .. } = place(&lab).await;
+        let CatchUpState { synced_through, range_start, range_decided_at, needs_reconcile, .. } = place(&lab).await;
         let now = lab.clock.now();
-        assert!(reconcile_wanted && range_start < now && began_at <= now, "{column}: {range_start} {began_at}");
+        assert!(
+            needs_reconcile && range_start < now && range_decided_at <= now,
+            "{column}: {range_start} {range_decided_at}"
+        );
         assert!(synced_through.is_some_and(|through| through <= now), "{column}: {synced_through:?}");
     }
 }

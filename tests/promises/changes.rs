@@ -472,7 +472,7 @@ async fn positions_are_void_after_a_rebind_and_in_another_database() {
     let after = feed.now().await.unwrap();
     assert!(after.epoch != before.epoch && after.number >= before.number);
     assert!(matches!(feed.after(&before, 1, Duration::ZERO).await, Err(FeedError::Expired)));
-    assert_eq!(lab.count("select count(*) from workos.walks where completed_at is not null").await, 1);
+    assert_eq!(lab.count("select count(*) from workos.scans where completed_at is not null").await, 1);
     // A dump that was restored, or a replica that was promoted, has another table or timeline.
     lab.pool.execute("update workos.feed set identity = 'another'").await.unwrap();
     let elsewhere = feed.now().await.unwrap();
@@ -493,13 +493,13 @@ async fn what_is_older_than_the_inbox_expires_but_for_what_a_handler_has_yet_to_
     }
     let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
     let number = |at: usize| page.data[at].position.number;
-    sqlx::query("insert into workos.handlers (name, types, position, started_at) values ('slow', '{*}', $1, 0)")
+    sqlx::query("insert into workos.handlers (name, types, position, start_position) values ('slow', '{*}', $1, 0)")
         .bind(number(3))
         .execute(&pool)
         .await
         .unwrap();
     sqlx::query(
-        "insert into workos.handler_backlog (handler, position, user_id, from_start, tries) values ('slow', $1, '', false, 9)",
+        "insert into workos.handler_backlog (handler, position, user_id, from_start, attempts) values ('slow', $1, '', false, 9)",
     )
     .bind(number(1))
     .execute(&pool)

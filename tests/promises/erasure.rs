@@ -190,12 +190,12 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("handler_backlog", "user_id", "the user's ID"),
     ("handler_backlog", "sqlstate", "PostgreSQL's code"),
     ("handler_backlog", "constraint_name", "a name of the application's schema"),
-    ("handler_backlog", "place", "a function and a line"),
+    ("handler_backlog", "location", "a function and a line"),
     ("handlers", "*", "the operator's configuration"),
     ("leases", "*", "names of jobs and processes"),
     ("migrations", "*", "the schema's own record"),
     ("sign_ins", "user_id", "the user's ID"),
-    ("walks", "*", "positions in the list of users"),
+    ("scans", "*", "positions in the list of users"),
 ];
 
 /// Every column that could hold personal data is erased, or named above with a reason.
@@ -260,10 +260,10 @@ impl Scene {
     /// A row of each table with personal data.
     async fn fill(&self) {
         let sql = format!(
-            "insert into workos.handlers (name, types, position, started_at) values ('h', '{{*}}', 0, 0) on conflict do nothing;
-            insert into workos.handler_backlog (handler, position, user_id, from_start, tries, message)
+            "insert into workos.handlers (name, types, position, start_position) values ('h', '{{*}}', 0, 0) on conflict do nothing;
+            insert into workos.handler_backlog (handler, position, user_id, from_start, attempts, message)
             values ('h', 1, '{0}', false, 1, 'Ada failed') on conflict (handler, position, user_id) do update set message = 'Ada';
-            insert into workos.sign_ins (user_id, at) values ('{0}', now()) on conflict do nothing;
+            insert into workos.sign_ins (user_id, signed_in_at) values ('{0}', now()) on conflict do nothing;
             insert into workos.events (id, type, user_id, outcome, payload) values ('e', 'x', '{0}', 'ignored', 'Ada')
             on conflict (id) do update set payload = 'Ada'",
             self.id

@@ -163,7 +163,7 @@ async fn one_users_failure_waits_in_order_while_everybody_else_goes_on_and_is_se
     // Try after try, until it is set aside; then the later one of that user goes on.
     until("it is set aside", async || {
         bed.rests_are_over().await;
-        bed.standing("mirror").await.unwrap().set_aside == 1
+        bed.standing("mirror").await.unwrap().dead_lettered == 1
     })
     .await;
     until("the later one is done", async || bed.done("mirror").await.len() == 3).await;
@@ -172,13 +172,14 @@ async fn one_users_failure_waits_in_order_while_everybody_else_goes_on_and_is_se
     let error = standing.last_error.unwrap();
     assert_eq!((error.user_id.as_str(), error.sqlstate), (poisoned.as_str(), None));
     assert!(error.message.unwrap().contains("is refused"));
-    let tries: i32 = sqlx::query_scalar("select tries from workos.handler_backlog").fetch_one(&bed.pool).await.unwrap();
+    let tries: i32 =
+        sqlx::query_scalar("select attempts from workos.handler_backlog").fetch_one(&bed.pool).await.unwrap();
     assert_eq!(tries, TRIES);
     // The operator has mended the cause.
     mended.store(1, Ordering::SeqCst);
     assert_eq!(bed.store.redrive_handler("mirror", None).await.unwrap(), Some(1));
     until("what was set aside is done", async || bed.done("mirror").await.len() == 4).await;
-    assert_eq!(bed.standing("mirror").await.unwrap().set_aside, 0);
+    assert_eq!(bed.standing("mirror").await.unwrap().dead_lettered, 0);
     process.stop().await;
 }
 
@@ -502,7 +503,7 @@ async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named
     let raised = error("raises").await;
     assert_eq!(raised.sqlstate.as_deref(), Some("23505"));
     assert_eq!(raised.constraint.as_deref(), Some("strict_id"));
-    assert!(raised.place.as_deref().unwrap().ends_with("raises(jsonb) line 4"), "{raised:?}");
+    assert!(raised.location.as_deref().unwrap().ends_with("raises(jsonb) line 4"), "{raised:?}");
     assert!(!raised.message.unwrap().contains("(same)"), "the detail, which quotes values, is not kept");
     let looped = error("loops").await;
     assert_eq!(looped.sqlstate.as_deref(), Some("57014"), "{looped:?}");
@@ -510,7 +511,7 @@ async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named
         bed.standing("dropped")
             .await
             .unwrap()
-            .trouble
+            .problem
             .is_some_and(|it| it.contains("public.dropped(jsonb) does not exist"))
     })
     .await;
@@ -628,7 +629,7 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     until("it has failed again", async || {
         bed.rests_are_over().await;
         let again: i32 =
-            sqlx::query_scalar("select max(tries) from workos.handler_backlog").fetch_one(&bed.pool).await.unwrap();
+            sqlx::query_scalar("select max(attempts) from workos.handler_backlog").fetch_one(&bed.pool).await.unwrap();
         again > 1
     })
     .await;
@@ -669,7 +670,7 @@ async fn the_guides_function_keeps_an_applications_users_in_step() {
     .await
     .unwrap();
     assert_eq!(differ, 0);
-    assert_eq!(bed.standing("public.on_workos_user").await.unwrap().set_aside, 0);
+    assert_eq!(bed.standing("public.on_workos_user").await.unwrap().dead_lettered, 0);
     process.stop().await;
 }
 

@@ -133,7 +133,7 @@ async fn a_release_tries_the_quarantine_of_another_once() {
         .unwrap();
     housekeeping.tick().await;
     assert_eq!(lab.count("select count(*) from workos.users").await, 0, "this release has tried already");
-    sqlx::query("update workos.environment set retried_by = '0.0.1'").execute(&lab.pool).await.unwrap();
+    sqlx::query("update workos.environment set quarantine_retried_by = '0.0.1'").execute(&lab.pool).await.unwrap();
     housekeeping.tick().await;
     assert_eq!(lab.count("select count(*) from workos.users").await, 1);
 }
@@ -203,15 +203,15 @@ async fn a_replica_whose_clock_is_far_ahead_deletes_nothing_early() {
         reconcile.tick().await;
     }
     assert_eq!(kept().await, before);
-    assert_eq!(lab.count("select count(*) from workos.walks where kind = 'reconcile'").await, 0, "none is due");
+    assert_eq!(lab.count("select count(*) from workos.scans where kind = 'reconcile'").await, 0, "none is due");
     // By the database's clock it is.
     lab.clock.set(lab.clock.now().plus_seconds(-40 * 86_400));
-    let age = "update workos.walks set completed_at = completed_at - interval '2 days'";
+    let age = "update workos.scans set completed_at = completed_at - interval '2 days'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();
     for _ in 0..5 {
         reconcile.tick().await;
     }
-    assert_eq!(lab.count("select count(*) from workos.walks where kind = 'reconcile'").await, 1);
+    assert_eq!(lab.count("select count(*) from workos.scans where kind = 'reconcile'").await, 1);
     let age = "update workos.events set received_at = received_at - interval '31 days'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();
     housekeeping.tick().await;
@@ -231,7 +231,7 @@ async fn a_step_of_housekeeping_that_fails_prevents_no_other() {
         create trigger stop before update on workos.events execute function stop()",
         "alter table workos.feed rename column expired_through to missing",
         "alter table workos.catch_up rename column range_start to missing",
-        "alter table workos.environment rename column retried_by to missing",
+        "alter table workos.environment rename column quarantine_retried_by to missing",
     ] {
         let lab = Lab::new().await;
         let context = lab.context();

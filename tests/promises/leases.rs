@@ -51,7 +51,7 @@ async fn every_replica_keeps_the_pause_that_workos_asked_one_of_them_for() {
         assert_eq!(lab.count("select count(distinct holder) from workos.leases").await, 1);
         assert_eq!(first.tick().await, authkit_sync::sync::job::STANDBY, "the other one has it");
         // Half a minute later.
-        run(&lab, "update workos.leases set not_before = now() - interval '1 second'").await;
+        run(&lab, "update workos.leases set paused_until = now() - interval '1 second'").await;
         lab.create_users(1);
         to_the_end(&lab, &second).await;
         assert_eq!((state(&other), lab.count("select count(*) from workos.users").await), ("working", 1));
@@ -68,7 +68,7 @@ async fn a_pause_is_of_one_job_and_one_that_ends_absurdly_late_is_none() {
     lab.workos.set_api_faults(ApiFaults::default());
     lab.create_users(1);
     assert_eq!(lab.reconcile(Mode::Repair).await.unwrap().counts.new, 1);
-    run(&lab, "update workos.leases set not_before = now() + interval '20 days'").await;
+    run(&lab, "update workos.leases set paused_until = now() + interval '20 days'").await;
     to_the_end(&lab, &catch_up).await;
 }
 
@@ -113,7 +113,7 @@ async fn a_service_renews_its_lease_while_it_pauses() {
         ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "24h"),
     ]);
     let _served = Served::start(&lab.database.url(), free_address(), &environment);
-    let paused = "select count(*) from workos.leases where job = 'catch_up' and not_before > now()";
+    let paused = "select count(*) from workos.leases where job = 'catch_up' and paused_until > now()";
     until("WorkOS asks for a pause", async || lab.count(paused).await == 1).await;
     let expires = "select extract(epoch from expires_at)::bigint from workos.leases where job = 'catch_up'";
     let (before, asked) = (lab.count(expires).await, lab.workos.requests("/events"));

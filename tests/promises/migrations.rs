@@ -7,7 +7,8 @@ use authkit_sync::domain::event::Origin;
 use authkit_sync::store::fitness::Unfit;
 use authkit_sync::store::{Store, StoreError, migrations};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, Executor, PgPool, SqlSafeStr};
 
 use crate::support::binary;
 use crate::support::database::TestDatabase;
@@ -54,9 +55,9 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.handlers",
             "workos.leases",
             "workos.migrations",
+            "workos.scans",
             "workos.sign_ins",
             "workos.user_records",
-            "workos.walks",
         ]
     );
     let status = migrations::status(&mut pool.acquire().await.unwrap()).await.unwrap();
@@ -237,11 +238,20 @@ async fn is_valid(pool: &PgPool, index: &str) -> Option<bool> {
         .unwrap()
 }
 
+/// Our migrations, and one that builds an index outside a transaction.
+fn with_index() -> Migrator {
+    let sql = "-- no-transaction\n-- A test's index.\ncreate index concurrently if not exists events_reason on workos.events (reason)";
+    let (kind, text) = (MigrationType::Simple, sql.into_sql_str());
+    let mut migrator = migrations::migrator();
+    migrator.migrations.to_mut().push(Migration::new(9000, "events reason".into(), kind, text, true));
+    migrator
+}
+
 #[tokio::test]
 async fn an_interrupted_index_build_is_reported_and_built_again() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
-    let index = "workos.events_received_at";
+    let index = "workos.events_reason";
     pool.execute("insert into workos.events (id, type, outcome) values ('event_1', 'user.created', 'applied')")
         .await
         .unwrap();
@@ -255,32 +265,32 @@ async fn an_interrupted_index_build_is_reported_and_built_again() {
     assert_eq!((code, said.contains("invalid")), (0, false), "{said}");
 
     // `migrate` is interrupted: nothing is recorded, and the invalid index is there.
-    pool.execute("drop index workos.events_received_at").await.unwrap();
-    pool.execute("delete from workos.migrations where version = 5").await.unwrap();
     let other = pool.clone();
     interrupt(&pool, async move {
-        let failed = migrations::run(&other).await.unwrap_err().to_string();
-        assert!(failed.contains("0005 failed") && failed.contains("57014"), "{failed}");
+        let failed = migrations::run_migrator(&other, &with_index()).await.unwrap_err().to_string();
+        assert!(failed.contains("9000 failed") && failed.contains("57014"), "{failed}");
     })
     .await;
     assert_eq!(is_valid(&pool, index).await, Some(false));
     let (code, said) = status().await;
-    assert!(code == 1 && said.contains("pending 0005") && said.contains("invalid index workos.events_received_at"));
-    assert_eq!(migrations::run(&pool).await.unwrap(), ["0005 events received at"]);
+    assert!(code == 1 && said.contains("invalid index workos.events_reason"), "{said}");
+    let pending = migrations::status_of(&mut pool.acquire().await.unwrap(), &with_index()).await.unwrap().pending;
+    assert_eq!(pending, ["9000 events reason"]);
+    assert_eq!(migrations::run_migrator(&pool, &with_index()).await.unwrap(), ["9000 events reason"]);
     assert_eq!(is_valid(&pool, index).await, Some(true));
 
     // An earlier release accepted the invalid index, and recorded the migration.
-    pool.execute("drop index workos.events_received_at").await.unwrap();
+    pool.execute("drop index workos.events_reason").await.unwrap();
     let other = pool.clone();
     interrupt(&pool, async move {
-        let build = "create index concurrently events_received_at on workos.events (received_at)";
+        let build = "create index concurrently events_reason on workos.events (reason)";
         other.execute(build).await.unwrap_err();
     })
     .await;
     assert_eq!(is_valid(&pool, index).await, Some(false));
     let (code, said) = status().await;
-    assert!(code == 1 && !said.contains("pending") && said.contains("invalid index workos.events_received_at"));
-    assert_eq!(migrations::run(&pool).await.unwrap(), ["index events_received_at"]);
+    assert!(code == 1 && !said.contains("pending") && said.contains("invalid index workos.events_reason"));
+    assert_eq!(migrations::run_migrator(&pool, &with_index()).await.unwrap(), ["index events_reason"]);
     assert_eq!(is_valid(&pool, index).await, Some(true));
     assert_eq!(status().await.0, 0);
 
@@ -290,7 +300,7 @@ async fn an_interrupted_index_build_is_reported_and_built_again() {
         other.execute("create index concurrently theirs on workos.events (type)").await.unwrap_err();
     })
     .await;
-    assert!(migrations::run(&pool).await.unwrap().is_empty());
+    assert!(migrations::run_migrator(&pool, &with_index()).await.unwrap().is_empty());
     assert_eq!(is_valid(&pool, "workos.theirs").await, Some(false));
     let (code, said) = status().await;
     assert!(code == 1 && said.contains("invalid index workos.theirs"), "{said}");
@@ -302,21 +312,19 @@ async fn a_run_fails_when_an_index_of_its_migrations_is_invalid_in_the_end() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     for sql in [
-        "drop index workos.events_received_at",
-        "delete from workos.migrations where version = 5",
         "create function spoil() returns trigger language plpgsql as $$
         begin
-            update pg_index set indisvalid = false where indexrelid = 'workos.events_received_at'::regclass;
+            update pg_index set indisvalid = false where indexrelid = 'workos.events_reason'::regclass;
             return null;
         end $$",
         "create trigger spoil after insert on workos.migrations execute function spoil()",
     ] {
         pool.execute(sql).await.unwrap();
     }
-    let failed = migrations::run(&pool).await.unwrap_err().to_string();
-    assert!(failed.contains("index workos.events_received_at is invalid"), "{failed}");
+    let failed = migrations::run_migrator(&pool, &with_index()).await.unwrap_err().to_string();
+    assert!(failed.contains("index workos.events_reason is invalid"), "{failed}");
     pool.execute("drop trigger spoil on workos.migrations").await.unwrap();
-    assert_eq!(migrations::run(&pool).await.unwrap(), ["index events_received_at"]);
+    assert_eq!(migrations::run_migrator(&pool, &with_index()).await.unwrap(), ["index events_reason"]);
 }
 
 /// The runner drops and rebuilds an index by the name in its file.

@@ -42,7 +42,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     (
         "select id from workos.user_records where external_id = 'crm-7'
-            order by updated_at desc, synced_observed_at desc, synced_observation desc limit 1",
+            order by updated_at desc, synced_observed_at desc, synced_observation_id desc limit 1",
         "user_records_external_id",
     ),
     (
@@ -91,7 +91,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     (
         "update workos.events set payload = null where user_id = any(array['user_1', 'user_2']) and payload is not null",
-        "events_kept_by_user",
+        "events_payloads_by_user",
     ),
     ("select * from workos.events where outcome = 'quarantined' order by received_at", "events_quarantined"),
     (
@@ -117,7 +117,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     (
         "select count(*) from workos.events
         where (webhook_at is null) <> (catch_up_at is null) and webhook_at is null and received_at >= now() - interval '1 day'",
-        "events_one_feed",
+        "events_one_channel",
     ),
     (
         "select * from workos.action_verdicts
@@ -139,7 +139,7 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     let pool = database.pool(1).await;
     pool.execute(
         "insert into workos.user_records
-            (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation, synced_at, external_id)
+            (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at, external_id)
         select 'user_' || n, 'u' || n || '@example.test', true, '{}', now(), '{}', now(), 'event_' || n, now(), 'crm-' || n
         from generate_series(1, 50000) as n",
     )
@@ -161,9 +161,9 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     .unwrap();
     pool.execute(
         "with handler as (
-            insert into workos.handlers (name, types, position, started_at) values ('h', '{*}', 0, 0) returning name
+            insert into workos.handlers (name, types, position, start_position) values ('h', '{*}', 0, 0) returning name
         )
-        insert into workos.handler_backlog (handler, position, user_id, from_start, tries, due_at, message)
+        insert into workos.handler_backlog (handler, position, user_id, from_start, attempts, due_at, message)
         select name, n, 'user_' || n % 5000, false, 1, now(), 'why' from handler, generate_series(1, 50000) as n",
     )
     .await
@@ -197,18 +197,18 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
 const NAMES: &[&str] = &[
     "action_verdicts.by_key",
     "action_verdicts.expire",
-    "action_verdicts.keep",
+    "action_verdicts.store",
     "catch_up.advance",
     "catch_up.begin",
     "catch_up.forget",
     "catch_up.has_read",
-    "catch_up.place",
     "catch_up.progress",
     "catch_up.restart",
+    "catch_up.state",
     "changes.expire",
     "changes.expired_through",
+    "changes.expired_through_now",
     "changes.head",
-    "changes.kept_from",
     "changes.page",
     "changes.record",
     "changes.renew_epoch",
@@ -219,11 +219,11 @@ const NAMES: &[&str] = &[
     "environment.client_id",
     "environment.deletions_accepted",
     "environment.lock",
-    "environment.note_retried",
     "environment.ping",
+    "environment.quarantine_retried_by",
     "environment.rebind",
     "environment.rebind_from",
-    "environment.retried_by",
+    "environment.set_quarantine_retried_by",
     "erasure.complete",
     "erasure.defer",
     "erasure.due",
@@ -231,18 +231,18 @@ const NAMES: &[&str] = &[
     "erasure.payloads",
     "erasure.pending",
     "erasure.sign_ins",
-    "events.entries",
-    "events.entry",
     "events.expire_payloads",
     "events.expire_rows",
-    "events.kept",
     "events.missed_by_catch_up",
     "events.missed_by_webhooks",
     "events.now",
     "events.payload",
     "events.payloads",
     "events.record",
-    "events.settle",
+    "events.record_retry",
+    "events.stored_payloads",
+    "events.summaries",
+    "events.summary",
     "handlers.add",
     "handlers.all",
     "handlers.become",
@@ -250,24 +250,24 @@ const NAMES: &[&str] = &[
     "handlers.callee",
     "handlers.check",
     "handlers.check_client",
-    "handlers.deleted",
-    "handlers.done_again",
     "handlers.due",
     "handlers.end_initial_users",
-    "handlers.enrol",
+    "handlers.finish_backlog_change",
+    "handlers.initial_users",
     "handlers.lags",
+    "handlers.lock_user",
     "handlers.move",
-    "handlers.note_trouble",
+    "handlers.move_initial_users",
     "handlers.pause",
     "handlers.postpone",
     "handlers.redrive",
+    "handlers.register",
     "handlers.remove",
+    "handlers.reset_role",
     "handlers.rights",
-    "handlers.standings",
-    "handlers.take_back",
-    "handlers.users_from_start",
+    "handlers.set_problem",
+    "handlers.statuses",
     "handlers.waiting_users",
-    "handlers.walk",
     "leases.hold",
     "leases.pause",
     "leases.release",
@@ -278,31 +278,31 @@ const NAMES: &[&str] = &[
     "migrations.present",
     "migrations.schema",
     "roles.present",
-    "sign_ins.keep",
+    "scans.advance",
+    "scans.begin",
+    "scans.confirm",
+    "scans.confirmation",
+    "scans.due",
+    "scans.forget",
+    "scans.reconciled",
+    "scans.reset_deletions_accepted",
+    "scans.save_result",
+    "scans.state",
+    "sign_ins.record",
     "users.by_external_id",
     "users.by_id",
     "users.by_ids",
     "users.delete_placeholders",
     "users.insert_placeholders",
     "users.lock",
-    "users.look_through",
     "users.page_by_email",
     "users.page_down",
     "users.page_up",
+    "users.rows_after",
     "users.sample_live",
     "users.unwritten_since",
     "users.write_live",
     "users.write_tombstones",
-    "walks.begin",
-    "walks.confirm",
-    "walks.confirmation",
-    "walks.due",
-    "walks.forget",
-    "walks.reconciled",
-    "walks.standing",
-    "walks.step",
-    "walks.tally",
-    "walks.word_used",
 ];
 
 /// The statements above are the ones that are sent: each is one of the prepared queries, up to its parameters.

@@ -11,17 +11,17 @@ use crate::support::database::TestDatabase;
 const STATEMENTS: &[(&str, &[&str])] = &[
     ("events.expire_rows", &["events_row_expiry", "events_payload_expiry"]),
     ("events.expire_payloads", &["events_payload_expiry"]),
-    ("events.missed_by_webhooks", &["events_one_feed", "events_webhook_types"]),
-    ("events.missed_by_catch_up", &["events_one_feed"]),
+    ("events.missed_by_webhooks", &["events_one_channel", "events_webhook_types"]),
+    ("events.missed_by_catch_up", &["events_one_channel"]),
     ("catch_up.progress", &["events_quarantined"]),
-    ("erasure.payloads", &["events_kept_by_user"]),
+    ("erasure.payloads", &["events_payloads_by_user"]),
     ("erasure.messages", &["handler_backlog_messages"]),
-    ("erasure.defer", &["events_kept_by_user", "handler_backlog_messages"]),
-    ("erasure.complete", &["events_kept_by_user", "handler_backlog_messages"]),
+    ("erasure.defer", &["events_payloads_by_user", "handler_backlog_messages"]),
+    ("erasure.complete", &["events_payloads_by_user", "handler_backlog_messages"]),
     ("erasure.due", &["user_records_pkey"]),
     ("changes.expire", &["changes_pkey", "handler_backlog_pkey"]),
     ("users.lock", &["user_records_pkey"]),
-    ("users.look_through", &["user_records_pkey"]),
+    ("users.rows_after", &["user_records_pkey"]),
     ("users.unwritten_since", &["user_records_pkey"]),
     ("users.by_ids", &["user_records_pkey"]),
 ];
@@ -31,7 +31,7 @@ const LARGE: &[&str] = &["events", "user_records", "changes", "handler_backlog",
 
 const SEED: &str = "
     insert into workos.user_records
-        (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation, synced_at)
+        (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at)
     select 'user_' || n, 'u', true, '{}', now(), '{}', now(), 'event_' || n, now() from generate_series(1, 1000000) as n;
     insert into workos.events (id, type, user_id, outcome, payload, received_at, webhook_at, catch_up_at)
     select
@@ -40,10 +40,10 @@ const SEED: &str = "
     from generate_series(1, 1000000) as n;
     insert into workos.changes (position, kind, user_id, changed, origin)
     select n, 'created', 'user_' || n, '[]', 'webhook' from generate_series(1, 200000) as n;
-    insert into workos.handlers (name, types, position, started_at) values ('h', '{*}', 0, 0);
-    insert into workos.handler_backlog (handler, position, user_id, from_start, tries, message)
+    insert into workos.handlers (name, types, position, start_position) values ('h', '{*}', 0, 0);
+    insert into workos.handler_backlog (handler, position, user_id, from_start, attempts, message)
     select 'h', n, 'user_' || n, false, 1, 'x' from generate_series(1, 200000) as n;
-    insert into workos.sign_ins (user_id, at) select 'user_' || n, now() from generate_series(1, 200000) as n";
+    insert into workos.sign_ins (user_id, signed_in_at) select 'user_' || n, now() from generate_series(1, 200000) as n";
 
 /// Fills the tables without their indexes, which are built afterwards: that takes a fraction of the time.
 async fn seed(pool: &PgPool) {

@@ -172,11 +172,11 @@ async fn it_is_due_by_its_interval_or_when_events_may_be_lost() {
     let day = std::time::Duration::from_secs(86_400);
     let reconcile = Reconcile::new(lab.context(), Mode::Repair, Some(day));
     let completed = async || {
-        lab.count("select coalesce(extract(epoch from max(completed_at)), 0)::bigint from workos.walks where kind = 'reconcile'").await
+        lab.count("select coalesce(extract(epoch from max(completed_at)), 0)::bigint from workos.scans where kind = 'reconcile'").await
     };
     reconcile.tick().await;
     assert_eq!(completed().await, 0, "the backfill of a minute ago is as good");
-    let age = "update workos.walks set completed_at = completed_at - interval '2 days'";
+    let age = "update workos.scans set completed_at = completed_at - interval '2 days'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();
     lab.workos.delete_user(&ids[0]).unwrap();
     for _ in 0..10 {
@@ -185,10 +185,10 @@ async fn it_is_due_by_its_interval_or_when_events_may_be_lost() {
     let first = completed().await;
     assert!(first > 0);
     assert_eq!(dead(&lab).await, 1);
-    let age = "update workos.walks set completed_at = completed_at - interval '1 hour'";
+    let age = "update workos.scans set completed_at = completed_at - interval '1 hour'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();
     let first = first - 3_600;
-    sqlx::query("update workos.catch_up set reconcile_wanted = true").execute(&lab.pool).await.unwrap();
+    sqlx::query("update workos.catch_up set needs_reconcile = true").execute(&lab.pool).await.unwrap();
     for _ in 0..10 {
         reconcile.tick().await;
     }

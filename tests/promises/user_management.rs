@@ -235,7 +235,7 @@ async fn a_thousand_first_requests_of_one_new_user_ask_workos_once() {
         assert_eq!(answer.unwrap(), (200, json!("Ada")));
     }
     assert_eq!(lab.workos.requests(&format!("/user_management/users/{id}")), 1);
-    let origin = "select count(*) from workos.user_records where synced_observation like 'snapshot:%'";
+    let origin = "select count(*) from workos.user_records where synced_observation_id like 'snapshot:%'";
     assert_eq!(lab.count(origin).await, 1);
 }
 

@@ -114,7 +114,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    r#"-- events.entries
+                    r#"-- events.summaries
                     select
                         id,
                         type as event_type,
@@ -183,7 +183,7 @@ impl Store {
     pub async fn event_summary(&self, id: &str) -> Result<Option<EventSummary>, StoreError> {
         let user = self
             .lookup(async |connection| {
-                sqlx::query_scalar!("-- events.entry\nselect received_at from workos.events where id = $1", id)
+                sqlx::query_scalar!("-- events.summary\nselect received_at from workos.events where id = $1", id)
                     .fetch_optional(connection)
                     .await
             })
@@ -207,7 +207,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
-                    r#"-- events.kept
+                    r#"-- events.stored_payloads
                     select
                         id,
                         type as event_type,

@@ -80,7 +80,7 @@ pub(crate) async fn record_retry(
     let reasons: Vec<Option<&str>> = well().map(|write| write.reason.as_deref()).collect();
     let erased: Vec<bool> = well().map(|write| write.erased).collect();
     let settled = sqlx::query_scalar!(
-        "-- events.settle
+        "-- events.record_retry
         update workos.events as kept
         set
             outcome = tried.outcome,

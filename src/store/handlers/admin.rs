@@ -88,7 +88,7 @@ impl Store {
             .write("add handler", || {
                 sqlx::query!(
                     "-- handlers.add
-                    insert into workos.handlers (name, types, function, role, timeout_ms, position, started_at, walked)
+                    insert into workos.handlers (name, types, function, role, timeout_ms, position, start_position, initial_users_through)
                     values ($1, $2, $3, $4, $5, $6, $6, case when $7 then '' end)
                     on conflict (name) do nothing",
                     name,
@@ -204,7 +204,7 @@ impl Store {
         Ok(removed > 0)
     }
 
-    /// Gives a handler's changes that were set aside another round of tries, all of them or one user's, and lets those that
+    /// Gives a handler's changes that were set aside another round of attempts, all of them or one user's, and lets those that
     /// wait be tried at once. Returns how many; `None` when there is no such handler.
     ///
     /// # Errors
@@ -219,7 +219,7 @@ impl Store {
                     "-- handlers.redrive
                     update workos.handler_backlog
                     set
-                        tries = case when due_at is null then 0 else tries end,
+                        attempts = case when due_at is null then 0 else attempts end,
                         due_at = now()
                     where
                         handler = $1

@@ -34,9 +34,9 @@ pub enum HandlerMove<'a> {
 #[derive(Clone, Debug)]
 pub struct Postponement {
     /// How often it was tried.
-    pub tries: i32,
+    pub attempts: i32,
     /// How long until it is tried next; `None` sets it aside.
-    pub rest: Option<Duration>,
+    pub delay: Option<Duration>,
     /// Why it failed; `None` where it only stands behind another of its user.
     pub failure: Option<HandlerFailure>,
 }
@@ -64,21 +64,21 @@ impl Store {
         self.transaction("move handler", &MoveHandler { name, moved }).await
     }
 
-    /// The handler has been told of every live user up to `walked`, the last, and goes on with the feed.
+    /// The handler has been told of every live user up to `initial_users_through`, the last, and goes on with the feed.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn end_initial_users(&self, name: &str, walked: &str) -> Result<(), StoreError> {
+    pub async fn end_initial_users(&self, name: &str, initial_users_through: &str) -> Result<(), StoreError> {
         self.write("end walk", || {
             sqlx::query!(
                 "-- handlers.end_initial_users
                 update workos.handlers
-                set walked = null
+                set initial_users_through = null
                 where
                     name = $1
-                    and walked = $2",
+                    and initial_users_through = $2",
                 name,
-                walked
+                initial_users_through
             )
         })
         .await?;
@@ -135,7 +135,7 @@ impl Work for MoveHandler<'_> {
                     where
                         name = $1
                         and position = $2
-                        and walked is null
+                        and initial_users_through is null
                         and not paused",
                     self.name,
                     from,
@@ -146,12 +146,12 @@ impl Work for MoveHandler<'_> {
             }
             HandlerMove::InitialUsers { from, to } => {
                 sqlx::query!(
-                    "-- handlers.walk
+                    "-- handlers.move_initial_users
                     update workos.handlers
-                    set walked = $3
+                    set initial_users_through = $3
                     where
                         name = $1
-                        and walked = $2
+                        and initial_users_through = $2
                         and not paused",
                     self.name,
                     from,
@@ -160,21 +160,21 @@ impl Work for MoveHandler<'_> {
                 .execute(connection)
                 .await?
             }
-            HandlerMove::Backlog(BacklogChange { position, user_id, tries, .. }) => {
+            HandlerMove::Backlog(BacklogChange { position, user_id, attempts, .. }) => {
                 sqlx::query!(
-                    "-- handlers.done_again
+                    "-- handlers.finish_backlog_change
                     delete from workos.handler_backlog
                     where
                         handler = $1
                         and position = $2
                         and user_id = $3
-                        and tries = $4
+                        and attempts = $4
                         and due_at is not null
                         and exists (select from workos.handlers where name = handler and not paused)",
                     self.name,
                     position,
                     user_id,
-                    tries
+                    attempts
                 )
                 .execute(connection)
                 .await?
@@ -196,7 +196,7 @@ impl Work for PostponeChange<'_> {
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         // First, as a deletion does: it takes what is kept here of its user, and the message must go, whoever comes first.
         let deleted = sqlx::query_scalar!(
-            "-- handlers.deleted
+            "-- handlers.lock_user
             select synced_deleted
             from workos.user_records
             where id = $1
@@ -213,7 +213,7 @@ impl Work for PostponeChange<'_> {
         sqlx::query!(
             "-- handlers.postpone
             insert into workos.handler_backlog (
-                handler, position, user_id, from_start, tries, due_at, failed_at, sqlstate, constraint_name, place, message
+                handler, position, user_id, from_start, attempts, due_at, failed_at, sqlstate, constraint_name, location, message
             )
             values (
                 $1, $2, $3, $4, $5, now() + make_interval(secs => $6), case when $7 then now() end, $8, $9, $10, $11
@@ -222,12 +222,12 @@ impl Work for PostponeChange<'_> {
             self.change.position,
             &self.change.user_id,
             self.change.from_start,
-            self.waiting.tries,
-            self.waiting.rest.map(|rest| rest.as_secs_f64()) as _,
+            self.waiting.attempts,
+            self.waiting.delay.map(|delay| delay.as_secs_f64()) as _,
             failure.is_some(),
             failure.and_then(|failure| failure.sqlstate.as_deref()),
             failure.and_then(|failure| failure.constraint.as_deref()),
-            failure.and_then(|failure| failure.place.as_deref()),
+            failure.and_then(|failure| failure.location.as_deref()),
             message
         )
         .execute(connection)

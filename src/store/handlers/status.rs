@@ -20,7 +20,7 @@ pub struct HandlerStatus {
     /// `running`, `paused`, `starting` (it is being told of every live user) or `stands still`.
     pub state: String,
     /// Why it stands still.
-    pub trouble: Option<String>,
+    pub problem: Option<String>,
     /// Changes it has yet to take, those that wait for another try included.
     pub depth: i64,
     /// When the oldest of them was committed.
@@ -28,7 +28,7 @@ pub struct HandlerStatus {
     /// Of them, those that failed, and those behind one of the same user.
     pub waiting: i64,
     /// Changes that failed too often.
-    pub set_aside: i64,
+    pub dead_lettered: i64,
     /// The last failure that is still unmended.
     pub last_error: Option<LastError>,
 }
@@ -47,7 +47,7 @@ pub struct LastError {
     /// The constraint that was violated.
     pub constraint: Option<String>,
     /// The function and the line in it.
-    pub place: Option<String>,
+    pub location: Option<String>,
     /// In words; gone when the user is deleted.
     pub message: Option<String>,
 }
@@ -62,7 +62,7 @@ pub struct HandlerLag {
     /// Changes that wait for another try, or behind one that does.
     pub waiting: i64,
     /// Changes that failed too often.
-    pub set_aside: i64,
+    pub dead_lettered: i64,
 }
 
 struct Row {
@@ -71,17 +71,17 @@ struct Row {
     function: Option<String>,
     role: Option<String>,
     state: String,
-    trouble: Option<String>,
+    problem: Option<String>,
     depth: i64,
     oldest_at: Option<OffsetDateTime>,
     waiting: i64,
-    set_aside: i64,
+    dead_lettered: i64,
     failed_at: Option<OffsetDateTime>,
     failed_position: Option<i64>,
     failed_user: Option<String>,
     sqlstate: Option<String>,
     constraint_name: Option<String>,
-    place: Option<String>,
+    location: Option<String>,
     message: Option<String>,
 }
 
@@ -94,7 +94,7 @@ impl From<Row> for HandlerStatus {
                 user_id: row.failed_user.unwrap_or_default(),
                 sqlstate: row.sqlstate,
                 constraint: row.constraint_name,
-                place: row.place,
+                location: row.location,
                 message: row.message,
             }),
             name: row.name,
@@ -102,11 +102,11 @@ impl From<Row> for HandlerStatus {
             function: row.function,
             role: row.role,
             state: row.state,
-            trouble: row.trouble,
+            problem: row.problem,
             depth: row.depth,
             oldest_at: row.oldest_at.map(Timestamp::from),
             waiting: row.waiting,
-            set_aside: row.set_aside,
+            dead_lettered: row.dead_lettered,
         }
     }
 }
@@ -121,7 +121,7 @@ impl Store {
             .lookup(async |connection| {
                 sqlx::query_as!(
                     Row,
-                    r#"-- handlers.standings
+                    r#"-- handlers.statuses
                     select
                         handlers.name,
                         handlers.types,
@@ -129,21 +129,21 @@ impl Store {
                         handlers.role,
                         case
                             when paused then 'paused'
-                            when trouble is not null then 'stands still'
-                            when walked is not null then 'starting'
+                            when problem is not null then 'blocked'
+                            when initial_users_through is not null then 'starting'
                             else 'running'
                         end as "state!",
-                        trouble,
+                        problem,
                         ahead.count + backlog.waiting as "depth!",
                         least(ahead.oldest_at, backlog.oldest_at) as oldest_at,
                         backlog.waiting as "waiting!",
-                        backlog.set_aside as "set_aside!",
+                        backlog.dead_lettered as "dead_lettered!",
                         last.failed_at as "failed_at?",
                         last.position as "failed_position?",
                         last.user_id as "failed_user?",
                         last.sqlstate as "sqlstate?",
                         last.constraint_name as "constraint_name?",
-                        last.place as "place?",
+                        last.location as "location?",
                         last.message as "message?"
                     from workos.handlers
                     cross join lateral (
@@ -163,7 +163,7 @@ impl Store {
                     cross join lateral (
                         select
                             count(*) filter (where due_at is not null) as waiting,
-                            count(*) filter (where due_at is null) as set_aside,
+                            count(*) filter (where due_at is null) as dead_lettered,
                             min(changes.at) filter (where due_at is not null) as oldest_at
                         from workos.handler_backlog
                         left join workos.changes using (position)
@@ -215,7 +215,7 @@ impl Store {
                     (
                         select count(*) from workos.handler_backlog
                         where handler = name and due_at is null
-                    ) as "set_aside!"
+                    ) as "dead_lettered!"
                 from workos.handlers"#
             )
             .fetch_all(connection)

@@ -56,7 +56,7 @@ pub struct HandlerFailure {
     /// The constraint that was violated.
     pub constraint: Option<String>,
     /// The function and the line in it.
-    pub place: Option<String>,
+    pub location: Option<String>,
     /// In words, without detail, cut to 500 characters.
     pub message: String,
 }
@@ -75,7 +75,7 @@ impl HandlerFailure {
             Some(refused) => Self {
                 sqlstate: Some(refused.code().to_owned()),
                 constraint: refused.constraint().map(str::to_owned),
-                place: refused.r#where().and_then(place),
+                location: refused.r#where().and_then(location),
                 message: refused.message().to_owned(),
             },
             None => Self::new(error.to_string()),
@@ -88,7 +88,7 @@ impl HandlerFailure {
 
 /// The innermost function of a context that is not ours, and its line. The rest of a context may quote values, of which one with
 /// a line break in it may pass for a function: what is no signature is none.
-fn place(context: &str) -> Option<String> {
+fn location(context: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,()[] \"".contains(&byte);
     let signature = |name: &str| name.ends_with(')') && name.bytes().all(plain);
     let functions = context.lines().filter_map(|line| line.strip_prefix("PL/pgSQL function "));
@@ -173,7 +173,7 @@ impl Store {
             // For the session, not only for this transaction: a role that the handler took for good would meet whoever gets the
             // connection next.
             sqlx::query!(
-                "-- handlers.take_back
+                "-- handlers.reset_role
                 select
                     pg_catalog.set_config('role', pg_catalog.current_setting('authkit_sync.role'), false) as role,
                     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) as search_path"
@@ -198,11 +198,11 @@ mod tests {
                        PL/pgSQL function inner(jsonb) line 3 at SQL statement\n\
                        PL/pgSQL function public.on_user(jsonb) line 7 at PERFORM\n\
                        PL/pgSQL function workos.run_handler(text,text,jsonb) line 7 at EXECUTE";
-        assert_eq!(place(context).as_deref(), Some("inner(jsonb) line 3"));
-        assert_eq!(place("SQL function \"f\" statement 1"), None);
+        assert_eq!(location(context).as_deref(), Some("inner(jsonb) line 3"));
+        assert_eq!(location("SQL function \"f\" statement 1"), None);
         let planted = "SQL statement \"insert into t values ('x\n\
                        PL/pgSQL function ada@example.test line 5 at\n')\"\n\
                        PL/pgSQL function on_user(jsonb) line 7 at EXECUTE";
-        assert_eq!(place(planted).as_deref(), Some("on_user(jsonb) line 7"));
+        assert_eq!(location(planted).as_deref(), Some("on_user(jsonb) line 7"));
     }
 }

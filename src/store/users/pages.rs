@@ -82,7 +82,7 @@ impl Store {
                     select
                         id, email, email_verified, first_name, last_name, name, profile_picture_url, external_id,
                         metadata as "metadata: _", last_sign_in_at, locale, created_at, updated_at,
-                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation,
+                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation_id,
                         synced_deleted, synced_deleted_at
                     from workos.user_records
                     where
@@ -106,7 +106,7 @@ impl Store {
                     select
                         id, email, email_verified, first_name, last_name, name, profile_picture_url, external_id,
                         metadata as "metadata: _", last_sign_in_at, locale, created_at, updated_at,
-                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation,
+                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation_id,
                         synced_deleted, synced_deleted_at
                     from workos.user_records
                     where
@@ -144,7 +144,7 @@ impl Store {
                     select
                         id as "id!", email, email_verified, first_name, last_name, name, profile_picture_url, external_id,
                         metadata as "metadata: _", last_sign_in_at, locale, created_at, updated_at,
-                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation,
+                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation_id,
                         synced_deleted as "synced_deleted!", synced_deleted_at
                     from matching
                     where case when $2 then id > $3 else id < $3 end
@@ -181,14 +181,14 @@ impl Store {
                     select
                         id, email, email_verified, first_name, last_name, name, profile_picture_url, external_id,
                         metadata as "metadata: _", last_sign_in_at, locale, created_at, updated_at,
-                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation,
+                        synced_extra as "synced_extra: _", synced_observed_at, synced_observation_id,
                         synced_deleted, synced_deleted_at
                     from workos.user_records
                     where external_id = $1
                     order by
                         updated_at desc,
                         synced_observed_at desc,
-                        synced_observation desc
+                        synced_observation_id desc
                     limit 1"#,
                     external_id
                 )

@@ -68,11 +68,11 @@ pub(crate) async fn lock(
             updated_at,
             synced_extra as "synced_extra: Json<Extra>",
             synced_observed_at,
-            synced_observation,
+            synced_observation_id,
             synced_deleted,
             synced_deleted_at,
             synced_version_at,
-            sign_ins.at as "signed_in_at?"
+            sign_ins.signed_in_at as "signed_in_at?"
         from workos.user_records as stored
         left join workos.sign_ins on sign_ins.user_id = stored.id
         where id = any($1)
@@ -101,7 +101,7 @@ pub(crate) async fn lock(
             updated_at: row.updated_at,
             synced_extra: row.synced_extra,
             synced_observed_at: row.synced_observed_at,
-            synced_observation: row.synced_observation,
+            synced_observation_id: row.synced_observation_id,
             synced_deleted: row.synced_deleted,
             synced_deleted_at: row.synced_deleted_at,
         };
@@ -142,11 +142,11 @@ pub(crate) async fn write_live(
             updated_at = seen.updated_at,
             synced_extra = seen.extra,
             synced_observed_at = seen.observed_at,
-            synced_observation = seen.observation,
+            synced_observation_id = seen.observation,
             synced_at = now(),
             synced_version_at = case
                 when not $17
-                    and (stored.updated_at, stored.synced_observed_at, stored.synced_observation)
+                    and (stored.updated_at, stored.synced_observed_at, stored.synced_observation_id)
                         = (seen.updated_at, seen.observed_at, seen.observation)
                 then stored.synced_version_at
                 -- Not the transaction's start: it may have waited for the row's lock since.
@@ -210,7 +210,7 @@ pub(crate) async fn write_tombstones(
             updated_at = null,
             synced_extra = null,
             synced_observed_at = null,
-            synced_observation = null,
+            synced_observation_id = null,
             synced_at = null,
             synced_version_at = null,
             synced_deleted = true,

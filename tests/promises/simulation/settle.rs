@@ -165,7 +165,7 @@ impl World<'_> {
             }
             let standings = self.replicas[0].context.store.handler_statuses().await.unwrap();
             if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
-                assert!(standings.iter().all(|handler| handler.set_aside == 0), "{standings:?}");
+                assert!(standings.iter().all(|handler| handler.dead_lettered == 0), "{standings:?}");
                 return;
             }
         }
@@ -185,7 +185,7 @@ const WRONG: &str = "
     with due as (
         select name as handler, changes.position, user_id, kind
         from workos.handlers, workos.changes
-        where changes.position > started_at and (name = 'mirror' or event_type like 'user.%' or kind in ('created', 'updated', 'deleted', 'session.created'))
+        where changes.position > start_position and (name = 'mirror' or event_type like 'user.%' or kind in ('created', 'updated', 'deleted', 'session.created'))
     ),
     changed as (
         select *, row_number() over (partition by user_id order by position) as nth, count(*) over (partition by user_id) as many

@@ -313,7 +313,7 @@ impl<'a> World<'a> {
         let millis = std::mem::take(&mut self.unaged);
         let age = "update workos.leases set
             expires_at = expires_at - interval '1 millisecond' * $1,
-            not_before = not_before - interval '1 millisecond' * $1";
+            paused_until = paused_until - interval '1 millisecond' * $1";
         while sqlx::query(age).bind(millis).execute(&self.pool).await.is_err() {}
         for at in 0..self.replicas.len() {
             if !self.is_stray(at) && self.random.u8(0..4) > 0 {
@@ -351,7 +351,7 @@ impl<'a> World<'a> {
 /// A world begins with nothing. The application has a mirror of users and a log; erasing a payload takes a while when a world
 /// says so; and a digest tells whether anything of ours has changed.
 const CLEAN: &str = "
-    truncate workos.user_records, workos.events, workos.catch_up, workos.walks, workos.leases, workos.environment,
+    truncate workos.user_records, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
         workos.changes, workos.handlers, workos.erasures cascade;
     create table if not exists app_users (id text collate \"C\" primary key, name text);
     create table if not exists app_log (
