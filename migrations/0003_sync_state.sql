@@ -25,10 +25,11 @@ create table workos.contract (
 
 insert into workos.contract (version) values (1);
 
--- Raises AK001 (message: the recorded client ID, detail: the given one) when the database belongs to another client ID, and
--- AK002 when it belongs to none yet. Every write calls it, because `rebind` may give the database to another client ID while a
--- process of the old one runs. All writes share the lock and `rebind` takes it exclusively, so that no write of the old client ID
--- commits after it. An operator's command gives no client ID.
+-- Every write calls this function. It raises 25006 on a server that is read-only (after a failover: the old primary), AK001
+-- (message: the recorded client ID, detail: the given one) when the database belongs to another client ID, and AK002 when it
+-- belongs to none yet. A write holds the table lock until it ends, and `rebind` takes a conflicting one, so that no write of the
+-- old client ID commits after it. It is a table lock, because any login that may connect to this database can hold an advisory
+-- lock for ever. An operator's command that works for any client ID gives an empty text.
 create function workos.check_client(given text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -36,10 +37,13 @@ as $$
 declare
     recorded text;
 begin
+    if pg_catalog.pg_is_in_recovery() or pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' then
+        raise exception using errcode = '25006', message = 'the server is read-only';
+    end if;
     if given operator(pg_catalog.=) '' then
         return;
     end if;
-    perform pg_catalog.pg_advisory_xact_lock_shared(1717921125, 0);
+    lock table workos.environment in row share mode;
     select environment.client_id into recorded from workos.environment;
     if recorded is null then
         raise exception using errcode = 'AK002', message = 'the database is bound to no client ID yet';
