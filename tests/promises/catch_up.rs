@@ -420,13 +420,15 @@ async fn two_feeds_that_should_agree_are_an_audit() {
     audit("20 minutes").await;
     assert_eq!(gauge("webhook"), 1);
     // What webhooks brought and catch-up has read past.
-    sqlx::query("insert into workos.catch_up (range_start, earliest_range_start, range_decided_at, synced_through)
-        values ($1, $1, $1, $2)")
-        .bind(time::OffsetDateTime::from(at(-1_000)))
-        .bind(time::OffsetDateTime::from(at(1_000)))
-        .execute(&lab.pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into workos.catch_up (range_start, earliest_range_start, range_decided_at, synced_through)
+        values ($1, $1, $1, $2)",
+    )
+    .bind(time::OffsetDateTime::from(at(-1_000)))
+    .bind(time::OffsetDateTime::from(at(1_000)))
+    .execute(&lab.pool)
+    .await
+    .unwrap();
     audit("20 minutes").await;
     assert_eq!(gauge("catch_up"), 1);
     audit("3 days").await;
