@@ -1,4 +1,4 @@
-//! `workos.catch_up`: the place in the Events API.
+//! `workos.catch_up`: the position in the Events API.
 
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ pub struct Cursor {
     pub created_at: Option<Timestamp>,
 }
 
-/// How far catch-up has come.
+/// The progress of catch-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatchUpState {
     /// Changes with every move; a move is made from the revision it was read at, or not at all.
@@ -47,7 +47,7 @@ pub struct Progress {
 }
 
 impl Store {
-    /// The place, once there is one.
+    /// Returns the progress of catch-up; `None` before it has begun.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -182,7 +182,7 @@ impl Work for BeginCatchUp<'_> {
     }
 }
 
-/// Moves the place behind a page.
+/// Moves catch-up past a page.
 pub(crate) struct AdvanceCatchUp<'a> {
     /// The revision the page was read at.
     pub(crate) revision: i64,
@@ -214,7 +214,7 @@ impl Work for AdvanceCatchUp<'_> {
     }
 }
 
-/// Forgets the cursor and begins again at an instant.
+/// Discards the cursor and restarts at an instant.
 pub(crate) struct RestartCatchUp {
     pub(crate) revision: i64,
     pub(crate) range_start: Timestamp,

@@ -1,4 +1,4 @@
-//! `workos.handlers` and `workos.handler_backlog`: what reacts to changes, how far each has come, what each does again.
+//! `workos.handlers` and `workos.handler_backlog`: handlers of changes, their progress, and their backlog.
 
 mod admin;
 mod progress;
@@ -17,28 +17,28 @@ pub use transaction::{BoxError, HandlerFailure, Tx};
 use super::{Store, StoreError};
 use crate::domain::handler::Types;
 
-/// A handler, as it stands.
+/// A handler and its progress.
 #[derive(Clone, Debug)]
 pub struct Handler {
     /// Under which its progress is kept.
     pub name: String,
     /// What it takes.
     pub types: Types,
-    /// Where it is one in SQL.
+    /// The details of a SQL handler; `None` for a Rust handler.
     pub sql: Option<SqlHandler>,
-    /// An operator stopped it.
+    /// An operator paused it.
     pub paused: bool,
-    /// Every change up to here is done or in the backlog.
+    /// Every change up to this position is done or in the backlog.
     pub position: i64,
-    /// Where it started.
+    /// The position at which it started.
     pub start_position: i64,
-    /// While it is told of every live user first: the last one told of.
+    /// While it receives every live user first: the ID of the last user that it received.
     pub initial_users_through: Option<String>,
-    /// Why it stands still as a whole.
+    /// Why the whole handler is blocked.
     pub problem: Option<String>,
 }
 
-/// What a handler in SQL is.
+/// The function of a SQL handler, and how it runs.
 #[derive(Clone, Debug)]
 pub struct SqlHandler {
     /// Its function, with schema and argument type.
@@ -47,22 +47,22 @@ pub struct SqlHandler {
     pub role: String,
     /// How long it may take.
     pub timeout: Duration,
-    /// The function is there.
+    /// The function exists.
     pub present: bool,
-    /// The role is there, and ours to set.
+    /// The role exists, and the service may set it.
     pub settable: bool,
 }
 
-/// A change that a handler takes out of the feed's order.
+/// A change that a handler processes outside the order of the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogChange {
-    /// Where it stands in the feed.
+    /// Its position in the feed.
     pub position: i64,
-    /// The user it is about, or nothing.
+    /// The user of the change; empty if it is about no user.
     pub user_id: String,
-    /// It stands for a live user at the handler's start.
+    /// It is a live user at the start of the handler, not a row of the feed.
     pub from_start: bool,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i32,
 }
 
@@ -277,7 +277,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id, row.later)).collect())
     }
 
-    /// Notes why a handler stands still as a whole, or that it no longer does.
+    /// Stores why a handler is blocked; `None` when it no longer is.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -1,4 +1,4 @@
-//! `workos.scans`: how far walks over WorkOS's list of users have come.
+//! `workos.scans`: the progress of scans of WorkOS's list of users.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::catch_up::BeginCatchUp;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
-/// What a walk is for.
+/// The purpose of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanKind {
-    /// Fills the table.
+    /// Fills the table with users.
     Backfill,
-    /// Compares, and repairs.
+    /// Compares the table with WorkOS and repairs it.
     Reconcile,
 }
 
@@ -29,7 +29,7 @@ impl ScanKind {
     }
 }
 
-/// What a walk has found so far.
+/// What a scan has found so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ScanCounts {
     /// Users that were not here.
@@ -61,7 +61,7 @@ impl ScanCounts {
     }
 }
 
-/// Where a walk stands.
+/// The progress of a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScanState {
     /// The last user of the last page applied, and when WorkOS created it.
@@ -75,7 +75,7 @@ pub struct ScanState {
 }
 
 impl Store {
-    /// Where a walk stands; all empty when there never was one.
+    /// Returns the progress of a scan; empty if there was none.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -116,14 +116,14 @@ impl Store {
         }))
     }
 
-    /// Records that a walk begins, by WorkOS's clock, and sees to it that catch-up reads from before then.
+    /// Records that a scan begins at `now` (WorkOS's clock), and makes catch-up read events from before that instant.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn begin_scan(&self, kind: ScanKind, now: Timestamp) -> Result<ScanStart, StoreError> {
         let client_id = self.client_id.clone();
         let catch_up = BeginCatchUp { client_id: &client_id, now };
-        self.transaction("begin walk", &BeginScan { kind, now, catch_up }).await
+        self.transaction("begin scan", &BeginScan { kind, now, catch_up }).await
     }
 }
 
@@ -200,12 +200,12 @@ impl Store {
         self.transaction("confirm scan", &ConfirmScan(scan)).await
     }
 
-    /// Notes that a walk came to its end.
+    /// Records that a scan is complete.
     ///
     /// # Errors
     /// [`StoreError`]
     pub(crate) async fn complete_scan(&self, tally: &SaveScanResult) -> Result<(), StoreError> {
-        self.transaction("complete walk", tally).await
+        self.transaction("complete scan", tally).await
     }
 
     /// Whether `interval` has passed, by the database's clock, since a walk of any kind was completed; before the first, since
@@ -267,7 +267,7 @@ impl Work for BeginScan<'_> {
     }
 }
 
-/// Moves a walk behind a page.
+/// Moves a scan past a page.
 pub(crate) struct AdvanceScan<'a> {
     pub(crate) kind: ScanKind,
     /// Where the page began: a process that lost the walk to another one fails here.
@@ -300,7 +300,7 @@ impl Work for AdvanceScan<'_> {
     }
 }
 
-/// Notes what a walk has found so far, and that it came to its end.
+/// Saves what a scan has found so far, and whether it is complete.
 pub(crate) struct SaveScanResult {
     pub(crate) kind: ScanKind,
     pub(crate) counts: ScanCounts,

@@ -1,4 +1,4 @@
-//! Handlers as an operator works them.
+//! Administration of handlers: add, pause, remove and redrive.
 
 use std::time::Duration;
 
@@ -178,7 +178,7 @@ impl Store {
         }
     }
 
-    /// Pauses a handler, or lets it go on; whether there is one.
+    /// Pauses or resumes a handler. Returns whether it exists.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -191,7 +191,7 @@ impl Store {
         Ok(changed > 0)
     }
 
-    /// Forgets a handler, its progress and its backlog; whether there was one.
+    /// Deletes a handler, its progress and its backlog. Returns whether it existed.
     ///
     /// # Errors
     /// [`StoreError`]

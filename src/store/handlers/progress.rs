@@ -1,4 +1,4 @@
-//! How handlers come along: a run, or a postponement, and the move of the handler past its change, in one transaction.
+//! The progress of handlers: running or postponing a change and moving the handler past it, in one transaction.
 
 use std::time::Duration;
 
@@ -12,30 +12,30 @@ use crate::store::{Store, StoreError, Work};
 /// processes that do the same, one loses everything it did.
 #[derive(Clone, Copy, Debug)]
 pub enum HandlerMove<'a> {
-    /// Along the feed.
+    /// Past a change of the feed.
     Feed {
-        /// Where it stood.
+        /// The previous position.
         from: i64,
-        /// Where it stands now.
+        /// The new position.
         to: i64,
     },
-    /// Along the live users it is told of first.
+    /// Past one of the live users that it receives first.
     InitialUsers {
-        /// Where it stood.
+        /// The previous position.
         from: &'a str,
-        /// Where it stands now.
+        /// The new position.
         to: &'a str,
     },
     /// Out of the backlog.
     Backlog(&'a BacklogChange),
 }
 
-/// How a change that is not done waits.
+/// How a change that is not done waits in the backlog.
 #[derive(Clone, Debug)]
 pub struct Postponement {
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// How long until it is tried next; `None` sets it aside.
+    /// The time until the next attempt; `None` dead-letters the change.
     pub delay: Option<Duration>,
     /// Why it failed; `None` where it only stands behind another of its user.
     pub failure: Option<HandlerFailure>,
@@ -100,7 +100,7 @@ impl Store {
     }
 }
 
-/// Calls the function of a handler in SQL, as its role, inside a lent transaction. The change is JSON text: numbers keep
+/// Calls the function of a handler in SQL, as its role, inside the handler's transaction. The change is JSON text: numbers keep
 /// their digits.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Handlers as an operator sees them.
+//! The status of handlers, for operators and metrics.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -6,41 +6,41 @@ use time::OffsetDateTime;
 use crate::domain::timestamp::Timestamp;
 use crate::store::{Store, StoreError};
 
-/// How a handler stands.
+/// The status of a handler.
 #[derive(Clone, Debug, Serialize)]
 pub struct HandlerStatus {
-    /// Under which its progress is kept.
+    /// The name under which its progress is stored.
     pub name: String,
-    /// What it takes.
+    /// The types of changes that it handles.
     pub types: Vec<String>,
-    /// Its function, where it is one in SQL.
+    /// The function of a SQL handler.
     pub function: Option<String>,
-    /// The role that runs as.
+    /// The role that runs the function.
     pub role: Option<String>,
-    /// `running`, `paused`, `starting` (it is being told of every live user) or `stands still`.
+    /// `running`, `paused`, `starting` (it receives every live user first) or `blocked`.
     pub state: String,
-    /// Why it stands still.
+    /// Why it is blocked.
     pub problem: Option<String>,
-    /// Changes it has yet to take, those that wait for another try included.
+    /// Changes that it has not completed, including those that wait for a retry.
     pub depth: i64,
     /// When the oldest of them was committed.
     pub oldest_at: Option<Timestamp>,
-    /// Of them, those that failed, and those behind one of the same user.
+    /// Changes that wait for a retry, and later changes of the same users.
     pub waiting: i64,
-    /// Changes that failed too often.
+    /// Changes whose last attempt failed.
     pub dead_lettered: i64,
-    /// The last failure that is still unmended.
+    /// The last failure of a change that is still in the backlog.
     pub last_error: Option<LastError>,
 }
 
-/// A failure, as far as it is kept.
+/// A stored failure.
 #[derive(Clone, Debug, Serialize)]
 pub struct LastError {
     /// When.
     pub at: Option<Timestamp>,
-    /// With which change.
+    /// The position of the change.
     pub position: i64,
-    /// Of which user.
+    /// The user of the change.
     pub user_id: String,
     /// PostgreSQL's five-character code.
     pub sqlstate: Option<String>,
@@ -48,20 +48,20 @@ pub struct LastError {
     pub constraint: Option<String>,
     /// The function and the line in it.
     pub location: Option<String>,
-    /// In words; gone when the user is deleted.
+    /// The message. The deletion of the user erases it.
     pub message: Option<String>,
 }
 
-/// What a handler's metrics say.
+/// The values of a handler's metrics.
 #[derive(Clone, Debug)]
 pub struct HandlerLag {
-    /// Under which its progress is kept.
+    /// The name under which its progress is stored.
     pub name: String,
-    /// Age of the oldest change it has not come to, seconds.
+    /// Age of the oldest change that it has not reached, in seconds.
     pub lag: i64,
-    /// Changes that wait for another try, or behind one that does.
+    /// Changes that wait for a retry, and later changes of the same users.
     pub waiting: i64,
-    /// Changes that failed too often.
+    /// Changes whose last attempt failed.
     pub dead_lettered: i64,
 }
 
@@ -112,7 +112,7 @@ impl From<Row> for HandlerStatus {
 }
 
 impl Store {
-    /// Every handler, as it stands.
+    /// Returns the status of every handler.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -187,7 +187,7 @@ impl Store {
         Ok(rows.into_iter().map(HandlerStatus::from).collect())
     }
 
-    /// What every handler's metrics say.
+    /// Returns the values of every handler's metrics.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -1,4 +1,4 @@
-//! A transaction lent to a handler: its writes and the word that it has run commit together, or neither does.
+//! The transaction of a handler: the handler's writes and its progress commit together, or neither does.
 
 use std::error::Error;
 use std::ops::{Deref, DerefMut};
@@ -101,7 +101,7 @@ fn location(context: &str) -> Option<String> {
 }
 
 impl Store {
-    /// Lends a transaction to `handler` for at most `timeout`, checks deferred constraints, takes back the role, does `then` in
+    /// Runs `handler` in a transaction for at most `timeout`, checks deferred constraints, resets the role, does `then` in
     /// it, and commits. A handler that fails, panics or takes too long leaves nothing behind.
     ///
     /// # Errors
