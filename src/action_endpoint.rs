@@ -1,9 +1,8 @@
-//! The application's HTTP decision endpoint: asked with a signature, within a deadline, at addresses it may have.
+//! Requests a verdict from the application's HTTP endpoint: signed, within a deadline, and only at permitted addresses.
 //!
-//! The request is the action as WorkOS sent it, byte for byte, with our own signature in the header
-//! `AuthKit-Sync-Signature`, made as WorkOS makes its own: `t=<unix milliseconds>, v1=<hex>`, where `v1` is the HMAC-SHA256
-//! of `t`, a dot and the body, keyed with the secret. The answer is 200 with `{"verdict": "allow"}` or
-//! `{"verdict": "deny", "message": "…"}`, or 204: no opinion.
+//! The body of the request is the action as WorkOS sent it, byte for byte. The header `AuthKit-Sync-Signature` has WorkOS's format:
+//! `t=<unix milliseconds>, v1=<hex>`, where `v1` is the HMAC-SHA256 of `t`, a dot and the body with the secret. The answer is 200 with
+//! `{"verdict": "allow"}` or `{"verdict": "deny", "message": "…"}`, or 204 for no opinion.
 
 use std::time::Duration;
 
@@ -15,91 +14,91 @@ use crate::workos::http::{BodyError, guarded_client, is_dialled, read_body, was_
 use crate::workos::json;
 use crate::workos::signature::Secret;
 
-/// The header that carries our signature.
+/// The header with our signature.
 pub const HEADER: &str = "authkit-sync-signature";
 
-/// How long the endpoint may take by default.
+/// Default timeout of the endpoint.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The shortest secret.
+/// Minimum length of the secret, in characters.
 pub const SECRET_LENGTH: usize = 32;
 
-/// The longest answer read.
+/// The largest accepted answer, in bytes.
 const ANSWER_LIMIT: usize = 64 * 1024;
 
-/// What a person is told when the endpoint failed and that was to deny.
+/// The message for the person if the endpoint failed and the failure verdict is to deny.
 const FAILED: &str = "This cannot be checked right now. Please try again in a moment.";
 
-/// What stands in for the endpoint's verdict when it fails. There is no default: somebody has to choose.
+/// The verdict when the endpoint fails or times out. There is no default, so that the operator must choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// Whoever comes is let in.
+    /// Allow the attempt.
     Allow,
-    /// Nobody is.
+    /// Deny the attempt.
     Deny,
 }
 
-/// Where an application decides over HTTP, and how it is asked.
+/// Settings of the application's HTTP endpoint for verdicts.
 #[derive(Clone, Debug)]
 pub struct ActionEndpoint {
-    /// Where: `https://…`; `http://…` only with `private_addresses`.
+    /// The URL: `https://…`. `http://…` is accepted only with `private_addresses`.
     pub url: String,
-    /// Signs our requests; at least [`SECRET_LENGTH`] characters, and no secret of WorkOS's.
+    /// The secret that signs our requests: at least 32 characters, and not a WorkOS secret.
     pub secret: Secret,
-    /// What a failure comes to.
+    /// The verdict when the endpoint fails.
     pub on_failure: OnFailure,
-    /// From the connection to the last byte. The deadline of all deciders together bounds it, too.
+    /// Timeout from the connection to the last byte. The deadline of all deciders together applies too.
     pub timeout: Duration,
-    /// Whether it may be at a loopback, private or otherwise special address.
+    /// Whether loopback, private and other special addresses are permitted.
     pub private_addresses: bool,
 }
 
-/// Why an endpoint cannot be used; it does not quote the URL.
+/// Why an endpoint's settings are invalid. The text does not contain the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// Not a URL we could ask.
+    /// Not an absolute HTTP URL.
     #[error("the action endpoint's URL must be an absolute http:// or https:// URL")]
     Malformed,
-    /// A password in the URL would end up in logs.
-    #[error("the action endpoint's URL must hold no user name and no password: the signature shows who asks")]
+    /// The URL contains credentials, which would appear in logs.
+    #[error("the action endpoint's URL must not contain a user name or password; check the signature instead")]
     Credentials,
-    /// Names and addresses of people would travel in the clear.
+    /// Personal data would be sent unencrypted.
     #[error("the action endpoint's URL must be https://, unless private addresses are allowed")]
     Plain,
-    /// An address that may not be dialled.
+    /// The address is not permitted.
     #[error("the action endpoint's URL names an address that is not public, and private addresses are not allowed")]
     Private,
-    /// Too short to be one.
+    /// The secret is too short.
     #[error("the action endpoint's secret must have at least 32 characters")]
     Secret,
-    /// No HTTP client.
-    #[error("no HTTP client can be made: TLS or its root certificates are missing")]
+    /// No HTTP client can be created.
+    #[error("no HTTP client can be created, because TLS or its root certificates are missing")]
     Client,
 }
 
-/// Why the endpoint gave no verdict.
+/// Why the endpoint returned no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndpointFailure {
-    /// Its name leads to addresses that may not be dialled, and to no other.
+    /// Its host name resolves only to addresses that are not permitted.
     AddressRefused,
-    /// No connection, or no name.
+    /// The connection or the name resolution failed.
     Unreachable,
-    /// It took too long.
+    /// It timed out.
     TimedOut,
-    /// It answers with another place.
+    /// It answered with a redirect.
     Redirects,
-    /// It answers with a status that is neither 200 nor 204.
+    /// It answered with a status other than 200 or 204.
     Status,
-    /// Its answer is too long.
+    /// Its answer is too large.
     TooLong,
-    /// Its answer broke off.
+    /// Its answer is incomplete.
     Broken,
-    /// Its answer is no verdict.
+    /// Its answer is not a verdict.
     Malformed,
 }
 
 impl EndpointFailure {
-    /// The word used in metrics and logs.
+    /// Returns the word for metrics and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::AddressRefused => "address_refused",
@@ -115,7 +114,7 @@ impl EndpointFailure {
 }
 
 impl ActionEndpoint {
-    /// Whether it can be used, as far as that can be told without asking it.
+    /// Checks the settings without a request.
     ///
     /// # Errors
     /// [`EndpointError`]
@@ -141,7 +140,7 @@ impl ActionEndpoint {
     }
 }
 
-/// An endpoint that was found usable.
+/// An endpoint with checked settings.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     client: reqwest::Client,
@@ -156,7 +155,7 @@ impl Endpoint {
         Ok(Self { client, url, settings })
     }
 
-    /// The verdict that stands in for a failed one.
+    /// Returns the verdict for a failure.
     pub(crate) fn on_failure(&self) -> Verdict {
         match self.settings.on_failure {
             OnFailure::Allow => Verdict::Allow,
@@ -164,7 +163,7 @@ impl Endpoint {
         }
     }
 
-    /// Asks; `None` is no opinion.
+    /// Requests a verdict. `None` means no opinion.
     pub(crate) async fn ask(
         &self,
         action: &Action,
@@ -202,8 +201,8 @@ impl Endpoint {
     }
 }
 
-/// The verdict that an answer's text holds. Its message may be odd (half an emoji, cut off by who wrote it): who was denied must
-/// not be let in for that.
+/// Reads the verdict in an answer. Invalid characters in the message (half of a surrogate pair) are replaced, so that they do not
+/// invalidate a denial.
 fn verdict(body: &[u8]) -> Option<Verdict> {
     let fit = json::fit(std::str::from_utf8(body).ok()?);
     let answer = json::object(&fit.text)?;

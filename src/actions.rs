@@ -1,8 +1,9 @@
-//! Who decides about an action, in this order: the application's handler, its HTTP endpoint, the rules. One that has no
-//! opinion leaves it to the next; where nobody has, the attempt is allowed.
+//! Decides about an action. The application's handler decides first, then its HTTP endpoint, then the rules. A decider without an
+//! opinion passes the action on. If no decider has an opinion, the attempt is allowed.
 //!
-//! A verdict is stored before it is answered, and the first one stored for an action counts: a repeated request, to any
-//! replica, gets the same answer. Two requests are the same action when kind, ID and body are the same. So without the database there is no verdict (promise 8: our outage creates no account).
+//! A verdict is stored before it is answered. The first stored verdict of an action counts, so a repeated request to any replica
+//! gets the same answer. Two requests are the same action if kind, ID and body are the same. Without the database there is no
+//! verdict (promise 8: an outage of ours creates no account).
 
 use std::error::Error;
 use std::fmt;
@@ -22,19 +23,19 @@ use crate::metrics::Metrics;
 use crate::store::action_verdicts::{ActionDecision, ActionKey, StoredVerdict};
 use crate::store::{Store, StoreError};
 
-/// How long handler and endpoint together may take by default. WorkOS waits a second or two, and does not say how long.
+/// Default timeout of handler and endpoint together. WorkOS times out after one or two seconds; the time is not documented.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// How long storing the verdict may take on top.
-const STORING: Duration = Duration::from_millis(500);
+/// Additional timeout for storing the verdict.
+const STORE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Whatever an application's handler fails with. Its text is never logged: it may quote the person.
-pub type HandlerError = Box<dyn Error + Send + Sync>;
+/// The error of an application's action handler. Its text is never logged, because it can contain personal data.
+pub type ActionHandlerError = Box<dyn Error + Send + Sync>;
 
-/// What a handler comes to: a verdict, or no opinion.
-pub type Opinion = Result<Option<Verdict>, HandlerError>;
+/// The result of an action handler: a verdict, or `None` for no opinion.
+pub type Opinion = Result<Option<Verdict>, ActionHandlerError>;
 
-/// An application's own decision.
+/// An application's action handler.
 #[derive(Clone)]
 pub(crate) struct Handler(Arc<dyn Fn(Action) -> BoxFuture<'static, Opinion> + Send + Sync>);
 
@@ -54,21 +55,21 @@ impl fmt::Debug for Handler {
     }
 }
 
-/// Why there is no verdict. All of it is ours: WorkOS hears 503, and its own dashboard setting decides.
+/// Why there is no verdict. The answer is 503, and WorkOS applies the failure setting of its dashboard.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Undecided {
-    /// The verdict could not be looked up or stored.
+    /// The verdict could not be read or stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The same, in time.
-    #[error("the database did not answer in time; try again")]
+    /// The verdict could not be read or stored within the deadline.
+    #[error("the database did not answer in time; retry")]
     Slow,
     /// The handler returned an error, panicked, or did not return in time.
-    #[error("the application's own decision {0}; try again")]
+    #[error("the application's action handler {0}; retry")]
     Handler(&'static str),
 }
 
-/// The deciders.
+/// The deciders and their settings.
 #[derive(Debug)]
 pub(crate) struct Actions {
     pub(crate) store: Store,
@@ -80,7 +81,7 @@ pub(crate) struct Actions {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// A decision, and whether it was made now.
+/// A decision, and whether an earlier request made it.
 #[derive(Debug)]
 pub(crate) struct Decided {
     pub(crate) decision: ActionDecision,
@@ -88,14 +89,14 @@ pub(crate) struct Decided {
 }
 
 impl Actions {
-    /// The verdict on an action: the stored one, or a new one that is stored when this returns.
+    /// Returns the stored verdict on an action, or decides and stores a new one.
     pub(crate) async fn decide(&self, action: &Action) -> Result<Decided, Undecided> {
         let (key, deadline) = (ActionKey::of(action), Instant::now() + self.deadline);
         if let Some(decision) = in_time(deadline, self.store.verdict(&key)).await? {
             return Ok(Decided { decision, repeated: true });
         }
         let decision = self.ask(action, deadline).await?;
-        match in_time(deadline + STORING, self.store.store_verdict(&key, &decision)).await? {
+        match in_time(deadline + STORE_TIMEOUT, self.store.store_verdict(&key, &decision)).await? {
             StoredVerdict::Existing(decision) => Ok(Decided { decision, repeated: true }),
             StoredVerdict::New => {
                 self.metrics.action(action.kind().as_str(), decision.verdict.as_str(), &decision.decided_by);
@@ -104,7 +105,7 @@ impl Actions {
         }
     }
 
-    /// Asks one decider after the other.
+    /// Calls the deciders in order.
     async fn ask(&self, action: &Action, deadline: Instant) -> Result<ActionDecision, Undecided> {
         let decided = |verdict, by: &str| Ok(ActionDecision { verdict, decided_by: by.to_owned() });
         if let Some(handler) = &self.handler
@@ -121,7 +122,7 @@ impl Actions {
                     tracing::warn!(
                         failure = failure.as_str(),
                         verdict = endpoint.on_failure().as_str(),
-                        "the action endpoint failed; the configured verdict stands in for its own"
+                        "the action endpoint failed; the configured failure verdict applies"
                     );
                     return decided(endpoint.on_failure(), "endpoint_failure");
                 }
@@ -138,16 +139,16 @@ async fn in_time<T>(deadline: Instant, asked: impl Future<Output = Result<T, Sto
     Ok(timeout_at(deadline, asked).await.map_err(|_| Undecided::Slow)??)
 }
 
-/// Asks the handler. Its panic is caught: it is the application's, and must not look like ours.
+/// Calls the handler and catches its panic, which is a defect of the application.
 async fn handled(handler: &Handler, action: &Action, deadline: Instant) -> Result<Option<Verdict>, Undecided> {
     let asked = AssertUnwindSafe(async { handler.0(action.clone()).await }).catch_unwind();
     let failure = match timeout_at(deadline, asked).await {
         Ok(Ok(Ok(opinion))) => return Ok(opinion.map(Verdict::fit)),
         Ok(Ok(Err(_))) => "failed",
         Ok(Err(_)) => "panicked",
-        Err(_) => "took too long",
+        Err(_) => "timed out",
     };
-    // Neither the error nor the panic is quoted: only the application knows whether it names somebody.
+    // The text of the error or panic is not logged: it can contain personal data.
     tracing::error!(failure, "the application's action handler gave no verdict");
     Err(Undecided::Handler(failure))
 }

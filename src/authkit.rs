@@ -1,4 +1,4 @@
-//! [`AuthKit`]: everything put together, for the binary and for applications that embed it.
+//! [`AuthKit`] connects all parts, for the binary and for applications that embed it.
 
 mod action_settings;
 mod actions;
@@ -37,56 +37,58 @@ pub use builder::{BODY_LIMIT, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RE
 pub use error::{BuildError, RunError};
 pub use extract::AuthUser;
 
-/// How long the database is left alone between two tries at start.
+/// Pause between two attempts to reach the database at start.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// A synced copy of one WorkOS environment's users: receives webhooks, answers lookups. Cloning is cheap.
+/// A synced copy of the users of one WorkOS environment. Receives webhooks and answers lookups. Cloning is cheap.
 ///
-/// It takes a pool and settings as arguments and touches neither the environment, nor signals, nor any global.
+/// It takes a pool and settings as arguments. It uses no environment variables, signals or global state.
 #[derive(Clone, Debug)]
 pub struct AuthKit {
     state: Arc<HttpState>,
-    /// Where to run pending migrations first, if that was asked for.
+    /// The pool for pending migrations, if they are to be run at start.
     migrate: Option<PgPool>,
-    /// What each listener allows.
+    /// The limits of each listener.
     limits: Limits,
-    /// What background work goes with.
+    /// The context of the background jobs.
     context: JobContext,
-    /// Where handlers run.
+    /// The store of the handlers.
     handlers: Store,
     jobs: background::Jobs,
 }
 
 impl AuthKit {
-    /// Begins with a pool on a migrated database and the WorkOS client id whose users it holds. The pool's role is the one that
-    /// migrated, or one that may read and write every table of the schema `workos`; an application that holds `workos_reader`
-    /// alone gives AuthKit a pool of its own, as `examples/notes.rs` does.
+    /// Returns a builder for a migrated database and the WorkOS client ID of its users.
     ///
-    /// A plain `PgPool` is used as it is. A [`Pool::connect`] makes lookups cheaper by two round trips.
+    /// The role of the pool must be able to read and write every table of the schema `workos`. The role that ran the migrations
+    /// can. If the application's own role is only a member of `workos_reader`, give AuthKit a separate pool, as `examples/notes.rs`
+    /// does.
+    ///
+    /// A plain `PgPool` works. [`Pool::connect`] saves two round trips per lookup.
     pub fn builder(pool: impl Into<Pool>, client_id: impl Into<String>) -> Builder {
         Builder::new(pool.into(), client_id.into())
     }
 
-    /// **`get_auth_user`**: the live user behind an access token.
+    /// Returns the live user of an access token (**`get_auth_user`**).
     ///
-    /// One signature check and one indexed statement; no call to WorkOS unless its keys have changed.
+    /// It needs one signature check and one indexed statement. It calls WorkOS only if its keys have changed.
     ///
     /// # Errors
-    /// [`LookupError`]: the token is refused, its user is deleted or unknown, or something of ours is away. Only the first
-    /// is a reason to sign anybody out.
+    /// [`LookupError`]: the token is rejected, its user is deleted or unknown, or the service has a failure. Sign the user out only
+    /// in the first case.
     pub async fn get_auth_user(&self, token: &str) -> Result<User, LookupError> {
         self.state.lookups.session(token).await.map(|(user, _)| user)
     }
 
-    /// The live user with this id; where read-through is on, WorkOS is asked about one who is not here.
+    /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.
     ///
     /// # Errors
-    /// [`LookupError`], but none about a token.
+    /// [`LookupError`], except [`LookupError::Token`].
     pub async fn get_user(&self, id: &str) -> Result<User, LookupError> {
         self.state.lookups.user(id).await
     }
 
-    /// The live user with this external id, if there is one; of several the one WorkOS changed last.
+    /// Returns the live user with this external ID, if any. If several users have it, returns the one that WorkOS updated last.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -94,7 +96,7 @@ impl AuthKit {
         self.state.store.user_by_external_id(external_id).await
     }
 
-    /// The token's own claims, checked, without asking the database.
+    /// Verifies the token and returns its claims. The database is not used.
     ///
     /// # Errors
     /// [`TokenError`]
@@ -102,8 +104,9 @@ impl AuthKit {
         self.state.lookups.identity(token).await
     }
 
-    /// The present position of the change feed: every change up to it is committed. Read the users after asking for it, and
-    /// follow from it.
+    /// Returns the current position of the change feed. Every change up to it is committed.
+    ///
+    /// To start a copy of the users, get the position first, then read the users, then read the changes after the position.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -111,27 +114,31 @@ impl AuthKit {
         self.state.feed.now().await
     }
 
-    /// Every change behind a position, in order, for ever; see [`Feed::stream`](crate::sync::feed::Feed::stream).
+    /// Returns an endless stream of the changes after a position, in order.
+    ///
+    /// It waits for new changes and retries while the database is unreachable. It ends with an error if the position has expired.
     pub fn changes(&self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send + use<> {
         self.state.feed.clone().stream(after)
     }
 
-    /// The application's routes, to be mounted in any axum 0.8 application, beside [`AuthKit::run_background`]. An embedder
-    /// bounds its own connections.
+    /// Returns the application's routes, to be mounted in an axum 0.8 application. Run [`AuthKit::run_background`] too. The
+    /// application limits its own connections.
     pub fn router(&self) -> Router {
         http::router(self.state.clone())
     }
 
-    /// The operator's routes: probes with detail, `/metrics`. Not for the public.
+    /// Returns the operator's routes: probes with detail, and `/metrics`. Do not expose them to the public.
     pub fn ops_router(&self) -> Router {
         http::ops_router(self.state.clone())
     }
 
-    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background loops, until `shutdown` resolves;
-    /// then answers what has begun, by a deadline. With the database away it serves 503 and keeps trying.
+    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background jobs until `shutdown` resolves. Then
+    /// answers the open requests within a deadline.
+    ///
+    /// While the database is unreachable, it answers 503 and retries.
     ///
     /// # Errors
-    /// [`RunError`] when the database turns out, at start or when it first answers, to be none this process may serve.
+    /// [`RunError`] if this process must not serve the database, at start or later.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -146,7 +153,7 @@ impl AuthKit {
         let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
         let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), ops_limits, metrics, stop.clone())));
         let ended = self.until(shutdown).await;
-        tracing::info!("shutting down: no new connections, open requests are answered");
+        tracing::info!("shutting down; no new connections are accepted, open requests are answered");
         self.state.closing.cancel();
         stop.cancel();
         let served = public.await;
@@ -156,16 +163,16 @@ impl AuthKit {
         self.end_loops(loops).await;
         match served {
             Ok(Served::Drained) => tracing::info!("every open request was answered"),
-            _ => tracing::warn!("the deadline passed with requests open; they were cut off"),
+            _ => tracing::warn!("some requests were still open at the deadline and were dropped"),
         }
         ended
     }
 
-    /// Runs the background loops alone, until `shutdown` resolves: for an application that mounts [`AuthKit::router`] in a
-    /// server of its own. Without it nothing is polled, and no handler runs.
+    /// Runs only the background jobs, until `shutdown` resolves. For an application that mounts [`AuthKit::router`] in its own
+    /// server. Without it, there is no polling, no backfill and no handler runs.
     ///
     /// # Errors
-    /// As [`AuthKit::run`].
+    /// The same as [`AuthKit::run`].
     pub async fn run_background(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
@@ -186,7 +193,7 @@ impl AuthKit {
 
     async fn end_loops(&self, loops: Supervisor) {
         loops.ended().await;
-        // Nobody minds when the database is away: the leases run out by themselves.
+        // If the database is unreachable, the leases expire by themselves.
         let _ = self.context.release().await;
     }
 
@@ -197,20 +204,20 @@ impl AuthKit {
         }
     }
 
-    /// Resolves when the database must not be served, at start or later.
+    /// Resolves when this process must not serve the database, at start or later.
     async fn unfit(&self) -> RunError {
         let mut waiting = false;
         loop {
             match self.prepare().await {
                 Ok(()) => {
-                    tracing::info!("the database answers and its schema is current");
+                    tracing::info!("the database is reachable and its schema is current");
                     return self.state.store.turned_unfit().await.into();
                 }
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => return unfit.into(),
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
                 Err(RunError::Migrations(MigrationsError::Database(error))) => {
                     if !waiting {
-                        tracing::error!(error = %error, "the database cannot be reached; answering 503 and trying again every second");
+                        tracing::error!(error = %error, "the database is unreachable; the service answers 503 and retries every second");
                     }
                     waiting = true;
                 }
@@ -220,7 +227,7 @@ impl AuthKit {
         }
     }
 
-    /// Runs pending migrations, if that was asked for, and asks whether the database can be served.
+    /// Runs pending migrations, if enabled, and checks whether this process can serve the database.
     async fn prepare(&self) -> Result<(), RunError> {
         if let Some(pool) = &self.migrate {
             for migration in migrations::run(pool).await? {
@@ -229,7 +236,7 @@ impl AuthKit {
             for statement in roles::assert(pool).await.map_err(MigrationsError::Database)? {
                 tracing::warn!(
                     statement,
-                    "not allowed; somebody who is may want to run it, for the roles of applications"
+                    "this role lacks the privilege for a statement; a superuser can run it, so that the roles of applications work"
                 );
             }
         }

@@ -48,14 +48,18 @@ pub use service_keys::KEY_LENGTH;
 pub(crate) use service_keys::ServiceKeys;
 pub(crate) use state::{ActionState, HttpState};
 
-/// The application's routes. A route stands here by its handler, whose annotation says where it is and what it answers, so that
-/// what is served is what `/openapi.json` describes.
+/// Returns the application's routes, to be mounted in another router.
+///
+/// Each route is mounted by its handler. The handler's annotation contains the path and the answers, so `/openapi.json` describes
+/// what is served.
 pub(crate) fn router(state: Arc<HttpState>) -> Router {
     with_layers(routes(&state), state)
 }
 
-/// The application's routes as a whole service: what is not a route is answered in our own shape too. That stands beneath the
-/// layers, or a browser's preflight, whose method no route takes, would never come to CORS.
+/// Returns the application's routes as a complete service: unknown paths and methods are answered in our error format too.
+///
+/// The fallbacks are below the layers. Otherwise a browser's preflight request, whose method no route accepts, would not reach the
+/// CORS layer.
 pub(crate) fn service(state: Arc<HttpState>) -> Router {
     with_layers(routes(&state).fallback(error::no_route).method_not_allowed_fallback(error::no_method), state)
 }
@@ -65,17 +69,17 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
         .routes(routes!(auth::user))
         .routes(routes!(auth::session))
         .layer(middleware::map_response_with_state(state.clone(), auth::synced_through));
-    let mut asked = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
-    let mut unkept = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
+    let mut cached = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
+    let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
     let users = OpenApiRouter::new().nest("/user_management", user_management(state));
     if state.service_keys.is_empty() {
-        // Described all the same: a client is generated once, and a key may come tomorrow.
-        asked.get_openapi_mut().merge(users.into_openapi());
-        unkept.get_openapi_mut().merge(feed(state).into_openapi());
+        // The routes are described even without a key: a client is generated once, and a key can be configured later.
+        cached.get_openapi_mut().merge(users.into_openapi());
+        uncached.get_openapi_mut().merge(feed(state).into_openapi());
     } else {
-        (asked, unkept) = (asked.merge(users), unkept.merge(feed(state)));
+        (cached, uncached) = (cached.merge(users), uncached.merge(feed(state)));
     }
-    let mut all = asked.layer(middleware::from_fn(conditional::answer)).merge(unkept);
+    let mut all = cached.layer(middleware::from_fn(conditional::answer)).merge(uncached);
     if !state.webhook_secrets.is_empty() {
         let (schemas, paths, receiver) = routes!(webhook::receive);
         all = all.routes((schemas, openapi::at(&state.webhook_path, paths), receiver));
@@ -88,7 +92,7 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     routes
 }
 
-/// Measured, logged and open to pages of the configured origins.
+/// Adds the layers: measurement, the log line, and CORS.
 fn with_layers(routes: Router<Arc<HttpState>>, state: Arc<HttpState>) -> Router {
     let routes = routes.layer(middleware::from_fn_with_state(state.clone(), request_log::request));
     match cors(&state.cors_origins) {
@@ -97,7 +101,7 @@ fn with_layers(routes: Router<Arc<HttpState>>, state: Arc<HttpState>) -> Router 
     }
 }
 
-/// Lets pages of these origins, and no others, ask with a token of their user. No cookies: there are none.
+/// Returns the CORS layer for these origins. It allows bearer tokens, and no cookies, because there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(HEADERS);
     let layer = CorsLayer::new()
@@ -109,7 +113,7 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(layer)
 }
 
-/// WorkOS's own read API.
+/// Returns the routes of WorkOS's API for reading users.
 fn user_management(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
     let read_only = |route: UtoipaMethodRouter<Arc<HttpState>>| route.map(|methods| methods.fallback(users::read_only));
     OpenApiRouter::new()
@@ -121,13 +125,13 @@ fn user_management(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
         .layer(middleware::from_fn_with_state(state.clone(), require_service_key))
 }
 
-/// The change feed.
+/// Returns the route of the change feed.
 fn feed(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
     let keyed = middleware::from_fn_with_state(state.clone(), require_service_key);
     OpenApiRouter::new().routes(routes!(changes::read)).layer(keyed)
 }
 
-/// The operator's routes: probes with detail, and metrics.
+/// Returns the operator's routes: probes with detail, and metrics.
 pub(crate) fn ops_router(state: Arc<HttpState>) -> Router {
     Router::new()
         .route("/healthz", get(ops::healthz))

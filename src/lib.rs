@@ -90,7 +90,7 @@ pub mod workos;
 pub use sqlx;
 
 pub use action_endpoint::{ActionEndpoint, EndpointError, OnFailure};
-pub use actions::{HandlerError, Opinion};
+pub use actions::{ActionHandlerError, Opinion};
 pub use authkit::{AuthKit, AuthUser, BuildError, Builder, Rejection, RunError};
 pub use domain::action::{Action, ActionContext, ActionKind, Invitation, Verdict};
 pub use domain::action_rules::{Rule, RuleError, Rules, Who};

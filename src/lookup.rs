@@ -1,4 +1,4 @@
-//! Who is behind a token: the question every backend asks.
+//! Looks up the user of an access token, or a user by ID.
 
 use std::sync::Arc;
 
@@ -9,40 +9,39 @@ use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::{NotAsked, ReadThrough};
 use crate::tokens::{Identity, TokenError, TokenVerifier};
 
-/// Why there is no user to return.
+/// Why a lookup returned no user.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    /// The token is refused, or no key to judge it by can be had.
+    /// The token is rejected, or the keys to verify it are unavailable.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The token is good, and its user has never been heard of.
-    #[error("the token is valid, but its user is not here (yet)")]
+    /// The token is valid, and its user is unknown.
+    #[error("the token is valid, but its user is not synced (perhaps not yet)")]
     NotFound,
-    /// The token is good, and whether its user exists cannot be known now: the first backfill has not completed, or WorkOS
-    /// cannot be asked.
-    #[error("the token is valid, but its user is not here yet; try again")]
+    /// The token is valid, and the user is not synced yet: the first backfill has not completed, or WorkOS is unreachable.
+    #[error("the token is valid, but its user is not synced yet; retry")]
     NotSynced,
-    /// The token is good, and its user was deleted at WorkOS.
+    /// The token is valid, and its user was deleted at WorkOS.
     #[error("the token is valid, but its user was deleted at WorkOS")]
     Deleted,
-    /// The database could not be asked.
+    /// The database request failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Answers lookups: one signature check and one indexed statement each.
+/// Answers lookups, each with one signature check and one indexed statement.
 #[derive(Clone, Debug)]
 pub struct Lookups {
     store: Store,
     tokens: Arc<TokenVerifier>,
-    /// Where a first backfill is to come: whether it has.
+    /// If a first backfill is pending, tells whether it has completed.
     awaited: Option<SyncProgress>,
-    /// Asks WorkOS about users who are not here.
+    /// Requests missing users from WorkOS.
     read_through: Option<ReadThrough>,
 }
 
 impl Lookups {
-    /// Looks users up in `store` for the tokens that `tokens` accepts.
+    /// Creates lookups in `store` for the tokens that `tokens` accepts.
     #[must_use]
     pub fn new(store: Store, tokens: Arc<TokenVerifier>) -> Self {
         Self { store, tokens, awaited: None, read_through: None }
@@ -54,13 +53,13 @@ impl Lookups {
         Self { awaited: watch, ..self }
     }
 
-    /// Users who are not here are asked about at WorkOS.
+    /// Enables read-through: missing users are requested from WorkOS.
     #[must_use]
     pub(crate) fn reading_through(self, read_through: Option<ReadThrough>) -> Self {
         Self { read_through, ..self }
     }
 
-    /// The token's own claims, checked; no database is asked.
+    /// Verifies the token and returns its claims. The database is not used.
     ///
     /// # Errors
     /// [`TokenError`]
@@ -68,7 +67,7 @@ impl Lookups {
         self.tokens.verify(token).await
     }
 
-    /// The user behind the token, and the token's claims.
+    /// Returns the user and the claims of the token.
     ///
     /// # Errors
     /// [`LookupError`]
@@ -78,12 +77,12 @@ impl Lookups {
         Ok((user, identity))
     }
 
-    /// The live user with this id, read through from WorkOS where that is on and the user is not here.
+    /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.
     ///
     /// # Errors
-    /// [`LookupError`], but none about a token.
+    /// [`LookupError`], except [`LookupError::Token`].
     pub async fn user(&self, id: &str) -> Result<User, LookupError> {
-        // PostgreSQL's text holds no NUL, so nobody has such an id.
+        // PostgreSQL cannot store NUL, so no user has such an ID.
         if id.contains('\0') {
             return Err(LookupError::NotFound);
         }
@@ -100,7 +99,7 @@ impl Lookups {
         }
     }
 
-    /// A first backfill is to come and has not completed: what is not here may yet come.
+    /// Returns true if the first backfill has not completed, so that a missing user can still appear.
     ///
     /// # Errors
     /// [`StoreError`]

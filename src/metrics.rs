@@ -1,4 +1,4 @@
-//! What is counted. No label ever holds a value that a caller chose freely.
+//! The metrics. No label contains a value that a caller can choose freely.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,13 +12,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// So many event types are told apart; WorkOS has about a hundred, and names beyond the bound are counted as `other`.
+/// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
 const TYPE_LIMIT: usize = 200;
 
-/// Seconds. A lookup takes well under a millisecond of work, a receipt a few; the rest shows trouble.
+/// Histogram buckets, in seconds. A lookup takes less than a millisecond and a webhook a few; the other buckets show problems.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
-/// This process's counters, in a registry of their own.
+/// The metrics of this process, in their own registry.
 pub struct Metrics {
     registry: Registry,
     types: Mutex<HashSet<String>>,
@@ -94,10 +94,10 @@ struct HandledLabels {
     outcome: &'static str,
 }
 
-/// Of a gauge that can be absent.
+/// Labels of a gauge that can be absent.
 type NoLabels = [(&'static str, &'static str); 0];
 
-/// What is counted of handlers.
+/// The metrics of handlers.
 struct Handlers {
     runs: Family<HandledLabels, Counter>,
     lag: Family<HandlerLabels, Gauge>,
@@ -116,20 +116,17 @@ impl Handlers {
         };
         Self {
             runs,
-            lag: gauge("handler_lag_seconds", "Age of the oldest change that a handler has not come to"),
+            lag: gauge("handler_lag_seconds", "Age of the oldest change that the handler has not processed"),
             waiting: gauge(
                 "handler_waiting",
-                "Changes of a handler that wait for another try, or behind one that does",
+                "Changes of the handler that wait for a retry, including later changes of the same user",
             ),
-            dead_lettered: gauge(
-                "handler_dead_lettered",
-                "Changes that failed too often in a handler and were set aside",
-            ),
+            dead_lettered: gauge("handler_dead_lettered", "Dead-lettered changes of the handler"),
         }
     }
 }
 
-/// What is counted of the table as a whole.
+/// The metrics of the users table.
 struct Progress {
     quarantined: Gauge,
     synced_through: Family<NoLabels, Gauge>,
@@ -138,8 +135,8 @@ struct Progress {
 
 impl Progress {
     fn register(registry: &mut Registry) -> Self {
-        let quarantined = gauge(registry, "quarantined_events", "Events waiting in quarantine; counted up to 10000");
-        // Families without labels, because they can be absent.
+        let quarantined = gauge(registry, "quarantined_events", "Events in quarantine, counted up to 10000");
+        // Families without labels, because a plain gauge cannot be absent.
         let mut gauge = |name: &str, help: &str| {
             let gauge = Family::default();
             registry.register(name, help, gauge.clone());
@@ -149,17 +146,17 @@ impl Progress {
             quarantined,
             synced_through: gauge(
                 "synced_through_timestamp_seconds",
-                "Everything WorkOS had done by then is in the table; absent until a backfill or reconcile has completed",
+                "The users table contains everything that happened at WorkOS until this time; absent until a backfill or reconcile has completed",
             ),
             lag: gauge(
                 "lag_seconds",
-                "How far the table is behind WorkOS, beyond what is by design; absent until a backfill or reconcile has completed",
+                "Delay of the users table behind WorkOS beyond the delay by design; absent until a backfill or reconcile has completed",
             ),
         }
     }
 }
 
-/// What is counted of erasures.
+/// The metrics of erasures.
 struct Erasures {
     pending: Gauge,
     oldest_age: Gauge,
@@ -176,7 +173,7 @@ impl Erasures {
             oldest_age: gauge(
                 registry,
                 "erasure_oldest_age_seconds",
-                "How long the oldest erasure that is not complete has waited",
+                "How long the oldest incomplete erasure has waited",
             ),
         }
     }
@@ -206,29 +203,29 @@ impl Default for Metrics {
             events.clone(),
         );
         let refusals = Family::default();
-        registry.register("refusals", "Requests refused, by route and reason", refusals.clone());
+        registry.register("refusals", "Refused requests by route and reason", refusals.clone());
         let actions = Family::default();
-        registry.register("actions", "Verdicts on sign-ins and sign-ups, by what decided them", actions.clone());
+        registry.register("actions", "Verdicts on sign-ins and sign-ups by kind, verdict and decider", actions.clone());
         let endpoint_failures = Family::default();
         registry.register(
             "action_endpoint_failures",
-            "Questions to the application's action endpoint that brought no verdict",
+            "Failed requests to the application's action endpoint by failure",
             endpoint_failures.clone(),
         );
         let requests = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
-        registry.register(
-            "request_duration_seconds",
-            "From the request's head to the answer's, by route and status",
-            requests.clone(),
-        );
+        registry.register("request_duration_seconds", "Duration of requests by route and status", requests.clone());
         let restarts = Family::default();
-        registry.register("loop_restarts", "Background loops restarted after a panic", restarts.clone());
+        registry.register("loop_restarts", "Background jobs restarted after a panic", restarts.clone());
         let troubles = Family::default();
-        registry.register("job_in_trouble", "Background jobs whose last step failed in this process", troubles.clone());
+        registry.register(
+            "job_in_trouble",
+            "Whether the last step of the background job failed in this process (1 or 0)",
+            troubles.clone(),
+        );
         let missed = Family::default();
         registry.register(
             "events_missed",
-            "Events of the last day that one feed brought and this one did not, by the feed that did not",
+            "Events of the last day that the other feed brought and this feed did not",
             missed.clone(),
         );
         let handlers = Handlers::register(&mut registry);
@@ -268,7 +265,7 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Counts a verified event; `outcome` is `duplicate` for one seen before.
+    /// Counts a verified event. The outcome of an event that was already received is `duplicate`.
     pub fn event(&self, event_type: &str, origin: &'static str, outcome: &'static str) {
         let r#type = self.known_type(event_type);
         self.events.get_or_create(&EventLabels { r#type, origin, outcome }).inc();
@@ -279,44 +276,44 @@ impl Metrics {
         self.refusals.get_or_create(&RefusalLabels { route: route.to_owned(), reason }).inc();
     }
 
-    /// Counts a verdict; `decided_by` is a decider or a rule's number, never what a rule says.
+    /// Counts a verdict. `decided_by` is a decider or the number of a rule, never the text of a rule.
     pub fn action(&self, kind: &'static str, verdict: &'static str, decided_by: &str) {
         self.actions.get_or_create(&ActionLabels { kind, verdict, decided_by: decided_by.to_owned() }).inc();
     }
 
-    /// Counts a question to the action endpoint that brought no verdict.
+    /// Counts a failed request to the action endpoint.
     pub fn endpoint_failure(&self, failure: &'static str) {
         self.endpoint_failures.get_or_create(&FailureLabels { failure }).inc();
     }
 
-    /// Notes how long a request took.
+    /// Records the duration of a request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
         let labels = RequestLabels { route: route.to_owned(), status };
         self.requests.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// Counts a restarted loop.
+    /// Counts a restarted job.
     pub fn restart(&self, name: &'static str) {
         self.restarts.get_or_create(&LoopLabels { r#loop: name }).inc();
     }
 
-    /// Notes whether a background job's last step went well.
+    /// Records whether the last step of a background job succeeded.
     pub fn job(&self, name: &'static str, well: bool) {
         self.troubles.get_or_create(&LoopLabels { r#loop: name }).set(i64::from(!well));
     }
 
-    /// Notes how many events a feed failed to bring.
+    /// Records how many events a feed missed.
     pub fn missed(&self, feed: &'static str, events: i64) {
         self.missed.get_or_create(&FeedLabels { feed }).set(events);
     }
 
-    /// Counts a change given to a handler; names of handlers are configuration, and bounded in number.
+    /// Counts a change given to a handler. Handler names are configuration, so their number is limited.
     pub fn handled(&self, handler: &str, well: bool) {
         let outcome = if well { "done" } else { "failed" };
         self.handlers.runs.get_or_create(&HandledLabels { handler: handler.to_owned(), outcome }).inc();
     }
 
-    /// Notes how far a handler is behind (seconds), and how many of its changes wait or are set aside.
+    /// Records the lag of a handler in seconds, and how many of its changes wait or are dead-lettered.
     pub fn handler(&self, handler: &str, lag: i64, waiting: i64, dead_lettered: i64) {
         let labels = HandlerLabels { handler: handler.to_owned() };
         self.handlers.lag.get_or_create(&labels).set(lag);
@@ -324,7 +321,7 @@ impl Metrics {
         self.handlers.dead_lettered.get_or_create(&labels).set(dead_lettered);
     }
 
-    /// A handler that was removed has nothing to tell any more.
+    /// Removes the metrics of a handler that was removed.
     pub fn forget_handler(&self, handler: &str) {
         let labels = HandlerLabels { handler: handler.to_owned() };
         for gauge in [&self.handlers.lag, &self.handlers.waiting, &self.handlers.dead_lettered] {
@@ -332,13 +329,13 @@ impl Metrics {
         }
     }
 
-    /// Notes how many events wait in quarantine, and how far the table is complete (seconds since 1970).
+    /// Records the number of events in quarantine, and the time up to which the users table is complete (seconds since 1970).
     pub fn progress(&self, quarantined: i64, synced_through: Option<i64>) {
         self.progress.quarantined.set(quarantined);
         set_or_remove(&self.progress.synced_through, synced_through);
     }
 
-    /// Sets how far the table is behind WorkOS in seconds, beyond what is by design.
+    /// Sets the delay of the users table behind WorkOS in seconds, beyond the delay by design.
     pub fn lag(&self, seconds: Option<i64>) {
         set_or_remove(&self.progress.lag, seconds);
     }
@@ -349,28 +346,28 @@ impl Metrics {
         self.erasures.oldest_age.set(oldest_seconds);
     }
 
-    /// The number of open connections.
+    /// Returns the gauge of open connections.
     #[must_use]
     pub fn connections(&self) -> &Gauge {
         &self.connections
     }
 
-    /// Counts a connection that was closed for a reason of ours.
+    /// Counts a connection that the service closed.
     pub fn closed_connection(&self, reason: &'static str) {
         self.closed_connections.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Everything, in the OpenMetrics text format.
+    /// Returns all metrics in the OpenMetrics text format.
     ///
     /// # Errors
-    /// None in practice: it writes to memory.
+    /// None in practice, because it writes to memory.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut page = String::new();
         text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
 
-    /// The type as a label: WorkOS's own names, in bounded number.
+    /// Returns the event type as a label value, or `other`.
     fn known_type(&self, event_type: &str) -> String {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_');
         if event_type.len() > 64 || !event_type.bytes().all(plain) {

@@ -1,7 +1,7 @@
-//! Background loops that outlive their own mistakes.
+//! Runs background jobs and restarts them after a panic.
 //!
-//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A tick that panics is counted and tried again
-//! later; it never takes lookups or webhooks down with it.
+//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A panic is counted, and the tick is
+//! retried after a pause. It never stops lookups or webhooks.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::metrics::Metrics;
 use crate::sync::job::{Job, keeping};
 use crate::tokens::KeyCache;
 
-/// The rest after a panic doubles from here up to the longest.
+/// The pause after a panic doubles from the first value to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Runs loops until told to stop.
+/// Runs jobs until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     loops: JoinSet<()>,
@@ -48,7 +48,7 @@ impl Supervisor {
                             metrics.restart(J::NAME);
                             tracing::error!(
                                 r#loop = J::NAME,
-                                "a background loop panicked and starts again; this is a defect of authkit-sync"
+                                "a background job panicked and is restarted; this is a defect of authkit-sync, please report it"
                             );
                             let rest = rest_after_panic;
                             rest_after_panic = (rest * 2).min(LONGEST_REST);
@@ -62,7 +62,7 @@ impl Supervisor {
         });
     }
 
-    /// Waits until every loop has ended; they do once the stop has come.
+    /// Waits until every job has ended. Cancel the stop token first.
     pub(crate) async fn ended(mut self) {
         while self.loops.join_next().await.is_some() {}
     }

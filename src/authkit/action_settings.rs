@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::workos::signature::Secret;
 
-/// What [`Builder`] knows about actions.
+/// The action settings of the builder.
 #[derive(Debug)]
 pub(super) struct ActionSettings {
     pub(super) secrets: Vec<Secret>,
@@ -31,31 +31,35 @@ impl Default for ActionSettings {
 }
 
 impl ActionSettings {
-    /// What would leave people undecided about, or decided about by whoever may only send events.
+    /// Checks that the settings fit together, and that no secret has two purposes.
     pub(super) fn check(&self, webhook_secrets: &[Secret], webhook_path: &str) -> Result<(), BuildError> {
         let refuse = |why: &str| Err(BuildError(why.to_owned()));
         let deciders = self.handler.is_some() || self.endpoint.is_some() || !self.rules.is_empty();
         if self.secrets.is_empty() {
-            let unheard = "there are deciders about actions but no action secret: nobody would ever ask them";
+            let unheard = "an action handler, endpoint or rule is set without an action secret, so it would never be used; set the secret too";
             return if deciders { refuse(unheard) } else { Ok(()) };
         }
         if self.secrets.iter().any(|secret| webhook_secrets.contains(secret)) {
             return refuse(
-                "an action secret is a webhook secret too: each endpoint has its own in the WorkOS dashboard",
+                "an action secret is also a webhook secret; use the secret of each endpoint from the WorkOS dashboard",
             );
         }
         if webhook_path == ACTION_PATH {
-            return refuse("the webhook path is /workos/action, where WorkOS asks about actions");
+            return refuse(
+                "the webhook path is /workos/action, which is the path of the actions endpoint; use another path",
+            );
         }
         let Some(endpoint) = &self.endpoint else { return Ok(()) };
         endpoint.check().map_err(|error| BuildError(error.to_string()))?;
         if self.secrets.iter().chain(webhook_secrets).any(|secret| *secret == endpoint.secret) {
-            return refuse("the action endpoint's secret is one of WorkOS's: whoever holds it could speak for WorkOS");
+            return refuse(
+                "the action endpoint's secret is also a WorkOS secret, so the endpoint could sign as WorkOS; use another secret",
+            );
         }
         Ok(())
     }
 
-    /// The state, where there is a secret.
+    /// Builds the state of the action route, if there is a secret.
     pub(super) fn build(
         self,
         store: &Store,

@@ -12,16 +12,18 @@ use crate::workos::signature::Secret;
 
 /// # Deciding who may sign in or up
 impl Builder {
-    /// The actions endpoint's secret, or several while rotating; an answer is signed with the one that signed the question.
-    /// Without one there is no such endpoint. It must not be a webhook secret.
+    /// Sets the secret of the actions endpoint, or several during a rotation. Enables the route.
+    ///
+    /// An answer is signed with the secret that signed the request. An action secret must not be a webhook secret.
     pub fn action_secrets(mut self, secrets: Vec<Secret>) -> Self {
         self.actions.secrets = secrets;
         self
     }
 
-    /// Asked first. `Ok(None)` is no opinion: then the HTTP endpoint is asked, if there is one, and then the rules. An error,
-    /// a panic or a missed deadline is answered 503, never allowed; the log does not quote it (what a panic says goes to the
-    /// application's own panic hook).
+    /// Sets a handler that decides first.
+    ///
+    /// `Ok(None)` means no opinion: the HTTP endpoint decides, if there is one, and then the rules. An error, a panic or a timeout is
+    /// answered 503, never allowed. The log does not contain its text. (The application's panic hook gets a panic's message.)
     ///
     /// ```
     /// # use authkit_sync::Builder;
@@ -43,19 +45,19 @@ impl Builder {
         self
     }
 
-    /// Asked second, over HTTP.
+    /// Sets an HTTP endpoint of the application, which decides if the handler has no opinion.
     pub fn action_endpoint(mut self, endpoint: ActionEndpoint) -> Self {
         self.actions.endpoint = Some(endpoint);
         self
     }
 
-    /// Asked last; where none matches, the attempt is allowed.
+    /// Sets the rules, which decide last. If no rule matches, the attempt is allowed.
     pub fn action_rules(mut self, rules: Rules) -> Self {
         self.actions.rules = rules;
         self
     }
 
-    /// How long handler and endpoint together may take. Default [`DEADLINE`](crate::actions::DEADLINE); WorkOS waits a second or two.
+    /// Sets the timeout of handler and endpoint together. Default 1500 ms, because WorkOS times out soon after that.
     pub fn action_deadline(mut self, deadline: Duration) -> Self {
         self.actions.deadline = deadline;
         self

@@ -1,4 +1,4 @@
-//! What runs behind the requests.
+//! The background jobs of this process.
 
 use std::time::Duration;
 
@@ -12,30 +12,30 @@ use crate::sync::housekeeping::Housekeeping;
 use crate::sync::job::JobContext;
 use crate::sync::reconcile::{Mode, Reconcile};
 
-/// Which jobs this process takes part in.
+/// The settings of the background jobs.
 #[derive(Clone, Debug)]
 pub(super) struct Jobs {
-    /// Read the Events API.
+    /// Whether to poll the Events API.
     pub(super) catch_up: bool,
-    /// Rest at its end.
+    /// Pause at the end of the Events API.
     pub(super) catch_up_interval: Duration,
-    /// Fill the table once.
+    /// Whether to read all existing users once.
     pub(super) backfill: bool,
-    /// From one complete reconcile to the next.
+    /// Interval between two reconciles.
     pub(super) reconcile_interval: Option<Duration>,
-    /// How long the inbox keeps events.
+    /// Retention period of events in the inbox.
     pub(super) retention: Duration,
-    /// The types catch-up reads.
+    /// The event types that catch-up reads.
     pub(super) event_types: Vec<String>,
-    /// Webhooks are received, so that the two feeds can be held against each other.
+    /// Whether webhooks are received. Then housekeeping compares the events of webhooks and catch-up.
     pub(super) webhooks: bool,
-    /// What the application does when something changes.
+    /// The handlers in Rust.
     pub(super) handlers: Vec<RustHandler>,
 }
 
 impl Jobs {
-    /// What a handler names whole, and what tells of sign-ins, is worth reading, whether or not webhooks bring it.
-    pub(super) fn read_what_is_wanted(&mut self, sign_ins: bool) {
+    /// Adds the event types that handlers name completely, and the type of sign-ins, to those that catch-up reads.
+    pub(super) fn add_event_types(&mut self, sign_ins: bool) {
         let handled = self.handlers.iter().flat_map(|handler| handler.types.whole());
         for name in handled.chain(sign_ins.then_some("session.created")) {
             if !self.event_types.iter().any(|read| read == name) {
@@ -44,7 +44,7 @@ impl Jobs {
         }
     }
 
-    /// Starts every loop that works with WorkOS's API, housekeeping, and on a pool of their own the handlers.
+    /// Starts the enabled jobs, and the handlers on their own pool.
     pub(super) fn start(&self, loops: &mut Supervisor, context: &JobContext, handlers: &Store) {
         if self.catch_up {
             loops.start(CatchUp::new(context.clone(), self.event_types.clone(), self.catch_up_interval));
@@ -52,7 +52,7 @@ impl Jobs {
         if self.backfill {
             loops.start(Backfill::new(context.clone(), false));
         }
-        // Without a schedule it still makes up for events that catch-up lost.
+        // Without an interval it still reconciles after catch-up has lost events.
         if self.catch_up || self.reconcile_interval.is_some() {
             loops.start(Reconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
         }

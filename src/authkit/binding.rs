@@ -1,4 +1,4 @@
-//! Before a database is bound to a client ID, WorkOS must have shown that it knows that ID.
+//! Checks that WorkOS knows a client ID before a database is bound to it.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use crate::store::fitness::ClientVerifier;
 use crate::tokens::KeyCache;
 
-/// WorkOS knows a client ID when it publishes signing keys for it.
+/// Verifies a client ID: WorkOS knows it if it publishes signing keys for it.
 #[derive(Debug)]
 pub(crate) struct PublishedKeys(pub(crate) KeyCache);
 

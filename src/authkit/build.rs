@@ -1,4 +1,4 @@
-//! Everything put together.
+//! Builds an [`AuthKit`] from its settings.
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,10 +21,10 @@ use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifi
 use crate::workos::api::{Api, ApiKey};
 
 impl Builder {
-    /// Puts everything together. Nothing is connected to yet.
+    /// Builds the [`AuthKit`]. It opens no connection yet.
     ///
     /// # Errors
-    /// [`BuildError`] when a setting cannot be used.
+    /// [`BuildError`] if a setting is invalid.
     pub fn build(self) -> Result<AuthKit, BuildError> {
         self.check()?;
         let keys = self.keys()?;
@@ -42,7 +42,7 @@ impl Builder {
         let watch = SyncProgress::new(background.clone(), metrics.clone(), self.jobs.catch_up_interval);
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
-        jobs.read_what_is_wanted(self.session_sign_ins);
+        jobs.add_event_types(self.session_sign_ins);
         if !has_key {
             (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
         }
@@ -84,10 +84,10 @@ impl Builder {
         })
     }
 
-    /// Whether the settings can be used.
+    /// Checks the settings.
     fn check(&self) -> Result<(), BuildError> {
         if !self.webhook_path.starts_with('/') || self.webhook_path.contains(['{', '}', '?', '#']) {
-            return Err(BuildError("the webhook path must begin with / and be a plain path".to_owned()));
+            return Err(BuildError("the webhook path must begin with / and must not contain {, }, ? or #".to_owned()));
         }
         if let Some(mistake) = self.mistakes.first() {
             return Err(BuildError(mistake.clone()));
@@ -107,7 +107,7 @@ impl Builder {
     }
 }
 
-/// A number no other process is likely to draw; it names this one.
+/// Returns a random number. It identifies this process.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()

@@ -1,4 +1,4 @@
-//! How an [`AuthKit`](crate::AuthKit) is put together.
+//! The builder of an [`AuthKit`](crate::AuthKit).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +16,25 @@ use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
 
-/// WorkOS's own API.
+/// The base URL of WorkOS's API.
 const WORKOS_API: &str = "https://api.workos.com";
 
-/// The largest webhook body by default. WorkOS's are a few kilobytes.
+/// Default limit of a webhook body, in bytes. WorkOS's bodies have a few kilobytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
 
-/// Where WorkOS posts by default.
+/// Default path of the webhook route.
 pub const WEBHOOK_PATH: &str = "/workos/webhook";
 
-/// Bytes of webhooks in memory, all requests together.
+/// Memory for the bodies of all webhooks together, in bytes.
 pub(super) const WEBHOOK_MEMORY: usize = 64 * 1024 * 1024;
 
-/// How long catch-up rests at the end by default.
+/// Default pause of catch-up at the end of the Events API.
 pub const CATCH_UP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// From one reconcile to the next by default.
+/// Default interval between two reconciles.
 pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// How long the inbox keeps events by default.
+/// Default retention period of events in the inbox.
 pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
 
 /// Settings of an [`AuthKit`](crate::AuthKit); see [`AuthKit::builder`](crate::AuthKit::builder).
@@ -70,7 +70,7 @@ pub struct Builder {
     pub(super) read_through: bool,
     pub(super) session_sign_ins: bool,
     pub(super) jobs: Jobs,
-    /// What [`Builder::build`] will refuse.
+    /// Errors for [`Builder::build`] to report.
     pub(super) mistakes: Vec<String>,
 }
 
@@ -127,191 +127,197 @@ impl Builder {
         }
     }
 
-    /// Lookups draw on a pool of their own, so that a storm of webhooks cannot starve them.
+    /// Sets a separate pool for lookups, so that many webhooks do not block them.
     pub fn lookup_pool(mut self, pool: impl Into<Pool>) -> Self {
         self.lookups = pool.into();
         self
     }
 
-    /// Background work draws on a pool of its own, so that a backfill starves neither webhooks nor lookups.
+    /// Sets a separate pool for background jobs, so that a backfill does not block webhooks or lookups.
     pub fn background_pool(mut self, pool: impl Into<Pool>) -> Self {
         self.background = pool.into();
         self
     }
 
-    /// The environment's API key. Without one there is no catch-up, no backfill and no reconcile.
+    /// Sets the environment's API key. Without it, there is no catch-up, backfill, reconcile or read-through.
     pub fn api_key(mut self, key: ApiKey) -> Self {
         self.api_key = Some(key);
         self
     }
 
-    /// Lets backends read users at `/user_management/users` with this key, of at least [`KEY_LENGTH`] bytes; logs name it by its
-    /// label. Only its hash is kept.
-    /// Without any key there are no such routes.
+    /// Adds a service key for backends. Enables `/user_management/users` and `/changes`.
+    ///
+    /// The key must have at least 32 bytes. Only its hash is kept. Logs contain its label.
     pub fn service_key(mut self, label: &str, key: &str) -> Self {
         if key.len() < KEY_LENGTH {
-            self.mistakes.push(format!("a service key is shorter than {KEY_LENGTH} bytes: it could be guessed"));
+            self.mistakes.push(format!(
+                "a service key is shorter than {KEY_LENGTH} bytes and could be guessed; use a longer one"
+            ));
         }
         self.service_keys.add(label, key);
         self
     }
 
-    /// Lets pages of these origins (`https://app.example.com`) ask from a browser. Default none; what is no origin is left out.
+    /// Sets the origins (`https://app.example.com`) whose pages can call the lookups from a browser. Default none. Values that are
+    /// not origins are ignored.
     pub fn cors_origins(mut self, origins: &[String]) -> Self {
         let named = origins.iter().filter(|origin| origin.contains("://"));
         self.cors_origins = named.filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         self
     }
 
-    /// Whether a user who is not here is asked about at WorkOS before a caller hears 404. Default on; needs the API key.
+    /// Sets whether a missing user is requested from WorkOS before the answer is 404. Default true. Requires the API key.
     pub fn read_through(mut self, on: bool) -> Self {
         self.read_through = on;
         self
     }
 
-    /// Whether [`AuthKit::run`](crate::AuthKit::run) reads the Events API behind the webhooks, or instead of them. Default
-    /// on.
+    /// Sets whether [`AuthKit::run`](crate::AuthKit::run) polls the Events API, in addition to webhooks or instead of them.
+    /// Default true.
     pub fn catch_up(mut self, on: bool) -> Self {
         self.jobs.catch_up = on;
         self
     }
 
-    /// How long catch-up rests when it has read to the end. Default [`CATCH_UP_INTERVAL`].
+    /// Sets the pause of catch-up at the end of the Events API. Default 5 seconds.
     pub fn catch_up_interval(mut self, interval: Duration) -> Self {
         self.jobs.catch_up_interval = interval;
         self
     }
 
-    /// The event types catch-up reads. Default [`EVENT_TYPES`]; those three are always among them.
+    /// Sets additional event types that catch-up reads. `user.created`, `user.updated` and `user.deleted` are always included.
     pub fn event_types(mut self, types: Vec<String>) -> Self {
         let more = types.into_iter().filter(|name| !EVENT_TYPES.contains(&name.as_str()));
         self.jobs.event_types = EVENT_TYPES.iter().map(|name| (*name).to_owned()).chain(more).collect();
         self
     }
 
-    /// Whether a `session.created` moves its user's `last_sign_in_at`, unless somebody impersonates the user. WorkOS moves its own
-    /// later and tells nobody, so this one can run ahead of it. Default off; when on, catch-up reads that type.
+    /// Sets whether a `session.created` event updates the user's `last_sign_in_at`, except during impersonation. Default false.
+    ///
+    /// WorkOS updates its own field later and sends no event for it, so ours can be more recent. If true, catch-up reads the type.
     pub fn session_sign_ins(mut self, on: bool) -> Self {
         self.session_sign_ins = on;
         self
     }
 
-    /// Whether [`AuthKit::run`](crate::AuthKit::run) fills the table with every existing user, until that has been done once.
-    /// Default on.
+    /// Sets whether [`AuthKit::run`](crate::AuthKit::run) reads all existing users once. Default true.
     pub fn backfill(mut self, on: bool) -> Self {
         self.jobs.backfill = on;
         self
     }
 
-    /// How long after a complete walk [`AuthKit::run`](crate::AuthKit::run) reconciles; `None`: only when events may be lost.
-    /// Default [`RECONCILE_INTERVAL`].
+    /// Sets the interval of reconciles. `None`: reconcile only when events may be lost. Default 24 hours.
     pub fn reconcile_interval(mut self, interval: Option<Duration>) -> Self {
         self.jobs.reconcile_interval = interval;
         self
     }
 
-    /// How long the inbox keeps events. Default [`RETENTION`]. Under 35 days only the payloads go; the rest of a row stays
-    /// that long, so that an event that is read again is not new again.
+    /// Sets the retention period of events in the inbox. Default 90 days.
+    ///
+    /// Below 35 days only the payloads are deleted earlier. The rest of a row stays 35 days, so that an event that is read again is
+    /// recognized as a duplicate.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.jobs.retention = retention;
         self
     }
 
-    /// How long one transaction or lookup may take, waiting for a connection included. Default 5 s.
+    /// Sets the timeout of a transaction or lookup, including the wait for a connection. Default 5 seconds.
     pub fn database_timeout(mut self, timeout: Duration) -> Self {
         self.database_timeout = timeout;
         self
     }
 
-    /// Where WorkOS answers, without a trailing slash: a custom auth domain, or an emulator. Default `https://api.workos.com`.
+    /// Sets the base URL of WorkOS's API, for a custom auth domain or an emulator. Default `https://api.workos.com`.
     pub fn api_base(mut self, base: impl Into<String>) -> Self {
         self.api_base = base.into().trim_end_matches('/').to_owned();
         self
     }
 
-    /// Where the signing keys are. Default `<api base>/sso/jwks/<client id>`.
+    /// Sets the URL of the signing keys. Default `<api base>/sso/jwks/<client ID>`.
     pub fn jwks_url(mut self, url: impl Into<String>) -> Self {
         self.jwks_url = Some(url.into());
         self
     }
 
-    /// Signing keys from elsewhere than a URL.
+    /// Sets another source of signing keys than a URL.
     pub fn key_source(mut self, source: Arc<dyn KeySource>) -> Self {
         self.key_source = Some(KeySourceArgument(source));
         self
     }
 
-    /// Accepted issuers, replacing those derived from the API base and the client id.
+    /// Sets the accepted issuers. Default: those derived from the API base and the client ID.
     pub fn issuers(mut self, issuers: Vec<String>) -> Self {
         self.issuers = issuers;
         self
     }
 
-    /// Audiences accepted beside the client id.
+    /// Sets the accepted audiences in addition to the client ID.
     pub fn audiences(mut self, audiences: Vec<String>) -> Self {
         self.audiences = audiences;
         self
     }
 
-    /// Accepts tokens of the issuer all WorkOS customers share even when nothing in them names this client; then the
-    /// per-client keys are the only binding. Default off.
+    /// Sets whether a token of WorkOS's shared issuer is accepted even if nothing in it names this client. Default false.
+    ///
+    /// If true, only the signing keys of the client bind a token to it.
     pub fn allow_shared_issuer(mut self, allow: bool) -> Self {
         self.allow_shared_issuer = allow;
         self
     }
 
-    /// The webhook endpoint's secret, or several while rotating. Without one there is no receiver.
+    /// Sets the secret of the webhook endpoint, or several during a rotation. Enables the webhook route.
     pub fn webhook_secrets(mut self, secrets: Vec<Secret>) -> Self {
         self.webhook_secrets = secrets;
         self
     }
 
-    /// Where WorkOS posts. Default [`WEBHOOK_PATH`].
+    /// Sets the path of the webhook route. Default `/workos/webhook`.
     pub fn webhook_path(mut self, path: impl Into<String>) -> Self {
         self.webhook_path = path.into();
         self
     }
 
-    /// How far a signature's time may lie from ours, either way. Default 180 s.
+    /// Sets the tolerated difference between the time of a webhook's signature and our clock. Default 180 seconds.
     pub fn signature_tolerance(mut self, tolerance: Duration) -> Self {
         self.signature_tolerance = tolerance;
         self
     }
 
-    /// The largest webhook body, bytes. Default [`BODY_LIMIT`].
+    /// Sets the limit of a webhook body, in bytes. Default 1 MiB.
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
         self
     }
 
-    /// How long the body of a webhook or an action may take to arrive. Default 10 s.
+    /// Sets the timeout for receiving the body of a webhook or an action. Default 10 seconds.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.body_timeout = timeout;
         self
     }
 
-    /// How many connections [`AuthKit::run`](crate::AuthKit::run) keeps open. For one more it closes the connection that has
-    /// gone longest without completing a request. Default [`CONNECTIONS`]. Each takes a file descriptor, and the database
-    /// needs some too.
+    /// Sets the limit of open connections of [`AuthKit::run`](crate::AuthKit::run). Default 4096.
+    ///
+    /// At the limit, the connection that has gone longest without completing a request is closed. Each connection needs a file
+    /// descriptor, in addition to those of the database connections.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
         self
     }
 
-    /// How long a client of [`AuthKit::run`](crate::AuthKit::run) may take not one byte of an answer before its connection is
-    /// closed. Default 30 s.
+    /// Sets the timeout for a client of [`AuthKit::run`](crate::AuthKit::run) that accepts no byte of an answer. Default 30
+    /// seconds. Then its connection is closed.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_timeout = timeout;
         self
     }
 
-    /// Runs pending migrations when the database first answers; until then the service answers 503. Default off.
+    /// Sets whether pending migrations are run at start. Default false. Until they have run, the service answers 503.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// The clock that signatures and tokens are judged by. Default the system's.
+    /// Sets the clock for checking signatures and tokens. Default: the system clock.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self

@@ -1,4 +1,4 @@
-//! Which handlers this process works for: those in Rust that it was built with, and every one in SQL.
+//! Starts the handlers of this process: its own in Rust, and every handler in SQL.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::sync::feed::Feed;
 use crate::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
 use crate::sync::job::{Job, JobContext, JobError};
 
-/// Between two looks for handlers that were added.
+/// Interval of the check for new handlers.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts two loops for each handler, and keeps their metrics.
+/// Starts two loops for each handler and updates the handler metrics.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     context: JobContext,
@@ -26,11 +26,11 @@ pub(super) struct Dispatcher {
 
 #[derive(Debug)]
 struct State {
-    /// The handlers in Rust stand in the database.
+    /// Whether the handlers in Rust are registered in the database.
     enrolled: bool,
-    /// Handlers whose loops run, those in SQL apart: a name may change hands.
+    /// Handlers whose loops run, with true for SQL: a name can move from Rust to SQL.
     started: HashSet<(String, bool)>,
-    /// Handlers whose metrics stand.
+    /// Handlers that have metrics.
     measured: Vec<String>,
     loops: Supervisor,
     failures: u32,
@@ -48,7 +48,7 @@ impl Job for Dispatcher {
 
 impl Dispatcher {
     pub(super) fn new(context: JobContext, rust: Vec<RustHandler>) -> Self {
-        // Loops end with the dispatcher: whoever drops it drops them.
+        // Dropping the dispatcher drops the loops.
         let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
         let state = State { enrolled: false, started: HashSet::new(), measured: Vec::new(), loops, failures: 0 };
         Self { feed: Feed::new(context.store.clone()), context, rust, state: Mutex::new(state) }
@@ -56,7 +56,7 @@ impl Dispatcher {
 
     async fn look(&self, state: &mut State) -> Result<(), JobError> {
         let store = &self.context.store;
-        // One that cannot start keeps no other from it.
+        // A handler that cannot start does not prevent the others.
         let mut taken = None;
         if !state.enrolled {
             for handler in &self.rust {

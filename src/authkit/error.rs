@@ -8,13 +8,13 @@ use crate::store::migrations::MigrationsError;
 #[error("{0}")]
 pub struct BuildError(pub(super) String);
 
-/// Why [`AuthKit::run`](crate::AuthKit::run) ended before it was asked to.
+/// Why [`AuthKit::run`](crate::AuthKit::run) ended before its shutdown was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The database answered, and must not be served by this process.
+    /// This process must not serve the database.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// Pending migrations were to be run first, and could not be.
+    /// Pending migrations could not be run.
     #[error(transparent)]
     Migrations(#[from] MigrationsError),
 }

@@ -1,4 +1,4 @@
-//! Extractors for axum 0.8 applications: who is behind this request?
+//! Extractors for axum 0.8 applications: the user and the claims of a request.
 
 use axum::extract::{FromRef, FromRequestParts, OptionalFromRequestParts};
 use axum::http::header::AUTHORIZATION;
@@ -9,12 +9,12 @@ use crate::domain::user::User;
 use crate::http::{Rejection, bearer};
 use crate::tokens::Identity;
 
-/// The user behind the request's access token, and the token's claims: one signature check and one indexed statement.
+/// Extracts the user and the claims of the request's access token, with one signature check and one indexed statement.
 ///
-/// `Option<AuthUser>` is `None` only when there is no `Authorization` header: a bad token is still 401, and our failure
-/// 503, so that nobody is taken for a guest by an outage.
+/// `Option<AuthUser>` is `None` only if the request has no `Authorization` header. A bad token is still 401 and a failure of the
+/// service 503, so an outage does not turn users into guests.
 ///
-/// The application's state has to hold an [`AuthKit`]:
+/// The application's state must contain an [`AuthKit`]:
 ///
 /// ```
 /// use authkit_sync::{AuthKit, AuthUser};
@@ -46,7 +46,7 @@ use crate::tokens::Identity;
 pub struct AuthUser {
     /// The live user.
     pub user: User,
-    /// What the token says.
+    /// The claims of the token.
     pub identity: Identity,
 }
 
@@ -77,7 +77,7 @@ where
     }
 }
 
-/// The token's claims alone: no database is asked, so a deleted user's token passes until it expires.
+/// Extracts only the token's claims. The database is not used, so the token of a deleted user is accepted until it expires.
 impl<S: Send + Sync> FromRequestParts<S> for Identity
 where
     AuthKit: FromRef<S>,

@@ -1,4 +1,4 @@
-//! What the application does when something changes.
+//! The builder's methods that add handlers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,19 @@ use crate::store::Pool;
 use crate::sync::handlers::{Handle, RustHandler};
 
 impl Builder {
-    /// Does something when something changes: `types` are event types, whole (`user.created`), by their first words
-    /// (`user.*`) or any (`*`), separated by commas.
+    /// Adds a handler, which runs for each change of the given types. `types` are event types, separated by commas: complete
+    /// (`user.created`), by prefix (`user.*`) or all (`*`).
     ///
-    /// Of `user.*` the handler gets every change of that kind, whichever way it came to light; of any other type every event.
-    /// Its writes through [`Tx`](crate::Tx) commit together with the fact that it has run: exactly once in effect, one user's
-    /// changes in order. An error rolls back and is tried again, with growing rests, for about half an hour; then the change
-    /// is set aside (`authkit-sync handlers list`), and its user's later ones go on. Progress is kept under `name`: keep it. A
-    /// new name starts at the end of the feed.
+    /// For the `user.*` types the handler gets every change of a user, from any origin. For other types it gets every event. Its
+    /// writes through [`Tx`](crate::Tx) commit together with its progress, so it takes effect exactly once. The changes of one user
+    /// come in order.
     ///
-    /// Keep it short, and call no other system from it: only what is in the database is rolled back. Write a row, as here, and
-    /// let a worker of yours send it.
+    /// After an error the transaction is rolled back, and the change is retried with growing pauses for about half an hour. Then it
+    /// is dead-lettered (see `authkit-sync handlers list`), and later changes of the user continue. The progress belongs to `name`,
+    /// so keep the name. A new name starts at the end of the feed.
+    ///
+    /// Keep a handler short and do not call other systems: only writes to the database are rolled back. Write a row, as in this
+    /// example, and let a worker send the mail.
     ///
     /// ```
     /// use authkit_sync::{AuthKit, Change, Tx};
@@ -42,8 +44,7 @@ impl Builder {
         self.handle(name, types, false, handler)
     }
 
-    /// As [`Builder::on`], but while it is new the handler is first told of every live user: one `created` of origin
-    /// `backfill` each.
+    /// Adds a handler as [`Builder::on`] does. A new handler first gets every live user as a change `created` of origin `backfill`.
     pub fn on_from_start(self, name: &str, types: &str, handler: impl Handle) -> Self {
         self.handle(name, types, true, handler)
     }
@@ -60,7 +61,9 @@ impl Builder {
             self.mistakes.push(format!("handler {name:?}: {}", handler::NAME));
         }
         if self.jobs.handlers.iter().any(|other| *other.name == *name) {
-            self.mistakes.push(format!("there are two handlers of the name {name}: progress is kept under it"));
+            self.mistakes.push(format!(
+                "two handlers have the name {name}; each handler needs its own name, because its progress belongs to it"
+            ));
         }
         let handle = Arc::new(handler);
         self.jobs.handlers.push(RustHandler {
@@ -73,14 +76,13 @@ impl Builder {
         self
     }
 
-    /// How long a handler in Rust may take with one change; those added before keep theirs. Default
-    /// [`TIMEOUT`](crate::sync::handlers::TIMEOUT).
+    /// Sets the timeout of a handler in Rust for one change, for handlers that are added after this call. Default 30 seconds.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.handler_timeout = timeout;
         self
     }
 
-    /// Handlers run on a pool of their own, so that a slow one starves nothing else. Two connections for each handler are enough.
+    /// Sets a separate pool for handlers, so that a slow handler blocks nothing else. Two connections per handler are enough.
     pub fn handler_pool(mut self, pool: impl Into<Pool>) -> Self {
         self.handlers = pool.into();
         self

@@ -1,7 +1,7 @@
-//! `POST /workos/action`: WorkOS asks whether somebody may sign in or up, and waits for the answer.
+//! `POST /workos/action`: WorkOS asks whether a person may sign in or sign up, and waits for the verdict.
 //!
-//! Whoever is refused an answer here leaves the attempt to what WorkOS's dashboard says about failures: deny, unless
-//! somebody chose otherwise. So nothing but a decision is ever answered as one.
+//! For any status other than 200, WorkOS applies the failure setting of its dashboard, which is to deny by default. So only a real
+//! verdict is answered 200.
 
 use std::sync::Arc;
 
@@ -21,24 +21,24 @@ use crate::domain::action::Action;
 use crate::workos::actions::{self, NotAnAction};
 use crate::workos::signature::ACTION_TOLERANCE;
 
-/// Where WorkOS asks.
+/// The path of the actions endpoint.
 pub const ACTION_PATH: &str = "/workos/action";
 
-/// The longest action, bytes: 32 KiB. WorkOS's own examples are up to 2 KiB long. The longest parts are the metadata of the
+/// The largest action: 32 KiB. WorkOS's own examples are up to 2 KiB long. The longest parts are the metadata of the
 /// user and of the organization, each at most 10 pairs of 640 ASCII characters.
 ///
-/// This times the number of connections is the memory for all actions (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)), so
-/// connections alone can never fill it: nobody who cannot sign can keep WorkOS from asking.
+/// The memory for all actions is this times the number of connections (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)). So
+/// connections alone cannot fill it, and a sender without a valid signature cannot block WorkOS's requests.
 pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
 
-/// Whether somebody may sign in or up: signed by WorkOS, answered with a signature.
+/// Decide whether a person may sign in or sign up. WorkOS signs the request, and the service signs the answer.
 #[utoipa::path(
     post,
     path = "/workos/action",
     operation_id = "decideAction",
     tag = "workos",
     security(("workos_signature" = [])),
-    request_body(content = BTreeMap<String, Value>, description = "the context, as WorkOS signed it"),
+    request_body(content = BTreeMap<String, Value>, description = "The action context, as WorkOS signed it."),
     responses(
         (status = 200, description = "The verdict.", body = AnswerShape),
         (status = 400, description = "`not_an_action`, `unknown_action`, `body_incomplete`", body = Error),
@@ -47,9 +47,9 @@ pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
         (status = 413, description = "`body_too_large`", body = Error),
         (
             status = 503,
-            description = "`database_unavailable`, `handler_failed`, `busy`: ours; what follows is the dashboard's setting",
+            description = "`database_unavailable`, `handler_failed`, `busy`: our failure. WorkOS applies the failure setting of its dashboard",
             body = Error,
-            headers(("Retry-After" = u32, description = "seconds"))
+            headers(("Retry-After" = u32, description = "Seconds to wait before a retry."))
         )
     )
 )]
@@ -58,7 +58,7 @@ pub(super) async fn decide(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Rejection> {
-    // Without deciders there is no such route.
+    // Without an action secret the route is not mounted.
     let Some(asked) = &state.actions else { return Err(no_route().await) };
     let signed = signed::read(&state, &headers, body, &asked.bodies, &asked.secrets, ACTION_TOLERANCE).await?;
     let action = actions::action(&signed.body)?;
@@ -86,19 +86,19 @@ pub(super) struct AnswerShape {
     /// `authentication_action_response` or `user_registration_action_response`
     object: String,
     payload: PayloadShape,
-    /// HMAC-SHA256 over the timestamp, a dot and the payload's text, in hexadecimal.
+    /// HMAC-SHA256 of the timestamp, a dot and the payload's text, in hexadecimal.
     signature: String,
 }
 
 #[derive(ToSchema)]
 #[schema(as = ActionPayload)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 struct PayloadShape {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970-01-01T00:00:00Z.
     timestamp: u64,
     /// `Allow` or `Deny`
     verdict: String,
-    /// Why not; with `Deny` only.
+    /// The message for the person, only with `Deny`.
     error_message: Option<String>,
 }
 
@@ -108,7 +108,7 @@ impl From<NotAnAction> for Rejection {
     }
 }
 
-/// Ours to mend, so 503; the log says which action it was.
+/// Answers 503, because the failure is ours, and adds the action to the log line.
 fn refuse(action: &Action, undecided: Undecided) -> Response {
     let message = undecided.to_string();
     let refusal = match undecided {

@@ -1,4 +1,4 @@
-//! `GET /auth/user`, `/auth/identity` and `/auth/session`: who is behind a token.
+//! `GET /auth/user`, `/auth/identity` and `/auth/session`: the user and the claims of an access token.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 use crate::tokens::Identity;
 
-/// The user behind the access token.
+/// Get the user of the access token.
 #[utoipa::path(
     get,
     path = "/auth/user",
@@ -30,8 +30,8 @@ use crate::tokens::Identity;
             description = "The live user.",
             body = UserShape,
             headers(
-                ("ETag" = String, description = "for If-None-Match"),
-                ("AuthKit-Sync-Synced-Through" = String, description = "how far the table is complete")
+                ("ETag" = String, description = "Send it as `If-None-Match`."),
+                ("AuthKit-Sync-Synced-Through" = String, description = "The users table is complete up to this time.")
             )
         ),
         NotModified,
@@ -46,7 +46,7 @@ pub(super) async fn user(
     Ok(Json(user))
 }
 
-/// What the access token says, without asking the database.
+/// Get the claims of the access token. The database is not used.
 #[utoipa::path(
     get,
     path = "/auth/identity",
@@ -59,7 +59,7 @@ pub(super) async fn user(
             description = "The token's claims.",
             body = IdentityShape,
             headers(
-                ("ETag" = String, description = "for If-None-Match")
+                ("ETag" = String, description = "Send it as `If-None-Match`.")
             )
         ),
         NotModified,
@@ -74,7 +74,7 @@ pub(super) async fn identity(
     Ok(Json(identity))
 }
 
-/// The user and what the access token says, in one.
+/// Get the user and the claims of the access token.
 #[utoipa::path(
     get,
     path = "/auth/session",
@@ -84,11 +84,11 @@ pub(super) async fn identity(
     responses(
         (
             status = 200,
-            description = "Both.",
+            description = "The live user and the token's claims.",
             body = Session,
             headers(
-                ("ETag" = String, description = "for If-None-Match"),
-                ("AuthKit-Sync-Synced-Through" = String, description = "how far the table is complete")
+                ("ETag" = String, description = "Send it as `If-None-Match`."),
+                ("AuthKit-Sync-Synced-Through" = String, description = "The users table is complete up to this time.")
             )
         ),
         NotModified,
@@ -104,7 +104,7 @@ pub(super) async fn session(
     Ok(Json(Session { user, identity, synced_through }))
 }
 
-/// Every answer out of the table says how far the table is complete.
+/// Adds the time up to which the users table is complete.
 pub(super) async fn synced_through(State(state): State<Arc<HttpState>>, mut response: Response) -> Response {
     let synced_through = state.watch.progress().synced_through.map(|at| at.to_string());
     if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
@@ -119,18 +119,18 @@ pub(super) struct Session {
     user: User,
     #[schema(value_type = IdentityShape)]
     identity: Identity,
-    /// How far the table is complete. Null until a first backfill or reconcile has completed and catch-up has read to the
-    /// end.
+    /// The users table is complete up to this time. Null until a first backfill or reconcile has completed and catch-up has
+    /// read to the end.
     #[schema(required, value_type = Option<String>, format = DateTime)]
     synced_through: Option<Timestamp>,
 }
 
-/// The token of `Authorization: Bearer <token>` (RFC 6750); the scheme's case does not matter.
+/// Returns the token of `Authorization: Bearer <token>` (RFC 6750). The scheme is not case-sensitive.
 pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or_else(|| Rejection::token_missing("send `Authorization: Bearer <access token>`"))?;
     if values.next().is_some() {
-        return Err(Rejection::token_missing("there is more than one Authorization header"));
+        return Err(Rejection::token_missing("there is more than one Authorization header; send one"));
     }
     let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
     if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() {

@@ -1,4 +1,4 @@
-//! Reading a body that nobody vouches for yet: bounded in size, in time, and together with the others of its route in memory.
+//! Reads unverified bodies within limits: size, time, and memory of all bodies of one route.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,25 +13,25 @@ use tokio_util::sync::CancellationToken;
 /// Why there is no body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
-    /// Longer than the limit.
+    /// It is larger than the limit.
     TooLarge,
-    /// Not all there in time.
+    /// It did not arrive within the timeout.
     Slow,
-    /// The memory for bodies is full, and this one has waited longest, or all others are verified.
+    /// The memory for bodies is full, and this body has been arriving longest or all others are verified.
     Busy,
-    /// The connection broke, or the framing did.
+    /// The connection or the framing broke.
     Broken,
 }
 
-/// The memory for the bodies of one route. Each route has its own, so that unsigned input on one cannot exhaust another.
+/// The memory for the bodies of one route. Each route has its own, so that unsigned input on one route cannot exhaust another.
 ///
-/// Where it is full, the body that has been arriving longest makes room. So senders of unfinished bodies, which nobody has
-/// signed, cannot keep out one that arrives now. A verified body makes no room: its request is being carried out.
+/// If the memory is full, the body that has been arriving longest is dropped. So senders of unfinished, unsigned bodies cannot
+/// block a new one. A verified body is never dropped, because its request is being processed.
 #[derive(Debug)]
 pub(crate) struct BodyBudget {
-    /// Of one body, bytes.
+    /// Limit of one body, in bytes.
     body_limit: usize,
-    /// Of all bodies together, bytes.
+    /// Limit of all bodies together, in bytes.
     total_limit: usize,
     bodies: Mutex<Bodies>,
 }
@@ -41,7 +41,7 @@ struct Bodies {
     /// Bytes of all bodies, verified or not.
     used: usize,
     next: u64,
-    /// Those that are still arriving, in the order of their first byte.
+    /// Bodies that are still arriving, in the order of their first byte.
     arriving: BTreeMap<u64, Arriving>,
 }
 
@@ -52,24 +52,25 @@ struct Arriving {
 }
 
 impl BodyBudget {
-    /// `body_limit` bytes for one body, `total_limit` for all; at least one body of the longest kind always fits.
+    /// Creates a budget of `body_limit` bytes for one body and `total_limit` bytes for all. At least one body of the largest
+    /// size always fits.
     pub(crate) fn new(body_limit: usize, total_limit: usize) -> Arc<Self> {
         Arc::new(Self { body_limit, total_limit: total_limit.max(body_limit), bodies: Mutex::default() })
     }
 
-    /// The longest body, bytes.
+    /// Returns the limit of one body, in bytes.
     pub(super) fn body_limit(&self) -> usize {
         self.body_limit
     }
 
-    /// Whether the head already says that the body is too long.
+    /// Returns true if `Content-Length` exceeds the limit.
     pub(super) fn is_declared_too_large(&self, headers: &HeaderMap) -> bool {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         length.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > self.body_limit))
     }
 
-    /// Reads the whole body. Bytes are counted as they arrive, not as they are announced, so that a slow sender holds only
-    /// what it has sent.
+    /// Reads the whole body. Counts bytes when they arrive, not when they are announced, so a slow sender occupies only what it
+    /// has sent.
     pub(super) async fn read(self: &Arc<Self>, body: Body, timeout: Duration) -> Result<Held, BodyError> {
         tokio::time::timeout(timeout, self.collect(body)).await.unwrap_or(Err(BodyError::Slow))
     }
@@ -107,13 +108,13 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The body's signature was verified: from now on it makes no room for others.
+    /// Protects the body from being dropped. Call it after the signature was verified.
     pub(super) fn keep(&mut self) -> Result<(), BodyError> {
         self.share.keep()
     }
 }
 
-/// What one body holds of a budget.
+/// The memory that one body occupies in a budget.
 #[derive(Debug)]
 struct Share {
     budget: Arc<BodyBudget>,
@@ -124,14 +125,14 @@ struct Share {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Empty,
-    /// At this place of the queue.
+    /// Position in the queue of arriving bodies.
     Arriving(u64),
-    /// So many bytes, verified.
+    /// Verified; the number of bytes.
     Kept(usize),
 }
 
 impl Share {
-    /// Takes room for `count` more bytes, of the oldest arriving bodies if need be.
+    /// Reserves `count` more bytes. If necessary, drops the oldest arriving bodies.
     fn grow(&mut self, count: usize) -> Result<(), BodyError> {
         let mut bodies = self.budget.bodies();
         if let State::Empty = self.state {
@@ -143,7 +144,7 @@ impl Share {
         let State::Arriving(place) = self.state else { return Err(BodyError::Busy) };
         while bodies.used + count > self.budget.total_limit {
             let Some((_, oldest)) = bodies.arriving.pop_first() else { return Err(BodyError::Busy) };
-            // Its bytes are freed as soon as its request notices.
+            // The bytes are freed when the dropped body's request notices the cancellation.
             bodies.used -= oldest.bytes;
             oldest.evicted.cancel();
         }
@@ -167,7 +168,7 @@ impl Drop for Share {
         let mut bodies = self.budget.bodies();
         bodies.used -= match self.state {
             State::Empty => 0,
-            // Where it is gone, it has made room already.
+            // If it is missing, it was dropped and its bytes are already subtracted.
             State::Arriving(place) => bodies.arriving.remove(&place).map_or(0, |own| own.bytes),
             State::Kept(bytes) => bytes,
         };

@@ -1,4 +1,4 @@
-//! `GET /changes`: the change feed, for followers with a service key.
+//! `GET /changes`: the change feed, for backends with a service key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,21 +17,21 @@ use super::state::HttpState;
 use crate::domain::change::Position;
 use crate::sync::feed::{FeedError, PAGE, Page};
 
-/// Changes in an answer by default.
+/// Default number of changes in an answer.
 const LIMIT: usize = 100;
 
-/// An answer is held back so long at most, seconds: proxies in between lose patience soon after.
+/// The longest wait for a change, in seconds. Proxies between client and service time out soon after that.
 const LONGEST_WAIT: u64 = 20;
 
-/// What a follower asks for. A parameter given twice counts as given last.
+/// The parameters of a request. If a parameter is given twice, the last value counts.
 #[derive(Debug)]
-struct Asked {
+struct FeedQuery {
     after: Option<Position>,
     limit: usize,
     wait: Duration,
 }
 
-/// What has changed behind a position; without one nothing but the present position.
+/// List the changes after a position. Without `after`, the answer contains only the current position.
 #[utoipa::path(
     get,
     path = "/changes",
@@ -39,9 +39,9 @@ struct Asked {
     tag = "changes",
     security(("service_key" = [])),
     params(
-        ("after" = Option<String>, Query, description = "the position to go on from: of an earlier answer, or `AuthKit-Sync-Position` of a list of users"),
-        ("limit" = Option<u16>, Query, description = "how many, default 100", minimum = 1, maximum = 1000),
-        ("wait" = Option<u8>, Query, description = "seconds to wait for news", maximum = 20)
+        ("after" = Option<String>, Query, description = "The `position` of an earlier answer, or the header `AuthKit-Sync-Position` of a list of users."),
+        ("limit" = Option<u16>, Query, description = "Maximum number of changes. Default 100.", minimum = 1, maximum = 1000),
+        ("wait" = Option<u8>, Query, description = "Seconds to wait if there is no change yet. Default 0.", maximum = 20)
     ),
     responses((status = 200, description = "Changes, in order.", body = PageShape), ChangesRefused)
 )]
@@ -50,14 +50,14 @@ pub(super) async fn read(
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, Rejection> {
     let Query(parameters) = parameters.map_err(|_| refuse("the query is malformed"))?;
-    let asked = Asked::read(parameters)?;
+    let asked = FeedQuery::read(parameters)?;
     let page = match &asked.after {
         None => Page { data: Vec::new(), position: state.feed.now().await? },
         Some(after) => {
             let page = state.feed.after(after, asked.limit, asked.wait);
             tokio::select! {
                 page = page => page?,
-                // A service that ends has no news to wait for; nothing is told twice and nothing is left out.
+                // At shutdown the request stops waiting. No change is repeated or lost.
                 () = state.closing.cancelled() => state.feed.after(after, asked.limit, Duration::ZERO).await?,
             }
         }
@@ -65,48 +65,50 @@ pub(super) async fn read(
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(page)).into_response())
 }
 
-impl Asked {
+impl FeedQuery {
     fn read(parameters: Vec<(String, String)>) -> Result<Self, Rejection> {
         let mut asked = Self { after: None, limit: LIMIT, wait: Duration::ZERO };
         for (name, value) in parameters {
             match name.as_str() {
                 "after" => {
-                    let position = value.parse().map_err(|_| refuse("after is no position of this feed"))?;
+                    let position = value.parse().map_err(|_| {
+                        refuse("`after` is not a position of this feed; use the `position` of an earlier answer")
+                    })?;
                     asked.after = Some(position);
                 }
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=PAGE).contains(limit));
-                    asked.limit = limit.ok_or_else(|| refuse("limit must be a number from 1 to 1000"))?;
+                    asked.limit = limit.ok_or_else(|| refuse("`limit` must be a number from 1 to 1000"))?;
                 }
                 "wait" => {
                     let wait = value.parse().ok().filter(|wait| *wait <= LONGEST_WAIT);
-                    let wait = wait.ok_or_else(|| refuse("wait must be a number of seconds from 0 to 20"))?;
+                    let wait = wait.ok_or_else(|| refuse("`wait` must be a number of seconds from 0 to 20"))?;
                     asked.wait = Duration::from_secs(wait);
                 }
-                _ => return Err(refuse("the parameters are after, limit and wait")),
+                _ => return Err(refuse("unknown parameter; the parameters are `after`, `limit` and `wait`")),
             }
         }
         Ok(asked)
     }
 }
 
-/// Some changes, and where to go on.
+/// A page of changes.
 #[derive(ToSchema)]
 #[schema(as = Changes)]
 #[expect(dead_code, reason = "the shape of crate::sync::feed::Page")]
 pub(super) struct PageShape {
     data: Vec<ChangeShape>,
-    /// Everything up to here has been told.
+    /// Pass it as `after` to get the next page.
     position: String,
 }
 
-/// One committed difference in a user, or an event of another type.
+/// A committed change of a user, or an event of another type.
 #[derive(ToSchema)]
 #[schema(as = Change)]
 #[expect(dead_code, reason = "the shape of crate::domain::change::Change, which writes itself")]
 pub(super) struct ChangeShape {
     position: String,
-    /// `created`, `updated` or `deleted`; of another event its type.
+    /// `created`, `updated` or `deleted`; for another event, its type.
     kind: String,
     #[schema(required)]
     user_id: Option<String>,
@@ -120,9 +122,9 @@ pub(super) struct ChangeShape {
     origin: OriginShape,
     #[schema(format = DateTime)]
     at: String,
-    /// The user as it stands now, null once it is deleted; absent for other events.
+    /// The current user. Null if it has been deleted. Absent for other events.
     user: Option<UserShape>,
-    /// What another event says, null once that is no longer kept; absent for changes of users.
+    /// The `data` of another event. Null after the retention period. Absent for changes of users.
     data: Option<Value>,
 }
 
@@ -137,22 +139,22 @@ enum OriginShape {
     ReadThrough,
 }
 
-/// What a follower may be refused by.
+/// Rejections of the change feed.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum ChangesRefused {
     /// `invalid_parameter`
     #[response(status = 400)]
     Parameter(Error),
     /// `unauthorized`
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
     Key(Error),
-    /// `position_expired`: read the list of users again, and go on from there.
+    /// `position_expired`. Read the list of users again, and continue from its `AuthKit-Sync-Position`.
     #[response(status = 410)]
     Expired(Error),
     /// `database_unavailable`
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(Error),
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(Error),
 }
 
 fn refuse(message: &'static str) -> Rejection {

@@ -1,4 +1,4 @@
-//! Answers that a cache may keep and has to ask about: `ETag`, `If-None-Match`, 304.
+//! Answers that a cache can store and must revalidate: `ETag`, `If-None-Match`, 304.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -7,11 +7,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
-/// Our own answers; a page of a hundred large users is well below it.
+/// The largest answer, in bytes. A page of 100 large users is well below it.
 const LIMIT: usize = 64 * 1024 * 1024;
 
-/// Marks a 200 with a hash of its body, and answers 304 when the caller holds that body already. Whoever asks has passed
-/// every check of a 200 by then: an answer that is kept is no answer after sign-out or deletion.
+/// Adds the `ETag` to a 200, and answers 304 if the caller has the same body already.
+///
+/// The handler runs first, with all its checks. So a stored answer is not confirmed after a sign-out or deletion.
 pub(super) async fn answer(request: Request, next: Next) -> Response {
     let held = request.headers().get_all(header::IF_NONE_MATCH).iter().cloned().collect::<Vec<_>>();
     let response = next.run(request).await;
@@ -34,7 +35,7 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     Response::from_parts(parts, Body::from(bytes))
 }
 
-/// Answers are about one caller, and true only now, unless they say otherwise themselves.
+/// Marks an answer as private and to be revalidated, unless the handler has set `Cache-Control`.
 fn private(headers: &mut HeaderMap) {
     if headers.contains_key(header::CACHE_CONTROL) {
         return;
@@ -43,7 +44,7 @@ fn private(headers: &mut HeaderMap) {
     headers.insert(header::VARY, HeaderValue::from_static("authorization, origin"));
 }
 
-/// Weakly: a proxy that compressed the answer has weakened the tag.
+/// Compares weakly, because a proxy that compresses an answer weakens its tag.
 fn names(value: &HeaderValue, tag: &str) -> bool {
     let Ok(value) = value.to_str() else { return false };
     value.split(',').map(str::trim).any(|held| held == "*" || held.strip_prefix("W/").unwrap_or(held) == tag)

@@ -1,6 +1,7 @@
-//! The open connections of one listener. Their number is bounded, and the bound refuses nobody: where it is reached, the
-//! connection that has gone longest without completing a request is closed to make room. So idle, slow and silent
-//! connections, which cost their owner nothing, cannot keep an active client out.
+//! The open connections of one listener, limited in number.
+//!
+//! At the limit no new connection is refused. Instead the connection that has gone longest without completing a request is closed.
+//! So idle, slow and silent connections cannot block an active client.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,12 +32,12 @@ impl Queue {
 }
 
 impl Connections {
-    /// Room for `limit` connections.
+    /// Creates room for `limit` connections.
     pub(super) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { room: Arc::new(Semaphore::new(limit)), queue: Mutex::default() })
     }
 
-    /// Makes room for one more connection, and waits until it is there. `true`: another connection was closed for it.
+    /// Makes room for one more connection and waits for it. Returns true if another connection was closed for it.
     ///
     /// # Errors
     /// None: the semaphore is never closed.
@@ -61,7 +62,7 @@ impl Connections {
     }
 }
 
-/// The place of one connection; free again when dropped.
+/// The place of one connection. It is freed on drop.
 #[derive(Debug)]
 pub(super) struct Connection {
     connections: Arc<Connections>,
@@ -71,17 +72,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A request was completed: every other connection makes room before this one.
+    /// Records a completed request: this connection becomes the last to be closed.
     pub(super) fn completed(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = self.connections.queue();
-        // Where it is gone, the connection is being closed.
+        // If it is missing, the connection is being closed.
         if let Some(closing) = queue.waiting.remove(&place) {
             *place = queue.push(closing);
         }
     }
 
-    /// Resolves when this connection has to make room.
+    /// Resolves when this connection must close.
     pub(super) fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
         self.closing.clone().cancelled_owned()
     }

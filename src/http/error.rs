@@ -1,4 +1,4 @@
-//! What a refused caller hears: `{"code","message"}`, with the status of whoever must act.
+//! Rejections of requests: `{"code","message"}`, with a status that says who must act.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,39 +10,38 @@ use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::tokens::TokenError;
 
-/// A refusal, as an HTTP answer. Its texts hold nothing of a user, a token or a payload.
+/// The HTTP answer to a rejected request. Its texts contain nothing of a user, a token or a payload.
 ///
-/// An application that wants to word it differently takes `Result<AuthUser, Rejection>` as its argument and answers by
-/// [`Rejection::status`] and [`Rejection::code`](Rejection::code).
-///
-/// [`Rejection::status`]: Rejection::status
+/// To answer with another body, take `Result<AuthUser, Rejection>` as the argument of a handler, and use [`Rejection::status`] and
+/// [`Rejection::code`].
 #[derive(Debug)]
 pub struct Rejection {
     status: StatusCode,
-    /// What programs look at.
+    /// For programs.
     code: &'static str,
-    /// What people read.
+    /// For people.
     message: String,
-    /// For logs and metrics; finer than the code.
+    /// For logs and metrics. More specific than the code.
     reason: &'static str,
     challenge: Option<String>,
     retry_after: Option<u64>,
 }
 
 impl Rejection {
-    /// Who must act: 4xx the caller, 503 we.
+    /// Returns the status. It says who must act: 4xx the caller, 503 the service.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// What programs look at: `token_expired`, `user_deleted`, `database_unavailable` and the others of the README's table.
+    /// Returns the code for programs: `token_expired`, `user_deleted`, `database_unavailable` and the others in the guide
+    /// [operating](crate::docs::operating).
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// What people read.
+    /// Returns the message for people.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -52,7 +51,7 @@ impl Rejection {
         Self { status, code, message: message.into(), reason: code, challenge: None, retry_after: None }
     }
 
-    /// Ours to mend: the caller should try again in so many seconds.
+    /// Creates a 503: the failure is ours, and the caller can retry after this number of seconds.
     pub(super) fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
     }
@@ -70,9 +69,9 @@ impl Rejection {
 
 impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
-        // Logged here, where it is handled; the caller hears only that it is ours.
-        tracing::error!(error = %error, "the database could not be asked");
-        Self::unavailable("database_unavailable", "the database cannot be reached or used now; try again", 2)
+        // The cause is logged here. The caller only gets the code.
+        tracing::error!(error = %error, "a database request failed; the caller got 503");
+        Self::unavailable("database_unavailable", "the database is unreachable or not usable; retry", 2)
     }
 }
 
@@ -119,9 +118,9 @@ impl IntoResponse for Rejection {
 }
 
 pub(super) async fn no_route() -> Rejection {
-    Rejection::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
+    Rejection::new(StatusCode::NOT_FOUND, "route_not_found", "there is no route at this path")
 }
 
 pub(super) async fn no_method() -> Rejection {
-    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take that method")
+    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support the method")
 }

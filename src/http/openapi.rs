@@ -1,8 +1,8 @@
-//! `GET /openapi.json`: what the public listener serves, described from the routes themselves.
+//! `GET /openapi.json`: describes the routes of the public listener.
 //!
-//! A route is described where it is served: its handler carries `#[utoipa::path(…)]`, and [`super::router`] mounts it by
-//! `.routes(routes!(handler))`. The shapes that are written by hand elsewhere (a user, an identity) are described here; a test
-//! holds every one against what a running service answers.
+//! Each handler has an annotation `#[utoipa::path(…)]`, and [`super::router`] mounts it with `.routes(routes!(handler))`. Bodies
+//! that serialize by hand (a user, an identity) are described in `shapes.rs`. A test compares each with the answers of a running
+//! service.
 
 use std::sync::Arc;
 
@@ -18,10 +18,9 @@ use super::state::HttpState;
 use super::workos_error::WorkosError;
 use crate::workos::signature;
 
-/// The document before any route is in it.
+/// Returns the document without routes.
 pub(super) fn empty() -> OpenApi {
-    let about =
-        "Who is behind a WorkOS AuthKit access token, and the users it may belong to, from your own PostgreSQL.";
+    let about = "Looks up the user of a WorkOS AuthKit access token, and lists users and their changes, from your own PostgreSQL.";
     let info = InfoBuilder::new()
         .title("authkit-sync")
         .version(env!("CARGO_PKG_VERSION"))
@@ -33,24 +32,25 @@ pub(super) fn empty() -> OpenApi {
         (http.description, http.bearer_format) = (Some(about.to_owned()), format.map(str::to_owned));
         SecurityScheme::Http(http)
     };
-    let signed = ApiKeyValue::with_description(signature::HEADER, "WorkOS's signature over the body's bytes");
-    // Bodies that only groups of refusals name are not found by the routes.
+    let signed = ApiKeyValue::with_description(signature::HEADER, "WorkOS's signature of the request body.");
+    // utoipa does not find bodies that are named only in `IntoResponses`.
     let refusals = ComponentsBuilder::new().schema_from::<Error>().schema_from::<WorkosError>();
     let mut components = refusals.build();
-    components.add_security_scheme("access_token", bearer("a signed-in user's AuthKit access token", Some("JWT")));
-    components.add_security_scheme("service_key", bearer("one of AUTHKIT_SYNC_API_KEYS", None));
+    components
+        .add_security_scheme("access_token", bearer("The AuthKit access token of a signed-in user.", Some("JWT")));
+    components.add_security_scheme("service_key", bearer("One of the service keys in AUTHKIT_SYNC_API_KEYS.", None));
     components.add_security_scheme("workos_signature", SecurityScheme::ApiKey(ApiKey::Header(signed)));
     OpenApiBuilder::new().info(info).components(Some(components)).build()
 }
 
-/// A route that is described at one path and served at another.
+/// Moves the description of a route to the path where it is served.
 pub(super) fn at(path: &str, described: Paths) -> Paths {
     let mut served = Paths::new();
     served.paths = described.paths.into_values().map(|item| (path.to_owned(), item)).collect();
     served
 }
 
-/// What this service serves, in OpenAPI 3.1.
+/// Get this description of the service in OpenAPI 3.1.
 #[utoipa::path(
     get,
     path = "/openapi.json",
@@ -64,8 +64,8 @@ pub(super) async fn document(State(state): State<Arc<HttpState>>) -> Response {
     (headers, document).into_response()
 }
 
-/// The document's text.
+/// Returns the document as JSON.
 pub(super) fn text(document: &OpenApi) -> Bytes {
-    // It is made of text and numbers alone, so that nothing in it can fail to be written.
+    // The document contains only text and numbers, so serialization cannot fail.
     serde_json::to_vec(document).map(Bytes::from).unwrap_or_default()
 }

@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 
 use super::state::HttpState;
 
-/// Alive: the process answers.
+/// Check that the process is alive.
 ///
-/// Nothing outside it can make this fail.
+/// It does not depend on the database or on WorkOS.
 #[utoipa::path(
     get,
     path = "/healthz",
@@ -25,9 +25,9 @@ pub(super) async fn healthz() -> Json<Value> {
     Json(json!({ "status": "alive" }))
 }
 
-/// Ready: the database answers and its schema can be used.
+/// Check that the service is ready: the database answers, is writable, and has a usable schema.
 ///
-/// Nothing about WorkOS can make this fail: an outage there must not take lookups out of rotation.
+/// It does not depend on WorkOS. An outage at WorkOS must not take lookups out of rotation.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -43,14 +43,14 @@ pub(super) async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
     probe(ready, json!({ "status": if ready { "ready" } else { "not_ready" } }))
 }
 
-/// How a probe is answered.
+/// The answer to a probe.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only described")]
 pub(super) struct Probe {
     status: String,
 }
 
-/// The same verdict, with what an operator wants to know beside it.
+/// Answers like [`readyz`], with details for the operator.
 pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> Response {
     let readiness = readiness(&state).await;
     let database = readiness.as_ref().err().map_or("ok", String::as_str);
@@ -70,7 +70,7 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
     probe(readiness.is_ok(), body)
 }
 
-/// Where events come from.
+/// Returns the configured sources of events.
 fn feeds(state: &HttpState) -> &'static str {
     match (state.webhook_secrets.is_empty(), state.catches_up) {
         (false, true) => "webhooks and polling",

@@ -1,4 +1,4 @@
-//! One wide log line and one measurement per request.
+//! One log line and one measurement per request.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use super::headers::REQUEST_ID;
 use super::state::HttpState;
 use crate::domain::action::Action;
 
-/// What a handler adds to its request's line.
+/// The fields that a handler adds to the log line of its request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogFields {
     pub(super) refused: Option<&'static str>,
@@ -24,9 +24,9 @@ pub(super) struct LogFields {
     pub(super) action_kind: Option<&'static str>,
     pub(super) verdict: Option<&'static str>,
     pub(super) decided_by: Option<String>,
-    /// The verdict was given before.
+    /// Whether the verdict was stored by an earlier request.
     pub(super) repeated: Option<bool>,
-    /// The label of the service key it came with.
+    /// The label of the request's service key.
     pub(super) caller: Option<String>,
 }
 
@@ -41,7 +41,7 @@ impl LogFields {
     }
 }
 
-/// Measures and logs the request. The line holds no header, no query and no body.
+/// Measures and logs the request. The line contains no header, no query string and no body.
 pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = printable(request.method().as_str());
@@ -59,7 +59,7 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
     if let Some(reason) = fields.refused {
         state.metrics.refusal(&route, reason);
     }
-    // Orchestrators probe every few seconds; their lines would bury the others.
+    // Orchestrators probe every few seconds. At level info their lines would hide the others.
     if matches!(route.as_str(), "/healthz" | "/readyz") {
         tracing::debug!(http.route = route, http.status = status, "probe");
         return response;
@@ -86,7 +86,7 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
     response
 }
 
-/// The caller's own id of the request, when it is short and plain; else a new one.
+/// Returns the caller's request ID if it is short and plain, or a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -94,7 +94,7 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
 }
 
-/// At most 64 characters of printable ASCII: an id is opaque, and a log line is no place for what else it may hold.
+/// Returns at most 64 characters of printable ASCII. An ID is opaque and could contain anything.
 fn printable(text: &str) -> String {
     text.chars().take(64).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect()
 }

@@ -1,4 +1,4 @@
-//! The accept loop: connections bounded in number and in every wait, and a shutdown that answers what it has begun.
+//! The accept loop: limits the number of connections and every wait, and answers open requests at shutdown.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -21,27 +21,27 @@ use super::connections::{Connection, Connections};
 use super::write_timeout::{self, WriteTimeout};
 use crate::metrics::Metrics;
 
-/// Open connections by default; at some tens of kilobytes each, well within a small machine.
+/// Default limit of open connections. Each needs some tens of kilobytes.
 pub const CONNECTIONS: usize = 4_096;
 
-/// Open connections of the operator's listener. They come out of the file descriptors that `serve` keeps for other things.
+/// Limit of open connections of the operator's listener. They use the file descriptors that `serve` reserves for other purposes.
 pub(crate) const OPS_CONNECTIONS: usize = 64;
 
-/// How long a client may take not one byte of an answer by default.
+/// Default timeout for a client that accepts no byte of an answer.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What one listener allows.
+/// The limits of one listener.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections; for one more, the one that has gone longest without completing a request is closed.
+    /// Number of open connections. At the limit, the one that has gone longest without completing a request is closed.
     pub(crate) connections: usize,
-    /// How long a request's head may take, and how long a connection may idle between requests.
+    /// Timeout for a request's head, and for an idle connection.
     pub(crate) head: Duration,
-    /// How long a request may take from its head to its answer, whatever it does.
+    /// Timeout from a request's head to its answer.
     pub(crate) request: Duration,
-    /// How long a client may take not one byte of an answer.
+    /// Timeout for a client that accepts no byte of an answer.
     pub(crate) write: Duration,
-    /// How long a shutdown waits for answers before it drops connections.
+    /// Timeout for open requests at shutdown.
     pub(crate) drain: Duration,
 }
 
@@ -60,13 +60,13 @@ impl Default for Limits {
 /// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Served {
-    /// Every request that had begun was answered.
+    /// Every open request was answered.
     Drained,
-    /// Some were cut off at the deadline.
+    /// Some requests were dropped at the deadline.
     CutOff,
 }
 
-/// Serves until `shutdown`, then stops accepting, answers what has begun, and returns by the drain deadline at the latest.
+/// Serves until `shutdown`. Then stops accepting, answers the open requests, and returns at the drain deadline at the latest.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -109,7 +109,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// The next connection, with a place among the others; `None` where there was none.
+/// Accepts the next connection. Returns `None` if that failed.
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Connections>,
@@ -117,7 +117,7 @@ async fn accept(
 ) -> Option<(TcpStream, Connection)> {
     match listener.accept().await {
         Ok((stream, _)) => {
-            // Answers are small and awaited: sent at once, not when the packet is full.
+            // Answers are small, so they are sent immediately and not when the packet is full.
             let _ = stream.set_nodelay(true);
             let (connection, has_evicted) = connections.admit().await.ok()?;
             if has_evicted {
@@ -126,8 +126,8 @@ async fn accept(
             Some((stream, connection))
         }
         Err(error) => {
-            // Out of file descriptors, or a connection that died in the queue. Neither may end the service.
-            tracing::warn!(error = %error, "a connection could not be accepted");
+            // Out of file descriptors, or the connection closed while it waited. Neither must end the service.
+            tracing::warn!(error = %error, "accepting a connection failed; the listener goes on");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }
@@ -152,10 +152,10 @@ fn answer(
                 Ok(Ok(Ok(response))) => Ok::<_, Infallible>(response),
                 Ok(Ok(Err(never))) => match never {},
                 Ok(Err(_panic)) => {
-                    tracing::error!("a handler panicked; this is a defect of authkit-sync");
-                    Ok(ours("an internal error; try again"))
+                    tracing::error!("a request handler panicked; this is a defect of authkit-sync, please report it");
+                    Ok(ours("internal error; retry"))
                 }
-                Err(_) => Ok(ours("the answer took too long; try again")),
+                Err(_) => Ok(ours("the answer took too long; retry")),
             }
         }
     });
@@ -166,7 +166,7 @@ fn answer(
         .serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write)), TowerToHyperService::new(service))
 }
 
-/// The answer where no handler is left to give one.
+/// Returns the answer if the handler gave none.
 fn ours(message: &'static str) -> Response {
     let body = axum::Json(serde_json::json!({ "code": "internal", "message": message }));
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5"), (header::CACHE_CONTROL, "no-store")], body)

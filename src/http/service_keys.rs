@@ -1,13 +1,13 @@
-//! The keys of backends that read users: hashes, compared in constant time, and known in logs by label.
+//! Service keys, with which backends read users. They are stored as hashes and compared in constant time; logs contain their labels.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 
-/// Keys shorter than this, in bytes, are refused: they could be guessed.
+/// Minimum length of a service key, in bytes. A shorter key could be guessed.
 pub const KEY_LENGTH: usize = 32;
 
-/// The keys that are accepted. The texts are not kept.
+/// The accepted keys, as hashes with their labels.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ServiceKeys(Vec<(String, [u8; 32])>);
 
@@ -20,7 +20,7 @@ impl ServiceKeys {
         self.0.is_empty()
     }
 
-    /// The label of the key that a request carries. Every key is compared, so that time tells nothing about which.
+    /// Returns the label of the request's key. Compares with every key, so that the time does not tell which one matched.
     pub(crate) fn label(&self, headers: &HeaderMap) -> Option<&str> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (value, None) = (values.next()?, values.next()) else { return None };

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
 
-/// A live user, as WorkOS's own API shows it; fields that this release does not know are passed on.
+/// A live user in the format of WorkOS's API. Fields that this release does not know are passed on.
 #[derive(ToSchema)]
 #[schema(as = User)]
-#[expect(dead_code, reason = "the shape of crate::domain::user::User, which writes itself")]
+#[expect(dead_code, reason = "the JSON of crate::domain::user::User")]
 pub(super) struct UserShape {
     #[schema(inline)]
     object: UserObject,
-    /// WorkOS's id; opaque, never reused.
+    /// WorkOS's ID of the user. Opaque and never reused.
     #[schema(examples("user_01M1E0K8KTSGG8REDJXJJNWG5C"))]
     id: String,
     email: String,
@@ -25,11 +25,11 @@ pub(super) struct UserShape {
     name: Option<String>,
     #[schema(required)]
     profile_picture_url: Option<String>,
-    /// Your own id for the user.
+    /// Your own ID of the user.
     #[schema(required)]
     external_id: Option<String>,
     metadata: BTreeMap<String, Option<String>>,
-    /// As fresh as the user's last change or the last reconcile.
+    /// As recent as the user's last change or the last reconcile, because WorkOS sends no event for a sign-in.
     #[schema(required, format = DateTime)]
     last_sign_in_at: Option<String>,
     #[schema(required)]
@@ -49,26 +49,26 @@ enum UserObject {
     User,
 }
 
-/// What a verified access token says.
+/// The claims of a verified access token.
 #[derive(ToSchema)]
 #[schema(as = Identity)]
-#[expect(dead_code, reason = "the shape of crate::tokens::Identity, which writes itself")]
+#[expect(dead_code, reason = "the JSON of crate::tokens::Identity")]
 pub(super) struct IdentityShape {
-    /// The user's id (`sub`).
+    /// The user ID (`sub`).
     subject: String,
-    /// `iss`, as it stands in the token.
+    /// The issuer (`iss`), unchanged.
     issuer: String,
     /// `issuer|subject`
     token_identifier: String,
-    /// Somebody of yours acts as the user.
+    /// An administrator is impersonating the user.
     impersonated: bool,
-    /// Every claim, those of your JWT template included.
+    /// Every claim, including those of your JWT template.
     claims: BTreeMap<String, Value>,
 }
 
-/// A refusal. Programs look at `code`, people read `message`.
+/// A rejection: `code` is for programs, `message` is for people.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "the shape of what Rejection answers")]
+#[expect(dead_code, reason = "the body of Rejection")]
 pub(super) struct Error {
     code: String,
     message: String,
@@ -76,32 +76,32 @@ pub(super) struct Error {
 
 /// Your copy is current.
 #[derive(IntoResponses)]
-#[response(status = 304, headers(("ETag" = String, description = "for If-None-Match")))]
+#[response(status = 304, headers(("ETag" = String, description = "Send it as `If-None-Match`.")))]
 pub(super) struct NotModified;
 
-/// What a request with an access token may be refused by, whatever it asks.
+/// Rejections of an access token.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum TokenRefused {
     /// `token_missing`, `token_expired`, `token_invalid`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "why (RFC 6750)")))]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
     Token(Error),
-    /// `keys_unavailable`: nobody may be signed out for it.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(Error),
+    /// `keys_unavailable`. Our failure: do not sign the user out.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(Error),
 }
 
-/// What a question about the token's user may be refused by.
+/// Rejections of a lookup by access token.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum LookupRefused {
     /// `token_missing`, `token_expired`, `token_invalid`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "why (RFC 6750)")))]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
     Token(Error),
-    /// `user_not_found` (not here, yet), `user_deleted`.
+    /// `user_not_found` (perhaps not synced yet), `user_deleted`.
     #[response(status = 404)]
     NoUser(Error),
-    /// `user_not_synced`, `keys_unavailable`, `database_unavailable`: nobody may be signed out for it.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(Error),
+    /// `user_not_synced`, `keys_unavailable`, `database_unavailable`. Our failure: do not sign the user out.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(Error),
 }

@@ -1,5 +1,5 @@
-//! A body that WorkOS must have signed: what can be refused is refused before it is read, and nothing is parsed before its
-//! signature.
+//! Reads a body that WorkOS must have signed. The headers are checked before the body is read, and nothing is parsed before the
+//! signature is verified.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::error::Rejection;
 use super::state::HttpState;
 use crate::workos::signature::{self, Secret, SignatureError, SignatureHeader, VerifiedBody};
 
-/// WorkOS retries on its own schedule; this tells everyone else.
+/// Value of `Retry-After`, in seconds. WorkOS ignores it and retries on its own schedule.
 pub(super) const RETRY_AFTER: u64 = 5;
 
-/// A verified body, counted against the bound on bodies in memory until dropped.
+/// A verified body. It counts against the memory budget until it is dropped.
 pub(super) struct Signed {
     pub(super) body: VerifiedBody,
     _held: Held,
@@ -50,7 +50,7 @@ impl From<SignatureError> for Rejection {
 }
 
 fn too_large(limit: usize) -> Rejection {
-    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is longer than {limit} bytes"))
+    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is larger than {limit} bytes"))
 }
 
 fn refuse_body(error: &BodyError, limit: usize) -> Rejection {
@@ -61,7 +61,7 @@ fn refuse_body(error: &BodyError, limit: usize) -> Rejection {
         }
         BodyError::Broken => Rejection::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early"),
         BodyError::Busy => {
-            Rejection::unavailable("busy", "too many bodies are being received at once; try again", RETRY_AFTER)
+            Rejection::unavailable("busy", "too many bodies are being received at the same time; retry", RETRY_AFTER)
         }
     }
 }

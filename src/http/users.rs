@@ -1,5 +1,7 @@
-//! WorkOS's own read API over users, answered from the table: the same paths, parameters, bodies and errors, so that any
-//! WorkOS SDK pointed here reads without a code change. What cannot be answered is refused, never silently ignored.
+//! WorkOS's API for reading users, answered from the table.
+//!
+//! Paths, parameters, bodies and errors are the same, so any WorkOS SDK can use this service without a code change. Unsupported
+//! parameters are rejected, never silently ignored.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,14 +22,14 @@ use crate::domain::user::User;
 use crate::lookup::LookupError;
 use crate::store::users::{Order, PageOf};
 
-/// One user, read through from WorkOS where that is on.
+/// Get a user by ID. If read-through is enabled, a missing user is requested from WorkOS.
 #[utoipa::path(
     get,
     path = "/users/{id}",
     operation_id = "getUser",
     tag = "user_management",
     security(("service_key" = [])),
-    params(("id" = String, Path, description = "WorkOS's id")),
+    params(("id" = String, Path, description = "WorkOS's ID of the user.")),
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
 pub(super) async fn by_id(
@@ -43,14 +45,14 @@ pub(super) async fn by_id(
     }
 }
 
-/// One user by your own id; of several the one WorkOS changed last.
+/// Get a user by your own ID. If several users have it, the answer is the one that WorkOS updated last.
 #[utoipa::path(
     get,
     path = "/users/external_id/{external_id}",
     operation_id = "getUserByExternalId",
     tag = "user_management",
     security(("service_key" = [])),
-    params(("external_id" = String, Path, description = "your own id")),
+    params(("external_id" = String, Path, description = "Your own ID of the user.")),
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
 pub(super) async fn by_external_id(
@@ -65,7 +67,7 @@ pub(super) async fn by_external_id(
     }
 }
 
-/// A page of users.
+/// List users, in pages.
 #[utoipa::path(
     get,
     path = "/users",
@@ -73,18 +75,18 @@ pub(super) async fn by_external_id(
     tag = "user_management",
     security(("service_key" = [])),
     params(
-        ("limit" = Option<u8>, Query, description = "how many", minimum = 1, maximum = 100),
-        ("order" = inline(Option<Direction>), Query, description = "default `desc`, newest first; `normal`: the same, and the cursors' sense reversed"),
-        ("email" = Option<String>, Query, description = "only with this e-mail address, whatever its case"),
-        ("before" = Option<String>, Query, description = "the users before this id"),
-        ("after" = Option<String>, Query, description = "the users after this id")
+        ("limit" = Option<u8>, Query, description = "Maximum number of users. Default 10.", minimum = 1, maximum = 100),
+        ("order" = inline(Option<Direction>), Query, description = "Default `desc`: newest first. `normal`: newest first, with the meaning of `before` and `after` reversed."),
+        ("email" = Option<String>, Query, description = "Only users with this email address. Not case-sensitive."),
+        ("before" = Option<String>, Query, description = "Only users before the user with this ID."),
+        ("after" = Option<String>, Query, description = "Only users after the user with this ID.")
     ),
     responses(
         (
             status = 200,
-            description = "A page.",
+            description = "A page of users.",
             body = PageShape,
-            headers(("AuthKit-Sync-Position" = String, description = "from where GET /changes goes on"))
+            headers(("AuthKit-Sync-Position" = String, description = "Pass it as `after` to GET /changes, to get all later changes."))
         ),
         NotModified,
         ListRefused
@@ -95,12 +97,12 @@ pub(super) async fn list(
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, WorkosRejection> {
     let Query(parameters) = parameters.map_err(|_| WorkosRejection::parameter("invalid", "query"))?;
-    let asked = Asked::read(parameters)?;
-    // Half a list looks like a whole one.
+    let asked = ListQuery::read(parameters)?;
+    // A caller cannot distinguish an incomplete list from a complete one.
     if state.lookups.is_incomplete().await? {
         return Err(WorkosRejection::not_synced());
     }
-    // Asked first, so that the page shows everything up to it.
+    // The position is read first, so the page contains every change up to it.
     let position = state.feed.now().await?.to_string();
     let page = state.store.users_page(&asked.page()).await?;
     let id = |user: &User| user.id.clone();
@@ -113,30 +115,31 @@ pub(super) async fn list(
     Ok(([(POSITION, position)], Json(body)).into_response())
 }
 
-/// The id in the path. Nobody has one that is not text.
+/// Returns the ID in the path. An ID that is not valid text is not found.
 fn named(id: Result<Path<String>, PathRejection>) -> Result<String, WorkosRejection> {
     id.map(|Path(id)| id).map_err(|_| WorkosRejection::not_found("?"))
 }
 
-/// Writes have to go to WorkOS.
+/// Rejects writes.
 pub(super) async fn read_only() -> WorkosRejection {
-    let body = json!({"message": "This is a copy for reading; write to WorkOS itself.", "code": "read_only"});
+    let body = json!({"message": "This service is read-only. Send the request to WorkOS.", "code": "read_only"});
     WorkosRejection::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", body)
 }
 
-/// What else WorkOS has below this path.
+/// Rejects the other routes that WorkOS has below this path.
 pub(super) async fn not_served(method: Method) -> WorkosRejection {
     if !matches!(method, Method::GET | Method::HEAD) {
         return read_only().await;
     }
-    let body = json!({"message": "This path is not served here; ask WorkOS itself.", "code": "not_served"});
+    let body =
+        json!({"message": "This service does not serve the path. Send the request to WorkOS.", "code": "not_served"});
     WorkosRejection::new(StatusCode::NOT_FOUND, "not_served", body)
 }
 
 /// A page of users.
 #[derive(ToSchema)]
 #[schema(as = UserList)]
-#[expect(dead_code, reason = "the shape of what `list` answers")]
+#[expect(dead_code, reason = "the body of `list`")]
 pub(super) struct PageShape {
     #[schema(inline)]
     object: ListObject,
@@ -147,14 +150,14 @@ pub(super) struct PageShape {
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "a constant of WorkOS's")]
+#[expect(dead_code, reason = "a constant in WorkOS's format")]
 enum ListObject {
     List,
 }
 
-/// Ids to go on from, either way; null at the end.
+/// IDs to pass as `before` and `after` for the neighbouring pages. Null at the end of the list.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 struct Cursors {
     #[schema(required)]
     before: Option<String>,
@@ -164,24 +167,24 @@ struct Cursors {
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 enum Direction {
     Asc,
     Desc,
     Normal,
 }
 
-struct Asked {
+struct ListQuery {
     limit: usize,
     order: Order,
     email: Option<String>,
     before: Option<String>,
     after: Option<String>,
-    /// `normal` is newest first with the cursors' sense reversed: `before` are older users, `after` newer ones.
+    /// `order=normal`: newest first, and `before` means older users, `after` newer ones.
     swapped: bool,
 }
 
-impl Asked {
+impl ListQuery {
     fn read(parameters: Vec<(String, String)>) -> Result<Self, WorkosRejection> {
         let mut asked =
             Self { limit: 10, order: Order::Descending, email: None, before: None, after: None, swapped: false };

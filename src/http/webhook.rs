@@ -1,7 +1,7 @@
-//! `POST /workos/webhook`: WorkOS's deliveries.
+//! `POST /workos/webhook`: receives events from WorkOS.
 //!
-//! What can be refused is refused before the body is read; a body that WorkOS did not sign is never stored nor parsed; and
-//! 200 is sent only after the commit.
+//! The headers are checked before the body is read. A body that WorkOS did not sign is neither parsed nor stored. 200 is sent only
+//! after the commit.
 
 use std::sync::Arc;
 
@@ -22,14 +22,14 @@ use crate::domain::event::{Observation, Origin};
 use crate::sync;
 use crate::workos::wire;
 
-/// WorkOS's deliveries, answered 200 once they are committed.
+/// Receive an event from WorkOS. The answer is 200 only after the event has been committed.
 #[utoipa::path(
     post,
     path = "/workos/webhook",
     operation_id = "receiveWebhook",
     tag = "workos",
     security(("workos_signature" = [])),
-    request_body(content = BTreeMap<String, Value>, description = "an event, as WorkOS signed it"),
+    request_body(content = BTreeMap<String, Value>, description = "The event, as WorkOS signed it."),
     responses(
         (status = 200, description = "Committed.", body = Receipt),
         (status = 400, description = "`not_an_event`, `body_incomplete`", body = Error),
@@ -38,9 +38,9 @@ use crate::workos::wire;
         (status = 413, description = "`body_too_large`", body = Error),
         (
             status = 503,
-            description = "`database_unavailable`, `busy`, `internal`: ours; WorkOS sends it again",
+            description = "`database_unavailable`, `busy`, `internal`: our failure. WorkOS retries",
             body = Error,
-            headers(("Retry-After" = u32, description = "seconds"))
+            headers(("Retry-After" = u32, description = "Seconds to wait before a retry."))
         )
     )
 )]
@@ -70,9 +70,9 @@ pub(super) async fn receive(
     Ok(response)
 }
 
-/// What was done with a delivery.
+/// The outcome of a delivery.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) struct Receipt {
     #[schema(inline)]
     outcome: Outcome,
@@ -80,7 +80,7 @@ pub(super) struct Receipt {
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 enum Outcome {
     Applied,
     Stale,
@@ -90,5 +90,5 @@ enum Outcome {
 }
 
 fn lost() -> Rejection {
-    Rejection::unavailable("internal", "the event's outcome was lost; try again", RETRY_AFTER)
+    Rejection::unavailable("internal", "the outcome of the event was lost; retry", RETRY_AFTER)
 }

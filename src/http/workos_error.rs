@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, ToSchema};
 use super::request_log::LogFields;
 use crate::store::StoreError;
 
-/// A refusal in WorkOS's words.
+/// The HTTP answer to a rejected request, in the format of WorkOS's API.
 #[derive(Debug)]
 pub(super) struct WorkosRejection {
     status: StatusCode,
@@ -33,7 +33,7 @@ impl WorkosRejection {
         Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
     }
 
-    /// 422, naming the parameter.
+    /// Creates a 422 that names the parameter.
     pub(super) fn parameter(code: &'static str, field: &str) -> Self {
         let field: String = field.chars().filter(char::is_ascii_graphic).take(64).collect();
         let errors = json!([{"code": code, "field": field}]);
@@ -44,7 +44,7 @@ impl WorkosRejection {
     pub(super) fn unsupported(field: &str) -> Self {
         let mut refusal = Self::parameter("unsupported_parameter", field);
         refusal.body["code"] = json!("unsupported_parameter");
-        refusal.body["message"] = json!("This parameter is not served here; ask WorkOS itself.");
+        refusal.body["message"] = json!("This service does not support the parameter. Send the request to WorkOS.");
         refusal
     }
 
@@ -54,14 +54,14 @@ impl WorkosRejection {
     }
 
     pub(super) fn not_synced() -> Self {
-        Self::unavailable("user_not_synced", "The table is not complete yet; try again.")
+        Self::unavailable("user_not_synced", "The users are not completely synced yet. Retry.")
     }
 }
 
 impl From<StoreError> for WorkosRejection {
     fn from(error: StoreError) -> Self {
-        tracing::error!(error = %error, "the database could not be asked");
-        Self::unavailable("database_unavailable", "The database cannot be reached or used now; try again.")
+        tracing::error!(error = %error, "a database request failed; the caller got 503");
+        Self::unavailable("database_unavailable", "The database is unreachable or not usable. Retry.")
     }
 }
 
@@ -80,52 +80,52 @@ impl IntoResponse for WorkosRejection {
     }
 }
 
-/// A refusal in WorkOS's shape.
+/// A rejection in the format of WorkOS's API.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "the shape of what WorkosRejection answers")]
 pub(super) struct WorkosError {
     code: String,
     message: String,
-    /// Whom there is none of.
+    /// The ID that was not found.
     entity_id: Option<String>,
-    /// Which parameters are wrong.
+    /// The invalid parameters.
     #[schema(inline)]
     errors: Option<Vec<FieldError>>,
 }
 
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 struct FieldError {
     code: String,
     field: String,
 }
 
-/// What a question about one user may be refused by.
+/// Rejections of a request for one user.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum OneRefused {
     /// `unauthorized`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
     Key(WorkosError),
     /// `entity_not_found`.
     #[response(status = 404)]
     NoUser(WorkosError),
     /// `user_not_synced`, `database_unavailable`.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(WorkosError),
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
 }
 
-/// What a question about many may be refused by.
+/// Rejections of a list of users.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described")]
+#[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum ListRefused {
     /// `unauthorized`.
-    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "RFC 6750")))]
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
     Key(WorkosError),
     /// `invalid_request_parameters`, `unsupported_parameter`.
     #[response(status = 422)]
     Parameter(WorkosError),
     /// `user_not_synced`, `database_unavailable`.
-    #[response(status = 503, headers(("Retry-After" = u32, description = "seconds")))]
-    Ours(WorkosError),
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
 }

@@ -1,6 +1,6 @@
-//! A connection whose client must keep reading: a write that makes no progress for too long fails.
+//! A write timeout for connections: a write that makes no progress for too long fails.
 //!
-//! Without this a client that asks and never reads keeps its connection, and the answer in memory, for ever.
+//! Without it, a client that sends a request and never reads the answer would hold its connection and the answer's memory forever.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// A stream with a bound on the time in which its client takes not one byte.
+/// A stream whose writes fail if the client accepts no byte within a limit.
 #[derive(Debug)]
 pub(super) struct WriteTimeout {
     stream: TcpStream,
     limit: Duration,
-    /// Runs while a write waits.
+    /// Started when a write begins to wait.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -25,7 +25,7 @@ impl WriteTimeout {
         Self { stream, limit, stalled: None }
     }
 
-    /// The outcome of a write, or an error once writes have waited too long.
+    /// Returns the outcome of a write, or an error if writes have waited for longer than the limit.
     fn bounded(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
@@ -37,7 +37,7 @@ impl WriteTimeout {
     }
 }
 
-/// Whether a connection ended because its client did not read.
+/// Returns true if a connection ended because its client did not read.
 pub(super) fn has_stalled(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)

@@ -422,8 +422,8 @@ async fn half_a_configuration_is_refused_by_the_library_too() {
         let builder = AuthKit::builder(pool.clone(), CLIENT_ID).webhook_secrets(vec![Secret::new(SECRET)]);
         change(builder).build().unwrap_err().to_string()
     };
-    assert!(refused(&|it| it.action_secrets(vec![Secret::new(SECRET)])).contains("webhook secret too"));
-    assert!(refused(&|it| it.on_action(|_| async { Ok(None) })).contains("no action secret"));
+    assert!(refused(&|it| it.action_secrets(vec![Secret::new(SECRET)])).contains("also a webhook secret"));
+    assert!(refused(&|it| it.on_action(|_| async { Ok(None) })).contains("without an action secret"));
     assert!(refused(&|it| it.action_secrets(secrets()).webhook_path("/workos/action")).contains("webhook path"));
 }
 

@@ -121,7 +121,7 @@ fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
         ("AUTHKIT_SYNC_ACTION_URL_SECRET", "short", "at least 32 characters"),
         ("AUTHKIT_SYNC_ACTION_URL", "http://decide.example.com/", "AUTHKIT_SYNC_ACTION_URL_PRIVATE=true"),
         ("AUTHKIT_SYNC_ACTION_URL", "https://10.0.0.1/", "not public"),
-        ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "no password"),
+        ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "a user name or password"),
         ("AUTHKIT_SYNC_ACTION_URL", "decide.example.com", "absolute"),
         ("AUTHKIT_SYNC_ACTION_RULES", "allow * *; deny sign-up hunter2@example.com", "rule 2 must say"),
         ("WORKOS_ACTION_SECRET", "an-endpoint-key-of-32-characters-", "also a secret of WorkOS"),

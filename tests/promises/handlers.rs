@@ -399,7 +399,7 @@ fn two_handlers_of_one_name_and_names_and_types_that_are_none_are_refused() {
         builder.on(first, types, handler).on(second, others, handler).build().map_err(|error| error.to_string())
     };
     assert!(build([("a", "user.*"), ("b", "session.created")]).is_ok());
-    assert!(build([("a", "user.*"), ("a", "*")]).unwrap_err().contains("two handlers of the name a"));
+    assert!(build([("a", "user.*"), ("a", "*")]).unwrap_err().contains("two handlers have the name a"));
     assert!(build([("a b", "user.*"), ("a", "*")]).unwrap_err().contains("letters"));
     assert!(build([("a", "user."), ("b", "User")]).unwrap_err().contains("separated by commas"));
 }

@@ -299,7 +299,7 @@ async fn exactly_the_routes_that_are_served_are_described() {
     }
     // And nothing is served that is not described: a route comes in by its description alone.
     let source = include_str!("../../src/http.rs");
-    let public = source.split("The operator's routes").next().unwrap();
+    let public = source.split("Returns the operator's routes").next().unwrap();
     assert!(!public.contains(".route(") && public.contains(".routes("), "mount public routes by routes!(handler)");
     for service in [plain, keyed, deaf] {
         service.stop().await.unwrap();
