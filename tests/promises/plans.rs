@@ -1,135 +1,43 @@
 //! The hot statements go by index, whatever the table's size.
 
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::Executor;
 
+use crate::plans_at_scale::{explain, generic_plan, statements};
 use crate::support::database::TestDatabase;
 
-/// A statement as it is sent, with literals for its parameters.
-async fn plan(connection: &mut sqlx::PgConnection, sql: &str) -> String {
-    let lines: Vec<String> =
-        sqlx::query_scalar(AssertSqlSafe(format!("explain {sql}"))).fetch_all(connection).await.unwrap();
-    lines.join("\n")
-}
-
-/// The text of every statement under src/store is in .sqlx; these are the ones whose cost grows with a table, and the index
-/// each goes by.
+/// The statements whose cost grows with a table, and the index that each uses. Their texts are the ones that are sent.
 const STATEMENTS: &[(&str, &str)] = &[
-    ("select * from workos.user_records where id = 'user_7'", "user_records_pkey"),
+    ("users.by_id", "user_records_pkey"),
+    ("users.page_up", "user_records_pkey"),
+    ("users.page_down", "user_records_pkey"),
+    ("users.page_by_email", "user_records_email"),
+    ("users.by_external_id", "user_records_external_id"),
+    ("users.lock", "user_records_pkey"),
+    ("users.write_live", "user_records_pkey"),
+    ("users.write_tombstones", "user_records_pkey"),
+    ("users.delete_placeholders", "user_records_pkey"),
+    ("users.rows_after", "user_records_pkey"),
+    ("changes.page", "changes_pkey"),
+    ("handlers.due", "handler_backlog_waiting"),
+    ("erasure.messages", "handler_backlog_messages"),
+    ("erasure.payloads", "events_payloads_by_user"),
+    ("catch_up.progress", "events_quarantined"),
+    ("catch_up.has_read", "events_pkey"),
+    ("events.payload", "events_pkey"),
+    ("events.stored_payloads", "events_received_at"),
+    ("events.expire_payloads", "events_payload_expiry"),
+    ("events.missed_by_catch_up", "events_one_channel"),
+    ("action_verdicts.by_key", "action_verdicts_pkey"),
+    ("action_verdicts.expire", "action_verdicts_decided_at"),
+];
+
+/// What applications send.
+const APPLICATIONS: &[(&str, &str)] = &[
     ("select * from workos.get_auth_user('user_7')", "user_records_pkey"),
     ("select * from workos.users where external_id = 'crm-7'", "user_records_external_id"),
     (
         "select * from workos.users where lower(email collate \"C\") = lower('U7@example.test' collate \"C\")",
         "user_records_email",
-    ),
-    (
-        "select id from workos.user_records where id > 'user_4' and email is not null and not synced_deleted
-            order by id limit 11",
-        "user_records_pkey",
-    ),
-    (
-        "select id from workos.user_records where id < 'user_4' and email is not null and not synced_deleted
-            order by id desc limit 11",
-        "user_records_pkey",
-    ),
-    (
-        "with matching as materialized (
-            select * from workos.user_records
-            where lower(email collate \"C\") = lower('U7@example.test' collate \"C\") and email is not null
-        )
-        select id from matching where case when true then id > '' else id < '' end
-        order by case when true then id end, id desc limit 11",
-        "user_records_email",
-    ),
-    (
-        "select id from workos.user_records where external_id = 'crm-7'
-            order by updated_at desc, synced_observed_at desc, synced_observation_id desc limit 1",
-        "user_records_external_id",
-    ),
-    (
-        "select * from workos.user_records where id = any(array['user_1', 'user_2']) order by id for no key update",
-        "user_records_pkey",
-    ),
-    (
-        "update workos.user_records as stored set email = seen.email
-        from unnest(array['user_1', 'user_2'], array['a', 'b']) as seen (id, email) where stored.id = seen.id",
-        "user_records_pkey",
-    ),
-    (
-        "select position, kind from workos.changes where position > 40000 and position <= 49000
-            order by position limit 100",
-        "changes_pkey",
-    ),
-    (
-        "select id, exists (
-            select from workos.changes where user_id = live.id and position > 9
-                and kind = 'created' and event_type is distinct from kind
-        ) from (
-            select id from workos.user_records where id > 'user_4' and not synced_deleted and email is not null
-            order by id limit 100
-        ) as live order by id",
-        "changes_user_id",
-    ),
-    (
-        "select position from (
-            (
-                select distinct on (user_id) position, user_id, due_at from workos.handler_backlog
-                where handler = 'h' and due_at is not null and user_id <> '' order by user_id, position
-            )
-            union all
-            select position, user_id, due_at from workos.handler_backlog
-            where handler = 'h' and due_at is not null and user_id = ''
-        ) as first where due_at <= now() order by due_at, position limit 100",
-        "handler_backlog_waiting",
-    ),
-    (
-        "update workos.handler_backlog set message = null where user_id = any(array['user_1']) and message is not null",
-        "handler_backlog_messages",
-    ),
-    (
-        "delete from workos.user_records where id = any(array['user_1']) and email is null and not synced_deleted",
-        "user_records_pkey",
-    ),
-    (
-        "update workos.events set payload = null where user_id = any(array['user_1', 'user_2']) and payload is not null",
-        "events_payloads_by_user",
-    ),
-    ("select * from workos.events where outcome = 'quarantined' order by received_at", "events_quarantined"),
-    (
-        "select exists (select from workos.events where id = any(array['event_1', 'event_2']) and catch_up_at is not null)",
-        "events_pkey",
-    ),
-    (
-        "select id from workos.user_records
-        where id > 'user_4' and not synced_deleted and email is not null and coalesce(created_at, updated_at) < now()
-        order by id limit 1000",
-        "user_records_pkey",
-    ),
-    (
-        "select id from workos.events where received_at < now() - interval '90 days' and (outcome <> 'quarantined' or type = 'snapshot')
-        order by received_at limit 1000 for update skip locked",
-        "events_received_at",
-    ),
-    (
-        "select * from workos.events where payload is not null and (received_at, id) > (now(), '')
-        order by received_at, id limit 100",
-        "events_received_at",
-    ),
-    (
-        "select count(*) from workos.events
-        where (webhook_at is null) <> (catch_up_at is null) and webhook_at is null and received_at >= now() - interval '1 day'",
-        "events_one_channel",
-    ),
-    (
-        "select * from workos.action_verdicts
-        where id = 'action_7' and kind = 'authentication' and payload_hash = sha256('')",
-        "action_verdicts_pkey",
-    ),
-    (
-        "delete from workos.action_verdicts where (id, kind, payload_hash) in (
-            select id, kind, payload_hash from workos.action_verdicts where decided_at < now() - interval '5 minutes'
-            order by decided_at limit 1000 for update skip locked
-        )",
-        "action_verdicts_decided_at",
     ),
 ];
 
@@ -181,16 +89,23 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     pool.execute("analyze workos.user_records").await.unwrap();
     pool.execute("analyze workos.events").await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
-    for (sql, index) in STATEMENTS {
-        let plan = plan(&mut connection, sql).await;
-        assert!(
-            plan.contains(index)
-                && !["user_records", "events", "changes", "handler_backlog"]
-                    .iter()
-                    .any(|it| plan.contains(&format!("Seq Scan on {it}"))),
-            "{sql}\n{plan}"
-        );
+    let sent = statements();
+    let sent = STATEMENTS.iter().map(|(name, index)| (&*sent[*name].0, sent[*name].1, *index));
+    let mut wrong = Vec::new();
+    connection.execute("set plan_cache_mode = force_generic_plan").await.unwrap();
+    for (text, parameters, index) in sent.chain(APPLICATIONS.iter().map(|(text, index)| (*text, 0, *index))) {
+        let plan = generic_plan(&mut connection, text, parameters).await;
+        let is_scan = |table: &&str| plan.contains(&format!("Seq Scan on {table}"));
+        if !plan.contains(index) || ["user_records", "events", "changes", "handler_backlog"].iter().any(is_scan) {
+            wrong.push(format!("{text}\n{plan}"));
+        }
     }
+    // PostgreSQL plans this one for the values of its parameters, because the limit decides.
+    connection.execute("set plan_cache_mode = force_custom_plan").await.unwrap();
+    let (text, _) = &statements()["handlers.initial_users"];
+    let plan = explain(&mut connection, text, "'user_4', 9, 100").await;
+    assert!(plan.contains("changes_user_id") && !plan.contains("Seq Scan on changes"), "{plan}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 /// Every statement the program sends.

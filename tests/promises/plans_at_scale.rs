@@ -67,7 +67,7 @@ async fn seed(pool: &PgPool) {
 }
 
 /// Every statement of the program by its name, with the number of its parameters.
-fn statements() -> BTreeMap<String, (String, usize)> {
+pub(crate) fn statements() -> BTreeMap<String, (String, usize)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx");
     let mut statements = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -81,10 +81,14 @@ fn statements() -> BTreeMap<String, (String, usize)> {
 }
 
 /// The plan for every value of the parameters, as a statement that is sent again and again gets it.
-async fn generic_plan(connection: &mut PgConnection, text: &str, parameters: usize) -> String {
+pub(crate) async fn generic_plan(connection: &mut PgConnection, text: &str, parameters: usize) -> String {
+    explain(connection, text, &vec!["null"; parameters].join(", ")).await
+}
+
+/// The plan of a prepared statement for these values of its parameters.
+pub(crate) async fn explain(connection: &mut PgConnection, text: &str, values: &str) -> String {
     sqlx::raw_sql(AssertSqlSafe(format!("prepare explained as {text}"))).execute(&mut *connection).await.unwrap();
-    let values = vec!["null"; parameters].join(", ");
-    let call = if parameters == 0 { "explained".to_owned() } else { format!("explained({values})") };
+    let call = if values.is_empty() { "explained".to_owned() } else { format!("explained({values})") };
     let explain = AssertSqlSafe(format!("explain execute {call}"));
     let rows = sqlx::raw_sql(explain).fetch_all(&mut *connection).await.unwrap();
     let lines: Vec<String> = rows.iter().map(|row| sqlx::Row::get(row, 0)).collect();
