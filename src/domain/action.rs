@@ -1,22 +1,22 @@
-//! Actions: WorkOS asks, before it completes a sign-in or a sign-up, whether it may.
+//! Actions: before it completes a sign-in or sign-up, WorkOS requests a verdict.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-/// WorkOS's own bound on what a denied person is told, characters as JavaScript counts them: UTF-16 units.
+/// WorkOS's limit of the message for a denied person, in UTF-16 code units.
 const MESSAGE_LIMIT: usize = 500;
 
-/// An attempt to sign in or up, as WorkOS describes it. Absent and null mean the same.
+/// An attempt to sign in or sign up, as WorkOS describes it. Absent and null fields are both `None`.
 ///
-/// `Debug` shows ids alone, so that an action in a log line is not personal data in a log line.
+/// `Debug` shows only IDs, so that a log line contains no personal data.
 #[derive(Clone)]
 pub struct Action {
-    /// WorkOS's id of the attempt; opaque.
+    /// WorkOS's ID of the attempt. Opaque.
     pub id: String,
-    /// What is attempted, and what is known in that case alone.
+    /// What is attempted, with the fields that only this kind has.
     pub context: ActionContext,
-    /// The person's address.
+    /// The person's email address.
     pub email: String,
     /// Given name.
     pub first_name: Option<String>,
@@ -24,13 +24,13 @@ pub struct Action {
     pub last_name: Option<String>,
     /// Display name.
     pub name: Option<String>,
-    /// Where the attempt comes from.
+    /// The IP address of the attempt.
     pub ip_address: Option<String>,
-    /// By which browser.
+    /// The user agent of the browser.
     pub user_agent: Option<String>,
-    /// WorkOS's own word for the device.
+    /// WorkOS's identifier of the device.
     pub device_fingerprint: Option<String>,
-    /// `Password`, `GoogleOAuth`, `SSO` and others; WorkOS adds some without notice.
+    /// `Password`, `GoogleOAuth`, `SSO` and others. WorkOS adds values without notice.
     pub authentication_method: Option<String>,
     /// The action as WorkOS sent it, byte for byte.
     pub payload: Bytes,
@@ -41,22 +41,22 @@ pub struct Action {
 pub enum ActionContext {
     /// An existing user signs in.
     Authentication {
-        /// WorkOS's id of the user.
+        /// WorkOS's ID of the user.
         user_id: String,
-        /// Whether WorkOS has seen the user own the address.
+        /// Whether WorkOS has verified the email address.
         email_verified: bool,
-        /// The application's own id for the user.
+        /// The application's own ID of the user.
         external_id: Option<String>,
-        /// Into which organization.
+        /// The organization that the user signs in to.
         organization_id: Option<String>,
-        /// By which membership.
+        /// The user's membership in the organization.
         organization_membership_id: Option<String>,
-        /// Who will have issued the access token.
+        /// The issuer of the access token.
         issuer: Option<String>,
     },
-    /// Somebody signs up; there is no user yet.
+    /// A person signs up. There is no user yet.
     UserRegistration {
-        /// What the person was invited by, if anything.
+        /// The invitation, if any.
         invitation: Option<Invitation>,
     },
 }
@@ -64,11 +64,11 @@ pub enum ActionContext {
 /// An invitation that a sign-up follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invitation {
-    /// WorkOS's id of it.
+    /// WorkOS's ID of the invitation.
     pub id: Option<String>,
-    /// Into which organization.
+    /// The organization of the invitation.
     pub organization_id: Option<String>,
-    /// The user who invited.
+    /// The user who sent the invitation.
     pub inviter_user_id: Option<String>,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Debug for Action {
 }
 
 impl Action {
-    /// Sign-in or sign-up.
+    /// Returns whether it is a sign-in or a sign-up.
     #[must_use]
     pub fn kind(&self) -> ActionKind {
         match self.context {
@@ -88,14 +88,13 @@ impl Action {
         }
     }
 
-    /// Somebody signs up.
+    /// Returns true if it is a sign-up.
     #[must_use]
     pub fn is_registration(&self) -> bool {
         self.kind() == ActionKind::UserRegistration
     }
 
-    /// The domain of the address, in the one form in which domains can be compared: `example.com`, lower case, international
-    /// names as `xn--…`.
+    /// Returns the domain of the email address in its normal form: lower case, international names as `xn--…`.
     #[must_use]
     pub fn email_domain(&self) -> String {
         split(&self.email).1
@@ -107,12 +106,12 @@ impl Action {
 pub enum ActionKind {
     /// An existing user signs in.
     Authentication,
-    /// Somebody signs up.
+    /// A person signs up.
     UserRegistration,
 }
 
 impl ActionKind {
-    /// The word used in metrics, in logs and in WorkOS's names.
+    /// Returns the word for metrics, logs and WorkOS's names.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -122,20 +121,21 @@ impl ActionKind {
     }
 }
 
-/// What WorkOS is answered.
+/// The answer to an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on.
+    /// Allow the attempt.
     Allow,
-    /// Stop.
+    /// Deny the attempt.
     Deny {
-        /// What the person is told; without one, WorkOS says something of its own.
+        /// The message for the person. Without it, WorkOS shows its own.
         message: Option<String>,
     },
 }
 
 impl Verdict {
-    /// Stops the attempt and tells the person why: at most 500 characters, the rest is cut off. Empty text is none.
+    /// Denies the attempt with a message for the person. A message longer than 500 characters is truncated, and an empty one is
+    /// omitted.
     pub fn deny(message: impl AsRef<str>) -> Self {
         let mut room = MESSAGE_LIMIT;
         let fits = |char: &char| match room.checked_sub(char.len_utf16()) {
@@ -145,13 +145,13 @@ impl Verdict {
             }
             None => false,
         };
-        // PostgreSQL's text holds no NUL.
+        // PostgreSQL cannot store NUL.
         let message: String = message.as_ref().trim().chars().take_while(fits).collect();
         let message = message.replace('\0', "\u{FFFD}");
         Self::Deny { message: (!message.is_empty()).then_some(message) }
     }
 
-    /// The same verdict with a message that WorkOS and PostgreSQL take, however it was made.
+    /// Returns the verdict with a message that WorkOS and PostgreSQL accept.
     #[must_use]
     pub(crate) fn fit(self) -> Self {
         match self {
@@ -160,7 +160,7 @@ impl Verdict {
         }
     }
 
-    /// The word used in the database, in metrics and in logs.
+    /// Returns the word for the database, metrics and logs.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -169,7 +169,7 @@ impl Verdict {
         }
     }
 
-    /// What the person is told.
+    /// Returns the message for the person.
     #[must_use]
     pub fn message(&self) -> Option<&str> {
         match self {
@@ -179,19 +179,19 @@ impl Verdict {
     }
 }
 
-/// Local part and domain of an address, each in the form in which it can be compared.
+/// Returns the local part and the domain of an email address in their normal forms.
 ///
-/// The domain is what follows the last `@` (a quoted local part may hold others), by UTS 46 as browsers and mail programs read
-/// it: case, full-width letters, Unicode names and their `xn--` form are one, and dots at the end and control characters say
-/// nothing. The local part is compared without regard to case and otherwise as it is: `ada+x@` and `a.da@` are not `ada@`.
+/// The domain is the text after the last `@` (a quoted local part can contain others), normalized by UTS 46 as in browsers and mail
+/// programs: lower case, half-width letters, Unicode names as `xn--…`, without trailing dots and control characters. The local part
+/// is only converted to lower case: `ada+x@` and `a.da@` are not `ada@`.
 pub(super) fn split(address: &str) -> (String, String) {
     let address = address.trim();
-    // Without an @ it is no address, and at no domain: no rule about one may let it in.
+    // Text without an @ has no domain, so that no rule for a domain allows it.
     let (local, domain) = address.rsplit_once(['@', '\u{FF20}']).unwrap_or((address, ""));
     (local.trim().to_lowercase(), comparable(domain))
 }
 
-/// A domain in the form in which it can be compared.
+/// Returns a domain in its normal form.
 pub(super) fn comparable(domain: &str) -> String {
     let plain: String = domain.chars().filter(|char| !char.is_control()).collect();
     let plain = plain.trim().trim_end_matches(['.', '\u{3002}', '\u{FF0E}', '\u{FF61}']);

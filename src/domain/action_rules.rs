@@ -1,38 +1,38 @@
-//! Rules: who may sign in or up, by e-mail address. The first one that matches decides.
+//! Rules that decide by email address who may sign in or sign up. The first matching rule decides.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::action::{Action, ActionKind, Verdict, comparable, split};
 
-/// More than anybody reads.
+/// Maximum number of rules.
 const LIMIT: usize = 1_000;
 
 /// One rule.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The kind of attempt it is about; `None`: both.
+    /// The kind of attempt. `None` means both kinds.
     pub kind: Option<ActionKind>,
-    /// Whose.
+    /// The people it applies to.
     pub who: Who,
-    /// What is answered then.
+    /// The verdict if the rule matches.
     pub verdict: Verdict,
 }
 
-/// Whom a rule is about. Addresses and domains are compared without regard to case, international names in either form.
+/// The people a rule applies to. Addresses and domains are not case-sensitive. International domains can have either form.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Who {
     /// Everybody.
     Anyone,
-    /// Addresses at exactly this domain, as in `@example.com`.
+    /// Addresses with exactly this domain: `@example.com`.
     Domain(String),
-    /// Addresses at any domain below this one, but not at it, as in `@*.example.com`.
+    /// Addresses with a subdomain of this domain, but not with the domain itself: `@*.example.com`.
     Below(String),
-    /// This address. A plus and what follows it, and dots, are part of an address.
+    /// This address. Dots, and a plus with the text after it, are part of the address.
     Address(String),
 }
 
-/// An address is personal data.
+/// Shows no address, because an address is personal data.
 impl fmt::Debug for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -51,7 +51,7 @@ impl fmt::Debug for Rule {
     }
 }
 
-/// Rules in order. As text, one after the other, separated by semicolons or line breaks:
+/// An ordered list of rules. As text, the rules are separated by semicolons or line breaks:
 ///
 /// ```
 /// use authkit_sync::Rules;
@@ -71,11 +71,11 @@ impl fmt::Debug for Rule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules(Vec<Prepared>);
 
-/// A rule whose address or domain is in the form in which it can be compared.
+/// A rule whose address or domain is in normal form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Prepared(Rule);
 
-/// Which rule is wrong, and why; it quotes nothing.
+/// The number of an invalid rule, and the reason. The text does not contain the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rule {number} {wrong}")]
 pub struct RuleError {
@@ -84,17 +84,17 @@ pub struct RuleError {
 }
 
 impl Rules {
-    /// These, in this order.
+    /// Creates a list of rules in this order.
     ///
     /// # Errors
-    /// [`RuleError`] when one of them can match nobody, or there are more than a thousand.
+    /// [`RuleError`] if a rule cannot match anybody, or there are more than 1000 rules.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Result<Self, RuleError> {
         let mut prepared = Vec::new();
         for rule in rules {
             let number = prepared.len() + 1;
             let refuse = |wrong| RuleError { number, wrong };
             if number > LIMIT {
-                return Err(refuse("is one too many: there may be a thousand"));
+                return Err(refuse("exceeds the limit of 1000 rules"));
             }
             let rule = prepare(rule).map_err(refuse)?;
             prepared.push(Prepared(rule));
@@ -102,19 +102,19 @@ impl Rules {
         Ok(Self(prepared))
     }
 
-    /// How many there are.
+    /// Returns the number of rules.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// There are none: everybody may.
+    /// Returns true if there are no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The verdict of the first rule that matches, and its number, from 1; `None` where none does.
+    /// Returns the number (from 1) and the verdict of the first matching rule, or `None` if no rule matches.
     #[must_use]
     pub fn decide(&self, action: &Action) -> Option<(usize, &Verdict)> {
         let (local, domain) = split(&action.email);
@@ -166,12 +166,12 @@ impl FromStr for Rules {
     }
 }
 
-/// The text of each rule: split at semicolons and line breaks outside quotation marks, empty ones left out.
+/// Returns the text of each rule: splits at line breaks, and at semicolons outside quotation marks. Skips empty rules.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     let between = move |char: char| {
         quoted ^= char == '"';
-        // A message stays on its line, so that a mark that was forgotten cannot swallow the rules after it.
+        // A message ends with its line, so that a missing quotation mark does not hide the rules after it.
         quoted &= char != '\n';
         char == '\n' || (char == ';' && !quoted)
     };

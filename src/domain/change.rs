@@ -1,4 +1,4 @@
-//! The change feed's words: one committed difference in a user, and where it stands in the feed.
+//! Changes of users, and their positions in the change feed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,19 +11,19 @@ use super::event::Origin;
 use super::timestamp::Timestamp;
 use super::user::User;
 
-/// What an observation did to its user.
+/// How a user changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Difference {
-    /// The user was not here before.
+    /// The user is new.
     Created,
-    /// The user was, and differs now.
+    /// Fields of the user changed.
     Updated,
-    /// The user is gone.
+    /// The user was deleted.
     Deleted,
 }
 
 impl Difference {
-    /// The word used in the database and in the feed.
+    /// Returns the word for the database and the feed.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,17 +34,17 @@ impl Difference {
     }
 }
 
-/// What a change is.
+/// The kind of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// A user differs.
+    /// A user changed.
     User(Difference),
     /// An event of a type that changes no user, for example `session.created`.
     Event(String),
 }
 
 impl ChangeKind {
-    /// From the feed's columns: of an event that changes no user, the kind is its type.
+    /// Reads the columns of the feed. For an event that changes no user, `kind` equals its type.
     #[must_use]
     pub fn read(kind: &str, event_type: Option<&str>) -> Option<Self> {
         match (kind, event_type) {
@@ -56,7 +56,7 @@ impl ChangeKind {
         }
     }
 
-    /// The word used in the feed.
+    /// Returns the word for the feed.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -65,7 +65,7 @@ impl ChangeKind {
         }
     }
 
-    /// What handlers ask for it by: the type of the event that tells of such a change, whether or not one did.
+    /// Returns the event type by which handlers select the change, also if no event brought it.
     #[must_use]
     pub fn event_type(&self) -> &str {
         match self {
@@ -77,12 +77,12 @@ impl ChangeKind {
     }
 }
 
-/// A place in the feed; everything up to it has been told. Its text is opaque, and void when the epoch is another.
+/// A position in the change feed. Its text is opaque. It expires when the epoch changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Which history of the database it belongs to.
+    /// The epoch of the database. It changes when positions become invalid.
     pub epoch: String,
-    /// Where in it.
+    /// The number within the epoch.
     pub number: i64,
 }
 
@@ -92,9 +92,9 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that no position has.
+/// The text is not a position of the change feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("that is no position of the change feed")]
+#[error("the text is not a position of the change feed; use the `position` of an earlier page")]
 pub struct NotAPosition;
 
 impl FromStr for Position {
@@ -114,38 +114,38 @@ impl Serialize for Position {
     }
 }
 
-/// The event that brought a change.
+/// The event that caused a change.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    /// WorkOS's id.
+    /// WorkOS's ID of the event.
     pub id: String,
     /// For example `user.updated`.
     pub event_type: String,
 }
 
-/// One committed difference in a user, or an event of another type.
+/// A committed change of a user, or an event of another type.
 ///
-/// It serialises to the feed's JSON: `position`, `kind`, `user_id`, `changed`, `event_id`, `event_type`, `origin`, `at`, and
-/// `user` (of an event that changes no user, `data`).
+/// It serializes to the JSON of the feed: `position`, `kind`, `user_id`, `changed`, `event_id`, `event_type`, `origin`, `at`, and
+/// `user`, or `data` for an event that changes no user.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// Where it stands.
+    /// The position in the feed.
     pub position: Position,
-    /// What it is.
+    /// The kind of change.
     pub kind: ChangeKind,
-    /// The user it is about.
+    /// The user's ID.
     pub user_id: Option<String>,
-    /// The names of the fields that an update changed; empty for everything else.
+    /// The names of the fields that an update changed. Empty for other kinds.
     pub changed: Vec<String>,
-    /// The event that brought it; `None` where WorkOS's API was read instead.
+    /// The event that caused it. `None` if the change was found by reading WorkOS's API.
     pub event: Option<Cause>,
-    /// How it reached us. [`Origin::is_live`] tells what happened just now from what was only found.
+    /// How the change reached us. [`Origin::is_live`] tells whether it has just happened.
     pub origin: Origin,
-    /// When it was committed here.
+    /// When the change was committed here.
     pub at: Timestamp,
-    /// The user as it stands now, which may be later than the change; `None` once it is deleted, and for other events.
+    /// The current user, which can be newer than the change. `None` if it has been deleted, and for other events.
     pub user: Option<User>,
-    /// What an event of another type says; `None` once the inbox lacks it, and for changes of users.
+    /// The `data` of an event of another type. `None` after the retention period, and for changes of users.
     pub data: Option<Box<RawValue>>,
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::timestamp::Timestamp;
 
-/// Tells the time. Cloning is cheap; clones of a manual clock tell the same time.
+/// Tells the time. Cloning is cheap. Clones of a manual clock share their time.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -16,19 +16,19 @@ enum Source {
 }
 
 impl Clock {
-    /// The machine's wall clock.
+    /// Returns the system clock.
     #[must_use]
     pub fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that stands still until [`Clock::set`] moves it.
+    /// Returns a clock for tests. It changes only by [`Clock::set`].
     #[must_use]
     pub fn manual(start: Timestamp) -> Self {
         Self(Source::Manual(Arc::new(AtomicI64::new(start.unix_micros()))))
     }
 
-    /// The present instant.
+    /// Returns the current time.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn now(&self) -> Timestamp {
@@ -38,7 +38,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock; does nothing to the system's.
+    /// Sets a manual clock. Has no effect on the system clock.
     pub fn set(&self, to: Timestamp) {
         if let Source::Manual(micros) = &self.0 {
             micros.store(to.unix_micros(), Ordering::SeqCst);

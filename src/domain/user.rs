@@ -1,4 +1,4 @@
-//! A WorkOS user, with every field WorkOS documents and whatever else it sent.
+//! A WorkOS user, with every documented field and all other fields that WorkOS sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::timestamp::Timestamp;
 
-/// The names of the fields that are columns of their own; everything else in a payload is [`User::extra`].
+/// The names of the fields that have a column. All other fields of a payload are in [`User::extra`].
 pub const FIELDS: [&str; 14] = [
     "object",
     "id",
@@ -26,45 +26,45 @@ pub const FIELDS: [&str; 14] = [
     "updated_at",
 ];
 
-/// The field that WorkOS moves without a word.
+/// The field that WorkOS updates without an event.
 pub const LAST_SIGN_IN_AT: &str = "last_sign_in_at";
 
-/// Fields we have no column for, as they were sent: numbers keep their digits.
+/// Fields without a column, unchanged: numbers keep their digits.
 pub type Extra = BTreeMap<String, Box<RawValue>>;
 
-/// A live user as WorkOS describes it (OpenAPI `UserlandUser`). Absent and null mean the same.
+/// A live user as WorkOS describes it (OpenAPI `UserlandUser`). Absent and null fields are both `None`.
 ///
-/// It serialises to WorkOS's own JSON: all known fields, absent ones as null, then [`User::extra`]. `Debug` shows the id
-/// alone, so that a user in a log line is not personal data in a log line.
+/// It serializes to WorkOS's JSON: all known fields, absent ones as null, then [`User::extra`]. `Debug` shows only the ID, so that a
+/// log line contains no personal data.
 #[derive(Clone)]
 pub struct User {
-    /// WorkOS's id; opaque, never reused.
+    /// WorkOS's ID. Opaque and never reused.
     pub id: String,
-    /// Unique among live users at WorkOS, not here: a new user's creation may arrive before the old one's deletion.
+    /// Unique among live users at WorkOS, but not here: a new user can arrive before the deletion of the previous one.
     pub email: String,
-    /// Whether WorkOS has seen the user own the address.
+    /// Whether WorkOS has verified the email address.
     pub email_verified: bool,
     /// Given name.
     pub first_name: Option<String>,
     /// Family name.
     pub last_name: Option<String>,
-    /// Display name; absent from answers before June 2026.
+    /// Display name. WorkOS has sent it since June 2026.
     pub name: Option<String>,
-    /// Where the picture is.
+    /// URL of the profile picture.
     pub profile_picture_url: Option<String>,
-    /// The application's own id for the user.
+    /// The application's own ID of the user.
     pub external_id: Option<String>,
     /// The application's own key-value pairs.
     pub metadata: BTreeMap<String, Option<String>>,
-    /// Last sign-in; WorkOS moves it without moving `updated_at`.
+    /// Last sign-in. WorkOS updates it without updating `updated_at`.
     pub last_sign_in_at: Option<Timestamp>,
     /// For example `en-GB`.
     pub locale: Option<String>,
     /// When WorkOS created the user.
     pub created_at: Option<Timestamp>,
-    /// When WorkOS last changed the user; where WorkOS did not say, when the event was made.
+    /// When WorkOS last updated the user. If WorkOS did not send it, the time of the event.
     pub updated_at: Timestamp,
-    /// Fields WorkOS sent that have no column yet.
+    /// Fields without a column.
     pub extra: Extra,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for User {
 }
 
 impl User {
-    /// The names of the fields in which the two differ. What has no column is compared as JSON values, not as text.
+    /// Returns the names of the fields that differ. Fields without a column are compared as JSON values, not as text.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let known = [
