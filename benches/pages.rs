@@ -16,7 +16,8 @@ use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::backfill::{Backfill, BackfillStep};
 use authkit_sync::sync::catch_up::{CatchUp, EVENT_TYPES};
-use authkit_sync::sync::job::{Job, JobContext};
+use authkit_sync::sync::job::JobContext;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::wire;
 use serde_json::json;
@@ -83,7 +84,7 @@ async fn main() {
     let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let backfill = Backfill::new(context.clone(), false);
     let began = Instant::now();
-    while !matches!(backfill.step().await.unwrap(), BackfillStep::Done(_)) {}
+    while !matches!(backfill.step().await.unwrap(), Some(BackfillStep::Done(_))) {}
     report("backfill, unpaced", USERS, began);
     let catch_up = CatchUp::new(context, EVENT_TYPES.map(str::to_owned).to_vec(), Duration::from_secs(60));
     let began = Instant::now();

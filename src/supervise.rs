@@ -1,7 +1,7 @@
-//! Runs background jobs and restarts them after a panic.
+//! Background loops that outlive their own mistakes.
 //!
-//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A panic is counted, and the tick is
-//! retried after a pause. It never stops lookups or webhooks.
+//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A tick that panics is counted and tried again
+//! later; it never takes lookups or webhooks down with it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::sync::job::{Job, keeping};
+use crate::sync::runner::{BackgroundLoop, keeping};
 use crate::tokens::KeyCache;
 
-/// The pause after a panic doubles from the first value to the longest.
+/// The rest after a panic doubles from here up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Runs jobs until it is stopped.
+/// Runs loops until told to stop.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     loops: JoinSet<()>,
@@ -33,42 +33,44 @@ impl Supervisor {
     }
 
     /// Starts a loop. Its `tick` is dropped at an await point when the stop comes.
-    pub(crate) fn start<J: Job>(&mut self, driver: J) {
+    pub(crate) fn start<L: BackgroundLoop>(&mut self, background_loop: L) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         self.loops.spawn(async move {
             let mut rest_after_panic = FIRST_REST;
             let rounds = async {
                 loop {
-                    let rest = match keeping(&driver, AssertUnwindSafe(driver.tick()).catch_unwind()).await {
+                    let rest = match keeping(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind())
+                        .await
+                    {
                         Ok(rest) => {
                             rest_after_panic = FIRST_REST;
                             rest
                         }
                         Err(_panic) => {
-                            metrics.restart(J::NAME);
+                            metrics.restart(L::NAME);
                             tracing::error!(
-                                r#loop = J::NAME,
-                                "a background job panicked and is restarted; this is a defect of authkit-sync, please report it"
+                                r#loop = L::NAME,
+                                "a background loop panicked and starts again; this is a defect of authkit-sync"
                             );
                             let rest = rest_after_panic;
                             rest_after_panic = (rest * 2).min(LONGEST_REST);
                             rest
                         }
                     };
-                    keeping(&driver, tokio::time::sleep(rest)).await;
+                    keeping(&background_loop, tokio::time::sleep(rest)).await;
                 }
             };
             stop.run_until_cancelled(rounds).await;
         });
     }
 
-    /// Waits until every job has ended. Cancel the stop token first.
+    /// Waits until every loop has ended; they do once the stop has come.
     pub(crate) async fn ended(mut self) {
         while self.loops.join_next().await.is_some() {}
     }
 }
 
-impl Job for KeyCache {
+impl BackgroundLoop for KeyCache {
     const NAME: &'static str = "signing_keys";
 
     async fn tick(&self) -> Duration {

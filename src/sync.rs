@@ -17,32 +17,35 @@ mod list_scan;
 pub mod progress;
 pub mod read_through;
 pub mod reconcile;
+mod records;
+pub mod runner;
 mod scan_page;
-mod verdict;
 
 use sqlx::postgres::PgConnection;
 
-use crate::domain::change::Difference;
-use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
+use crate::domain::decide::Effect;
+use crate::domain::event::{Content, Event, Observation, Origin};
 use crate::store::{Store, StoreError, Work};
 use batch::{Batch, Inbox, QuarantineBatch};
 pub use scan_page::apply_scan_page;
 
-/// What became of one observation.
+/// What one observation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// What it did.
-    pub outcome: Outcome,
-    /// Why it did nothing, or could not; holds nothing of the payload.
-    pub reason: Option<String>,
-    /// The inbox held this event already, and as well (always false for what is no event).
-    pub duplicate: bool,
-    /// What it did to its user; `None` when it did nothing.
-    pub difference: Option<Difference>,
-    /// The names of the fields that an update changed.
-    pub changed: Vec<String>,
+    /// What it did to its user.
+    pub effect: Effect,
+    /// The inbox already contained this event (always false for anything but an event).
+    pub is_duplicate: bool,
     /// Its user is deleted, by this observation or an earlier one.
-    pub deleted: bool,
+    pub is_user_deleted: bool,
+}
+
+impl Applied {
+    /// The outcome for metrics, logs and answers: `duplicate`, or the outcome that the inbox stores.
+    #[must_use]
+    pub fn outcome(&self) -> &'static str {
+        if self.is_duplicate { "duplicate" } else { self.effect.outcome().as_str() }
+    }
 }
 
 /// Applies a batch of observations in one durable transaction, in the batch's order, and says what became of each.

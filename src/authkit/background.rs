@@ -58,6 +58,6 @@ impl Jobs {
         }
         let audited = (self.webhooks && self.catch_up).then(|| self.event_types.clone());
         loops.start(Housekeeping::new(context.clone(), self.retention, audited));
-        loops.start(Dispatcher::new(context.on_store(handlers.clone()), self.handlers.clone()));
+        loops.start(Dispatcher::runner(context.on_store(handlers.clone()), self.handlers.clone()));
     }
 }

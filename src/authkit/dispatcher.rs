@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::supervise::Supervisor;
 use crate::sync::feed::Feed;
 use crate::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
 use crate::sync::job::{Job, JobContext, JobError};
+use crate::sync::runner::Runner;
 
 /// Interval of the check for new handlers.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -21,70 +21,70 @@ pub(super) struct Dispatcher {
     context: JobContext,
     feed: Feed,
     rust: Vec<RustHandler>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
     /// Whether the handlers in Rust are registered in the database.
-    enrolled: bool,
+    is_enrolled: bool,
     /// Handlers whose loops run, with true for SQL: a name can move from Rust to SQL.
     started: HashSet<(String, bool)>,
     /// Handlers that have metrics.
     measured: Vec<String>,
     loops: Supervisor,
-    failures: u32,
+}
+
+impl Dispatcher {
+    pub(super) fn runner(context: JobContext, rust: Vec<RustHandler>) -> Runner<Self> {
+        // Dropping the dispatcher drops the loops.
+        let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
+        let (feed, started) = (Feed::new(context.store.clone()), HashSet::new());
+        let job =
+            Self { context: context.clone(), feed, rust, is_enrolled: false, started, measured: Vec::new(), loops };
+        Runner::run(context, job)
+    }
 }
 
 impl Job for Dispatcher {
     const NAME: &'static str = "handlers";
 
-    async fn tick(&self) -> Duration {
-        let mut state = self.state.lock().await;
-        let outcome = self.look(&mut state).await;
-        self.context.rest(Self::NAME, &mut state.failures, outcome.map(|()| Some(INTERVAL))).await
-    }
-}
+    type Output = ();
 
-impl Dispatcher {
-    pub(super) fn new(context: JobContext, rust: Vec<RustHandler>) -> Self {
-        // Dropping the dispatcher drops the loops.
-        let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
-        let state = State { enrolled: false, started: HashSet::new(), measured: Vec::new(), loops, failures: 0 };
-        Self { feed: Feed::new(context.store.clone()), context, rust, state: Mutex::new(state) }
+    fn needs_lease(&self) -> bool {
+        false
     }
 
-    async fn look(&self, state: &mut State) -> Result<(), JobError> {
+    fn rest_after(&self, (): ()) -> Duration {
+        INTERVAL
+    }
+
+    async fn step(&mut self) -> Result<(), JobError> {
         let store = &self.context.store;
         // A handler that cannot start does not prevent the others.
         let mut taken = None;
-        if !state.enrolled {
+        if !self.is_enrolled {
             for handler in &self.rust {
                 if !store.register_handler(&handler.name, &handler.types, handler.from_start).await? {
                     taken = Some(handler.name.to_string());
                 }
             }
-            state.enrolled = taken.is_none();
+            self.is_enrolled = taken.is_none();
         }
         for handler in store.handlers(None).await? {
             let in_sql = handler.sql.is_some();
             let rust = self.rust.iter().find(|rust| !in_sql && *rust.name == *handler.name).cloned();
             let ours = rust.is_some() || in_sql;
-            if ours && state.started.insert((handler.name.clone(), in_sql)) {
+            if ours && self.started.insert((handler.name.clone(), in_sql)) {
                 let worker = HandlerWorker::new(self.context.clone(), self.feed.clone(), &handler.name, rust);
                 let worker = Arc::new(worker);
-                state.loops.start(FeedLoop(worker.clone()));
-                state.loops.start(BacklogLoop(worker));
+                self.loops.start(FeedLoop(worker.clone()));
+                self.loops.start(BacklogLoop(worker));
             }
         }
         let lags = store.handler_lags().await?;
-        for gone in state.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
+        for gone in self.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
             self.context.metrics.forget_handler(gone);
         }
         for lag in &lags {
             self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.dead_lettered);
         }
-        state.measured = lags.into_iter().map(|lag| lag.name).collect();
+        self.measured = lags.into_iter().map(|lag| lag.name).collect();
         taken.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))
     }
 }

@@ -19,14 +19,11 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let context = context(source)?;
     let dry_run = matches.get_flag("dry-run");
     let backfill = Backfill::new(context.clone(), dry_run);
-    let counts = run_steps(&context, &backfill, async || {
-        Ok(match backfill.step().await? {
-            BackfillStep::Standby => ScanStep::Standby,
-            BackfillStep::Page { counts, position } => {
-                ScanStep::Page(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
-            }
-            BackfillStep::Done(counts) => ScanStep::Done(counts),
-        })
+    let counts = run_steps(&context, &backfill, |step| match step {
+        BackfillStep::Page { counts, position } => {
+            ScanStep::Page(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
+        }
+        BackfillStep::Done(counts) => ScanStep::Done(counts),
     })
     .await?;
     if matches.get_flag("json") {

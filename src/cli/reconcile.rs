@@ -29,15 +29,12 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         context.store.accept_deletions().await?;
     }
     let reconcile = Reconcile::new(context.clone(), mode, None);
-    let report = run_steps(&context, &reconcile, async || {
-        Ok(match reconcile.step().await? {
-            ReconcileStep::Standby => ScanStep::Standby,
-            ReconcileStep::Going { counts, open } if open > 0 => {
-                ScanStep::Page(counts, format!("{open} missing users to confirm"))
-            }
-            ReconcileStep::Going { counts, .. } => ScanStep::Page(counts, String::new()),
-            ReconcileStep::Done(report) => ScanStep::Done(report),
-        })
+    let report = run_steps(&context, &reconcile, |step| match step {
+        ReconcileStep::Going { counts, open } if open > 0 => {
+            ScanStep::Page(counts, format!("{open} missing users to confirm"))
+        }
+        ReconcileStep::Going { counts, .. } => ScanStep::Page(counts, String::new()),
+        ReconcileStep::Done(report) => ScanStep::Done(report),
     })
     .await?;
     if matches.get_flag("json") {

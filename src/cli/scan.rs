@@ -12,7 +12,8 @@ use crate::config::{self, Source, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::scans::ScanCounts;
-use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL, STANDBY, keeping};
+use crate::sync::job::{Job, JobContext, REQUEST_INTERVAL, STANDBY};
+use crate::sync::runner::{Runner, keeping};
 use crate::workos::api::Api;
 
 /// Failures in a row before the command gives up: some minutes.
@@ -35,8 +36,6 @@ pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
 
 /// The result of one step.
 pub(super) enum ScanStep<T> {
-    /// Another process has the lease.
-    Standby,
     /// Users so far, and the position.
     Page(ScanCounts, String),
     /// The last step.
@@ -46,26 +45,26 @@ pub(super) enum ScanStep<T> {
 /// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C.
 pub(super) async fn run_steps<T, J: Job>(
     context: &JobContext,
-    job: &J,
-    mut step: impl AsyncFnMut() -> Result<ScanStep<T>, JobError>,
+    job: &Runner<J>,
+    scan_step: impl Fn(J::Output) -> ScanStep<T>,
 ) -> Result<T, Failure> {
     let (progress, name) = (Progress::start(), J::NAME);
     let steps = async {
         let (mut failures, mut lease_attempts) = (0, 0);
         loop {
-            let rest = match keeping(job, step()).await {
-                Ok(ScanStep::Done(end)) => return Ok(end),
-                Ok(ScanStep::Page(counts, position)) => {
+            let rest = match keeping(job, job.step()).await.map(|output| output.map(&scan_step)) {
+                Ok(Some(ScanStep::Done(end))) => return Ok(end),
+                Ok(Some(ScanStep::Page(counts, position))) => {
                     failures = 0;
                     progress.show(counts, &position);
                     REQUEST_INTERVAL
                 }
-                Ok(ScanStep::Standby) if lease_attempts < LEASE_ATTEMPTS => {
+                Ok(None) if lease_attempts < LEASE_ATTEMPTS => {
                     lease_attempts += 1;
                     progress.print(&format!("another process is running a {name}: waiting for it to finish"));
                     STANDBY
                 }
-                Ok(ScanStep::Standby) => {
+                Ok(None) => {
                     let message = format!("another process is running a {name} and continues it; nothing to do");
                     return Err(Failure::unavailable(message));
                 }

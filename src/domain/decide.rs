@@ -1,9 +1,13 @@
-//! What an observation does to a stored user.
+//! Decides what an observation does to a stored user.
 //!
-//! The stored state is a join of the user's observations: a tombstone over a live row, a higher version over a lower,
-//! `last_sign_in_at` by maximum on its own, the instant of deletion by minimum. So any order and any duplication of the
-//! same observations ends in the same state (promise 3), and a deleted user stays deleted (promise 4).
+//! The stored state is a join of the user's observations: a tombstone replaces a live row, a higher version replaces a lower
+//! one, `last_sign_in_at` is a maximum of its own, the time of deletion a minimum. So the same observations end in the same
+//! state in any order and with any duplicates (promise 3), and a deleted user stays deleted (promise 4).
 
+use std::borrow::Cow;
+
+use super::change::Difference;
+use super::event::{Content, Observation, Outcome};
 use super::timestamp::Timestamp;
 use super::user::{LAST_SIGN_IN_AT, User};
 use super::version::Version;
@@ -11,94 +15,153 @@ use super::version::Version;
 /// A user as the table holds it.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// Never heard of.
+    /// The table has no row for the user.
     Absent,
-    /// Alive, as of a version.
+    /// The user exists.
     Live {
         /// The row.
         user: Box<User>,
-        /// The observation the row stands on.
+        /// The version of the observation that the row was written from.
         version: Version,
     },
-    /// Deleted, for good.
+    /// The user is deleted, permanently.
     Tombstone {
-        /// The least instant any of its delete events carries.
+        /// The earliest time in any of its delete events.
         deleted_at: Option<Timestamp>,
     },
 }
 
-/// What an observation says.
+/// What an observation did to the stored user. The inbox's outcome, the change and the counters are read from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The user was not stored before.
+    Created,
+    /// A live user was stored before and differs now.
+    Updated {
+        /// The names of the fields that differ.
+        fields: Vec<String>,
+    },
+    /// The user was live or not stored, and is deleted now.
+    Deleted,
+    /// The user was deleted before, and the time of its deletion is an earlier one now.
+    DeletedEarlier,
+    /// The row's content is the same; its version is higher now.
+    Confirmed,
+    /// The row was written from this observation or a later one.
+    Stale,
+    /// The user was deleted before; the observation changes nothing.
+    AlreadyDeleted,
+    /// The observation changes no user.
+    Ignored,
+    /// The observation cannot be applied, for this reason. The reason contains nothing of the payload.
+    Quarantined(Cow<'static, str>),
+}
+
+impl Effect {
+    /// The outcome that the inbox stores.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Created | Self::Updated { .. } | Self::Deleted | Self::DeletedEarlier | Self::Confirmed => {
+                Outcome::Applied
+            }
+            Self::Stale | Self::AlreadyDeleted => Outcome::Stale,
+            Self::Ignored => Outcome::Ignored,
+            Self::Quarantined(_) => Outcome::Quarantined,
+        }
+    }
+
+    /// Why the observation was not applied.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Stale => Some("the row has this observation or a later one"),
+            Self::AlreadyDeleted => Some("the user is deleted"),
+            Self::Quarantined(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// The change of the user that the feed tells; none if the user has not changed.
+    #[must_use]
+    pub fn difference(&self) -> Option<Difference> {
+        match self {
+            Self::Created => Some(Difference::Created),
+            Self::Updated { .. } => Some(Difference::Updated),
+            Self::Deleted => Some(Difference::Deleted),
+            _ => None,
+        }
+    }
+
+    /// The names of the fields that an update changed; empty for everything else.
+    #[must_use]
+    pub fn changed_fields(&self) -> &[String] {
+        if let Self::Updated { fields } = self { fields } else { &[] }
+    }
+}
+
+/// What an observation says about a user.
 #[derive(Clone, Copy, Debug)]
-pub enum Seen<'a> {
-    /// A full picture of the user.
+enum Seen<'a> {
+    /// All fields of a live user.
     Live(&'a User, &'a Version),
-    /// Word of its deletion, with the delete event's `created_at`.
+    /// The user is deleted; with the time in the delete event.
     Deleted(Option<Timestamp>),
 }
 
-/// Whether the observation changed the stored state, and if not, why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// The state changed.
-    Applied {
-        /// The names of the fields in which a live user differs; empty when it was not one before, or is none now.
-        changed: Vec<String>,
-    },
-    /// The row says what it said, as of a later observation.
-    Confirmed,
-    /// The row stands on this observation already or on a later one.
-    Older,
-    /// The user is deleted.
-    Deleted,
+/// Applies an observation to the stored state of its user, and returns what that did. `None` if the observation has no user ID.
+pub fn decide(user: Option<&mut Stored>, observation: &Observation) -> Effect {
+    let seen = match observation {
+        Observation::Snapshot(snapshot) => Seen::Live(&snapshot.user, &snapshot.version),
+        Observation::Gone { confirmed_at, .. } => Seen::Deleted(Some(*confirmed_at)),
+        Observation::Event(event) => match &event.content {
+            Content::Live { user, version } => Seen::Live(user, version),
+            Content::Deleted => Seen::Deleted(event.created_at),
+            Content::SignedIn(_) | Content::Other => return Effect::Ignored,
+            Content::Unusable(reason) => return Effect::Quarantined(Cow::Borrowed(reason)),
+        },
+    };
+    user.map_or(Effect::Quarantined(Cow::Borrowed("it has no user ID")), |stored| join(stored, seen))
 }
 
-impl Decision {
-    /// What cannot be said field by field.
-    fn applied() -> Self {
-        Self::Applied { changed: Vec::new() }
-    }
-}
-
-/// Joins an observation into the stored state.
-pub fn decide(stored: &mut Stored, seen: Seen<'_>) -> Decision {
+fn join(stored: &mut Stored, seen: Seen<'_>) -> Effect {
     match (&mut *stored, seen) {
-        (Stored::Tombstone { .. }, Seen::Live(..)) => Decision::Deleted,
+        (Stored::Tombstone { .. }, Seen::Live(..)) => Effect::AlreadyDeleted,
         (Stored::Tombstone { deleted_at }, Seen::Deleted(at)) => {
-            if earlier(at, *deleted_at) {
-                *deleted_at = at;
-                Decision::applied()
-            } else {
-                Decision::Deleted
+            if !is_earlier(at, *deleted_at) {
+                return Effect::AlreadyDeleted;
             }
+            *deleted_at = at;
+            Effect::DeletedEarlier
         }
         (_, Seen::Deleted(deleted_at)) => {
             *stored = Stored::Tombstone { deleted_at };
-            Decision::applied()
+            Effect::Deleted
         }
         (Stored::Absent, Seen::Live(user, version)) => {
             *stored = Stored::Live { user: Box::new(user.clone()), version: version.clone() };
-            Decision::applied()
+            Effect::Created
         }
-        (Stored::Live { user: row, version: standing }, Seen::Live(user, version)) => {
+        (Stored::Live { user: row, version: row_version }, Seen::Live(user, version)) => {
             let signed_in = row.last_sign_in_at.max(user.last_sign_in_at);
-            let decision = if *version > *standing {
+            let effect = if *version > *row_version {
                 let before = std::mem::replace(&mut **row, User { last_sign_in_at: signed_in, ..user.clone() });
-                *standing = version.clone();
-                let changed = before.differences(row);
-                if changed.is_empty() { Decision::Confirmed } else { Decision::Applied { changed } }
+                *row_version = version.clone();
+                let fields = before.differences(row);
+                if fields.is_empty() { Effect::Confirmed } else { Effect::Updated { fields } }
             } else if signed_in > row.last_sign_in_at {
-                Decision::Applied { changed: vec![LAST_SIGN_IN_AT.to_owned()] }
+                Effect::Updated { fields: vec![LAST_SIGN_IN_AT.to_owned()] }
             } else {
-                Decision::Older
+                Effect::Stale
             };
             row.last_sign_in_at = signed_in;
-            decision
+            effect
         }
     }
 }
 
-/// Whether `at` is a better instant of deletion than the one known: an earlier one, or the first.
-fn earlier(at: Option<Timestamp>, known: Option<Timestamp>) -> bool {
+/// Whether `at` is an earlier time of deletion than the known one, or the first.
+fn is_earlier(at: Option<Timestamp>, known: Option<Timestamp>) -> bool {
     match (at, known) {
         (Some(at), Some(known)) => at < known,
         (Some(_), None) => true,
@@ -141,8 +204,8 @@ mod tests {
         Stored::Live { user: Box::new(user(name, Some(5))), version: version.clone() }
     }
 
-    fn changed(field: &str) -> Decision {
-        Decision::Applied { changed: vec![field.to_owned()] }
+    fn changed(field: &str) -> Effect {
+        Effect::Updated { fields: vec![field.to_owned()] }
     }
 
     fn name_of(stored: &Stored) -> Option<&str> {
@@ -155,62 +218,65 @@ mod tests {
     #[test]
     fn a_higher_version_replaces_and_a_lower_or_equal_one_does_not() {
         let standing = version(10, 10, "event_5");
-        for (seen, decision, name) in [
+        for (seen, effect, name) in [
             (version(11, 1, "event_1"), changed("first_name"), "new"),
             (version(10, 11, "event_1"), changed("first_name"), "new"),
             (version(10, 10, "event_6"), changed("first_name"), "new"),
-            (version(10, 10, "event_5"), Decision::Older, "old"),
-            (version(10, 10, "event_4"), Decision::Older, "old"),
-            (version(10, 9, "event_9"), Decision::Older, "old"),
-            (version(9, 99, "event_9"), Decision::Older, "old"),
+            (version(10, 10, "event_5"), Effect::Stale, "old"),
+            (version(10, 10, "event_4"), Effect::Stale, "old"),
+            (version(10, 9, "event_9"), Effect::Stale, "old"),
+            (version(9, 99, "event_9"), Effect::Stale, "old"),
         ] {
             let mut stored = live("old", &standing);
-            assert_eq!(decide(&mut stored, Seen::Live(&user("new", None), &seen)), decision, "{seen:?}");
+            assert_eq!(join(&mut stored, Seen::Live(&user("new", None), &seen)), effect, "{seen:?}");
             assert_eq!(name_of(&stored), Some(name), "{seen:?}");
         }
     }
 
     #[test]
-    fn the_same_picture_as_of_later_moves_the_version_and_is_no_change() {
+    fn the_same_content_in_a_later_version_is_no_change() {
         let mut stored = live("old", &version(10, 10, "event_5"));
         let later = version(10, 11, "snapshot:1");
-        assert_eq!(decide(&mut stored, Seen::Live(&user("old", None), &later)), Decision::Confirmed);
+        assert_eq!(join(&mut stored, Seen::Live(&user("old", None), &later)), Effect::Confirmed);
         assert!(matches!(stored, Stored::Live { version, .. } if version == later));
     }
 
     #[test]
     fn last_sign_in_is_the_maximum_whatever_the_version() {
-        for (updated, signed_in, expected, decision) in [
+        for (updated, signed_in, expected, effect) in [
             (11, None, 5, changed("first_name")),
             (11, Some(3), 5, changed("first_name")),
             (9, Some(7), 7, changed("last_sign_in_at")),
-            (9, Some(4), 5, Decision::Older),
+            (9, Some(4), 5, Effect::Stale),
         ] {
             let mut stored = live("old", &version(10, 10, "e"));
             let seen = version(updated, 10, "e");
-            assert_eq!(decide(&mut stored, Seen::Live(&user("new", signed_in), &seen)), decision);
+            assert_eq!(join(&mut stored, Seen::Live(&user("new", signed_in), &seen)), effect);
             let Stored::Live { user, .. } = stored else { panic!("still alive") };
             assert_eq!(user.last_sign_in_at, Some(at(expected)));
         }
     }
 
     #[test]
-    fn nothing_revives_the_deleted_and_the_earliest_instant_stays() {
+    fn a_deleted_user_is_never_revived_and_the_earliest_time_of_deletion_stays() {
         let mut stored = live("old", &version(10, 10, "e"));
-        assert_eq!(decide(&mut stored, Seen::Deleted(None)), Decision::applied());
-        assert_eq!(decide(&mut stored, Seen::Live(&user("new", Some(99)), &version(99, 99, "z"))), Decision::Deleted);
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(8)))), Decision::applied());
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(9)))), Decision::Deleted);
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(7)))), Decision::applied());
-        assert_eq!(decide(&mut stored, Seen::Deleted(None)), Decision::Deleted);
+        assert_eq!(join(&mut stored, Seen::Deleted(None)), Effect::Deleted);
+        assert_eq!(
+            join(&mut stored, Seen::Live(&user("new", Some(99)), &version(99, 99, "z"))),
+            Effect::AlreadyDeleted
+        );
+        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(8)))), Effect::DeletedEarlier);
+        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(9)))), Effect::AlreadyDeleted);
+        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(7)))), Effect::DeletedEarlier);
+        assert_eq!(join(&mut stored, Seen::Deleted(None)), Effect::AlreadyDeleted);
         assert!(matches!(stored, Stored::Tombstone { deleted_at: Some(t) } if t == at(7)));
     }
 
     #[test]
     fn a_delete_before_the_create_leaves_a_tombstone() {
         let mut stored = Stored::Absent;
-        assert_eq!(decide(&mut stored, Seen::Deleted(Some(at(3)))), Decision::applied());
-        assert_eq!(decide(&mut stored, Seen::Live(&user("new", None), &version(1, 1, "e"))), Decision::Deleted);
+        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(3)))), Effect::Deleted);
+        assert_eq!(join(&mut stored, Seen::Live(&user("new", None), &version(1, 1, "e"))), Effect::AlreadyDeleted);
         assert!(matches!(stored, Stored::Tombstone { .. }));
     }
 }

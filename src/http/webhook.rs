@@ -61,10 +61,10 @@ pub(super) async fn receive(
     let observation = Observation::Event(event).with_sign_in(state.session_sign_ins);
     let applied = sync::apply(&state.store, Origin::Webhook, &[observation]).await;
     let applied = applied.map_err(Rejection::from)?.pop().ok_or_else(lost)?;
-    let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
+    let outcome = applied.outcome();
     state.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
     fields.outcome = Some(outcome);
-    fields.reason = applied.reason.filter(|_| !applied.duplicate);
+    fields.reason = applied.effect.reason().filter(|_| !applied.is_duplicate).map(str::to_owned);
     let mut response = Json(json!({ "outcome": outcome })).into_response();
     response.extensions_mut().insert(fields);
     Ok(response)

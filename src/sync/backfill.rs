@@ -6,31 +6,28 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use tokio::sync::Mutex;
 
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::list_scan::{ListPosition, ListScan, ScannedPage};
+use super::runner::Runner;
 use super::{Applied, FollowUp, apply_with, drift, key_check};
-use crate::domain::change::Difference;
-use crate::domain::event::{Origin, Outcome};
+use crate::domain::decide::Effect;
+use crate::domain::event::Origin;
 use crate::store::scans::{AdvanceScan, SaveScanResult, ScanCounts, ScanKind, ScanState};
 use crate::store::{StoreError, Work};
 
 /// How often a process looks whether a completed backfill is still the truth (`rebind` undoes it).
 const COMPLETED: Duration = Duration::from_secs(60);
 
-/// The driver.
+/// Runs the backfill.
+pub type Backfill = Runner<BackfillJob>;
+
+/// The backfill as a job.
 #[derive(Debug)]
-pub struct Backfill {
+pub struct BackfillJob {
     context: JobContext,
     dry_run: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
     under_way: Option<UnderWay>,
-    failures: u32,
 }
 
 #[derive(Debug)]
@@ -46,9 +43,7 @@ struct UnderWay {
 /// What a step did.
 #[derive(Clone, Debug)]
 pub enum BackfillStep {
-    /// Another process does it.
-    Standby,
-    /// A page was applied, or is to be asked for again.
+    /// A page was applied, or has to be read again.
     Page {
         /// So far.
         counts: ScanCounts,
@@ -59,84 +54,79 @@ pub enum BackfillStep {
     Done(ScanCounts),
 }
 
-impl Job for Backfill {
-    const NAME: &'static str = "backfill";
-
-    async fn tick(&self) -> Duration {
-        let outcome = self.unless_completed().await;
-        let mut state = self.state.lock().await;
-        self.context.rest(Self::NAME, &mut state.failures, outcome).await
-    }
-
-    async fn keep(&self) {
-        self.context.keep(Self::NAME).await;
+impl Backfill {
+    /// A backfill; with `dry_run` it writes nothing and only counts what it would do.
+    #[must_use]
+    pub fn new(context: JobContext, dry_run: bool) -> Self {
+        Self::run(context.clone(), BackfillJob { context, dry_run, under_way: None })
     }
 }
 
-impl Backfill {
-    /// With `dry_run` nothing is written: it only counts what it would do.
-    #[must_use]
-    pub fn new(context: JobContext, dry_run: bool) -> Self {
-        Self { context, dry_run, state: Mutex::default() }
+impl Job for BackfillJob {
+    const NAME: &'static str = "backfill";
+
+    type Output = BackfillStep;
+
+    fn needs_lease(&self) -> bool {
+        !self.dry_run
     }
 
-    async fn unless_completed(&self) -> Result<Option<Duration>, JobError> {
-        if self.context.store.scan_state(ScanKind::Backfill).await?.completed_at.is_some() {
-            return Ok(Some(COMPLETED));
-        }
-        match self.step().await? {
-            BackfillStep::Standby => Ok(None),
-            BackfillStep::Page { .. } => Ok(Some(REQUEST_INTERVAL)),
-            BackfillStep::Done(counts) => {
-                tracing::info!(
-                    new = counts.new,
-                    updated = counts.updated,
-                    unchanged = counts.unchanged,
-                    tombstoned = counts.tombstoned,
-                    quarantined = counts.quarantined,
-                    "backfill completed"
-                );
-                Ok(Some(COMPLETED))
-            }
-        }
+    async fn rest_if_idle(&mut self) -> Result<Option<Duration>, JobError> {
+        let is_completed = self.context.store.scan_state(ScanKind::Backfill).await?.completed_at.is_some();
+        Ok(is_completed.then_some(COMPLETED))
     }
 
-    /// One step: a page. A backfill that was interrupted goes on; else one begins.
-    ///
-    /// # Errors
-    /// [`JobError`]: this step can be tried again.
-    pub async fn step(&self) -> Result<BackfillStep, JobError> {
-        let mut state = self.state.lock().await;
-        if !self.dry_run && !self.context.leads(Self::NAME).await? {
-            state.under_way = None;
-            return Ok(BackfillStep::Standby);
-        }
-        let mut under_way = match state.under_way.take() {
+    fn reset(&mut self) {
+        self.under_way = None;
+    }
+
+    /// Applies one page. Continues an interrupted backfill, or begins one.
+    async fn step(&mut self) -> Result<BackfillStep, JobError> {
+        let mut under_way = match self.under_way.take() {
             Some(under_way) => under_way,
             None => self.begin().await?,
         };
         match self.advance(&mut under_way).await {
             Ok(false) => {
-                let step = BackfillStep::Page {
-                    counts: under_way.counts,
-                    position: under_way.position.as_ref().map(|(id, _)| id.clone()),
-                };
-                state.under_way = Some(under_way);
+                let position = under_way.position.as_ref().map(|(id, _)| id.clone());
+                let step = BackfillStep::Page { counts: under_way.counts, position };
+                self.under_way = Some(under_way);
                 Ok(step)
             }
-            Ok(true) => {
-                self.context.yield_job(Self::NAME).await;
-                Ok(BackfillStep::Done(under_way.counts))
-            }
-            // What another process did meanwhile has to be read anew.
-            Err(trouble @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(trouble),
-            Err(trouble) => {
-                state.under_way = Some(under_way);
-                Err(trouble)
+            Ok(true) => Ok(BackfillStep::Done(under_way.counts)),
+            // What another process did meanwhile has to be read from the database.
+            Err(error @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(error),
+            Err(error) => {
+                self.under_way = Some(under_way);
+                Err(error)
             }
         }
     }
 
+    fn is_last(step: &BackfillStep) -> bool {
+        matches!(step, BackfillStep::Done(_))
+    }
+
+    fn rest_after(&self, step: BackfillStep) -> Duration {
+        let BackfillStep::Done(counts) = step else { return REQUEST_INTERVAL };
+        log_completed(Self::NAME, &counts);
+        COMPLETED
+    }
+}
+
+/// Logs the counts of a completed backfill or reconcile.
+pub(super) fn log_completed(job: &'static str, counts: &ScanCounts) {
+    tracing::info!(
+        new = counts.new,
+        updated = counts.updated,
+        unchanged = counts.unchanged,
+        tombstoned = counts.tombstoned,
+        quarantined = counts.quarantined,
+        "{job} completed"
+    );
+}
+
+impl BackfillJob {
     async fn begin(&self) -> Result<UnderWay, JobError> {
         key_check::check(&self.context).await?;
         let ScanState { position, started_at, counts, .. } = self.context.store.scan_state(ScanKind::Backfill).await?;
@@ -158,7 +148,8 @@ impl Backfill {
             return Ok(false);
         };
         if self.dry_run {
-            drift::compare(store, &page.observations, &mut under_way.counts).await?;
+            let applied = drift::preview(store, &page.observations).await?;
+            tally(&mut under_way.counts, &applied);
         } else {
             if !under_way.recorded {
                 store.begin_scan(ScanKind::Backfill, page.observed_at).await?;
@@ -175,14 +166,14 @@ impl Backfill {
     }
 }
 
-/// Counts what became of a page.
+/// ScanCounts what became of a page.
 pub(super) fn tally(counts: &mut ScanCounts, applied: &[Applied]) {
     for applied in applied {
-        match (applied.outcome, applied.difference) {
-            (Outcome::Quarantined, _) => counts.quarantined += 1,
-            (_, Some(Difference::Created)) => counts.new += 1,
-            (_, Some(Difference::Updated)) => counts.updated += 1,
-            _ if applied.deleted => counts.tombstoned += 1,
+        match applied.effect {
+            Effect::Quarantined(_) => counts.quarantined += 1,
+            Effect::Created => counts.new += 1,
+            Effect::Updated { .. } => counts.updated += 1,
+            _ if applied.is_user_deleted => counts.tombstoned += 1,
             _ => counts.unchanged += 1,
         }
     }

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use super::verdict::{Life, Verdict, inbox_event, judge, news, sign_in};
+use super::records::{inbox_event, new_changes, sign_in};
 use super::{Applied, FollowUp};
-use crate::domain::change::Difference;
-use crate::domain::decide::Stored;
+use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
 use crate::store::events::NewEvent;
 use crate::store::scans::ScanStart;
@@ -201,39 +200,28 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         let mut applied = Vec::with_capacity(observations.len());
         for observation in observations {
             let id = observation.user_id();
-            let life = |stored: &Users| id.and_then(|id| stored.get(id)).map(|user| Life::of(&user.stored));
-            let before = life(stored);
-            let Verdict { outcome, reason, news } = match refused {
-                Some(reason) => Verdict::not_applied(Outcome::Quarantined, Some(reason)),
-                None => judge(observation, id.and_then(|id| stored.get_mut(id)).map(|user| &mut user.stored)),
+            let effect = match refused {
+                Some(reason) => Effect::Quarantined(reason.to_owned().into()),
+                None => decide(id.and_then(|id| stored.get_mut(id)).map(|user| &mut user.stored), observation),
             };
-            let after = life(stored);
-            let difference = news.as_ref().and_then(|_| Life::difference(before, after));
-            if let Some(id) = id.filter(|_| outcome == Outcome::Applied) {
+            let user = id.and_then(|id| stored.get(id));
+            if let Some(id) = id.filter(|_| {
+                effect.outcome() == Outcome::Applied || self.scan.is_some_and(|scan| is_of_before(scan, user))
+            }) {
                 written.insert(id);
-                if difference == Some(Difference::Deleted) {
+                if effect == Effect::Deleted {
                     erase.push(id.to_owned());
                 }
-            } else if let (Some(id), Some(scan)) = (id, self.scan)
-                && is_of_before(scan, stored.get(id))
-            {
-                written.insert(id);
             }
-            applied.push(Applied {
-                outcome,
-                reason: reason.map(str::to_owned),
-                duplicate: false,
-                difference,
-                changed: news.unwrap_or_default(),
-                deleted: after == Some(Life::Deleted),
-            });
+            let is_user_deleted = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
+            applied.push(Applied { effect, is_duplicate: false, is_user_deleted });
         }
         if refused.is_none() {
             keep_sign_ins(connection, observations, stored, &mut written).await?;
         }
         write(connection, stored, &written, self.scan.is_some()).await?;
         self.record(connection, observations, stored, &mut applied).await?;
-        changes::record(connection, &news(self.inbox, observations, &applied)).await?;
+        changes::record(connection, &new_changes(self.inbox, observations, &applied)).await?;
         if !erase.is_empty() {
             erasure::erase(connection, &erase, self.erase_limit).await?;
         }
@@ -251,11 +239,12 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         // By id, so that concurrent slices with the same events meet them in one order; the first of an id counts.
         let mut writes = BTreeMap::new();
         for (at, observation) in observations.iter().enumerate() {
-            let Some(Applied { outcome, reason, .. }) = applied.get(at) else { continue };
-            let Some(event) = inbox_event(observation, *outcome, self.inbox) else { continue };
+            let Some(Applied { effect, .. }) = applied.get(at) else { continue };
+            let Some(event) = inbox_event(observation, effect, self.inbox) else { continue };
             let user = event.user_id.as_deref().and_then(|id| stored.get(id));
             let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
-            let write = NewEvent { event, outcome: *outcome, reason: reason.clone(), erased };
+            let write =
+                NewEvent { event, outcome: effect.outcome(), reason: effect.reason().map(str::to_owned), erased };
             writes.entry(write.event.id.clone()).or_insert((at, write));
         }
         if writes.is_empty() {
@@ -269,7 +258,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         };
         for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
             if let Observation::Event(event) = observation {
-                applied.duplicate = !(firsts.contains(&at) && new.contains(&event.id));
+                applied.is_duplicate = !(firsts.contains(&at) && new.contains(&event.id));
             }
         }
         Ok(())

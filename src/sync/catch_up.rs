@@ -9,9 +9,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::Mutex;
 
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
+use super::runner::Runner;
 use super::{Applied, FollowUp, NoFollowUp, apply, apply_with, key_check, quarantine};
 use crate::domain::event::{Event, Observation, Origin};
 use crate::domain::timestamp::Timestamp;
@@ -35,13 +35,16 @@ const INVERSION: i64 = 60;
 /// After so many panics on one page its events go one by one.
 const PANICS: u32 = 3;
 
-/// The driver.
+/// Runs catch-up.
+pub type CatchUp = Runner<CatchUpJob>;
+
+/// Catch-up as a job.
 #[derive(Debug)]
-pub struct CatchUp {
+pub struct CatchUpJob {
     context: JobContext,
     types: Vec<String>,
     interval: Duration,
-    state: Mutex<State>,
+    state: State,
 }
 
 /// What a leader remembers; all of it can be found out again.
@@ -58,57 +61,52 @@ struct State {
     /// A page is being applied; still set at the next step when that panicked.
     applying: bool,
     panics: u32,
-    failures: u32,
-}
-
-impl Job for CatchUp {
-    const NAME: &'static str = "catch_up";
-
-    async fn tick(&self) -> Duration {
-        let mut state = self.state.lock().await;
-        let outcome = self.step(&mut state).await;
-        self.context.rest(Self::NAME, &mut state.failures, outcome).await
-    }
-
-    async fn keep(&self) {
-        self.context.keep(Self::NAME).await;
-    }
 }
 
 impl CatchUp {
-    /// Reads these types, and rests for `interval` at the end.
+    /// Reads events of these types. Rests for `interval` after the last page.
     #[must_use]
     pub fn new(context: JobContext, types: Vec<String>, interval: Duration) -> Self {
-        Self { context, types, interval, state: Mutex::default() }
+        Self::run(context.clone(), CatchUpJob { context, types, interval, state: State::default() })
+    }
+}
+
+impl Job for CatchUpJob {
+    const NAME: &'static str = "catch_up";
+
+    type Output = Duration;
+
+    fn reset(&mut self) {
+        self.state = State::default();
     }
 
-    async fn step(&self, state: &mut State) -> Result<Option<Duration>, JobError> {
-        if !self.context.leads(Self::NAME).await? {
-            *state = State::default();
-            return Ok(None);
+    async fn step(&mut self) -> Result<Duration, JobError> {
+        if std::mem::take(&mut self.state.applying) {
+            self.state.panics += 1;
         }
-        if std::mem::take(&mut state.applying) {
-            state.panics += 1;
-        }
-        if !state.trusted {
+        if !self.state.trusted {
             key_check::check(&self.context).await?;
-            state.trusted = true;
+            self.state.trusted = true;
         }
-        let Some(place) = self.context.store.catch_up_state().await? else {
-            return self.begin().await.map(Some);
-        };
-        let types = self.types(state);
+        let Some(place) = self.context.store.catch_up_state().await? else { return self.begin().await };
+        let types = self.types();
         let start = place.cursor.as_ref().map_or(Start::Since(place.range_start), |cursor| Start::After(&cursor.id));
         match self.context.api.events(&types, start, PAGE).await {
-            Ok(page) => self.take(&place, page, state).await.map(Some),
-            Err(error @ ApiError::Refused { .. }) => self.mend(&place, error, state).await.map(Some),
+            Ok(page) => self.take(&place, page).await,
+            Err(error @ ApiError::Refused { .. }) => self.mend(&place, error).await,
             Err(error) => Err(error.into()),
         }
     }
 
+    fn rest_after(&self, rest: Duration) -> Duration {
+        rest
+    }
+}
+
+impl CatchUpJob {
     /// The types that WorkOS knows, as far as we know.
-    fn types(&self, state: &State) -> Vec<String> {
-        self.types.iter().filter(|name| !state.refused.contains(*name)).cloned().collect()
+    fn types(&self) -> Vec<String> {
+        self.types.iter().filter(|name| !self.state.refused.contains(*name)).cloned().collect()
     }
 
     /// The first start ever: reading begins before anything else of ours began.
@@ -120,7 +118,7 @@ impl CatchUp {
         Ok(Duration::ZERO)
     }
 
-    async fn take(&self, place: &CatchUpState, page: Page<Event>, state: &mut State) -> Result<Duration, JobError> {
+    async fn take(&mut self, place: &CatchUpState, page: Page<Event>) -> Result<Duration, JobError> {
         if is_misdated(place, page.latest) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
@@ -131,16 +129,16 @@ impl CatchUp {
                 forget_synced_through: true,
                 ..restart(&CatchUpState { synced_through: None, ..place.clone() }, page.observed_at)
             };
-            return self.restart(restart, state).await;
+            return self.restart(restart).await;
         }
         if last_word(place) < page.observed_at.plus_seconds(-TOO_OLD) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
                 "catch-up was away for longer than WorkOS is sure to keep events; it reads what there is, and a full reconcile follows"
             );
-            return self.restart(restart(place, page.observed_at), state).await;
+            return self.restart(restart(place, page.observed_at)).await;
         }
-        let pass_began = *state.pass_began.get_or_insert(page.observed_at);
+        let pass_began = *self.state.pass_began.get_or_insert(page.observed_at);
         let last = page.resume.clone().map(|id| {
             let created_at = page.items.iter().find(|event| event.id == id).and_then(|event| event.created_at);
             Cursor { id, created_at }
@@ -153,7 +151,7 @@ impl CatchUp {
             tracing::error!(
                 "WorkOS no longer knows catch-up's cursor and lists its events from the start; the cursor is replaced"
             );
-            return self.restart(restart(place, page.observed_at), state).await;
+            return self.restart(restart(place, page.observed_at)).await;
         }
         let backwards = runs_backwards(&page.items);
         let end = repeats || !page.more;
@@ -161,16 +159,16 @@ impl CatchUp {
         let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.earliest_range_start);
         let events: Vec<Event> = page.items.into_iter().filter(listened).collect();
         if backwards {
-            self.apply_events(events, &NoFollowUp, state).await?;
+            self.apply_events(events, &NoFollowUp).await?;
             return Err(JobError::Backwards);
         }
         let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
         let cursor = last.as_ref().filter(|_| !repeats);
         let advance = AdvanceCatchUp { revision: place.revision, cursor, synced_through };
-        self.apply_events(events, &advance, state).await?;
+        self.apply_events(events, &advance).await?;
         if end {
-            state.pass_began = None;
-            state.replaced = false;
+            self.state.pass_began = None;
+            self.state.replaced = false;
             return Ok(self.context.about(self.interval));
         }
         Ok(REQUEST_INTERVAL)
@@ -195,24 +193,24 @@ impl CatchUp {
     }
 
     /// Applies a page's events, with the move that comes with them.
-    async fn apply_events(&self, events: Vec<Event>, then: &impl FollowUp, state: &mut State) -> Result<(), JobError> {
+    async fn apply_events(&mut self, events: Vec<Event>, then: &impl FollowUp) -> Result<(), JobError> {
         // Some emulators give every type, whatever is asked for.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
         let sign_ins = self.context.session_sign_ins;
         let observations: Vec<Observation> =
             events.map(|event| Observation::Event(event).with_sign_in(sign_ins)).collect();
         let store = &self.context.store;
-        if state.panics >= PANICS {
+        if self.state.panics >= PANICS {
             one_by_one(store, &observations).await?;
             apply_with(store, Origin::CatchUp, &[], then).await?;
-            state.panics = 0;
+            self.state.panics = 0;
             return Ok(());
         }
-        state.applying = true;
+        self.state.applying = true;
         let applied = apply_with(store, Origin::CatchUp, &observations, then).await;
-        state.applying = false;
+        self.state.applying = false;
         let applied = applied?;
-        state.panics = 0;
+        self.state.panics = 0;
         self.count(&observations, &applied);
         Ok(())
     }
@@ -220,16 +218,15 @@ impl CatchUp {
     fn count(&self, observations: &[Observation], applied: &[Applied]) {
         for (observation, applied) in observations.iter().zip(applied) {
             let Observation::Event(event) = observation else { continue };
-            let outcome = if applied.duplicate { "duplicate" } else { applied.outcome.as_str() };
-            self.context.metrics.event(&event.event_type, Origin::CatchUp.as_str(), outcome);
+            self.context.metrics.event(&event.event_type, Origin::CatchUp.as_str(), applied.outcome());
         }
     }
 
     /// WorkOS refuses the request: the place in it, or the name of a type? The key was good a moment ago.
-    async fn mend(&self, place: &CatchUpState, error: ApiError, state: &mut State) -> Result<Duration, JobError> {
-        let types = self.types(state);
+    async fn mend(&mut self, place: &CatchUpState, error: ApiError) -> Result<Duration, JobError> {
+        let types = self.types();
         match self.context.api.events(&types, Start::Anywhere, 1).await {
-            Ok(page) => return self.replace(place, error, page.observed_at, state).await,
+            Ok(page) => return self.replace(place, error, page.observed_at).await,
             Err(ApiError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -250,25 +247,19 @@ impl CatchUp {
             types = ?culprits,
             "WorkOS does not know these event types; catch-up goes on without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
         );
-        state.refused.extend(culprits);
+        self.state.refused.extend(culprits);
         Ok(REQUEST_INTERVAL)
     }
 
     /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
-    async fn replace(
-        &self,
-        place: &CatchUpState,
-        refusal: ApiError,
-        now: Timestamp,
-        state: &mut State,
-    ) -> Result<Duration, JobError> {
+    async fn replace(&mut self, place: &CatchUpState, refusal: ApiError, now: Timestamp) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         if place.cursor.is_some() {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
                 "WorkOS no longer serves catch-up's cursor; it is replaced"
             );
-            return self.restart(restart(place, now), state).await;
+            return self.restart(restart(place, now)).await;
         }
         // Halfway between then and now, until WorkOS accepts it. It never lies after now less an hour.
         let distance = now.unix_seconds() - place.range_start.unix_seconds();
@@ -286,12 +277,16 @@ impl CatchUp {
         Ok(REQUEST_INTERVAL)
     }
 
-    async fn restart(&self, restart: RestartCatchUp, state: &mut State) -> Result<Duration, JobError> {
+    async fn restart(&mut self, restart: RestartCatchUp) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         self.context.store.transaction("restart catch-up", &restart).await?;
-        state.pass_began = None;
+        self.state.pass_began = None;
         // A cursor that WorkOS gives and refuses must not have us ask without a rest.
-        if std::mem::replace(&mut state.replaced, true) { Err(JobError::CursorRefused) } else { Ok(REQUEST_INTERVAL) }
+        if std::mem::replace(&mut self.state.replaced, true) {
+            Err(JobError::CursorRefused)
+        } else {
+            Ok(REQUEST_INTERVAL)
+        }
     }
 }
 

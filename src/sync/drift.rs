@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::job::JobError;
-use crate::domain::decide::{Decision, Seen, Stored, decide};
-use crate::domain::event::{Observation, Snapshot};
-use crate::store::Store;
-use crate::store::scans::ScanCounts;
+use super::Applied;
+use crate::domain::decide::{Effect, Stored, decide};
+use crate::domain::event::Observation;
+use crate::store::{Store, StoreError};
 
 /// One user in which the table and WorkOS differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,56 +52,28 @@ impl std::fmt::Display for Drift {
     }
 }
 
-/// Compares a page, and counts what applying it would do. Deleted users are counted, and told as drift by nobody but
-/// reconcile, which asks WorkOS about them first.
-pub(super) async fn compare(
-    store: &Store,
-    observations: &[Observation],
-    counts: &mut ScanCounts,
-) -> Result<Vec<Drift>, JobError> {
-    let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
-    let mut stored = store.users(&ids).await?;
-    let mut drift = Vec::new();
-    for observation in observations {
-        let id = observation.user_id().unwrap_or_default().to_owned();
-        let kind = match observation {
-            Observation::Snapshot(snapshot) => {
-                let standing = stored.remove(&id).unwrap_or(Stored::Absent);
-                differs(standing, snapshot, counts)
-            }
-            Observation::Event(unusable) => {
-                counts.quarantined += 1;
-                let reason = match &unusable.content {
-                    crate::domain::event::Content::Unusable(reason) => (*reason).to_owned(),
-                    _ => String::new(),
-                };
-                Some(DriftKind::Unusable { reason })
-            }
-            Observation::Gone { .. } => None,
+impl Drift {
+    /// How a user that WorkOS lists differs from the table, from what applying it would do. A deleted user is not reported here:
+    /// reconcile reads it by ID first.
+    pub(super) fn of(listed: &Observation, effect: &Effect) -> Option<Self> {
+        let kind = match effect {
+            Effect::Created => DriftKind::Missing,
+            Effect::Updated { fields } => DriftKind::Outdated { fields: fields.clone() },
+            Effect::Quarantined(reason) => DriftKind::Unusable { reason: reason.to_string() },
+            _ => return None,
         };
-        drift.extend(kind.map(|kind| Drift { id, kind }));
+        Some(Self { id: listed.user_id().unwrap_or_default().to_owned(), kind })
     }
-    Ok(drift)
 }
 
-fn differs(mut standing: Stored, snapshot: &Snapshot, counts: &mut ScanCounts) -> Option<DriftKind> {
-    let known = matches!(standing, Stored::Live { .. });
-    match decide(&mut standing, Seen::Live(&snapshot.user, &snapshot.version)) {
-        Decision::Applied { changed } if known => {
-            counts.updated += 1;
-            Some(DriftKind::Outdated { fields: changed })
-        }
-        Decision::Applied { .. } => {
-            counts.new += 1;
-            Some(DriftKind::Missing)
-        }
-        Decision::Deleted => {
-            counts.tombstoned += 1;
-            None
-        }
-        Decision::Confirmed | Decision::Older => {
-            counts.unchanged += 1;
-            None
-        }
-    }
+/// Returns what applying a page would do, without writing anything.
+pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+    let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
+    let mut stored = store.users(&ids).await?;
+    let applied = observations.iter().map(|observation| {
+        let user = observation.user_id().map(|id| stored.entry(id.to_owned()).or_insert(Stored::Absent));
+        let is_user_deleted = matches!(user, Some(Stored::Tombstone { .. }));
+        Applied { effect: decide(user, observation), is_duplicate: false, is_user_deleted }
+    });
+    Ok(applied.collect())
 }

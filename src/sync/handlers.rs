@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::feed::Feed;
-use super::job::{Job, JobContext, JobError, STANDBY};
+use super::job::{JobContext, JobError, STANDBY};
+use super::runner::BackgroundLoop;
 use crate::domain::change::{Change, ChangeKind, Difference, Position};
 use crate::domain::decide::Stored;
 use crate::domain::event::Origin;
@@ -95,7 +96,7 @@ pub struct FeedLoop(pub Arc<HandlerWorker>);
 #[derive(Clone, Debug)]
 pub struct BacklogLoop(pub Arc<HandlerWorker>);
 
-impl Job for FeedLoop {
+impl BackgroundLoop for FeedLoop {
     const NAME: &'static str = "handler";
 
     async fn tick(&self) -> Duration {
@@ -104,7 +105,7 @@ impl Job for FeedLoop {
     }
 }
 
-impl Job for BacklogLoop {
+impl BackgroundLoop for BacklogLoop {
     const NAME: &'static str = "handler_backlog";
 
     async fn tick(&self) -> Duration {

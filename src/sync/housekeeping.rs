@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::job::{Job, JobContext, JobError};
+use super::runner::Runner;
 use super::{erasure, inbox};
 use crate::store::StoreError;
 use crate::store::events::MissedEvents;
@@ -33,21 +33,18 @@ const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
 /// The release that tries the quarantine again.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
-/// The driver.
+/// Runs the housekeeping.
+pub type Housekeeping = Runner<HousekeepingJob>;
+
+/// The housekeeping as a job.
 #[derive(Debug)]
-pub struct Housekeeping {
+pub struct HousekeepingJob {
     context: JobContext,
     retention: Duration,
-    /// Both feeds run, so that they can be held against each other.
+    /// The types that both feeds deliver; `None` unless both feeds are enabled.
     types: Option<Vec<String>>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    failures: u32,
     audited_at: Option<Instant>,
-    /// As last told: by webhooks, by catch-up.
+    /// MissedEvents events as last logged: by webhooks, by catch-up.
     missed: [i64; 2],
 }
 
@@ -76,34 +73,25 @@ fn more(dropped: Result<u64, StoreError>) -> Result<bool, JobError> {
     Ok(dropped? > 0)
 }
 
-impl Job for Housekeeping {
-    const NAME: &'static str = "housekeeping";
-
-    async fn tick(&self) -> Duration {
-        let mut state = self.state.lock().await;
-        let outcome = self.step(&mut state).await;
-        self.context.rest(Self::NAME, &mut state.failures, outcome).await
-    }
-
-    async fn keep(&self) {
-        self.context.keep(Self::NAME).await;
+impl Housekeeping {
+    /// Keeps events for `retention`. Compares the two feeds for `types` if both are enabled.
+    #[must_use]
+    pub fn new(context: JobContext, retention: Duration, types: Option<Vec<String>>) -> Self {
+        let job = HousekeepingJob { context: context.clone(), retention, types, audited_at: None, missed: [0; 2] };
+        Self::run(context, job)
     }
 }
 
-impl Housekeeping {
-    /// Keeps events for `retention`; audits the feeds for `types` where both run.
-    #[must_use]
-    pub fn new(context: JobContext, retention: Duration, types: Option<Vec<String>>) -> Self {
-        Self { context, retention, types, state: Mutex::default() }
-    }
+impl Job for HousekeepingJob {
+    const NAME: &'static str = "housekeeping";
 
-    /// Does every step that is due, each in a bounded transaction of its own: the failure of one prevents no other. The first
-    /// failure is what is reported.
-    async fn step(&self, state: &mut State) -> Result<Option<Duration>, JobError> {
-        if !self.context.leads(Self::NAME).await? {
-            return Ok(None);
-        }
-        let store = &self.context.store;
+    type Output = Duration;
+
+    /// Runs every task that is due, each in a bounded transaction of its own: the failure of one prevents no other. The first
+    /// failure is returned.
+    async fn step(&mut self) -> Result<Duration, JobError> {
+        let store = self.context.store.clone();
+        let store = &store;
         let rows_stay = self.retention.max(ROW_RETENTION);
         let mut round = Round::default();
         round.note("erase", erasure::erase_pending(store).await.map_err(JobError::from));
@@ -114,14 +102,18 @@ impl Housekeeping {
             round.note("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
         }
         round.note("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
-        if let Some(types) = &self.types {
-            round.note("audit", self.audit(types, state).await.map(|()| false));
-        }
+        round.note("audit", self.audit().await.map(|()| false));
         round.note("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
         let rest = if round.more { BATCH_INTERVAL } else { self.context.about(ROUND_INTERVAL) };
-        round.failure.map_or(Ok(Some(rest)), Err)
+        round.failure.map_or(Ok(rest), Err)
     }
 
+    fn rest_after(&self, rest: Duration) -> Duration {
+        rest
+    }
+}
+
+impl HousekeepingJob {
     /// Another release may be able to apply what this database has in quarantine.
     async fn retry_after_upgrade(&self) -> Result<(), JobError> {
         let store = &self.context.store;
@@ -140,36 +132,39 @@ impl Housekeeping {
         Ok(())
     }
 
-    async fn audit(&self, types: &[String], state: &mut State) -> Result<(), JobError> {
+    async fn audit(&mut self) -> Result<(), JobError> {
+        let Some(types) = &self.types else { return Ok(()) };
         let store = &self.context.store;
-        if state.audited_at.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
+        if self.audited_at.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
             return Ok(());
         }
         let webhooks = store.missed_by_webhooks(AUDIT_WINDOW, LATE_AFTER).await?;
-        self.report_missed(
+        report_missed(
+            &self.context,
             "webhook",
             webhooks,
-            &mut state.missed[0],
+            &mut self.missed[0],
             "webhooks are failing: catch-up brought events that no webhook did; look at the endpoint in WorkOS's dashboard",
         );
         let catch_up = store.missed_by_catch_up(types, AUDIT_WINDOW).await?;
-        self.report_missed(
+        report_missed(
+            &self.context,
             "catch_up",
             catch_up,
-            &mut state.missed[1],
+            &mut self.missed[1],
             "webhooks brought events that catch-up has read past without seeing them",
         );
-        state.audited_at = Some(Instant::now());
+        self.audited_at = Some(Instant::now());
         Ok(())
     }
+}
 
-    fn report_missed(&self, feed: &'static str, missed: MissedEvents, told: &mut i64, what: &str) {
-        self.context.metrics.missed(feed, missed.events);
-        if missed.events > *told {
-            tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{what}");
-        } else if missed.events == 0 && *told > 0 {
-            tracing::info!(feed, "both feeds agree again");
-        }
-        *told = missed.events;
+fn report_missed(context: &JobContext, feed: &'static str, missed: MissedEvents, told: &mut i64, what: &str) {
+    context.metrics.missed(feed, missed.events);
+    if missed.events > *told {
+        tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{what}");
+    } else if missed.events == 0 && *told > 0 {
+        tracing::info!(feed, "both feeds agree again");
     }
+    *told = missed.events;
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::reapply;
+use crate::domain::decide::Effect;
 use crate::domain::event::{Observation, Outcome};
 use crate::domain::timestamp::Timestamp;
 use crate::store::events::{EventSelection, StoredPayload};
@@ -82,9 +83,9 @@ async fn apply_batch(
     }
     let applied = reapply(store, &observations).await?;
     for (id, applied) in ids.into_iter().zip(applied) {
-        *retried.outcomes.entry(applied.outcome.as_str()).or_default() += 1;
-        if applied.outcome == Outcome::Quarantined {
-            retried.left.insert(id.to_owned(), applied.reason.unwrap_or_default());
+        *retried.outcomes.entry(applied.effect.outcome().as_str()).or_default() += 1;
+        if let Effect::Quarantined(reason) = applied.effect {
+            retried.left.insert(id.to_owned(), reason.into_owned());
         }
     }
     Ok(())

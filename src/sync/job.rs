@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
-use crate::store::leases::{Lease, RENEWAL};
+use crate::store::leases::Lease;
 use crate::store::{Store, StoreError};
 use crate::workos::api::{Api, ApiError};
 
@@ -30,30 +30,38 @@ const STOPPED: Duration = Duration::from_secs(3_600);
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Background work in steps, so that a supervisor, a test or a simulation can do them one at a time.
-pub trait Job: Send + Sync + 'static {
-    /// Its name in the log, in metrics and, where one process of many does it, of its lease.
+/// Background work in steps. A [`Runner`](super::runner::Runner) runs it: it owns the lease, the backoff and the status, so that
+/// a test or a simulation can run single steps.
+pub trait Job: Send + 'static {
+    /// The job's name in the log, in metrics, in the status and in its lease.
     const NAME: &'static str;
 
-    /// One step; returns how long to rest. It may be dropped at any await point, and panic: nothing is lost by either.
-    fn tick(&self) -> impl Future<Output = Duration> + Send;
+    /// The result of a step.
+    type Output: Send;
 
-    /// Renews what the job holds, such as its lease. Called every few seconds, during a tick and between two.
-    fn keep(&self) -> impl Future<Output = ()> + Send {
-        std::future::ready(())
+    /// Whether only one process at a time may run the job.
+    fn needs_lease(&self) -> bool {
+        true
     }
-}
 
-/// Awaits a step of a driver, or its rest, and renews meanwhile what the driver holds: many a rest, and a request that WorkOS
-/// answers slowly, take longer than a lease lasts.
-pub async fn keeping<J: Job, T>(driver: &J, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    loop {
-        tokio::select! {
-            outcome = &mut work => return outcome,
-            () = tokio::time::sleep(RENEWAL) => driver.keep().await,
-        }
+    /// Returns how long to rest if the job has nothing to do. Called before the lease is taken.
+    fn rest_if_idle(&mut self) -> impl Future<Output = Result<Option<Duration>, JobError>> + Send {
+        std::future::ready(Ok(None))
     }
+
+    /// Discards what the job remembers of earlier steps. Called when another process has the lease.
+    fn reset(&mut self) {}
+
+    /// Runs one step. It may panic, and may be dropped at any await point: neither loses anything.
+    fn step(&mut self) -> impl Future<Output = Result<Self::Output, JobError>> + Send;
+
+    /// Whether the step was the last one: then the lease is released.
+    fn is_last(_output: &Self::Output) -> bool {
+        false
+    }
+
+    /// Returns how long to rest after a step.
+    fn rest_after(&self, output: Self::Output) -> Duration;
 }
 
 /// Why a step of a background job did not go well. Every text says what to do, where there is something.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::catch_up::HOLD_BACK;
-use super::job::Job;
+use super::runner::BackgroundLoop;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::catch_up::Progress;
@@ -77,7 +77,7 @@ impl SyncProgress {
     }
 }
 
-impl Job for SyncProgress {
+impl BackgroundLoop for SyncProgress {
     const NAME: &'static str = "progress";
 
     async fn tick(&self) -> Duration {

@@ -7,12 +7,12 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
 
-use super::backfill::tally;
+use super::backfill::{log_completed, tally};
 use super::drift::{self, Drift};
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::list_scan::ListScan;
+use super::runner::Runner;
 use super::{apply, apply_scan_page, key_check};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
@@ -51,8 +51,6 @@ pub struct Report {
 /// What a step did.
 #[derive(Debug)]
 pub enum ReconcileStep {
-    /// Another process does it.
-    Standby,
     /// It goes on.
     Going {
         /// So far.
@@ -64,20 +62,17 @@ pub enum ReconcileStep {
     Done(Report),
 }
 
-/// The driver.
+/// Runs the reconcile.
+pub type Reconcile = Runner<ReconcileJob>;
+
+/// The reconcile as a job.
 #[derive(Debug)]
-pub struct Reconcile {
+pub struct ReconcileJob {
     context: JobContext,
     mode: Mode,
-    /// How long after a complete one the next is due; `None`: only when events may be lost.
+    /// Time from a completed reconcile to the next one. `None`: only when events may be lost.
     interval: Option<Duration>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
     under_way: Option<UnderWay>,
-    failures: u32,
 }
 
 #[derive(Debug)]
@@ -109,53 +104,74 @@ struct UnderWay {
     bound: Option<usize>,
 }
 
-impl Job for Reconcile {
-    const NAME: &'static str = "reconcile";
-
-    async fn tick(&self) -> Duration {
-        let outcome = self.when_due().await;
-        let mut state = self.state.lock().await;
-        self.context.rest(Self::NAME, &mut state.failures, outcome).await
-    }
-
-    async fn keep(&self) {
-        self.context.keep(Self::NAME).await;
-    }
-}
-
 impl Reconcile {
-    /// Reconciles whenever `interval` has passed since the last one.
+    /// A reconcile; it is due when `interval` has passed since the last one.
     #[must_use]
     pub fn new(context: JobContext, mode: Mode, interval: Option<Duration>) -> Self {
         // Jittered once, so that environments that were started together drift apart.
         let interval = interval.map(|interval| context.about(interval));
-        Self { context, mode, interval, state: Mutex::default() }
+        Self::run(context.clone(), ReconcileJob { context, mode, interval, under_way: None })
+    }
+}
+
+impl Job for ReconcileJob {
+    const NAME: &'static str = "reconcile";
+
+    type Output = ReconcileStep;
+
+    fn needs_lease(&self) -> bool {
+        self.mode == Mode::Repair
     }
 
-    async fn when_due(&self) -> Result<Option<Duration>, JobError> {
-        if self.state.lock().await.under_way.is_none() && !self.due().await? {
-            return Ok(Some(self.context.about(DUE_CHECK_INTERVAL)));
-        }
-        match self.step().await? {
-            ReconcileStep::Standby => Ok(None),
-            ReconcileStep::Going { .. } => Ok(Some(REQUEST_INTERVAL)),
-            ReconcileStep::Done(Report { counts, drift }) => {
-                tracing::info!(
-                    new = counts.new,
-                    updated = counts.updated,
-                    unchanged = counts.unchanged,
-                    tombstoned = counts.tombstoned,
-                    quarantined = counts.quarantined,
-                    "reconcile completed"
-                );
-                for left in drift {
-                    tracing::warn!(drift = %left, "reconcile leaves this as it is");
-                }
-                Ok(Some(self.context.about(DUE_CHECK_INTERVAL)))
+    async fn rest_if_idle(&mut self) -> Result<Option<Duration>, JobError> {
+        let is_idle = self.under_way.is_none() && !self.due().await?;
+        Ok(is_idle.then(|| self.context.about(DUE_CHECK_INTERVAL)))
+    }
+
+    fn reset(&mut self) {
+        self.under_way = None;
+    }
+
+    /// Compares one page, or reads one user by ID. An interrupted reconcile starts from the beginning.
+    /// [`JobError::TooMany`], [`JobError::NobodyListed`], [`JobError::Endless`] and [`StoreError::Overtaken`] end it; after any
+    /// other error this step can be retried.
+    async fn step(&mut self) -> Result<ReconcileStep, JobError> {
+        let mut under_way = match self.under_way.take() {
+            Some(under_way) => under_way,
+            None => self.begin().await?,
+        };
+        match self.advance(&mut under_way).await {
+            Ok(false) => {
+                let step = ReconcileStep::Going { counts: under_way.report.counts, open: under_way.open.len() };
+                self.under_way = Some(under_way);
+                Ok(step)
+            }
+            Ok(true) => Ok(ReconcileStep::Done(under_way.report)),
+            Err(error @ (JobError::TooMany { .. } | JobError::NobodyListed { .. } | JobError::Endless)) => Err(error),
+            // Another process has begun a reconcile since: this one can never be confirmed.
+            Err(error @ JobError::Store(StoreError::Overtaken)) => Err(error),
+            Err(error) => {
+                self.under_way = Some(under_way);
+                Err(error)
             }
         }
     }
 
+    fn is_last(step: &ReconcileStep) -> bool {
+        matches!(step, ReconcileStep::Done(_))
+    }
+
+    fn rest_after(&self, step: ReconcileStep) -> Duration {
+        let ReconcileStep::Done(Report { counts, drift }) = step else { return REQUEST_INTERVAL };
+        log_completed(Self::NAME, &counts);
+        for left in drift {
+            tracing::warn!(drift = %left, "reconcile leaves this difference");
+        }
+        self.context.about(DUE_CHECK_INTERVAL)
+    }
+}
+
+impl ReconcileJob {
     async fn due(&self) -> Result<bool, JobError> {
         let store = &self.context.store;
         let wanted = store.catch_up_state().await?.is_some_and(|place| place.needs_reconcile);
@@ -165,43 +181,6 @@ impl Reconcile {
         }
         let Some(interval) = self.interval else { return Ok(false) };
         Ok(store.is_scan_due(interval).await?)
-    }
-
-    /// One step: a page, or one user asked about. One that was interrupted begins again.
-    ///
-    /// # Errors
-    /// [`JobError`]: [`JobError::TooMany`], [`JobError::NobodyListed`], [`JobError::Endless`] and [`StoreError::Overtaken`] end
-    /// it; after any other this step can be retried.
-    pub async fn step(&self) -> Result<ReconcileStep, JobError> {
-        let mut state = self.state.lock().await;
-        if self.mode == Mode::Repair && !self.context.leads(Self::NAME).await? {
-            state.under_way = None;
-            return Ok(ReconcileStep::Standby);
-        }
-        let mut under_way = match state.under_way.take() {
-            Some(under_way) => under_way,
-            None => self.begin().await?,
-        };
-        match self.advance(&mut under_way).await {
-            Ok(false) => {
-                let step = ReconcileStep::Going { counts: under_way.report.counts, open: under_way.open.len() };
-                state.under_way = Some(under_way);
-                Ok(step)
-            }
-            Ok(true) => {
-                self.context.yield_job(Self::NAME).await;
-                Ok(ReconcileStep::Done(under_way.report))
-            }
-            Err(trouble @ (JobError::TooMany { .. } | JobError::NobodyListed { .. } | JobError::Endless)) => {
-                Err(trouble)
-            }
-            // Another process has begun a reconcile since: this one can never be confirmed.
-            Err(trouble @ JobError::Store(StoreError::Overtaken)) => Err(trouble),
-            Err(trouble) => {
-                state.under_way = Some(under_way);
-                Err(trouble)
-            }
-        }
     }
 
     async fn begin(&self) -> Result<UnderWay, JobError> {
@@ -258,28 +237,26 @@ impl Reconcile {
             it.walk = walk;
             return Ok(());
         };
-        if self.mode == Mode::Repair {
+        let observations = &page.observations;
+        let applied = if self.mode == Mode::Repair {
             let scan = match it.scan {
                 Some(scan) => scan,
                 None => *it.scan.insert(store.begin_scan(ScanKind::Reconcile, page.observed_at).await?),
             };
-            let applied = apply_scan_page(store, &scan, &page.observations).await?;
-            let (mut counts, listed) = (ScanCounts::default(), page.observations.iter().zip(&applied));
-            tally(&mut counts, &applied);
-            // For reconcile, those are the ones it makes.
-            counts.tombstoned = 0;
-            it.report.counts.add(counts);
-            it.listed_deleted.extend(listed.filter(|(_, applied)| applied.deleted).filter_map(|(it, _)| id_of(it)));
+            apply_scan_page(store, &scan, observations).await?
         } else {
-            let mut counts = ScanCounts::default();
-            it.report.drift.extend(drift::compare(store, &page.observations, &mut counts).await?);
-            counts.tombstoned = 0;
-            it.report.counts.add(counts);
-            let ids: Vec<String> = page.observations.iter().filter_map(id_of).collect();
-            let stored = store.users(&ids).await?;
-            let dead = |id: &String| matches!(stored.get(id), Some(crate::domain::decide::Stored::Tombstone { .. }));
-            it.listed_deleted.extend(ids.into_iter().filter(dead));
-        }
+            let applied = drift::preview(store, observations).await?;
+            let listed = observations.iter().zip(&applied);
+            it.report.drift.extend(listed.filter_map(|(listed, applied)| Drift::of(listed, &applied.effect)));
+            applied
+        };
+        let mut counts = ScanCounts::default();
+        tally(&mut counts, &applied);
+        // For reconcile, these are the users that it deletes.
+        counts.tombstoned = 0;
+        it.report.counts.add(counts);
+        let deleted = observations.iter().zip(&applied).filter(|(_, applied)| applied.is_user_deleted);
+        it.listed_deleted.extend(deleted.filter_map(|(listed, _)| listed.user_id()).map(str::to_owned));
         it.seen.extend(page.observations.iter().filter_map(Observation::user_id).map(hash));
         it.began.get_or_insert(page.observed_at);
         it.walk = walk;
@@ -364,10 +341,6 @@ impl Reconcile {
             .await?;
         Ok(())
     }
-}
-
-fn id_of(observation: &Observation) -> Option<String> {
-    observation.user_id().map(str::to_owned)
 }
 
 fn hash(id: &str) -> u128 {

@@ -2,8 +2,8 @@
 
 use super::batch::{Batch, Inbox};
 use super::{Applied, NoFollowUp, in_parts};
-use crate::domain::decide::{Decision, Seen, Stored, decide};
-use crate::domain::event::{Observation, Origin, Outcome, Snapshot};
+use crate::domain::decide::{Effect, Stored, decide};
+use crate::domain::event::{Observation, Origin};
 use crate::store::scans::ScanStart;
 use crate::store::{Store, StoreError};
 
@@ -26,7 +26,8 @@ pub async fn apply_scan_page(
         .iter()
         .map(|listed| match listed {
             Observation::Snapshot(snapshot) => {
-                unchanged(scan, snapshot, stored.get(&snapshot.user.id)?, unwritten.contains(&snapshot.user.id))
+                let id = &snapshot.user.id;
+                unchanged(scan, listed, stored.get(id)?, unwritten.contains(id))
             }
             _ => None,
         })
@@ -51,16 +52,16 @@ fn as_of(scan: &ScanStart, listed: &Observation) -> Observation {
     listed
 }
 
-/// The outcome, where nothing has to be written.
-fn unchanged(scan: &ScanStart, snapshot: &Snapshot, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
+/// The result for a user of whom nothing has to be written.
+fn unchanged(scan: &ScanStart, listed: &Observation, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
     let mut after = stored.clone();
-    let decision = decide(&mut after, Seen::Live(&snapshot.user, &snapshot.version));
-    let outcome = match (decision, after) {
-        (Decision::Confirmed, _) if is_unwritten => Outcome::Applied,
-        (Decision::Older, Stored::Live { version, .. }) if version.observed_at >= scan.started_at => Outcome::Stale,
-        (Decision::Deleted, _) => Outcome::Stale,
-        _ => return None,
+    let effect = decide(Some(&mut after), listed);
+    let is_unchanged = match (&effect, &after) {
+        (Effect::Confirmed, _) => is_unwritten,
+        (Effect::Stale, Stored::Live { version, .. }) => version.observed_at >= scan.started_at,
+        (Effect::AlreadyDeleted, _) => true,
+        _ => false,
     };
-    let deleted = matches!(stored, Stored::Tombstone { .. });
-    Some(Applied { outcome, reason: None, duplicate: false, difference: None, changed: Vec::new(), deleted })
+    let is_user_deleted = matches!(stored, Stored::Tombstone { .. });
+    is_unchanged.then_some(Applied { effect, is_duplicate: false, is_user_deleted })
 }

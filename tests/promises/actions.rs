@@ -12,7 +12,7 @@ use authkit_sync::domain::action_rules::Rules;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::sync::housekeeping::Housekeeping;
-use authkit_sync::sync::job::Job;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::actions::answer;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;

@@ -14,7 +14,8 @@ use authkit_sync::store::Store;
 use authkit_sync::store::scans::ScanCounts;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::backfill::{Backfill, BackfillStep};
-use authkit_sync::sync::job::{Job, JobContext, JobError};
+use authkit_sync::sync::job::{JobContext, JobError};
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::{Api, ApiKey};
 use axum::extract::Query;
 use axum::routing::get;
@@ -101,7 +102,7 @@ async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
     // Again it would change nothing.
     let dry_run = Backfill::new(lab.context(), true);
     let counts = loop {
-        if let BackfillStep::Done(counts) = dry_run.step().await.unwrap() {
+        if let Some(BackfillStep::Done(counts)) = dry_run.step().await.unwrap() {
             break counts;
         }
     };
@@ -130,9 +131,9 @@ async fn what_happens_during_the_walk_is_not_undone_by_it() {
         apply(&lab.context().store, Origin::Webhook, &[dead]).await.unwrap();
         let counts = loop {
             match backfill.step().await.unwrap() {
-                BackfillStep::Done(counts) => break counts,
-                BackfillStep::Standby => panic!("nobody else does it"),
-                BackfillStep::Page { .. } => {}
+                Some(BackfillStep::Done(counts)) => break counts,
+                None => panic!("nobody else does it"),
+                Some(BackfillStep::Page { .. }) => {}
             }
         };
         assert_eq!((counts.new, counts.tombstoned), (10, 1), "starts over: {lists_start_over}, {counts:?}");
@@ -166,7 +167,7 @@ async fn a_list_that_starts_over_for_ever_ends_the_walk_not_the_process() {
     let trouble = loop {
         match backfill.step().await {
             Err(trouble) => break trouble,
-            Ok(step) => assert!(!matches!(step, BackfillStep::Done(_)), "it never came to an end"),
+            Ok(step) => assert!(!matches!(step, Some(BackfillStep::Done(_))), "it never came to an end"),
         }
         steps += 1;
         assert!(steps < 1_000, "it goes round and round");
@@ -247,9 +248,9 @@ async fn two_processes_share_one_backfill() {
     let counts = 'done: loop {
         for backfill in [&one, &other] {
             match backfill.step().await {
-                Ok(BackfillStep::Done(counts)) => break 'done counts,
-                Ok(BackfillStep::Page { .. }) => pages += 1,
-                Ok(BackfillStep::Standby) | Err(JobError::Store(_)) => {}
+                Ok(Some(BackfillStep::Done(counts))) => break 'done counts,
+                Ok(Some(BackfillStep::Page { .. })) => pages += 1,
+                Ok(None) | Err(JobError::Store(_)) => {}
                 Err(other) => panic!("{other}"),
             }
             lab.free_leases().await;
@@ -289,7 +290,7 @@ async fn a_page_of_users_that_cannot_be_read_is_quarantined_and_passed() {
     let backfill = Backfill::new(context, false);
     let mut steps = 0;
     let counts = loop {
-        if let BackfillStep::Done(counts) = backfill.step().await.unwrap() {
+        if let Some(BackfillStep::Done(counts)) = backfill.step().await.unwrap() {
             break counts;
         }
         steps += 1;

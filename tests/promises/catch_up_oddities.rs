@@ -11,7 +11,8 @@ use authkit_sync::metrics::Metrics;
 use authkit_sync::store::Store;
 use authkit_sync::store::catch_up::CatchUpState;
 use authkit_sync::sync::apply;
-use authkit_sync::sync::job::{Job, JobContext};
+use authkit_sync::sync::job::JobContext;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::{Api, ApiKey};
 use serde_json::Value;
 

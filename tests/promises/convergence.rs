@@ -1,7 +1,7 @@
 //! Promise 3: any order, any duplication, same table. And promise 4 with it: deleted stays deleted, and erased.
 
-use authkit_sync::domain::decide::{Seen, Stored, decide};
-use authkit_sync::domain::event::{Content, Observation, Origin, Outcome};
+use authkit_sync::domain::decide::{Stored, decide};
+use authkit_sync::domain::event::{Observation, Origin, Outcome};
 use authkit_sync::store::Store;
 use authkit_sync::store::scans::ScanKind;
 use authkit_sync::sync::{apply, apply_scan_page};
@@ -239,7 +239,7 @@ async fn scan_among(
     for told in told {
         let mut joined = Stored::Absent;
         for observation in all.iter().filter(|observation| observation.user_id() == Some(&told.id)) {
-            join(&mut joined, observation);
+            decide(Some(&mut joined), observation);
         }
         match (store.user(&told.id).await.unwrap(), joined) {
             (Stored::Live { user: here, .. }, Stored::Live { user: joined, .. }) => {
@@ -249,17 +249,6 @@ async fn scan_among(
             (here, joined) => panic!("{here:?} where the join is {joined:?}"),
         }
     }
-}
-
-fn join(stored: &mut Stored, observation: &Observation) {
-    match observation {
-        Observation::Snapshot(snapshot) => decide(stored, Seen::Live(&snapshot.user, &snapshot.version)),
-        Observation::Event(event) => match &event.content {
-            Content::Live { user, version } => decide(stored, Seen::Live(user, version)),
-            _ => decide(stored, Seen::Deleted(event.created_at)),
-        },
-        Observation::Gone { confirmed_at, .. } => decide(stored, Seen::Deleted(Some(*confirmed_at))),
-    };
 }
 
 /// A seeded Fisher-Yates over splitmix64.
@@ -284,7 +273,7 @@ async fn the_first_outcome_stays_and_a_duplicate_only_fills_in_its_feed() {
     let Observation::Event(event) = &created else { unreachable!() };
     let slice = [created.clone()];
     let first = apply(&store, Origin::Webhook, &slice).await.unwrap();
-    assert_eq!((first[0].outcome, first[0].duplicate), (Outcome::Applied, false));
+    assert_eq!((first[0].effect.outcome(), first[0].is_duplicate), (Outcome::Applied, false));
     let row = || async {
         sqlx::query_as::<_, (String, bool, bool, Option<String>)>(
             "select outcome, webhook_at is not null, catch_up_at is not null, webhook_at::text from workos.events where id = $1",
@@ -296,9 +285,9 @@ async fn the_first_outcome_stays_and_a_duplicate_only_fills_in_its_feed() {
     };
     let before = row().await;
     assert_eq!((before.0.as_str(), before.1, before.2), ("applied", true, false));
-    assert!(apply(&store, Origin::Webhook, &slice).await.unwrap()[0].duplicate);
+    assert!(apply(&store, Origin::Webhook, &slice).await.unwrap()[0].is_duplicate);
     assert_eq!(row().await, before, "a webhook's duplicate changes nothing");
-    assert!(apply(&store, Origin::CatchUp, &slice).await.unwrap()[0].duplicate);
+    assert!(apply(&store, Origin::CatchUp, &slice).await.unwrap()[0].is_duplicate);
     let after = row().await;
     assert_eq!((after.0.as_str(), after.1, after.2, after.3), ("applied", true, true, before.3));
 }
@@ -310,7 +299,7 @@ async fn an_event_twice_in_one_slice_is_one_row() {
     let store = store(&pool);
     let created = observed("user.created", 1, &user(&unique("user"), "Ada", 1));
     let applied = apply(&store, Origin::Webhook, &[created.clone(), created]).await.unwrap();
-    assert_eq!(applied.iter().map(|applied| applied.duplicate).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(applied.iter().map(|applied| applied.is_duplicate).collect::<Vec<_>>(), [false, true]);
 }
 
 /// Slices over the same users in opposite orders would deadlock if rows were locked in slice order.

@@ -10,7 +10,7 @@ use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::handler::{TRIES, Types};
 use authkit_sync::store::handlers::HandlerStatus;
 use authkit_sync::store::{Store, handlers::BoxError};
-use authkit_sync::sync::job::Job;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::sync::{apply, erasure};
 use authkit_sync::{AuthKit, Change, Tx};
 use serde_json::json;

@@ -12,7 +12,7 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::housekeeping::Housekeeping;
-use authkit_sync::sync::job::Job;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::ApiKey;
 use authkit_sync::{AuthKit, Change, Tx};
 use serde_json::{Value, json};

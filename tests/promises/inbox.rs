@@ -5,8 +5,8 @@ use std::time::Duration;
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::housekeeping::Housekeeping;
-use authkit_sync::sync::job::Job;
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
+use authkit_sync::sync::runner::BackgroundLoop;
 use serde_json::{Value, json};
 
 use crate::support::events::{body, event, observed, unique, user};

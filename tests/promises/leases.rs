@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::store::leases::LEASE;
-use authkit_sync::sync::job::{Job, JobContext};
+use authkit_sync::sync::job::JobContext;
 use authkit_sync::sync::reconcile::Mode;
+use authkit_sync::sync::runner::BackgroundLoop;
 
 use crate::catch_up::to_the_end;
 use crate::support::binary::{Served, free_address};

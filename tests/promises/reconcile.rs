@@ -5,8 +5,9 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin, Outcome};
 use authkit_sync::store::{Store, StoreError};
 use authkit_sync::sync::apply;
-use authkit_sync::sync::job::{Job, JobError};
+use authkit_sync::sync::job::JobError;
 use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep};
+use authkit_sync::sync::runner::BackgroundLoop;
 use serde_json::{Value, json};
 
 use crate::support::events::{at, observed};
@@ -118,7 +119,7 @@ async fn a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried() {
     lab.workos.delete_user(&ids[5]).unwrap();
     lab.workos.unlist(&ids[3]);
     loop {
-        if let ReconcileStep::Done(_) = reconcile.step().await.unwrap() {
+        if let Some(ReconcileStep::Done(_)) = reconcile.step().await.unwrap() {
             break;
         }
     }
@@ -260,10 +261,10 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     assert_eq!(names().await, 0, "the scan repairs it");
     apply(&store, Origin::Webhook, &events[1..2]).await.unwrap();
     assert_eq!(names().await, 1, "its page is applied, and nothing is confirmed yet");
-    while !matches!(reconcile.step().await.unwrap(), ReconcileStep::Done(_)) {}
+    while !matches!(reconcile.step().await.unwrap(), Some(ReconcileStep::Done(_))) {}
     assert_eq!(names().await, 0, "it is read by ID before the scan is complete");
     let applied = apply(&store, Origin::Webhook, &events).await.unwrap();
-    assert!(applied.iter().all(|applied| applied.outcome == Outcome::Stale), "{applied:?}");
+    assert!(applied.iter().all(|applied| applied.effect.outcome() == Outcome::Stale), "{applied:?}");
     assert_eq!(names().await, 0);
 }
 
@@ -272,7 +273,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
 async fn a_reconcile_that_another_process_overtook_starts_over() {
     let (lab, _) = silent(250).await;
     let slow = Reconcile::new(lab.context(), Mode::Repair, None);
-    assert!(matches!(slow.step().await.unwrap(), ReconcileStep::Going { .. }));
+    assert!(matches!(slow.step().await.unwrap(), Some(ReconcileStep::Going { .. })));
     lab.free_leases().await;
     lab.clock.set(lab.clock.now().plus_seconds(60));
     lab.reconcile(Mode::Repair).await.unwrap();
@@ -280,7 +281,7 @@ async fn a_reconcile_that_another_process_overtook_starts_over() {
     let mut was_overtaken = false;
     for _ in 0..20 {
         match slow.step().await {
-            Ok(ReconcileStep::Done(_)) => return assert!(was_overtaken),
+            Ok(Some(ReconcileStep::Done(_))) => return assert!(was_overtaken),
             Ok(_) => {}
             Err(error) => was_overtaken |= matches!(error, JobError::Store(StoreError::Overtaken)),
         }

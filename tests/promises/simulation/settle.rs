@@ -2,8 +2,9 @@
 
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::store::scans::ScanKind;
-use authkit_sync::sync::job::{Job, JobError};
+use authkit_sync::sync::job::JobError;
 use authkit_sync::sync::reconcile::ReconcileStep;
+use authkit_sync::sync::runner::BackgroundLoop;
 
 use super::environment::LastState;
 use super::replica::JobKind;
@@ -84,9 +85,9 @@ impl World<'_> {
             self.pass(100);
             let replica = &self.replicas[0];
             match replica.reconcile.step().await {
-                Ok(ReconcileStep::Done(_)) => return true,
-                Ok(ReconcileStep::Standby) => self.expire_leases().await,
-                Ok(ReconcileStep::Going { .. }) => {}
+                Ok(Some(ReconcileStep::Done(_))) => return true,
+                Ok(None) => self.expire_leases().await,
+                Ok(Some(ReconcileStep::Going { .. })) => {}
                 Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::NobodyListed { .. })
                     if self.environments.iter().any(|environment| environment.has_gaps()) =>
                 {

@@ -81,9 +81,9 @@ impl Lab {
         let backfill = backfill::Backfill::new(self.context(), false);
         loop {
             match backfill.step().await.unwrap() {
-                backfill::BackfillStep::Done(counts) => return counts,
-                backfill::BackfillStep::Standby => self.free_leases().await,
-                backfill::BackfillStep::Page { .. } => {}
+                Some(backfill::BackfillStep::Done(counts)) => return counts,
+                None => self.free_leases().await,
+                Some(backfill::BackfillStep::Page { .. }) => {}
             }
         }
     }
@@ -134,9 +134,9 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
     let reconcile = Reconcile::new(context, mode, None);
     loop {
         match reconcile.step().await? {
-            ReconcileStep::Done(report) => return Ok(report),
-            ReconcileStep::Standby => panic!("another process reconciles"),
-            ReconcileStep::Going { .. } => {}
+            Some(ReconcileStep::Done(report)) => return Ok(report),
+            None => panic!("another process reconciles"),
+            Some(ReconcileStep::Going { .. }) => {}
         }
     }
 }

@@ -1,0 +1,64 @@
+//! What a batch records beside the users: events in the inbox, sign-ins and changes.
+
+use std::borrow::Cow;
+
+use super::Applied;
+use super::batch::Inbox;
+use crate::domain::change::Difference;
+use crate::domain::decide::Effect;
+use crate::domain::event::{Content, Event, Observation, Origin};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::user::LAST_SIGN_IN_AT;
+use crate::store::changes::NewChange;
+use crate::workos::wire;
+
+/// The inbox's entry for an observation. An event always has one. A snapshot has one only if it cannot be applied, or if it is
+/// retried.
+pub(super) fn inbox_event<'a>(observation: &'a Observation, effect: &Effect, inbox: Inbox) -> Option<Cow<'a, Event>> {
+    match observation {
+        Observation::Event(event) => Some(Cow::Borrowed(event)),
+        Observation::Snapshot(snapshot)
+            if matches!(effect, Effect::Quarantined(_)) || matches!(inbox, Inbox::Retry) =>
+        {
+            Some(Cow::Owned(wire::kept_snapshot(snapshot)))
+        }
+        Observation::Snapshot(_) | Observation::Gone { .. } => None,
+    }
+}
+
+/// The user and the time of a sign-in.
+pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
+    match observation {
+        Observation::Event(Event { user_id: Some(user), content: Content::SignedIn(at), .. }) => Some((user, *at)),
+        _ => None,
+    }
+}
+
+/// The changes that a batch adds to the feed: every difference in a user except a sign-in alone, and every new event of a type
+/// that changes no user. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
+pub(super) fn new_changes<'a>(
+    inbox: Inbox,
+    observations: &'a [Observation],
+    applied: &'a [Applied],
+) -> Vec<NewChange<'a>> {
+    let changes = observations.iter().zip(applied).filter_map(|(observation, applied)| {
+        let event = match observation {
+            Observation::Event(event) => Some(event),
+            Observation::Snapshot(_) | Observation::Gone { .. } => None,
+        };
+        let changed = applied.effect.changed_fields();
+        let kind = match (applied.effect.difference(), event) {
+            (Some(Difference::Updated), _) if changed == [LAST_SIGN_IN_AT] => return None,
+            (Some(difference), _) => difference.as_str(),
+            (None, Some(event)) if applied.effect == Effect::Ignored && !applied.is_duplicate => &event.event_type,
+            (None, _) => return None,
+        };
+        let origin = match (inbox, event) {
+            (Inbox::Record(origin), _) => origin,
+            (Inbox::Retry, Some(_)) => Origin::CatchUp,
+            (Inbox::Retry, None) => Origin::Reconcile,
+        };
+        Some(NewChange { kind, user_id: observation.user_id(), changed, event, origin })
+    });
+    changes.collect()
+}
