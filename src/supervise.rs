@@ -1,7 +1,7 @@
-//! Background loops that outlive their own mistakes.
+//! Runs background loops: restarts a loop after a panic, and stops all loops at shutdown.
 //!
-//! A loop is a driver whose `tick` does one piece of work and says how long to rest. A tick that panics is counted and tried again
-//! later; it never takes lookups or webhooks down with it.
+//! A `tick` of a loop does one piece of work and returns how long to rest. A tick that panics is counted and retried later; it
+//! never affects lookups or webhooks.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::tokens::KeyCache;
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Runs loops until told to stop.
+/// Runs loops until shutdown.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     loops: JoinSet<()>,
@@ -32,7 +32,7 @@ impl Supervisor {
         Self { loops: JoinSet::new(), stop, metrics }
     }
 
-    /// Starts a loop. Its `tick` is dropped at an await point when the stop comes.
+    /// Starts a loop. Its `tick` is dropped at an await point at shutdown.
     pub(crate) fn start<L: BackgroundLoop>(&mut self, background_loop: L) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         self.loops.spawn(async move {
@@ -50,7 +50,7 @@ impl Supervisor {
                             metrics.restart(L::NAME);
                             tracing::error!(
                                 r#loop = L::NAME,
-                                "a background loop panicked and starts again; this is a defect of authkit-sync"
+                                "a background loop panicked and is restarted; this is a defect of authkit-sync"
                             );
                             let rest = rest_after_panic;
                             rest_after_panic = (rest * 2).min(LONGEST_REST);
@@ -64,7 +64,7 @@ impl Supervisor {
         });
     }
 
-    /// Waits until every loop has ended; they do once the stop has come.
+    /// Waits until every loop has ended, which they do after shutdown begins.
     pub(crate) async fn ended(mut self) {
         while self.loops.join_next().await.is_some() {}
     }

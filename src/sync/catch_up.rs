@@ -1,4 +1,4 @@
-//! Catch-up: reading the Events API in ascending order behind a cursor (promise 5).
+//! Catch-up: reads the Events API in ascending order after a cursor (promise 5).
 //!
 //! A page is applied and the cursor moved in one transaction, from the revision at which the page was read. So a stale
 //! leader, a crash or a lost race can repeat a page, never skip one. Facts about the API:
@@ -47,7 +47,7 @@ pub struct CatchUpJob {
     state: State,
 }
 
-/// What a leader remembers; all of it can be found out again.
+/// What the process that holds the lease remembers; all of it can be determined again.
 #[derive(Debug, Default)]
 struct State {
     /// The key was found to be this environment's.
@@ -104,12 +104,12 @@ impl Job for CatchUpJob {
 }
 
 impl CatchUpJob {
-    /// The types that WorkOS knows, as far as we know.
+    /// The types to read, without those that WorkOS rejected.
     fn types(&self) -> Vec<String> {
         self.types.iter().filter(|name| !self.state.refused.contains(*name)).cloned().collect()
     }
 
-    /// The first start ever: reading begins before anything else of ours began.
+    /// Records the start of the first catch-up, by WorkOS's clock.
     async fn begin(&self) -> Result<Duration, JobError> {
         // Only what WorkOS's clock says is wanted; and of the settings' types some may be unknown to it.
         let known = EVENT_TYPES.map(str::to_owned);
@@ -134,7 +134,8 @@ impl CatchUpJob {
         if last_word(place) < page.observed_at.plus_seconds(-TOO_OLD) {
             tracing::error!(
                 synced_through = ?place.synced_through.map(|at| at.to_string()),
-                "catch-up was away for longer than WorkOS is sure to keep events; it reads what there is, and a full reconcile follows"
+                "catch-up was stopped for longer than WorkOS guarantees to keep events; it reads the events that are left, and a \
+                 full reconcile follows"
             );
             return self.restart(restart(place, page.observed_at)).await;
         }
@@ -145,7 +146,9 @@ impl CatchUpJob {
         });
         let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == place.cursor.as_ref().map(|it| &it.id);
         if repeats && page.more {
-            tracing::warn!("the Events API repeats its last page and says that more follow; taken for the end");
+            tracing::warn!(
+                "the Events API repeats its last page and says that more follow; catch-up treats it as the last page"
+            );
         }
         if self.starts_over(place, &page).await? {
             tracing::error!(
@@ -192,7 +195,7 @@ impl CatchUpJob {
         Ok(self.context.store.has_read(&ids).await?)
     }
 
-    /// Applies a page's events, with the move that comes with them.
+    /// Applies the events of a page, and moves the cursor in the same transaction.
     async fn apply_events(&mut self, events: Vec<Event>, then: &impl FollowUp) -> Result<(), JobError> {
         // Some emulators give every type, whatever is asked for.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
@@ -222,7 +225,7 @@ impl CatchUpJob {
         }
     }
 
-    /// WorkOS refuses the request: the place in it, or the name of a type? The key was good a moment ago.
+    /// Finds out what WorkOS rejects in a request: the cursor, the start, or the name of a type.
     async fn mend(&mut self, place: &CatchUpState, error: ApiError) -> Result<Duration, JobError> {
         let types = self.types();
         match self.context.api.events(&types, Start::Anywhere, 1).await {
@@ -245,13 +248,13 @@ impl CatchUpJob {
         }
         tracing::error!(
             types = ?culprits,
-            "WorkOS does not know these event types; catch-up goes on without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
+            "WorkOS does not know these event types; catch-up continues without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
         );
         self.state.refused.extend(culprits);
         Ok(REQUEST_INTERVAL)
     }
 
-    /// WorkOS answers without the cursor, so the cursor is what it refuses; or else the instant to begin at.
+    /// Replaces the cursor that WorkOS rejects, or the start.
     async fn replace(&mut self, place: &CatchUpState, refusal: ApiError, now: Timestamp) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         if place.cursor.is_some() {
@@ -290,7 +293,7 @@ impl CatchUpJob {
     }
 }
 
-/// When the place was last known to be good.
+/// The latest time at which the state was correct.
 fn last_word(place: &CatchUpState) -> Timestamp {
     place.synced_through.map_or(place.range_decided_at, |at| at.max(place.range_decided_at))
 }
@@ -303,7 +306,7 @@ fn is_misdated(place: &CatchUpState, latest: Timestamp) -> bool {
         || (place.cursor.is_none() && place.range_start > latest)
 }
 
-/// The place that replaces a cursor (promise 5).
+/// The start that replaces a cursor (promise 5).
 fn restart(place: &CatchUpState, now: Timestamp) -> RestartCatchUp {
     let recent = place.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
     let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.min(now).plus_seconds(-OVERLAP));

@@ -1,4 +1,4 @@
-//! The change feed, read: what happened behind a position, with every user as it stands now.
+//! Reads the change feed: the changes after a position, each with the current user.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,49 +18,49 @@ use crate::workos::wire;
 /// Changes in one page at most.
 pub const PAGE: usize = 1_000;
 
-/// Between two looks of those who wait. However many wait in a process, it looks once.
+/// Interval between two polls while callers wait. All callers of a process share a poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long [`Feed::stream`] waits at a time.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
 
-/// Why the feed cannot be read from a position.
+/// Why the changes after a position cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// The changes behind it are no longer kept, or it belongs to another history of the database. Read the users anew, and
-    /// go on from the position that comes with them.
-    #[error("this position has expired: read every user anew, and go on from the position of that answer")]
+    /// The changes after it have expired, or it belongs to another history of the database. Read all users again, and
+    /// continue from the position that comes with them.
+    #[error("this position has expired: read all users again, and continue from the position of that response")]
     Expired,
-    /// The database could not be asked.
+    /// The database is unavailable.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Some changes, and where to go on.
+/// A page of changes, and the position after it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Page {
     /// In order.
     pub data: Vec<Change>,
-    /// Everything up to here has been told.
+    /// The position after the last change of the page.
     pub position: Position,
 }
 
-/// Reads the change feed. Cloning is cheap; clones look together.
+/// Reads the change feed. Cloning is cheap; clones share their polls.
 #[derive(Clone, Debug)]
 pub struct Feed {
     store: Store,
-    /// How far the feed could be read when somebody last looked.
+    /// The head of the feed at the last poll.
     seen: Arc<Mutex<Option<(Instant, FeedHead)>>>,
 }
 
 impl Feed {
-    /// Reads it in `store`.
+    /// Creates a reader of the feed in `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
         Self { store, seen: Arc::default() }
     }
 
-    /// The present position: everything up to it is committed, and what is read from now on shows it.
+    /// Returns the current position: every change up to it is committed, and later reads of users include it.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -68,7 +68,7 @@ impl Feed {
         Ok(position(&self.store.feed_head().await?, None))
     }
 
-    /// The changes behind a position, at most `limit` (and [`PAGE`]), as soon as there are any, or none after `wait`.
+    /// Returns at most `limit` (and [`PAGE`]) changes after a position. Waits up to `wait` until there are any.
     ///
     /// # Errors
     /// [`FeedError`]
@@ -92,7 +92,8 @@ impl Feed {
         }
     }
 
-    /// Every change behind a position, for ever. It ends behind the first error; begin again from the last change's position.
+    /// Returns every change after a position, without end. The stream ends after the first error; restart it from the position of
+    /// the last change.
     pub fn stream(self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send {
         let start = Some((self, Vec::new().into_iter(), after));
         stream::unfold(start, |state| async move {
@@ -109,7 +110,7 @@ impl Feed {
         })
     }
 
-    /// How far the feed can be read, as of [`POLL_INTERVAL`] ago at most, and not as of before `asked`: the position of who asks may be
+    /// Returns the head of the feed, at most [`POLL_INTERVAL`] old and not older than `asked`, because the caller's position may be
     /// newer.
     async fn poll_head(&self, asked: Instant) -> Result<FeedHead, StoreError> {
         let mut seen = self.seen.lock().await;
@@ -125,14 +126,14 @@ impl Feed {
     }
 
     async fn page(&self, head: &FeedHead, after: &Position, limit: usize) -> Result<Page, FeedError> {
-        // A position that was never handed out is one that this database has forgotten: it was put back.
+        // A position after the last one: the database was restored from a backup.
         if after.epoch != head.epoch || after.number < head.expired_through || after.number > head.issued {
             return Err(FeedError::Expired);
         }
         let limit = limit.clamp(1, PAGE);
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut entries = self.store.changes(after.number, head.horizon, limit_rows).await?;
-        // Before the page was read, what is behind the position may have expired.
+        // Changes after the position may have expired before the page was read.
         if self.store.expired_through().await? > after.number {
             return Err(FeedError::Expired);
         }
@@ -154,7 +155,7 @@ impl Feed {
         Ok(Page { data: data.collect(), position })
     }
 
-    /// The live users these changes are about, as they stand now.
+    /// Returns the current live users of these changes.
     async fn users(&self, entries: &[ChangeRow]) -> Result<BTreeMap<String, User>, StoreError> {
         let changes = entries.iter().filter(|entry| matches!(entry.kind, ChangeKind::User(_)));
         let ids: BTreeSet<String> = changes.filter_map(|entry| entry.user_id.clone()).collect();
@@ -177,7 +178,7 @@ impl Feed {
         Ok(self.store.event_payloads(&ids).await?.into_iter().collect())
     }
 
-    /// One entry as it is told now.
+    /// Returns one change with the current user.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -190,7 +191,7 @@ impl Feed {
     }
 }
 
-/// The event whose payload the inbox is asked for.
+/// The ID of the event whose payload the inbox contains.
 fn payload_id(entry: &ChangeRow) -> Option<&str> {
     let event = entry.event.as_ref().filter(|_| matches!(entry.kind, ChangeKind::Event(_)))?;
     Some(&event.id)

@@ -39,7 +39,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A handler in Rust: an `async fn(Change, Tx) -> Result<(), E>` is one.
 pub trait Handle: Send + Sync + 'static {
-    /// Takes one change. An error rolls back everything done through `tx`, and the change is tried again later.
+    /// Handles one change. An error rolls back everything written through `tx`, and the change is retried later.
     fn handle(&self, change: Change, tx: Tx) -> BoxFuture<'static, Result<(), BoxError>>;
 }
 
@@ -57,13 +57,13 @@ where
 /// A handler in Rust, under its name.
 #[derive(Clone)]
 pub struct RustHandler {
-    /// Under which its progress is kept.
+    /// The name under which its progress is stored.
     pub name: Arc<str>,
-    /// What it takes.
+    /// The types of changes it handles.
     pub types: Types,
-    /// When it is new, it is first told of every live user.
+    /// A new handler first receives every live user.
     pub from_start: bool,
-    /// How long it may take.
+    /// Timeout of one run.
     pub timeout: Duration,
     /// What it does.
     pub handle: Arc<dyn Handle>,
@@ -88,11 +88,11 @@ pub struct HandlerWorker {
     failures: Mutex<u32>,
 }
 
-/// The handler along the feed.
+/// Runs the handler for new changes of the feed.
 #[derive(Clone, Debug)]
 pub struct FeedLoop(pub Arc<HandlerWorker>);
 
-/// The handler's backlog. A loop of its own, so that what fails slowly holds up nobody else.
+/// Retries the handler's backlog. A loop of its own, so that slow failures do not delay new changes.
 #[derive(Clone, Debug)]
 pub struct BacklogLoop(pub Arc<HandlerWorker>);
 
@@ -134,7 +134,7 @@ impl HandlerWorker {
                 FEED_POLL_INTERVAL
             }
             Err(trouble) => {
-                tracing::warn!(handler = &*self.name, "a handler cannot go on: {trouble}");
+                tracing::warn!(handler = &*self.name, "a handler cannot continue: {trouble}");
                 let rest = self.context.rest_after(&trouble, *failures);
                 *failures = failures.saturating_add(1);
                 rest
@@ -142,7 +142,7 @@ impl HandlerWorker {
         }
     }
 
-    /// The handler, when this process is to run it now.
+    /// Returns the handler if this process may run it now.
     async fn ready(&self) -> Result<Option<Handler>, JobError> {
         let store = &self.context.store;
         let Some(mut handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
@@ -165,8 +165,8 @@ impl HandlerWorker {
         });
         if trouble != handler.problem {
             match &trouble {
-                Some(trouble) => tracing::error!(handler = &*self.name, "a handler stands still: {trouble}"),
-                None => tracing::info!(handler = &*self.name, "a handler goes on"),
+                Some(trouble) => tracing::error!(handler = &*self.name, "a handler is stopped: {trouble}"),
+                None => tracing::info!(handler = &*self.name, "a handler works again"),
             }
             store.set_handler_problem(&self.name, trouble.as_deref()).await?;
         }
@@ -215,7 +215,7 @@ impl HandlerWorker {
         Ok(if full { Duration::ZERO } else { FEED_POLL_INTERVAL })
     }
 
-    /// One change: run, or put behind those of its user that wait.
+    /// Handles one change, or adds it to the backlog if an earlier change of its user waits there.
     async fn process_change(
         &self,
         handler: &Handler,
@@ -237,7 +237,7 @@ impl HandlerWorker {
         Ok(())
     }
 
-    /// One batch of live users.
+    /// Handles one batch of live users for a new handler.
     async fn process_live_users(&self, handler: &Handler, initial_users_through: &str) -> Result<Duration, JobError> {
         let store = &self.context.store;
         let users = store.initial_users(initial_users_through, handler.start_position, BATCH).await?;
@@ -278,7 +278,7 @@ impl HandlerWorker {
         }))
     }
 
-    /// What is due of the backlog.
+    /// Retries the due changes of the backlog.
     async fn retry_backlog(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         let store = &self.context.store;
@@ -338,7 +338,7 @@ impl HandlerWorker {
         Ok(false)
     }
 
-    /// A run may take longer than a lease.
+    /// Renews the lease during a run, which can take longer than a lease lasts.
     async fn keeping_the_lease<T>(&self, run: impl Future<Output = T>) -> T {
         let mut run = std::pin::pin!(run);
         loop {
@@ -350,7 +350,7 @@ impl HandlerWorker {
         }
     }
 
-    /// Without the message, which may hold personal data.
+    /// Logs a failure, without the message, which can contain personal data.
     fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, attempts: i32, rest: Option<Duration>) {
         let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
         let (handler, location, position) = (&*self.name, failure.location.as_deref(), change.position);

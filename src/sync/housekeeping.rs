@@ -11,26 +11,26 @@ use super::{erasure, inbox};
 use crate::store::StoreError;
 use crate::store::events::MissedEvents;
 
-/// Between two rounds, and between two batches of one.
+/// Interval between two rounds, and between two batches of a round.
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Rows dropped in one transaction.
+/// Number of rows deleted in one transaction.
 const BATCH: i64 = 1_000;
 
 /// A row outlives its payload until WorkOS no longer lists the event, so that a re-read event is not new again.
 const ROW_RETENTION: Duration = Duration::from_secs(35 * 86_400);
 
-/// A feed may be this late.
+/// An event counts as missed by webhooks after this time.
 const LATE_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// Between two audits.
+/// Interval between two audits.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 /// How far the audit looks back: a feed that has worked for so long is well.
 const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
 
-/// The release that tries the quarantine again.
+/// The release, which retries the quarantine once.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the housekeeping.
@@ -48,10 +48,10 @@ pub struct HousekeepingJob {
     missed: [i64; 2],
 }
 
-/// What the steps of one round did.
+/// The results of one round.
 #[derive(Default)]
 struct Round {
-    /// A step was cut off by its bound.
+    /// A task reached its limit, and rows may be left.
     more: bool,
     failure: Option<JobError>,
 }
@@ -61,14 +61,14 @@ impl Round {
         match outcome {
             Ok(more) => self.more |= more,
             Err(trouble) => {
-                tracing::warn!(step, "a step of housekeeping failed: {trouble}");
+                tracing::warn!(step, "a task of housekeeping failed: {trouble}");
                 self.failure.get_or_insert(trouble);
             }
         }
     }
 }
 
-/// Whether a step that dropped so many rows may have left some.
+/// Whether a task that deleted so many rows may have left some.
 fn more(dropped: Result<u64, StoreError>) -> Result<bool, JobError> {
     Ok(dropped? > 0)
 }

@@ -1,4 +1,4 @@
-//! What background drivers share: their surroundings, their troubles, and how long to rest after each.
+//! What background jobs share: the `Job` trait, the context of the process, errors, and the rest after each error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,17 +16,17 @@ use crate::workos::api::{Api, ApiError};
 /// How often a process that does not do a job asks whether it may.
 pub const STANDBY: Duration = Duration::from_secs(3);
 
-/// Between two requests of one job: well below WorkOS's limits (its own SDK paces lists at 350 ms).
+/// Interval between two requests of one job: well below WorkOS's limits (its own SDK paces lists at 350 ms).
 pub const REQUEST_INTERVAL: Duration = Duration::from_millis(350);
 
-/// A refused key, or one that is suspected: how often it is tried again.
+/// Rest after WorkOS rejected the API key, and after the key check failed.
 const SUSPENDED: Duration = Duration::from_secs(5 * 60);
 const SUSPECTED: Duration = Duration::from_secs(3 * 60);
 
-/// What only an operator can change.
+/// Rest after an error that only an operator can resolve.
 const STOPPED: Duration = Duration::from_secs(3_600);
 
-/// Rest after a failure: doubles from the first to the longest.
+/// Rest after a failure: it doubles from the first to the longest.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
@@ -64,73 +64,78 @@ pub trait Job: Send + 'static {
     fn rest_after(&self, output: Self::Output) -> Duration;
 }
 
-/// Why a step of a background job did not go well. Every text says what to do, where there is something.
+/// Why a step of a background job failed. Each message says what to do, if there is anything to do.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// WorkOS gave no usable answer.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// The database did not do its part.
+    /// A statement or a transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// WorkOS asked this job for a pause, which is not over yet; the job may have been another process's then.
-    #[error("WorkOS asked for a pause; {} s of it are left", left.as_secs())]
+    /// WorkOS asked for a pause that is not over yet. Another process may have run the job at that time.
+    #[error("WorkOS asked for a pause; {} s are left", left.as_secs())]
     Paused {
-        /// What is left of it.
+        /// The rest of the pause.
         left: Duration,
     },
-    /// Most of a sample of our live users is unknown to WorkOS.
+    /// WorkOS does not know most users of a sample of our live users.
     #[error(
         "{unknown} of {sampled} live users are unknown to WorkOS: WORKOS_API_KEY is the suspect (another environment's?), \
          and nothing is changed. If these users are meant to be gone, run `authkit-sync reconcile --accept-deletions`; if \
          this database was copied from another environment, run `authkit-sync rebind`"
     )]
     WrongKey {
-        /// Users asked about.
+        /// The size of the sample.
         sampled: usize,
-        /// Of them, unknown to WorkOS and not deleted by an event.
+        /// Users of the sample that WorkOS does not know, without a delete event.
         unknown: usize,
     },
-    /// A 404 that may be any server's, and no live user that can be read by ID.
+    /// A 404 without the ID, and no live user can be read by ID: any server may have answered.
     #[error(
         "WorkOS answers 404 without an `entity_id`, and no live user can be read by ID: the API address is the suspect \
          (WORKOS_API_HOSTNAME), or a proxy before it. No deletion is inferred"
     )]
     NotConfirmed,
-    /// More deletions would be inferred than go without saying.
+    /// Reconcile would delete more users than it may without confirmation.
     #[error(
         "more than {bound} users are gone at WorkOS without an event that says so, and none was deleted here. If they are \
          meant to be gone, run `authkit-sync reconcile --accept-deletions`"
     )]
     TooMany {
-        /// How many go without saying.
+        /// The number it may delete without confirmation.
         bound: usize,
     },
-    /// A walk that saw nobody infers nothing.
-    #[error("WorkOS lists no user at all, while {live} are alive here; nothing is changed")]
+    /// WorkOS lists no user: reconcile deletes nobody.
+    #[error(
+        "WorkOS lists no users, but {live} are live here; nothing is changed. Check WORKOS_API_KEY and the API address"
+    )]
     NobodyListed {
         /// Live users here.
         live: i64,
     },
-    /// A handler in Rust has the name of one in SQL.
-    #[error("handler {0} is one in SQL; choose another name, or remove that one with `authkit-sync handlers remove`")]
-    NameTaken(String),
-    /// The walk cannot come to an end.
-    #[error("WorkOS's list of users starts over again and again; the walk is begun anew later")]
-    Endless,
-    /// WorkOS refuses cursors that it has just given.
+    /// A handler in Rust has the name of a handler in SQL.
     #[error(
-        "WorkOS refused catch-up's cursor again before the end was reached; reading starts again, by `synced_through`. If \
+        "the name {0} belongs to a handler in SQL; choose another name, or remove that handler with `authkit-sync handlers \
+         remove {0}`"
+    )]
+    NameTaken(String),
+    /// The scan of WorkOS's list of users does not end.
+    #[error("WorkOS's list of users repeatedly starts from the first page; the scan is restarted later")]
+    Endless,
+    /// WorkOS rejects a cursor that it has just returned.
+    #[error(
+        "WorkOS rejected catch-up's cursor again before the last page; catch-up restarts from `synced_through`. If \
          this repeats, report the cursor in `workos.catch_up` to WorkOS"
     )]
     CursorRefused,
     /// The Events API lists events newest first.
-    #[error("the Events API lists events newest first; they are applied, and the cursor stays where it is")]
+    #[error("the Events API lists events newest first; they are applied, and the cursor is not moved")]
     Backwards,
 }
 
 impl JobError {
-    /// Trying again may help; if not, only an operator can.
+    /// Whether a retry can succeed. If not, an operator must act.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -145,10 +150,10 @@ impl JobError {
         }
     }
 
-    /// How long to rest before the next try, after `failures` in a row; `jitter` is in `0.0..1.0`.
+    /// Returns the rest before the next attempt, after `failures` consecutive failures. `jitter` is in `0.0..1.0`.
     fn rest(&self, failures: u32, jitter: f64) -> Duration {
         let backoff = FIRST_REST.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(LONGEST_REST);
-        // Half of it is jitter, so that replicas and environments do not knock in step.
+        // Half of it is jitter, so that replicas do not send their requests at the same time.
         let jittered = backoff.mul_f64(0.5 + jitter / 2.0);
         match self {
             Self::Api(ApiError::KeyRefused(_)) => SUSPENDED,
@@ -167,29 +172,29 @@ impl JobError {
     }
 }
 
-/// How a job stands in this process.
+/// The status of a job in this process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct JobStatus {
-    /// `working`, `standby` (another process does it) or `trouble`.
+    /// `working`, `standby` (another process runs it) or `trouble`.
     pub state: &'static str,
-    /// What is wrong.
+    /// The error of the last step.
     pub trouble: Option<String>,
-    /// Since when it stands so.
+    /// When the status last changed.
     pub since: Timestamp,
 }
 
-/// Every job's standing in this process.
+/// The status of every job in this process.
 #[derive(Debug, Default)]
 pub struct JobStatuses(Mutex<BTreeMap<&'static str, JobStatus>>);
 
 impl JobStatuses {
-    /// As they stand now.
+    /// Returns the current status of every job.
     #[must_use]
     pub fn standing(&self) -> BTreeMap<&'static str, JobStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes how a job stands; what changes is logged once.
+    /// Sets the status of a job, and logs it if it changed.
     fn note(&self, name: &'static str, state: &'static str, trouble: Option<String>, now: Timestamp) {
         let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = jobs.get(name);
@@ -198,25 +203,27 @@ impl JobStatuses {
         }
         match &trouble {
             Some(trouble) => tracing::error!(job = name, "{trouble}"),
-            None if before.is_some_and(|job| job.trouble.is_some()) => tracing::info!(job = name, "goes on"),
+            None if before.is_some_and(|job| job.trouble.is_some()) => {
+                tracing::info!(job = name, "the job works again")
+            }
             None => tracing::debug!(job = name, state, "background job"),
         }
         jobs.insert(name, JobStatus { state, trouble, since: now });
     }
 }
 
-/// What a driver works with. Cloning is cheap; clones are one process.
+/// What the jobs of a process share. Cloning is cheap; all clones belong to one process.
 #[derive(Clone, Debug)]
 pub struct JobContext {
-    /// Where things go.
+    /// The database.
     pub store: Store,
-    /// Where they come from.
+    /// WorkOS's API.
     pub api: Api,
     /// Tells the time.
     pub clock: Clock,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// How this process's jobs stand.
+    /// The status of the jobs in this process.
     pub jobs: Arc<JobStatuses>,
     /// Sessions are stored as sign-ins (`AUTHKIT_SYNC_SESSION_SIGN_INS`).
     pub session_sign_ins: bool,
@@ -228,7 +235,7 @@ pub struct JobContext {
 }
 
 impl JobContext {
-    /// Surroundings of one process; `seed` decides its name and its jitter.
+    /// Creates the context of one process. `seed` determines its name in leases and its jitter.
     #[must_use]
     pub fn new(store: Store, api: Api, clock: Clock, metrics: Arc<Metrics>, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -238,13 +245,13 @@ impl JobContext {
         Self { store, api, clock, metrics, jobs, session_sign_ins: false, holder, random, held }
     }
 
-    /// The same process, which stores sessions as sign-ins, or does not.
+    /// Sets whether sessions are stored as sign-ins.
     #[must_use]
     pub fn storing_sign_ins(self, session_sign_ins: bool) -> Self {
         Self { session_sign_ins, ..self }
     }
 
-    /// The same process on another pool.
+    /// Returns the same context on another connection pool.
     #[must_use]
     pub fn on_store(&self, store: Store) -> Self {
         Self { store, ..self.clone() }
@@ -254,15 +261,15 @@ impl JobContext {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).f64()
     }
 
-    /// A duration give or take a fifth.
+    /// Returns the duration changed by up to 20 % at random.
     pub(super) fn about(&self, duration: Duration) -> Duration {
         duration.mul_f64(0.8 + 0.4 * self.jitter())
     }
 
-    /// Whether this process does the job now.
+    /// Takes or renews the lease of a job. Returns whether this process holds it.
     ///
     /// # Errors
-    /// [`JobError::Paused`] while the job is this process's and must leave WorkOS alone.
+    /// [`JobError::Paused`] if this process holds the lease, but WorkOS asked the job for a pause.
     pub(super) async fn leads(&self, job: &'static str) -> Result<bool, JobError> {
         let Lease { held, pause, .. } = self.hold(job).await?;
         if !held {
@@ -286,24 +293,28 @@ impl JobContext {
         Ok(lease)
     }
 
-    /// Renews the lease of a job that this process does.
+    /// Renews the lease of a job, if this process holds it.
     pub(super) async fn keep(&self, job: &'static str) {
         let holds = self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(job);
         if holds {
-            // Should it fail, the next renewal or the next step tells.
+            // If it fails, the next renewal or the next step reports it.
             let _ = self.hold(job).await;
         }
     }
 
-    /// Keeps every process from doing a job for as long as WorkOS asked for.
+    /// Stores the pause that WorkOS asked for, so that every process observes it.
     pub(crate) async fn pass_on_pause(&self, job: &str, trouble: &JobError) {
         let JobError::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) = trouble else { return };
         if let Err(error) = self.store.pause_job(job, *pause).await {
-            tracing::debug!(job, error = %error, "the pause WorkOS asked for is kept by this process alone");
+            tracing::debug!(
+                job,
+                error = %error,
+                "the pause that WorkOS asked for could not be stored; only this process observes it"
+            );
         }
     }
 
-    /// Notes how a step went, and how long to rest now. `None` is a process standing by.
+    /// Records the result of a step, and returns how long to rest. `None`: another process has the lease.
     pub(crate) async fn rest(
         &self,
         job: &'static str,
@@ -323,9 +334,9 @@ impl JobContext {
                 }
                 rest.unwrap_or(STANDBY)
             }
-            // Losing a race to another process is no trouble.
+            // Another process was faster, which is no error.
             Err(trouble @ JobError::Store(StoreError::Overtaken)) => trouble.rest(0, 0.0),
-            // Told where it is found out.
+            // Reported where it is detected.
             Err(JobError::Store(StoreError::Unbound)) => STANDBY,
             Err(trouble) => {
                 self.jobs.note(job, "trouble", Some(trouble.to_string()), now);
@@ -337,23 +348,23 @@ impl JobContext {
         }
     }
 
-    /// How long to rest after a step that did not go well, `failures` times in a row.
+    /// Returns how long to rest after `failures` consecutive failures.
     #[must_use]
     pub fn rest_after(&self, trouble: &JobError, failures: u32) -> Duration {
         trouble.rest(failures, self.jitter())
     }
 
-    /// Lets another process have a job that is done.
+    /// Releases the lease of a job.
     pub(super) async fn yield_job(&self, job: &'static str) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
-        // Nobody minds when it fails: the lease runs out by itself.
+        // If it fails, the lease expires by itself.
         let _ = self.store.release_leases(&self.holder, Some(job)).await;
     }
 
-    /// Lets other processes take over at once. Called at the end.
+    /// Releases every lease, so that other processes take over at once. Called at shutdown.
     ///
     /// # Errors
-    /// [`StoreError`]: then they do when the leases have run out.
+    /// [`StoreError`]: other processes take over when the leases have expired.
     pub async fn release(&self) -> Result<(), StoreError> {
         self.store.release_leases(&self.holder, None).await
     }

@@ -1,7 +1,7 @@
-//! Is the API key this environment's? (Promise 6.)
+//! Checks whether the API key belongs to this environment (promise 6).
 //!
-//! To the key of another environment, every one of our users is unknown, and its list of users and its events are
-//! somebody else's. So before anything is inferred from what it says, some of our live users are read by id.
+//! With the key of another environment, WorkOS knows none of our users, and lists the users and events of that environment. So
+//! a sample of our live users is read by ID before anything is inferred from a response.
 
 use std::collections::BTreeSet;
 
@@ -13,28 +13,28 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
 use crate::workos::api::{Api, ApiError, Found, PAGE, Page, Start};
 
-/// Live users asked about.
+/// Number of live users in the sample.
 const SAMPLE: i64 = 20;
 
-/// Live users tried before one that WorkOS lists.
+/// Number of live users read by ID before one that WorkOS lists.
 const WITNESSES: i64 = 2;
 
-/// Questions under way at once.
+/// Number of concurrent requests.
 const AT_ONCE: usize = 5;
 
-/// Pages of deletions read to explain unknown users. A thousand deletions explain more than a sample can hold.
+/// Number of pages of delete events read to explain unknown users.
 const PAGES: usize = 20;
 
-/// Passes when the key is this environment's, as far as a sample can tell, or the operator said that deletions are meant.
+/// Passes when the key is this environment's, as far as a sample can tell, or the operator has accepted deletions.
 ///
 /// # Errors
-/// [`JobError::WrongKey`], or why it could not be told.
+/// [`JobError::WrongKey`], or why the check failed.
 pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
     if context.store.deletions_accepted().await? {
         return Ok(());
     }
     let mut sample: BTreeSet<String> = context.store.sample_live(SAMPLE).await?.into_iter().collect();
-    // Some at once: whoever reads through waits for this.
+    // Concurrently, because callers of read-through wait for this.
     let questions = sample.clone().into_iter().map(|id| ask(context.api.clone(), id));
     let answers: Vec<Option<String>> = stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
     let mut unknown: BTreeSet<String> = answers.into_iter().flatten().collect();
@@ -54,7 +54,7 @@ pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
     Ok(())
 }
 
-/// The id, when WorkOS does not know it.
+/// Returns the ID if WorkOS does not know it.
 async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
     let found = api.user(&id).await?;
     Ok(matches!(found, Found::Unknown { .. }).then_some(id))
@@ -64,7 +64,7 @@ async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
 /// any server's answer to any path.
 ///
 /// # Errors
-/// [`JobError::NotConfirmed`], or why it could not be told.
+/// [`JobError::NotConfirmed`], or why the check failed.
 pub(super) async fn check_reads_by_id(context: &JobContext) -> Result<(), JobError> {
     for id in context.store.sample_live(WITNESSES).await? {
         if let Found::Live(_) = context.api.user(&id).await? {
@@ -85,7 +85,7 @@ fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
     unknown.len() * 2 > sample.len()
 }
 
-/// Those of `unknown` whose deletion the Events API lists.
+/// Returns the users of `unknown` that have a delete event.
 async fn deleted_since(
     context: &JobContext,
     since: Option<Timestamp>,
@@ -118,7 +118,7 @@ async fn deletions(
         (None, None) => Start::Anywhere,
     };
     match context.api.events(&types, start, PAGE).await {
-        // Too far back for WorkOS: whatever it still has.
+        // WorkOS rejects a start this early: read from the oldest event that it has.
         Err(ApiError::Refused { .. }) if last.is_none() => context.api.events(&types, Start::Anywhere, PAGE).await,
         other => other,
     }

@@ -1,8 +1,9 @@
-//! A walk over WorkOS's list of users, oldest first.
+//! A scan of WorkOS's list of users, oldest first. Backfill and reconcile use it.
 //!
-//! A page is asked for by the last user of the page before. That user may be deleted meanwhile, and what WorkOS does then
-//! is not known: it may go on, refuse, or silently begin again ([facts](crate::docs::protocol#list-of-users)). So a page that does not lie
-//! behind its cursor is asked for again by an earlier user, and at worst the walk begins again, a bounded number of times.
+//! A page is requested with the ID of the last user of the previous page. That user may be deleted meanwhile. It is unknown what
+//! WorkOS does then: it may continue, reject the request, or silently start from the first page
+//! ([facts](crate::docs::protocol#list-of-users)). So a page that does not follow its cursor is requested again with the ID of an
+//! earlier user. At worst the scan restarts, a bounded number of times.
 
 use std::collections::VecDeque;
 
@@ -11,49 +12,49 @@ use crate::domain::event::Observation;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::api::{Api, ApiError, Page};
 
-/// A user that was listed, and when WorkOS created it.
+/// A listed user, and when WorkOS created it.
 pub(super) type ListPosition = (String, Option<Timestamp>);
 
-/// Earlier users kept to step back to.
+/// Number of earlier users to which the scan can step back.
 const TRAIL: usize = 200;
 
-/// A walk steps back so often without getting further, then it begins again; and that so often.
+/// Limits: steps back without progress before the scan restarts, and restarts.
 const SETBACKS: u32 = 32;
 const RESTARTS: u32 = 5;
 
-/// A walk under way.
+/// A scan in progress.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ListScan {
-    /// The user whose successors are asked for; none at the beginning.
+    /// The user after which the next page starts; `None` for the first page.
     at: Option<ListPosition>,
-    /// Users before that one, latest last.
+    /// Users before it, in the order of the list.
     trail: VecDeque<ListPosition>,
-    /// The latest creation met.
+    /// The latest time of creation listed so far.
     furthest: Option<Timestamp>,
     setbacks: u32,
     restarts: u32,
 }
 
-/// One page of it.
+/// One page of a scan.
 #[derive(Debug)]
 pub(super) struct ScannedPage {
     /// The users, as observations for the write path.
     pub(super) observations: Vec<Observation>,
-    /// Where the walk stands behind it.
+    /// The position after the page.
     pub(super) position: Option<ListPosition>,
-    /// Nothing follows.
+    /// The page is the last one.
     pub(super) end: bool,
-    /// WorkOS's clock.
+    /// WorkOS's time of the request.
     pub(super) observed_at: Timestamp,
 }
 
 impl ListScan {
-    /// Goes on behind a user, or begins.
+    /// Continues after a user, or starts from the first page.
     pub(super) fn from(at: Option<ListPosition>) -> Self {
         Self { at, ..Self::default() }
     }
 
-    /// Asks for the next page; `None` when it has to be asked for again, from elsewhere.
+    /// Requests the next page. `None`: the scan has stepped back; call it again.
     pub(super) async fn next(&mut self, api: &Api) -> Result<Option<ScannedPage>, JobError> {
         let after = self.at.as_ref().map(|(id, _)| id.as_str());
         let page = match api.users(after).await {
@@ -62,7 +63,7 @@ impl ListScan {
             other => other?,
         };
         let listed: Vec<ListPosition> = page.items.iter().filter_map(position).collect();
-        // A page of which nothing can be read is no reason to stop.
+        // A page that contains nothing readable does not end the scan.
         let last = listed.last().cloned().or_else(|| page.resume.clone().map(|id| (id, None)));
         let stands_still = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
         let end = !page.more || stands_still;
@@ -81,7 +82,7 @@ impl ListScan {
         }))
     }
 
-    /// The page lies before its cursor, or has been here already.
+    /// The page starts before its cursor, or was listed before.
     fn starts_over(&self, page: &Page<Observation>) -> bool {
         let Some((_, before)) = &self.at else { return false };
         let Some((first, created_at)) = page.items.iter().find_map(position) else { return false };
@@ -99,7 +100,9 @@ impl ListScan {
             if self.restarts > RESTARTS {
                 return Err(JobError::Endless);
             }
-            tracing::warn!("the last user of a page is gone and WorkOS's list starts over; so does the walk");
+            tracing::warn!(
+                "WorkOS's list of users started from the first page, because the cursor's user is deleted; the scan restarts"
+            );
         }
         Ok(None)
     }

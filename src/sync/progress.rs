@@ -1,4 +1,4 @@
-//! How far the table is complete, as every process knows it.
+//! Caches how far the table is complete, in every process.
 //!
 //! Catch-up runs in one process; lookups in all of them say how far the table is synced through. So each reads it from the
 //! database every few seconds, and a lookup costs no round trip for it. What it says may be late, never early.
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::store::catch_up::Progress;
 use crate::store::{Store, StoreError};
 
-/// Between two reads.
+/// Interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Returns how old `synced_through` gets by design, in seconds: catch-up stays [`HOLD_BACK`] behind WorkOS, pauses for the poll
@@ -30,7 +30,7 @@ fn lag_seconds(now: Timestamp, synced_through: Timestamp, expected_age: i64) -> 
     age.saturating_sub(expected_age).max(0)
 }
 
-/// What this process knows. Cloning is cheap; clones share it.
+/// The progress of the sync as last read from the database. Cloning is cheap; clones share it.
 #[derive(Clone, Debug)]
 pub struct SyncProgress {
     store: Store,
@@ -41,13 +41,13 @@ pub struct SyncProgress {
 }
 
 impl SyncProgress {
-    /// Knows nothing yet. `poll_interval` is the pause of catch-up between two polls.
+    /// Creates an empty cache. `poll_interval` is the pause of catch-up between two polls.
     #[must_use]
     pub fn new(store: Store, metrics: Arc<Metrics>, poll_interval: Duration) -> Self {
         Self { store, metrics, held: Arc::default(), expected_age: expected_age(poll_interval) }
     }
 
-    /// As last read.
+    /// Returns the progress as last read.
     #[must_use]
     pub fn progress(&self) -> Progress {
         **self.held.load()
@@ -62,10 +62,10 @@ impl SyncProgress {
         lag
     }
 
-    /// Reads it now.
+    /// Reads the progress from the database.
     ///
     /// # Errors
-    /// [`StoreError`]: what was known stays.
+    /// [`StoreError`]: the cache is unchanged.
     pub async fn refresh(&self) -> Result<Progress, StoreError> {
         let progress = self.store.progress().await?;
         self.held.store(Arc::new(progress));

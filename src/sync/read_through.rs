@@ -1,4 +1,4 @@
-//! Read-through: a caller asks about a user no event has told of yet, and WorkOS is asked at once.
+//! Read-through: reads a user from WorkOS that a caller needs before any event has delivered it.
 //!
 //! At sign-up a user's first request often beats the webhook. One question per user and process is under way at a time,
 //! whoever waits for it; a "no" is remembered for some seconds; and a "no" never makes a tombstone.
@@ -19,10 +19,10 @@ use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
 use crate::workos::api::{ApiError, Found};
 
-/// Questions to WorkOS at once.
+/// Number of concurrent requests to WorkOS.
 const MAX_CONCURRENT_READS: usize = 8;
 
-/// How long a caller waits.
+/// Timeout for a caller.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a user WorkOS does not know is not asked about again, and how many of them are remembered.
@@ -32,14 +32,14 @@ const UNKNOWN_MOST: usize = 10_000;
 /// How long the key is taken for this environment's before that is judged anew, seconds.
 const TRUSTED_FOR: i64 = 3_600;
 
-/// WorkOS could not be asked, or could not be believed, in time.
+/// WorkOS is unreachable, or its response could not be verified in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the user is not here yet, and WorkOS cannot be asked just now")]
+#[error("the user is not synced yet, and WorkOS is unreachable")]
 pub struct NotAsked;
 
 type Request = Shared<BoxFuture<'static, Result<Arc<Stored>, NotAsked>>>;
 
-/// Asks WorkOS about single users. Cloning is cheap; clones share what they know.
+/// Reads single users from WorkOS. Cloning is cheap; clones share their requests.
 #[derive(Clone)]
 pub struct ReadThrough(Arc<Inner>);
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for ReadThrough {
 }
 
 impl ReadThrough {
-    /// Asks with the key and the store of `context`.
+    /// Reads with the API key of `context` and applies to its store.
     #[must_use]
     pub fn new(context: JobContext) -> Self {
         let permits = Semaphore::new(MAX_CONCURRENT_READS);
@@ -103,7 +103,7 @@ impl ReadThrough {
         self.0.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to ask, in a task of its own: no caller who leaves takes the answer away from the others.
+    /// Starts the request in its own task, so that a caller that leaves does not cancel it for the others.
     fn start_request(&self, id: String) -> Request {
         let this = self.clone();
         let task = tokio::spawn(async move {
@@ -177,8 +177,8 @@ impl ReadThrough {
     }
 }
 
-/// WorkOS could have given somebody this id. What a caller made up must not become a path of its own at WorkOS (`..`, a slash),
-/// asked with our key.
+/// Whether WorkOS could have assigned this ID. An ID made up by a caller must not become another path at WorkOS (`..`, a slash),
+/// requested with our key.
 fn could_be(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     (1..=128).contains(&id.len()) && id.bytes().all(plain)

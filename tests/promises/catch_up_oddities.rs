@@ -154,7 +154,7 @@ async fn cursors_that_are_refused_again_and_again_are_replaced_with_a_long_rest(
     }
     assert!(rests[0] < Duration::from_secs(1), "once is nothing to wait for: {rests:?}");
     assert!(rests[1..].iter().all(|rest| *rest >= Duration::from_secs(30)), "{rests:?}");
-    assert!(trouble(&context).await.contains("refused catch-up's cursor again"));
+    assert!(trouble(&context).await.contains("rejected catch-up's cursor again"));
     to_the_end(&lab, &catch_up).await;
     assert_eq!(lab.count("select count(*) from workos.users").await, 3);
 }
