@@ -3,6 +3,7 @@
 pub mod actions;
 mod addresses;
 pub mod api;
+mod clocks;
 pub mod http;
 pub(crate) mod json;
 pub mod signature;

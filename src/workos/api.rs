@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use super::clocks::{Answered, Clocks};
 use super::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
 use super::wire;
 use crate::domain::clock::Clock;
@@ -29,11 +30,6 @@ const ANSWER_LIMIT: usize = 32 * 1024 * 1024;
 
 /// WorkOS is believed when it asks for a rest, up to here.
 const LONGEST_REST: Duration = Duration::from_secs(120);
-
-/// A `Date` header counts when it is no farther than this from one of two clocks: ours and the database's. Clocks that are
-/// kept in time agree to within seconds, and what half an hour can falsify is read again: whoever replaces a position in the
-/// Events API goes back an hour. Seconds.
-pub(crate) const DATE_TOLERANCE: i64 = 30 * 60;
 
 /// An environment's API key. It is never shown.
 #[derive(Clone)]
@@ -93,7 +89,7 @@ pub struct Page<T> {
     /// What the next page is asked for by: the last item with a usable ID, or, where no item has one, what WorkOS names.
     pub resume: Option<String>,
     /// WorkOS's clock when the request set out, at the latest: everything it knew by then could be on the page. Judged by
-    /// our clock and the database's; see `DATE_TOLERANCE`.
+    /// our clock and the database's; see `clocks::DATE_TOLERANCE`.
     pub observed_at: Timestamp,
     /// The latest of all these clocks: what lies well ahead of it was recorded under a wrong one.
     pub latest: Timestamp,
@@ -144,14 +140,6 @@ struct Fault {
     code: Option<String>,
 }
 
-/// When WorkOS answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Answered {
-    at: Timestamp,
-    /// See [`Page::latest`].
-    latest: Timestamp,
-}
-
 struct Answer {
     body: Bytes,
     /// See [`Page::latest`].
@@ -183,17 +171,7 @@ pub struct Api {
     client: reqwest::Client,
     base: Url,
     key: ApiKey,
-    clock: Clock,
-    second_clock: Arc<Mutex<SecondClock>>,
-}
-
-/// Another clock than ours, to judge dates by.
-#[derive(Debug, Default)]
-struct SecondClock {
-    /// What it said, and when that was.
-    noted: Option<(Timestamp, Instant)>,
-    /// The last date was refused; told once.
-    refuses: bool,
+    clocks: Arc<Clocks>,
 }
 
 impl Api {
@@ -204,33 +182,12 @@ impl Api {
     pub fn new(base: &str, key: ApiKey, clock: Clock) -> Result<Self, HttpClientError> {
         let base = Url::parse(base).ok().filter(|url| !url.cannot_be_a_base());
         let base = base.ok_or_else(|| HttpClientError::new("the API's address is malformed"))?;
-        Ok(Self { client: workos_client(&base)?, base, key, clock, second_clock: Arc::default() })
+        Ok(Self { client: workos_client(&base)?, base, key, clocks: Arc::new(Clocks::new(clock)) })
     }
 
     /// Notes what another clock, the database's, says now: [`Page::observed_at`] is judged by both. Clones share it.
     pub(crate) fn note_second_clock(&self, now: Timestamp) {
-        self.second_clock.lock().unwrap_or_else(PoisonError::into_inner).noted = Some((now, Instant::now()));
-    }
-
-    /// When WorkOS answered, judged by the clocks.
-    fn answered(&self, date: Option<Timestamp>) -> Answered {
-        let ours = self.clock.now();
-        let mut second_clock = self.second_clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = |noted_at: Instant| i64::try_from(noted_at.elapsed().as_micros()).unwrap_or(i64::MAX);
-        let theirs = second_clock.noted.map(|(then, noted_at)| then.plus_micros(since(noted_at)));
-        let answered = judge(date, ours, theirs);
-        let refuses = date.is_some_and(|date| date != answered.at);
-        if refuses && !second_clock.refuses {
-            tracing::error!(
-                date = ?date.map(|date| date.to_string()),
-                clock = %ours,
-                database_clock = ?theirs.map(|clock| clock.to_string()),
-                "the Date header of WorkOS's answer is more than 30 minutes from our clocks and is ignored; check the clocks, \
-                 and the proxies between here and WorkOS"
-            );
-        }
-        second_clock.refuses = refuses;
-        answered
+        self.clocks.note_second(now);
     }
 
     /// A page of events of these types, oldest first. WorkOS demands that types are named, and some of its emulators give
@@ -309,7 +266,7 @@ impl Api {
             BodyError::TooLong => ApiError::unavailable("its answer is longer than 32 MiB"),
             BodyError::Broken(why) => ApiError::unavailable(why),
         })?;
-        let Answered { at, latest } = self.answered(date_of(&headers));
+        let Answered { at, latest } = self.clocks.answered(date_of(&headers));
         let answer = Answer {
             body,
             latest,
@@ -323,18 +280,6 @@ impl Api {
 
 fn date_of(headers: &HeaderMap) -> Option<Timestamp> {
     http_date(headers.get(DATE)?.to_str().ok()?)
-}
-
-/// A date counts when one of our clocks confirms it. Otherwise our clocks count, if they confirm each other; and where no two
-/// of the three agree, the earliest, so that nothing is claimed to be known which may not be.
-fn judge(date: Option<Timestamp>, ours: Timestamp, theirs: Option<Timestamp>) -> Answered {
-    let agree = |one: Timestamp, other: Timestamp| (one.unix_seconds() - other.unix_seconds()).abs() <= DATE_TOLERANCE;
-    let confirmed = date.filter(|date| agree(*date, ours) || theirs.is_some_and(|theirs| agree(*date, theirs)));
-    let agreed = theirs.filter(|theirs| agree(*theirs, ours)).map(|theirs| theirs.min(ours));
-    let clocks = [date, Some(ours), theirs];
-    let earliest = clocks.iter().flatten().copied().min().unwrap_or(ours);
-    let latest = clocks.iter().flatten().filter(|clock| confirmed.is_some() || date != Some(**clock)).copied().max();
-    Answered { at: confirmed.or(agreed).unwrap_or(earliest), latest: latest.unwrap_or(ours) }
 }
 
 /// An answer, or which kind of refusal it is.
@@ -452,31 +397,6 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(not_found(body.as_bytes(), "user_1"), expected, "{body}");
-        }
-    }
-
-    #[test]
-    fn two_of_three_clocks_decide_and_else_the_earliest() {
-        let at = |hour: i64| Timestamp::from_unix_micros(hour * 3_600_000_000);
-        for (date, ours, theirs, expected, latest) in [
-            (Some(10), 10, Some(10), 10, 10),
-            // One is wrong.
-            (Some(99), 10, Some(10), 10, 10),
-            (Some(1), 10, Some(10), 10, 10),
-            (Some(10), 99, Some(10), 10, 99),
-            (Some(10), 1, Some(10), 10, 10),
-            (Some(10), 10, Some(99), 10, 99),
-            // No two agree.
-            (Some(10), 50, Some(99), 10, 99),
-            (Some(99), 50, Some(10), 10, 50),
-            (None, 50, Some(10), 10, 50),
-            // The database's is not known yet.
-            (Some(10), 10, None, 10, 10),
-            (Some(99), 10, None, 10, 10),
-            (None, 10, None, 10, 10),
-        ] {
-            let judged = judge(date.map(at), at(ours), theirs.map(at));
-            assert_eq!(judged, Answered { at: at(expected), latest: at(latest) }, "{date:?} {ours} {theirs:?}");
         }
     }
 
