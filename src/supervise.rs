@@ -50,7 +50,7 @@ impl Supervisor {
                             metrics.restart(L::NAME);
                             tracing::error!(
                                 r#loop = L::NAME,
-                                "a background loop panicked and is restarted; this is a defect of authkit-sync"
+                                "a background job panicked and is restarted; this is a defect of authkit-sync, please report it"
                             );
                             let rest = rest_after_panic;
                             rest_after_panic = (rest * 2).min(LONGEST_REST);
