@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 const USERS: usize = 14;
 
 /// An event, as WorkOS made it.
+#[derive(Debug)]
 pub(super) struct Made {
     pub(super) id: String,
     pub(super) event_type: String,
@@ -47,8 +48,8 @@ pub(super) struct Environment {
     pub(super) receives: bool,
     /// Who was deleted before then is never heard of.
     pub(super) heard_since: Timestamp,
-    /// Catch-up has begun.
-    pub(super) reads: bool,
+    /// Where catch-up began to read, once it has.
+    pub(super) read_since: Option<Timestamp>,
     /// How the API goes wrong now.
     pub(super) faults: ApiFaults,
     /// Items on a page.
@@ -73,7 +74,7 @@ impl Environment {
             deliveries: Vec::new(),
             receives,
             heard_since: clock.now(),
-            reads: false,
+            read_since: None,
             faults: ApiFaults::default(),
             page: usize::try_from(seed % 4).unwrap() + 1,
             forgotten: false,

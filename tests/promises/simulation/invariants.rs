@@ -73,7 +73,6 @@ impl World<'_> {
     /// Looks whether everything holds that always holds.
     pub(super) async fn look(&mut self) {
         let now = self.now().await;
-        self.nobody_returns(&now);
         self.nothing_is_dropped_early(&now);
         assert_eq!(now.left_behind, Vec::<String>::new(), "payloads of deleted users");
         if let Some(through) = now.synced_through.map(Timestamp::from) {
@@ -82,6 +81,7 @@ impl World<'_> {
         if self.feeds != Feeds::WebhooksOnly {
             self.nothing_is_skipped(&now);
         }
+        self.nobody_returns(&now);
     }
 
     /// A deleted user stays deleted, and whoever was deleted before anybody listened never appears.
@@ -117,17 +117,24 @@ impl World<'_> {
         if here.forgotten {
             return;
         }
-        if catch_up_only && !here.reads {
+        if catch_up_only && here.read_since.is_none() {
             here.heard_since = range_start;
         }
-        here.reads = true;
+        // Where no two clocks agree, reading begins by the earliest one, and hears of users who were long gone.
+        here.heard_since = here.heard_since.min(range_start);
+        // Only what was made since then is promised, also where reading begins anew at an earlier instant.
+        let read_since = *here.read_since.get_or_insert(range_start);
         let inbox: BTreeSet<&String> = now.inbox.iter().collect();
         let through = now.synced_through.map(Timestamp::from);
         for event in &here.events {
             let passed = now.cursor.as_ref().is_some_and(|cursor| event.id <= *cursor);
             let promised = passed || through.is_some_and(|through| event.happened_at <= through);
-            let read = event.event_type.starts_with("user.") && event.created_at >= range_start;
-            assert!(!(promised && read) || inbox.contains(&event.id), "{} was skipped", event.id);
+            let read = event.event_type.starts_with("user.") && event.created_at >= read_since;
+            assert!(
+                !(promised && read) || inbox.contains(&event.id),
+                "{event:?} was skipped: cursor {:?}, synced through {through:?}, read since {read_since}",
+                now.cursor
+            );
         }
     }
 
@@ -142,7 +149,8 @@ impl World<'_> {
         assert!(until.is_none(), "{} asks WorkOS, which asked for a pause until {until:?}", job.name());
         let pause = self.here().faults.retry_after_s;
         if let Some(seconds) = pause.filter(|_| done) {
-            self.pauses.insert(job.name(), now.plus_seconds(seconds.into()));
+            // What the database keeps is aged by whole seconds.
+            self.pauses.insert(job.name(), now.plus_seconds(i64::from(seconds) - 1));
         }
     }
 

@@ -283,7 +283,7 @@ impl World<'_> {
         if !here.left {
             here.heard_since = now;
         }
-        (here.receives, here.reads) = (feeds != Feeds::CatchUpOnly, false);
+        (here.receives, here.read_since) = (feeds != Feeds::CatchUpOnly, None);
         self.seen.strangers = sqlx::query_scalar::<_, String>("select id from workos.users")
             .fetch_all(&self.pool)
             .await
