@@ -1,7 +1,7 @@
 //! What holds at any instant.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use authkit_sync::domain::timestamp::Timestamp;
 use sqlx::FromRow;
@@ -145,12 +145,14 @@ impl World<'_> {
         if !asked {
             return;
         }
-        let until = self.pauses.get(job.name()).filter(|until| now < **until);
+        // The database's own time passes, too.
+        let until = self.pauses.get(job.name()).map(|(until, since)| until.minus(since.elapsed()));
+        let until = until.filter(|until| now < *until);
         assert!(until.is_none(), "{} asks WorkOS, which asked for a pause until {until:?}", job.name());
         let pause = self.here().faults.retry_after_s;
         if let Some(seconds) = pause.filter(|_| done) {
             // What the database keeps is aged by whole seconds.
-            self.pauses.insert(job.name(), now.plus_seconds(i64::from(seconds) - 1));
+            self.pauses.insert(job.name(), (now.plus_seconds(i64::from(seconds) - 1), Instant::now()));
         }
     }
 

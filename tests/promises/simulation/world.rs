@@ -1,7 +1,7 @@
 //! The application's processes, two environments of WorkOS, a database, and one step after the other.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use authkit_sync::dev::postgres::PrivatePostgres;
 use authkit_sync::domain::clock::Clock;
@@ -43,8 +43,8 @@ pub(super) struct World<'a> {
     pub(super) replicas: Vec<Replica>,
     /// What was seen in the database so far.
     pub(super) seen: Seen,
-    /// Until when WorkOS asked to be left alone, by job.
-    pub(super) pauses: BTreeMap<&'static str, Timestamp>,
+    /// Until when WorkOS asked to be left alone, by job, and when it did by the machine's clock.
+    pub(super) pauses: BTreeMap<&'static str, (Timestamp, Instant)>,
     /// Time that has passed for us and not for what the database keeps, milliseconds.
     unaged: i64,
 }
