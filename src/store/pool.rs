@@ -52,7 +52,7 @@ impl Pool {
         Self::sharing(Cutoff::default(), options, size, timeout)
     }
 
-    /// The same, which closes its connections together with those of every pool that shares `cutoff`.
+    /// The same. It closes its connections together with every pool that shares `cutoff`.
     fn sharing(cutoff: Cutoff, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
         let settings: Arc<str> = settings("set", timeout).into();
         let limit = cutoff.clone();
@@ -122,7 +122,9 @@ impl Pool {
 pub const MIN_CONNECTIONS: u32 = 4 * MIN_POOL;
 const MIN_POOL: u32 = 2;
 
-/// The pools of one process of the service. No kind of work can take the connections of another.
+/// The pools of one process of the service. No kind of work can take the connections of another. Once one of them finds that the
+/// server must no longer be used, all of them close the connections that were opened before: a write notices that the server has
+/// become a standby, and lookups on it, which would return old data, do not.
 #[derive(Clone, Debug)]
 pub struct Pools {
     /// Webhooks and everything else that writes for a request.
@@ -140,7 +142,8 @@ impl Pools {
     /// become that many.
     #[must_use]
     pub fn connect(options: &PgConnectOptions, total: u32, timeout: Duration) -> Self {
-        let pool = |size| Pool::connect(options.clone(), size, timeout);
+        let cutoff = Cutoff::default();
+        let pool = |size| Pool::sharing(cutoff.clone(), options.clone(), size, timeout);
         let [webhooks, lookups, background, handlers] = divide(total).map(pool);
         Self { webhooks, lookups, background, handlers }
     }
@@ -194,7 +197,7 @@ impl Checkout {
     }
 
     /// Says how its use ended. After a failure that tells of a server that shuts down or cannot be written to, this
-    /// connection is closed, and so is each one of the process that was opened before now: they lead to the same server.
+    /// connection is closed, and so is each one that was opened before now, in every pool of [`Pools`].
     pub(super) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
         self.has_ended = true;
         if matches!(outcome, Err(StoreError::Disconnected(_))) {

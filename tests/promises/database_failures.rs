@@ -13,6 +13,7 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::store::fitness::Unfit;
 use authkit_sync::store::handlers::HandlerMove;
+use authkit_sync::store::pool::{MIN_CONNECTIONS, Pools};
 use authkit_sync::store::{Pool, Store, StoreError, migrations};
 use authkit_sync::sync::apply;
 use futures_util::future::join_all;
@@ -173,6 +174,31 @@ async fn connections_that_lead_nowhere_are_given_up_together() {
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let found = store.user("user_1").await;
     assert!(matches!(found, Ok(Stored::Absent)), "{found:?}");
+}
+
+/// Only a write notices that the server became a standby. Lookups there would be answered, with old data.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_pool_learns_of_its_server_holds_for_all_pools_of_the_process() {
+    let database = TestDatabase::new().await;
+    let admin = database.pool(1).await;
+    let timeout = Duration::from_secs(20);
+    let pools = Pools::connect(&database.options().application_name("service"), MIN_CONNECTIONS, timeout);
+    let all = [&pools.webhooks, &pools.lookups, &pools.background, &pools.handlers];
+    let connect = async || drop(join_all(all.map(|pool| pool.connections().acquire())).await);
+    connect().await;
+    let store = Store::new(pools.webhooks.clone(), pools.lookups.clone(), CLIENT_ID, timeout);
+    store.check().await.unwrap();
+    let old = sessions(&admin, "true").await;
+    assert!(old.len() >= all.len(), "{old:?}");
+    // A session that meets a read-only server.
+    pools.webhooks.connections().execute("set default_transaction_read_only = on").await.unwrap();
+    until("a write is refused", async || matches!(store.ping().await, Err(StoreError::Disconnected(_)))).await;
+    // A connection is closed when it would be used next.
+    until("no connection from before is left in any pool", async || {
+        connect().await;
+        sessions(&admin, "true").await.iter().all(|pid| !old.contains(pid))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
