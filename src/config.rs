@@ -1,4 +1,4 @@
-//! Settings. Each one is defined once, in [`settings`]; the flags, `--help`, the guide `operating` and `deploy/env.example` come
+//! Settings. Each one is defined once, in `config/settings.rs`; the flags, `--help`, the guide `operating` and `deploy/env.example` come
 //! from the definitions.
 //!
 //! A setting is an environment variable and, unless it is secret, a flag that overrides it. Secrets have no flag, because `ps`

@@ -136,7 +136,7 @@ impl Store {
 /// does not confirm is written when its page is applied, and so is told from the rest by the time of its version.
 ///
 /// One case is left: an event older than the scan replaces a confirmed row of the same `updated_at` after the row's page is
-/// applied and before the confirmation is recorded. [`Store::look_through`] finds such rows, and they are read by ID.
+/// applied and before the confirmation is recorded. Reconcile finds such rows when it looks through the live users, and reads them by ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanStart {
     /// When it began, by WorkOS's clock.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use authkit_sync::domain::change::{ChangeKind, Difference, Position};
 use authkit_sync::domain::event::{Observation, Origin};
-use authkit_sync::store::Store;
+use authkit_sync::store::{Pool, Store};
 use authkit_sync::sync::apply;
 use authkit_sync::sync::feed::{Feed, FeedError};
 use futures_util::StreamExt;
@@ -350,17 +350,24 @@ async fn followers_read_over_http_with_the_service_key_and_are_told_what_is_wron
 async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
-    let service = service(&pool).await;
+    // In sessions of our own, the last statement of a lookup is the lookup itself.
+    let lookups = Pool::connect(database.options().application_name("lookups"), 4, Duration::from_secs(30));
+    let service = Service::start_with(&pool, |builder| builder.service_key("follower", KEY).lookup_pool(lookups)).await;
     let position = service.ask("/changes", KEY).await.json()["position"].as_str().unwrap().to_owned();
     let wait = |position: &str| {
         let request = service.client.get(service.url(&format!("/changes?after={position}&wait=20"))).bearer_auth(KEY);
         tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await })
     };
     let now = async || sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.unwrap();
-    // Nothing else in this service looks at the feed.
+    // Nothing else in this service looks at the feed with these connections.
     let looked = async |since: time::OffsetDateTime| {
         let looks: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity where query like '-- changes.head%' and query_start > $1",
+            "select count(*) from pg_stat_activity
+            where
+                datname = current_database()
+                and application_name = 'lookups'
+                and query like '-- changes.head%'
+                and query_start > $1",
         )
         .bind(since)
         .fetch_one(&pool)
