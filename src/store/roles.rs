@@ -4,9 +4,11 @@
 //! | role | may |
 //! |---|---|
 //! | `workos_end_user` | ask who it is: `workos.current_subject()`, `workos.current_auth_user()` |
-//! | `workos_reader` | that, read `workos.users`, ask `workos.get_auth_user`, and point foreign keys at `workos.user_records` |
+//! | `workos_reader` | that, read `workos.users`, ask `workos.get_auth_user` |
 //!
-//! Neither may read the inbox or the base table.
+//! Neither may read the inbox or the base table, nor reference it: PostgreSQL checks a foreign key as the owner of the
+//! referenced table, with the cast of the referencing column's type. A login that may reference a table and create a type can
+//! run code as that owner. Operators grant this right by hand to logins that they trust.
 
 use sqlx::postgres::{PgConnection, PgPool};
 
@@ -19,13 +21,12 @@ const ROLES: [(&str, &str); 2] = [
 ];
 
 /// What they may. Each statement may fail for lack of a right without the others.
-const GRANTS: [&str; 6] = [
+const GRANTS: [&str; 5] = [
     "grant usage on schema workos to workos_end_user, workos_reader",
     "grant execute on function workos.current_subject() to workos_end_user, workos_reader",
     "grant execute on function workos.current_auth_user() to workos_end_user, workos_reader",
     "grant select on workos.users to workos_reader",
     "grant execute on function workos.get_auth_user(text) to workos_reader",
-    "grant references (id) on workos.user_records to workos_reader",
 ];
 
 /// Another process that does the same at the same moment is let through so often.

@@ -91,14 +91,20 @@ async fn refused(pool: &PgPool, sql: &str) {
     assert_eq!(code.as_deref(), Some("42501"), "{sql}: {error}");
 }
 
-/// The example as its head says: AuthKit's login, and the application's with `workos_reader` and nothing else.
+/// The example as its head says: AuthKit's login, and the application's with `workos_reader`, the right to reference users, and nothing else.
 #[tokio::test]
 async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
     let lab = Lab::new().await;
     assert!(roles::assert(&lab.pool).await.unwrap().is_empty());
     let id = lab.create_user("Ada");
     lab.backfill().await;
-    let (notes_role, notes) = login(&lab, "notes", "grant workos_reader to ROLE").await;
+    let (notes_role, notes) = login(
+        &lab,
+        "notes",
+        "grant workos_reader to ROLE;
+        grant references (id) on workos.user_records to ROLE",
+    )
+    .await;
     let service = "grant usage on schema workos to ROLE;
         grant select, insert, update, delete on all tables in schema workos to ROLE;
         grant usage, select on all sequences in schema workos to ROLE;

@@ -94,12 +94,22 @@ async fn each_role_sees_exactly_what_it_should() {
     assert!(roles::assert(&pool).await.unwrap().is_empty());
     let application = format!("{}_app", database.name());
     pool.execute(AssertSqlSafe(format!(
-        "create role {application} nologin in role workos_reader; create schema app authorization {application}"
+        "create role {application} nologin in role workos_reader; create schema app authorization {application};
+        grant references (id) on workos.user_records to {application}"
     )))
     .await
     .unwrap();
     let mut connection = pool.acquire().await.unwrap();
-    // The application makes its own table, with no right but workos_reader's.
+    // PostgreSQL checks a foreign key as the owner of the referenced table: no role includes the right to reference.
+    let may_reference: bool = sqlx::query_scalar(
+        "select has_column_privilege('workos_reader', 'workos.user_records', 'id', 'references')
+            or has_column_privilege('workos_end_user', 'workos.user_records', 'id', 'references')",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!(!may_reference);
+    // The application makes its own table, with workos_reader's rights and the one to reference users.
     become_caller(&mut connection, &application, None).await;
     connection
         .execute(
@@ -157,7 +167,11 @@ async fn each_role_sees_exactly_what_it_should() {
         connection.execute("rollback").await.unwrap();
     }
     drop(connection);
-    pool.execute(AssertSqlSafe(format!("drop schema app cascade; drop role {application}"))).await.unwrap();
+    pool.execute(AssertSqlSafe(format!(
+        "drop schema app cascade; drop owned by {application}; drop role {application}"
+    )))
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
