@@ -85,22 +85,13 @@ async fn the_caller_is_the_subject_of_its_claims_or_nobody() {
     }
 }
 
-/// An application's table with a foreign key and a policy, under three roles.
+/// PostgreSQL checks a foreign key as the owner of the referenced table, so a login that may reference one and create types can
+/// run code as that owner.
 #[tokio::test]
-async fn each_role_sees_exactly_what_it_should() {
+async fn no_role_includes_the_right_to_reference_users() {
     let database = TestDatabase::new().await;
-    let pool = database.pool(3).await;
-    let [ada, grace, gone] = three_users(&pool).await;
+    let pool = database.pool(1).await;
     assert!(roles::assert(&pool).await.unwrap().is_empty());
-    let application = format!("{}_app", database.name());
-    pool.execute(AssertSqlSafe(format!(
-        "create role {application} nologin in role workos_reader; create schema app authorization {application};
-        grant references (id) on workos.user_records to {application}"
-    )))
-    .await
-    .unwrap();
-    let mut connection = pool.acquire().await.unwrap();
-    // PostgreSQL checks a foreign key as the owner of the referenced table: no role includes the right to reference.
     let may_reference: bool = sqlx::query_scalar(
         "select has_column_privilege('workos_reader', 'workos.user_records', 'id', 'references')
             or has_column_privilege('workos_end_user', 'workos.user_records', 'id', 'references')",
@@ -109,6 +100,22 @@ async fn each_role_sees_exactly_what_it_should() {
     .await
     .unwrap();
     assert!(!may_reference);
+}
+
+/// An application's table with a foreign key and a policy, under three roles.
+#[tokio::test]
+async fn each_role_sees_exactly_what_it_should() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(3).await;
+    let [ada, grace, gone] = three_users(&pool).await;
+    assert!(roles::assert(&pool).await.unwrap().is_empty());
+    let application = format!("{}_app", database.name());
+    let make = format!(
+        "create role {application} nologin in role workos_reader; create schema app authorization {application};
+        grant references (id) on workos.user_records to {application}"
+    );
+    pool.execute(AssertSqlSafe(make)).await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
     // The application makes its own table, with workos_reader's rights and the one to reference users.
     become_caller(&mut connection, &application, None).await;
     connection

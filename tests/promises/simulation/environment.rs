@@ -56,6 +56,8 @@ pub(super) struct Environment {
     page: usize,
     /// WorkOS has forgotten events that we never read.
     pub(super) forgotten: bool,
+    /// The `Date` header has been wrong: then our clocks counted, which may be ahead of WorkOS's by the tolerance of dates.
+    pub(super) misdated: bool,
     /// The database belonged to another environment for a while, which may have deleted users of this one.
     pub(super) left: bool,
 }
@@ -78,6 +80,7 @@ impl Environment {
             faults: ApiFaults::default(),
             page: usize::try_from(seed % 4).unwrap() + 1,
             forgotten: false,
+            misdated: false,
             left: false,
         };
         environment.heal();
@@ -91,6 +94,7 @@ impl Environment {
 
     /// How the API goes wrong from now on.
     pub(super) fn change(&mut self, faults: ApiFaults) {
+        self.misdated |= faults.date_offset_s != 0;
         self.workos.set_api_faults(faults.clone());
         self.faults = faults;
     }

@@ -60,6 +60,10 @@ const NOW: &str = "
     from (values (1)) as one
     left join (select cursor, synced_through, range_start from workos.catch_up) as place on true";
 
+/// How far a `Date` header may be from one of our clocks and still count, and so how far our clocks may be ahead of WorkOS's where
+/// they count instead. Seconds; see `workos/clocks.rs`.
+const DATE_TOLERANCE_S: i64 = 30 * 60;
+
 impl World<'_> {
     async fn now(&self) -> Now {
         loop {
@@ -125,7 +129,8 @@ impl World<'_> {
         // Only what was made since then is promised, also where reading begins anew at an earlier instant.
         let read_since = *here.read_since.get_or_insert(range_start);
         let inbox: BTreeSet<&String> = now.inbox.iter().collect();
-        let through = now.synced_through.map(Timestamp::from);
+        let tolerance = if here.misdated { DATE_TOLERANCE_S } else { 0 };
+        let through = now.synced_through.map(|through| Timestamp::from(through).plus_seconds(-tolerance));
         for event in &here.events {
             let passed = now.cursor.as_ref().is_some_and(|cursor| event.id <= *cursor);
             let promised = passed || through.is_some_and(|through| event.happened_at <= through);
