@@ -69,7 +69,7 @@ pub enum EndpointError {
     #[error("the action endpoint's URL names an address that is not public, and private addresses are not allowed")]
     Private,
     /// The secret is too short.
-    #[error("the action endpoint's secret must have at least 32 characters")]
+    #[error("the action endpoint's secret must have at least {SECRET_LENGTH} characters")]
     Secret,
     /// No HTTP client can be created.
     #[error("no HTTP client can be created, because TLS or its root certificates are missing")]

@@ -33,7 +33,10 @@ use crate::supervise::Supervisor;
 use crate::sync::feed::FeedError;
 use crate::sync::job::JobContext;
 use crate::tokens::{Identity, TokenError};
-pub use builder::{BODY_LIMIT, Builder, CATCH_UP_INTERVAL, RECONCILE_INTERVAL, RETENTION, WEBHOOK_PATH};
+pub use builder::{
+    ALLOW_SHARED_ISSUER, BACKFILL, BODY_LIMIT, Builder, CATCH_UP, CATCH_UP_INTERVAL, READ_THROUGH, RECONCILE_INTERVAL,
+    RETENTION, SESSION_SIGN_INS, WEBHOOK_PATH, WORKOS_API_HOSTNAME,
+};
 pub use error::{BuildError, RunError};
 pub use extract::AuthUser;
 

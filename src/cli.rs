@@ -226,14 +226,14 @@ fn with_settings(command: Command, path: &str) -> Command {
     let used: Vec<&Description> = descriptions.filter(|setting| setting.is_used_by(path)).collect();
     let flags = used.iter().filter_map(|setting| {
         let flag = setting.flag()?;
-        let default = setting.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
-        let help = format!("{}{default} [env: {}]", setting.help, setting.name);
+        let default = setting.default().map(|default| format!(" [default: {default}]")).unwrap_or_default();
+        let help = format!("{}{default} [env: {}]", setting.help(), setting.name);
         Some(Arg::new(flag.clone()).long(flag).value_name("VALUE").help(help))
     });
     let others: Vec<&&Description> = used.iter().filter(|setting| setting.flag().is_none()).collect();
     let width = others.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
     let lines: Vec<String> =
-        others.iter().map(|setting| format!("  {:<width$}  {}", setting.name, setting.help)).collect();
+        others.iter().map(|setting| format!("  {:<width$}  {}", setting.name, setting.help())).collect();
     let command = command.args(flags);
     if lines.is_empty() {
         return command;

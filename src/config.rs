@@ -10,6 +10,7 @@ mod settings;
 mod unknown;
 mod value;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -72,8 +73,8 @@ impl Source {
     }
 
     /// Returns the text of a setting, or the text of its default.
-    fn text(&self, description: &Description) -> Option<&str> {
-        self.values.get(description.name).map(String::as_str).or(description.default)
+    fn text(&self, description: &Description) -> Option<Cow<'_, str>> {
+        self.values.get(description.name).map(|value| value.as_str().into()).or_else(|| description.default())
     }
 
     fn is_set<T>(&self, setting: &Setting<T>) -> bool {

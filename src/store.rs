@@ -17,6 +17,7 @@ pub mod roles;
 pub mod scans;
 pub mod sign_ins;
 mod transaction;
+mod unfit;
 pub mod users;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use error::StoreError;
 use fitness::{ClientVerifier, Fitness};
 pub use pool::Pool;
 pub use transaction::Work;
+pub use unfit::Unfit;
 
 /// How long one transaction or lookup may take by default, waiting for a connection included.
 pub const TIMEOUT: Duration = Duration::from_secs(5);

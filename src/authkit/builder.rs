@@ -16,8 +16,8 @@ use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
 
-/// The base URL of WorkOS's API.
-const WORKOS_API: &str = "https://api.workos.com";
+/// Host name of WorkOS's API.
+pub const WORKOS_API_HOSTNAME: &str = "api.workos.com";
 
 /// Default limit of a webhook body, in bytes. WorkOS's bodies have a few kilobytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -36,6 +36,21 @@ pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// Default retention period of events in the inbox.
 pub const RETENTION: Duration = Duration::from_secs(90 * 86_400);
+
+/// By default, the Events API is polled.
+pub const CATCH_UP: bool = true;
+
+/// By default, all existing users are read once.
+pub const BACKFILL: bool = true;
+
+/// By default, a missing user is read from WorkOS.
+pub const READ_THROUGH: bool = true;
+
+/// By default, `session.created` updates no user.
+pub const SESSION_SIGN_INS: bool = false;
+
+/// By default, a token of the shared issuer must name this client.
+pub const ALLOW_SHARED_ISSUER: bool = false;
 
 /// Settings of an [`AuthKit`](crate::AuthKit); see [`AuthKit::builder`](crate::AuthKit::builder).
 #[derive(Debug)]
@@ -92,12 +107,12 @@ impl Builder {
             handler_timeout: TIMEOUT,
             client_id,
             database_timeout: store::TIMEOUT,
-            api_base: WORKOS_API.to_owned(),
+            api_base: format!("https://{WORKOS_API_HOSTNAME}"),
             jwks_url: None,
             key_source: None,
             issuers: Vec::new(),
             audiences: Vec::new(),
-            allow_shared_issuer: false,
+            allow_shared_issuer: ALLOW_SHARED_ISSUER,
             webhook_secrets: Vec::new(),
             actions: ActionSettings::default(),
             webhook_path: WEBHOOK_PATH.to_owned(),
@@ -111,12 +126,12 @@ impl Builder {
             api_key: None,
             service_keys: ServiceKeys::default(),
             cors_origins: Vec::new(),
-            read_through: true,
-            session_sign_ins: false,
+            read_through: READ_THROUGH,
+            session_sign_ins: SESSION_SIGN_INS,
             jobs: Jobs {
-                catch_up: true,
+                catch_up: CATCH_UP,
                 catch_up_interval: CATCH_UP_INTERVAL,
-                backfill: true,
+                backfill: BACKFILL,
                 reconcile_interval: Some(RECONCILE_INTERVAL),
                 retention: RETENTION,
                 event_types: EVENT_TYPES.map(str::to_owned).to_vec(),

@@ -1,6 +1,6 @@
 //! Why an [`AuthKit`](crate::AuthKit) could not be built, or stopped.
 
-use crate::store::fitness::Unfit;
+use crate::store::Unfit;
 use crate::store::migrations::MigrationsError;
 
 /// Why an [`AuthKit`](crate::AuthKit) could not be built.

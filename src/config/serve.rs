@@ -15,7 +15,7 @@ use crate::workos::signature::Secret;
 pub(super) fn problems(source: &Source) -> Vec<String> {
     let mut problems = Vec::new();
     let api_key = source.text(WORKOS_API_KEY.description());
-    if source.find(&API_KEYS).is_some_and(|keys| keys.iter().any(|(_, key)| api_key == Some(key))) {
+    if source.find(&API_KEYS).is_some_and(|keys| keys.iter().any(|(_, key)| api_key.as_deref() == Some(key))) {
         problems.push(
             "AUTHKIT_SYNC_API_KEYS contains WORKOS_API_KEY, which also allows writing to WorkOS. Create separate keys"
                 .to_owned(),

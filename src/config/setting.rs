@@ -1,5 +1,7 @@
 //! What the definition of a setting consists of.
 
+use std::borrow::Cow;
+
 use super::Source;
 use super::value::Parsed;
 use crate::authkit::Builder;
@@ -9,10 +11,9 @@ use crate::authkit::Builder;
 pub struct Description {
     /// The environment variable.
     pub name: &'static str,
-    /// One line for `--help` and the guide `operating`.
-    pub help: &'static str,
-    /// The value if the variable is unset. `None`: no value, or it depends on other settings.
-    pub default: Option<&'static str>,
+    help: &'static str,
+    limit: Option<fn() -> String>,
+    default: Option<Text>,
     /// A value for `deploy/env.example`, for settings that almost every installation needs.
     pub example: Option<&'static str>,
     /// A secret has no flag and is never shown.
@@ -23,7 +24,32 @@ pub struct Description {
     pub required_by: &'static [&'static str],
 }
 
+/// A text: written in the definition, or made of a constant that other code uses too.
+#[derive(Clone, Copy, Debug)]
+enum Text {
+    Written(&'static str),
+    Made(fn() -> String),
+}
+
 impl Description {
+    /// Returns the text of one line for `--help` and the guide `operating`.
+    #[must_use]
+    pub fn help(&self) -> Cow<'static, str> {
+        match self.limit {
+            Some(limit) => format!("{}. {}", self.help, limit()).into(),
+            None => self.help.into(),
+        }
+    }
+
+    /// Returns the value if the variable is unset. `None`: no value, or it depends on other settings.
+    #[must_use]
+    pub fn default(&self) -> Option<Cow<'static, str>> {
+        self.default.map(|text| match text {
+            Text::Written(text) => text.into(),
+            Text::Made(text) => text().into(),
+        })
+    }
+
     /// Returns the name of the flag: the variable without our prefix, in kebab case. `None` for a secret, for `PORT` and for
     /// `RUST_LOG`.
     #[must_use]
@@ -40,7 +66,7 @@ impl Description {
     }
 
     pub(super) fn missing(&self) -> String {
-        format!("{} is not set. Set it to: {}", self.name, self.help)
+        format!("{} is not set. Set it to: {}", self.name, self.help())
     }
 }
 
@@ -59,13 +85,33 @@ pub struct Setting<T> {
 impl<T> Setting<T> {
     pub(super) const fn new(name: &'static str, parser: fn(&str) -> Parsed<T>, help: &'static str) -> Self {
         let (used_by, required_by): (&[&str], &[&str]) = (&["serve"], &[]);
-        let description =
-            Description { name, help, default: None, example: None, is_secret: false, used_by, required_by };
+        let description = Description {
+            name,
+            help,
+            limit: None,
+            default: None,
+            example: None,
+            is_secret: false,
+            used_by,
+            required_by,
+        };
         Self { description, parser, method: None }
     }
 
     pub(super) const fn default(mut self, text: &'static str) -> Self {
-        self.description.default = Some(text);
+        self.description.default = Some(Text::Written(text));
+        self
+    }
+
+    /// Sets a default that is a constant of the code: `text` formats it.
+    pub(super) const fn default_from(mut self, text: fn() -> String) -> Self {
+        self.description.default = Some(Text::Made(text));
+        self
+    }
+
+    /// Adds a sentence with a bound that is a constant of the code.
+    pub(super) const fn limit(mut self, text: fn() -> String) -> Self {
+        self.description.limit = Some(text);
         self
     }
 
@@ -99,7 +145,7 @@ impl<T> Setting<T> {
     /// Parses the value or the default. `None`: there is neither. An error never contains the value.
     pub(super) fn parse(&self, source: &Source) -> Option<Result<T, String>> {
         let name = self.description.name;
-        let value = (self.parser)(source.text(&self.description)?);
+        let value = (self.parser)(&source.text(&self.description)?);
         Some(value.map_err(|wanted| format!("{name} is malformed: it must be {wanted}")))
     }
 }

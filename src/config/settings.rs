@@ -10,12 +10,14 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::setting::{AnySetting, Setting};
 use super::value;
-use crate::action_endpoint::OnFailure;
-use crate::authkit::Builder;
+use crate::action_endpoint::{OnFailure, SECRET_LENGTH};
+use crate::actions::DEADLINE;
+use crate::authkit::{self, Builder, KEY_LENGTH};
 use crate::domain::action_rules::Rules;
+use crate::store::{self, pool::MIN_CONNECTIONS};
 use crate::telemetry::DEFAULT_FILTER;
 use crate::workos::api::ApiKey;
-use crate::workos::signature::Secret;
+use crate::workos::signature::{self, Secret};
 
 /// Commands that use the database.
 const DATABASE: &[&str] =
@@ -93,7 +95,7 @@ pub(crate) static API_HOSTNAME: Setting<String> = Setting::new(
     value::hostname,
     "Host name of the WorkOS API: WorkOS itself, your custom auth domain, or an emulator",
 )
-.default("api.workos.com")
+.default(authkit::WORKOS_API_HOSTNAME)
 .used_by(WORKOS);
 
 pub(crate) static API_PORT: Setting<u16> =
@@ -139,14 +141,15 @@ pub(crate) static OPS_LISTEN: Setting<SocketAddr> = Setting::new(
 pub(crate) static API_KEYS: Setting<Vec<(String, String)>> = Setting::new(
     "AUTHKIT_SYNC_API_KEYS",
     value::service_keys,
-    "Service keys of backends that read /user_management/users and /changes: label:key, separated by commas, each key at least 32 characters",
+    "Service keys of backends that read /user_management/users and /changes: label:key, separated by commas",
 )
 .secret()
+.limit(|| format!("Each key has at least {KEY_LENGTH} characters"))
 .passed_to(|builder, keys| keys.iter().fold(builder, |builder, (label, key)| builder.service_key(label, key)));
 
 pub(crate) static WEBHOOK_PATH: Setting<String> =
     Setting::new("AUTHKIT_SYNC_WEBHOOK_PATH", value::path, "Path of the webhook endpoint")
-        .default("/workos/webhook")
+        .default(authkit::WEBHOOK_PATH)
         .passed_to(|builder, path| builder.webhook_path(path));
 
 pub(crate) static ACTION_RULES: Setting<Rules> = Setting::new(
@@ -165,9 +168,10 @@ pub(crate) static ACTION_URL: Setting<String> = Setting::new(
 pub(crate) static ACTION_URL_SECRET: Setting<Secret> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_SECRET",
     value::secret,
-    "Secret that signs requests to AUTHKIT_SYNC_ACTION_URL: at least 32 characters, and not a secret of WorkOS",
+    "Secret that signs requests to AUTHKIT_SYNC_ACTION_URL. It must not be a secret of WorkOS",
 )
-.secret();
+.secret()
+.limit(|| format!("At least {SECRET_LENGTH} characters"));
 
 pub(crate) static ACTION_URL_FAILURE: Setting<OnFailure> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_FAILURE",
@@ -178,8 +182,9 @@ pub(crate) static ACTION_URL_FAILURE: Setting<OnFailure> = Setting::new(
 pub(crate) static ACTION_URL_TIMEOUT: Setting<Duration> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_TIMEOUT",
     value::action_timeout,
-    "Timeout of a request to the decision endpoint. At most 1500ms, because WorkOS times out soon after that",
+    "Timeout of a request to the decision endpoint",
 )
+.limit(|| format!("At most {}, because WorkOS times out soon after that", value::duration_text(DEADLINE)))
 .default("1s");
 
 pub(crate) static ACTION_URL_PRIVATE: Setting<bool> = Setting::new(
@@ -202,7 +207,7 @@ pub(crate) static ALLOW_SHARED_ISSUER: Setting<bool> = Setting::new(
     value::boolean,
     "true: accept tokens of the issuer shared by all WorkOS customers even if they name no client",
 )
-.default("false")
+.default_from(|| authkit::ALLOW_SHARED_ISSUER.to_string())
 .used_by(&["serve", "token"])
 .passed_to(Builder::allow_shared_issuer);
 
@@ -211,7 +216,7 @@ pub(crate) static CATCH_UP: Setting<bool> = Setting::new(
     value::on_off,
     "on: poll the Events API, which recovers lost webhooks. off: use webhooks only",
 )
-.default("on")
+.default_from(|| value::on_off_text(authkit::CATCH_UP))
 .passed_to(Builder::catch_up);
 
 pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
@@ -219,7 +224,7 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
     value::on_off,
     "on: session.created updates last_sign_in_at, except for impersonated sessions. The value can be newer than at WorkOS",
 )
-.default("off")
+.default_from(|| value::on_off_text(authkit::SESSION_SIGN_INS))
 .used_by(&["serve", "events retry", "events replay"])
 .passed_to(Builder::session_sign_ins);
 
@@ -228,7 +233,7 @@ pub(crate) static BACKFILL: Setting<bool> = Setting::new(
     value::auto_off,
     "auto: read all existing users once. off: never. Then synced_through is empty until a reconcile has completed",
 )
-.default("auto")
+.default_from(|| if authkit::BACKFILL { "auto" } else { "off" }.to_owned())
 .passed_to(Builder::backfill);
 
 pub(crate) static READ_THROUGH: Setting<bool> = Setting::new(
@@ -236,7 +241,7 @@ pub(crate) static READ_THROUGH: Setting<bool> = Setting::new(
     value::on_off,
     "on: read an unknown user from WorkOS before the service answers 404",
 )
-.default("on")
+.default_from(|| value::on_off_text(authkit::READ_THROUGH))
 .passed_to(Builder::read_through);
 
 pub(crate) static RECONCILE_INTERVAL: Setting<Option<Duration>> = Setting::new(
@@ -244,14 +249,15 @@ pub(crate) static RECONCILE_INTERVAL: Setting<Option<Duration>> = Setting::new(
     value::interval,
     "Interval between two full comparisons with WorkOS. off: compare only when events may be lost",
 )
-.default("24h")
+.default_from(|| value::duration_text(authkit::RECONCILE_INTERVAL))
 .passed_to(Builder::reconcile_interval);
 
 pub(crate) static DB_POOL: Setting<u32> = Setting::new(
     "AUTHKIT_SYNC_DB_POOL",
     value::connections,
-    "Largest number of database connections of one serve process, divided among webhooks, lookups, background jobs and handlers. At least 8",
+    "Largest number of database connections of one serve process, divided among webhooks, lookups, background jobs and handlers",
 )
+.limit(|| format!("At least {MIN_CONNECTIONS}"))
 .default("20");
 
 pub(crate) static DB_TIMEOUT: Setting<Duration> = Setting::new(
@@ -259,7 +265,7 @@ pub(crate) static DB_TIMEOUT: Setting<Duration> = Setting::new(
     value::duration,
     "Timeout of one transaction or lookup, including the wait for a connection",
 )
-.default("5s")
+.default_from(|| value::duration_text(store::TIMEOUT))
 .used_by(DATABASE)
 .passed_to(Builder::database_timeout);
 
@@ -307,10 +313,10 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
         value::duration,
         "Largest difference between the time of a webhook signature and the clock of this machine",
     )
-    .default("180s")
+    .default_from(|| value::duration_text(signature::WEBHOOK_TOLERANCE))
     .passed_to(Builder::signature_tolerance),
     &Setting::new("AUTHKIT_SYNC_BODY_LIMIT", value::size, "Largest accepted webhook body")
-        .default("1MiB")
+        .default_from(|| value::size_text(authkit::BODY_LIMIT))
         .passed_to(Builder::body_limit),
     &ACTION_RULES,
     &ACTION_URL,
@@ -326,7 +332,7 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
         value::duration,
         "Pause between two polls when there are no more events to read",
     )
-    .default("5s")
+    .default_from(|| value::duration_text(authkit::CATCH_UP_INTERVAL))
     .passed_to(Builder::catch_up_interval),
     &Setting::new(
         "AUTHKIT_SYNC_EVENT_TYPES",
@@ -343,7 +349,7 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
         value::long_duration,
         "How long the inbox keeps events. Below 35d it applies to the payloads only, and the rest of an event is kept for 35 days",
     )
-    .default("90d")
+    .default_from(|| value::duration_text(authkit::RETENTION))
     .passed_to(Builder::retention),
     &DB_POOL,
     &DB_TIMEOUT,

@@ -120,7 +120,9 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
 /// Parses the timeout of the decision endpoint.
 pub(super) fn action_timeout(text: &str) -> Parsed<Duration> {
     let short = duration(text).ok().filter(|timeout| *timeout <= DEADLINE);
-    short.ok_or("a duration with a unit, like 800ms or 1s, of at most 1500ms".into())
+    short.ok_or_else(|| {
+        format!("a duration with a unit, like 800ms or 1s, of at most {}", duration_text(DEADLINE)).into()
+    })
 }
 
 pub(super) fn allow_deny(text: &str) -> Parsed<OnFailure> {
@@ -200,15 +202,15 @@ pub(super) fn api_key(text: &str) -> Parsed<ApiKey> {
 
 /// Parses `label:key` pairs.
 pub(super) fn service_keys(text: &str) -> Parsed<Vec<(String, String)>> {
-    let wanted =
-        "label:key pairs separated by commas: labels of letters, digits, - and _; keys of at least 32 characters";
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let pair = |item: &String| {
         let (label, key) = item.split_once(':')?;
         let fit = !label.is_empty() && label.bytes().all(plain) && key.len() >= KEY_LENGTH;
         (fit && key.bytes().all(|byte| byte.is_ascii_graphic())).then(|| (label.to_owned(), key.to_owned()))
     };
-    list(text)?.iter().map(pair).collect::<Option<_>>().ok_or(wanted.into())
+    list(text)?.iter().map(pair).collect::<Option<_>>().ok_or_else(|| {
+        format!("label:key pairs separated by commas: labels of letters, digits, - and _; keys of at least {KEY_LENGTH} characters").into()
+    })
 }
 
 /// Parses the number of database connections.
@@ -231,6 +233,28 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
     bytes
         .filter(|bytes| (1024..=16 * 1024 * 1024).contains(bytes))
         .ok_or("a size like 512KiB or 1MiB, from 1KiB to 16MiB".into())
+}
+
+/// Formats a duration in its largest unit, as [`duration`] and [`long_duration`] read it.
+pub(super) fn duration_text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    let unit = units.into_iter().find(|(_, length)| millis >= *length && millis.is_multiple_of(*length));
+    let (unit, length) = unit.unwrap_or(("ms", 1));
+    format!("{}{unit}", millis / length)
+}
+
+/// Formats a number of bytes in its largest unit, as [`size`] reads it.
+pub(super) fn size_text(bytes: usize) -> String {
+    let units = [("MiB", 1024 * 1024), ("KiB", 1024)];
+    let unit = units.into_iter().find(|(_, length)| bytes >= *length && bytes.is_multiple_of(*length));
+    let (unit, length) = unit.unwrap_or(("", 1));
+    format!("{}{unit}", bytes / length)
+}
+
+/// Formats a switch as [`on_off`] reads it.
+pub(super) fn on_off_text(is_on: bool) -> String {
+    if is_on { "on" } else { "off" }.to_owned()
 }
 
 /// Returns true for JSON.
@@ -258,6 +282,18 @@ mod tests {
         for text in ["180", "0s", "2days", "soon"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_formatted_value_is_read_back() {
+        for (millis, text) in [(1_500, "1500ms"), (5_000, "5s"), (180_000, "3m"), (86_400_000, "1d")] {
+            assert_eq!(duration_text(Duration::from_millis(millis)), text);
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
+        }
+        for (bytes, text) in [(1_000, "1000"), (512 * 1024, "512KiB"), (1024 * 1024, "1MiB")] {
+            assert_eq!(size_text(bytes), text);
+        }
+        assert!([true, false].into_iter().all(|is_on| on_off(&on_off_text(is_on)) == Ok(is_on)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use sqlx::postgres::PgConnection;
 
-use super::fitness::Unfit;
+use super::unfit::Unfit;
 use super::{Store, StoreError, Work, changes, pool};
 
 impl Store {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use sqlx::postgres::PgDatabaseError;
 
-use super::fitness::Unfit;
+use super::unfit::Unfit;
 
 /// What `workos.check_client` raises: for a database of another client ID, and for one of none yet.
 const OTHER_CLIENT: &str = "AK001";

@@ -7,7 +7,7 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::fitness::Unfit;
+use super::unfit::Unfit;
 use super::{StoreError, pooler};
 
 /// Where applied migrations are recorded: inside our schema, so that nothing of the application's is touched.

@@ -11,7 +11,7 @@ use authkit_sync::authkit::RunError;
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
-use authkit_sync::store::fitness::Unfit;
+use authkit_sync::store::Unfit;
 use authkit_sync::store::handlers::HandlerMove;
 use authkit_sync::store::pool::{MIN_CONNECTIONS, Pools};
 use authkit_sync::store::{Pool, Store, StoreError, migrations};

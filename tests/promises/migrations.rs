@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use authkit_sync::authkit::RunError;
 use authkit_sync::domain::event::Origin;
-use authkit_sync::store::fitness::Unfit;
+use authkit_sync::store::Unfit;
 use authkit_sync::store::{Store, StoreError, migrations};
 use serde_json::json;
 use sqlx::migrate::{Migration, MigrationType, Migrator};

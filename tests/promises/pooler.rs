@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
-use authkit_sync::store::fitness::Unfit;
+use authkit_sync::store::Unfit;
 use authkit_sync::store::{Pool, Store, StoreError};
 use authkit_sync::sync::apply;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};

@@ -38,8 +38,8 @@ fn the_table_of_settings_in_the_guide_is_generated() {
     let (before, rest) = guide.split_once(start).unwrap();
     let after = rest.split_once("\n\n").unwrap().1;
     let row = |setting: &Description| {
-        let default = setting.default.map(|default| format!("`{default}` ")).unwrap_or_default();
-        format!("| `{}` | {default}| {} |\n", setting.name, setting.help)
+        let default = setting.default().map(|default| format!("`{default}` ")).unwrap_or_default();
+        format!("| `{}` | {default}| {} |\n", setting.name, setting.help())
     };
     let rows: String = descriptions().map(row).collect();
     assert_generated(name, &format!("{before}{start}{rows}\n{after}"));
@@ -67,9 +67,9 @@ fn the_example_file_is_generated() {
     let entry = |setting: &Description| {
         let line = match setting.example {
             Some(example) => format!("{}={example}", setting.name),
-            None => format!("# {}={}", setting.name, setting.default.unwrap_or_default()),
+            None => format!("# {}={}", setting.name, setting.default().unwrap_or_default()),
         };
-        format!("\n{}\n{line}\n", comment(setting.help))
+        format!("\n{}\n{line}\n", comment(&setting.help()))
     };
     let entries: String = descriptions().map(entry).collect();
     assert_generated(name, &format!("{before}{start}{entries}"));
@@ -117,7 +117,7 @@ fn each_command_has_the_flags_of_the_settings_that_it_uses_and_no_others() {
 #[test]
 fn every_default_is_well_formed() {
     let source = Source::default();
-    for setting in SETTINGS.iter().filter(|setting| setting.description().default.is_some()) {
+    for setting in SETTINGS.iter().filter(|setting| setting.description().default().is_some()) {
         assert_eq!(setting.problem(&source, "serve"), None);
     }
 }
@@ -158,7 +158,7 @@ fn a_process_with_too_few_connections_is_refused_with_the_minimum() {
     let output = run(&["serve"], &[("AUTHKIT_SYNC_DB_POOL", "7")]);
     assert_eq!(output.status.code(), Some(78));
     assert!(said(&output).contains("AUTHKIT_SYNC_DB_POOL is malformed: it must be a number of connections from 8 to"));
-    let help = descriptions().find(|setting| setting.name == "AUTHKIT_SYNC_DB_POOL").unwrap().help;
+    let help = descriptions().find(|setting| setting.name == "AUTHKIT_SYNC_DB_POOL").unwrap().help();
     assert!(help.contains("At least 8"), "{help}");
 }
 
