@@ -26,65 +26,59 @@ pub mod config;
 #[doc(hidden)]
 pub mod dev;
 
-#[cfg(not(feature = "dev"))]
-mod action_endpoint;
+// Only `dev` makes the other modules public. One declaration cannot say this, because a visibility takes no condition, and
+// rustfmt does not format the file of a module that a macro declares. So there are two lists of the same modules.
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod action_endpoint;
-
-#[cfg(not(feature = "dev"))]
-mod actions;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod actions;
-
-#[cfg(not(feature = "dev"))]
-mod authkit;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod authkit;
-
-#[cfg(not(feature = "dev"))]
-mod domain;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod domain;
-
-#[cfg(not(feature = "dev"))]
-mod lookup;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod lookup;
-
-#[cfg(not(feature = "dev"))]
-mod metrics;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod metrics;
-
-#[cfg(not(feature = "dev"))]
-mod store;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod store;
-
-#[cfg(not(feature = "dev"))]
-mod sync;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod sync;
-
-#[cfg(not(feature = "dev"))]
-mod tokens;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod tokens;
-
-#[cfg(not(feature = "dev"))]
-mod workos;
 #[cfg(feature = "dev")]
 #[doc(hidden)]
 pub mod workos;
+
+#[cfg(not(feature = "dev"))]
+mod action_endpoint;
+#[cfg(not(feature = "dev"))]
+mod actions;
+#[cfg(not(feature = "dev"))]
+mod authkit;
+#[cfg(not(feature = "dev"))]
+mod domain;
+#[cfg(not(feature = "dev"))]
+mod lookup;
+#[cfg(not(feature = "dev"))]
+mod metrics;
+#[cfg(not(feature = "dev"))]
+mod store;
+#[cfg(not(feature = "dev"))]
+mod sync;
+#[cfg(not(feature = "dev"))]
+mod tokens;
+#[cfg(not(feature = "dev"))]
+mod workos;
 
 // The types of sqlx in our signatures, such as `PgPool`, are those of this version.
 pub use sqlx;
