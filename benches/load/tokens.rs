@@ -1,0 +1,26 @@
+//! Access tokens, signed before the first round.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use authkit_sync::dev::workos::SimulatedWorkos;
+
+use super::requests::FIRST;
+
+/// How long they live, seconds.
+const LIFE: i64 = 6 * 3_600;
+
+/// Writes a file with this many tokens of users that were loaded with SQL, and returns its path.
+pub(crate) fn write(workos: &SimulatedWorkos, folder: &Path, name: &str, count: usize, users: u64) -> PathBuf {
+    let path = folder.join(format!("{name}.tokens"));
+    let mut file = BufWriter::new(File::create(&path).unwrap());
+    for number in 0..count as u64 {
+        // Neighbours in time are not neighbours in the table.
+        let user = format!("user_seed_{}", FIRST + (number * 7_919) % users.max(1));
+        let token = workos.token(&user, &format!("session_{name}_{number}"), LIFE).unwrap();
+        writeln!(file, "{token}").unwrap();
+    }
+    file.flush().unwrap();
+    path
+}
