@@ -29,12 +29,12 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 const MEMORY: &str = "/dev/shm";
 
 /// Stops the server once our end of the pipe closes, and removes what is temporary: arguments are the signal, the server's
-/// process id and the directory.
+/// process id and the directory. A zombie has ended: when we were killed, its new parent may take a long time to reap it.
 const WATCHDOG: &str = r#"
 cat >/dev/null
 kill "$1" "$2" 2>/dev/null
 tries=0
-while kill -0 "$2" 2>/dev/null && [ "$tries" -lt 600 ]; do
+while kill -0 "$2" 2>/dev/null && ! grep -q ') Z ' "/proc/$2/stat" 2>/dev/null && [ "$tries" -lt 600 ]; do
     sleep 0.05
     tries=$((tries + 1))
 done
