@@ -54,7 +54,7 @@ async fn lab_with(count: i64) -> (Lab, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("workos.json");
     let clock = Clock::system();
-    another_workos(&clock, Some(state.clone())).await.stop().await;
+    another_workos(&clock, fastrand::u64(..), Some(state.clone())).await.stop().await;
     many_users(&state, count);
     (Lab::with(Some(state)).await, folder)
 }
@@ -184,7 +184,7 @@ async fn the_wrong_key_changes_nothing_and_says_why() {
     lab.backfill().await;
     let rows = "select sum(hashtext(u::text)) from workos.user_records as u";
     let before = lab.count(rows).await;
-    let other = another_workos(&lab.clock, None).await;
+    let other = another_workos(&lab.clock, fastrand::u64(..), None).await;
     let port = other.base_url().rsplit(':').next().unwrap().to_owned();
     let key = other.api_key();
     let elsewhere = [("WORKOS_API_PORT", port.as_str()), ("WORKOS_API_KEY", key.as_str())];

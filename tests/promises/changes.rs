@@ -1,26 +1,20 @@
 //! The change feed: every difference once, in an order in which nothing appears later, and what it tells followers.
 #![expect(clippy::disallowed_methods, reason = "transactions here are those of somebody who takes their time")]
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use authkit_sync::domain::change::{ChangeKind, Difference, Position};
 use authkit_sync::domain::event::{Observation, Origin};
-use authkit_sync::store::{Pool, Store};
+use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::feed::{Feed, FeedError};
-use futures_util::StreamExt;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, observed, snapshot, unique, user};
 use crate::support::lab::Lab;
-use crate::support::service::{Answer, Service, store, until};
-
-const KEY: &str = "a-service-key-of-32-characters-or-more";
+use crate::support::service::store;
 
 /// Everything in the feed, as kind, user and origin.
 async fn told(store: &Store) -> Vec<(String, Option<String>, String)> {
@@ -36,7 +30,7 @@ fn kinds(told: &[(String, Option<String>, String)]) -> Vec<&str> {
     told.iter().map(|(kind, ..)| kind.as_str()).collect()
 }
 
-async fn take(store: &Store, observations: &[Observation]) {
+pub(crate) async fn take(store: &Store, observations: &[Observation]) {
     apply(store, Origin::Webhook, observations).await.unwrap();
 }
 
@@ -310,158 +304,6 @@ async fn a_follower_beside_many_writers_hears_every_change_once_and_each_user_in
     assert_eq!(falls, 0);
 }
 
-async fn service(pool: &PgPool) -> Service {
-    Service::start_with(pool, |builder| builder.service_key("follower", KEY)).await
-}
-
-#[tokio::test]
-async fn followers_read_over_http_with_the_service_key_and_are_told_what_is_wrong() {
-    let database = TestDatabase::new().await;
-    let pool = database.pool(6).await;
-    let service = service(&pool).await;
-    assert_eq!(service.get("/changes").await.status, 401);
-    let now = service.ask("/changes", KEY).await;
-    assert_eq!((now.status, now.json()["data"].clone()), (200, json!([])));
-    let position = now.json()["position"].as_str().unwrap().to_owned();
-    let id = unique("user");
-    service.deliver(&body(&unique("event"), "user.created", 0, &user(&id, "Ada", 0))).await;
-    let page = service.ask(&format!("/changes?after={position}&limit=1"), KEY).await;
-    assert_eq!(page.json()["data"][0]["user"]["id"], json!(id));
-    assert_eq!(page.header("cache-control"), "no-store");
-    for (query, code) in [
-        ("after=x", "invalid_parameter"),
-        ("after=", "invalid_parameter"),
-        ("limit=0", "invalid_parameter"),
-        ("limit=1001", "invalid_parameter"),
-        ("wait=21", "invalid_parameter"),
-        ("wait=-1", "invalid_parameter"),
-        ("since=1", "invalid_parameter"),
-    ] {
-        assert_eq!(service.ask(&format!("/changes?{query}"), KEY).await.code(), (400, code.to_owned()), "{query}");
-    }
-    for gone in [format!("00000000-{}", 1), format!("{}9", position)] {
-        let answer = service.ask(&format!("/changes?after={gone}"), KEY).await;
-        assert_eq!(answer.code(), (410, "position_expired".to_owned()), "{gone}");
-    }
-    service.stop().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends() {
-    let database = TestDatabase::new().await;
-    let pool = database.pool(6).await;
-    // In sessions of our own, the last statement of a lookup is the lookup itself.
-    let lookups = Pool::connect(database.options().application_name("lookups"), 4, Duration::from_secs(30));
-    let service = Service::start_with(&pool, |builder| builder.service_key("follower", KEY).lookup_pool(lookups)).await;
-    let position = service.ask("/changes", KEY).await.json()["position"].as_str().unwrap().to_owned();
-    let wait = |position: &str| {
-        let request = service.client.get(service.url(&format!("/changes?after={position}&wait=20"))).bearer_auth(KEY);
-        tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await })
-    };
-    let now = async || sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.unwrap();
-    // Nothing else in this service looks at the feed with these connections.
-    let looked = async |since: time::OffsetDateTime| {
-        let looks: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity
-            where
-                datname = current_database()
-                and application_name = 'lookups'
-                and query like '-- changes.head%'
-                and query_start > $1",
-        )
-        .bind(since)
-        .fetch_one(&pool)
-        .await
-        .unwrap();
-        looks > 0
-    };
-    let before = now().await;
-    let waiting = wait(&position);
-    until("somebody looks at the feed", async || looked(before).await).await;
-    service.deliver(&body(&unique("event"), "user.created", 0, &user(&unique("user"), "Ada", 0))).await;
-    let page = waiting.await.unwrap().json();
-    assert_eq!(page["data"][0]["kind"], "created");
-    // A service that stops does not let its followers wait: it would be cut off by the drain deadline otherwise.
-    let before = now().await;
-    let waiting = wait(page["position"].as_str().unwrap());
-    until("somebody looks again", async || looked(before).await).await;
-    service.stop().await.unwrap();
-    let last = waiting.await.unwrap();
-    assert_eq!((last.status, last.json()["data"].clone()), (200, json!([])), "answered, not cut off");
-}
-
-/// Random creations, renames and deletions, until told to stop; then none for good.
-async fn write_until(store: Store, users: Vec<String>, stop: Arc<AtomicBool>) {
-    let mut random = fastrand::Rng::with_seed(7);
-    for at in 0.. {
-        let id = &users[random.usize(..users.len())];
-        let event = match random.u8(..10) {
-            0 => observed("user.deleted", at, &json!({"id": id})),
-            _ => observed("user.updated", at, &user(id, &format!("name {at}"), at)),
-        };
-        take(&store, &[event]).await;
-        if at > 200 && stop.load(Ordering::SeqCst) {
-            return;
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_writes_go_on() {
-    let database = TestDatabase::new().await;
-    let pool = database.pool(10).await;
-    let service = service(&pool).await;
-    let users: Vec<String> = (0..60).map(|_| unique("user")).collect();
-    for id in &users[..40] {
-        take(&store(&pool), &[observed("user.created", 0, &user(id, "Ada", 0))]).await;
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let writing = tokio::spawn(write_until(store(&pool), users, stop.clone()));
-    // The list, page by page, and the position that came with the first.
-    let mut mirror: BTreeMap<String, Value> = BTreeMap::new();
-    let (mut position, mut after) = (None, String::new());
-    loop {
-        let page = service.ask(&format!("/user_management/users?order=asc&limit=7{after}"), KEY).await;
-        position.get_or_insert_with(|| page.header("authkit-sync-position").to_owned());
-        let page = page.json();
-        for user in page["data"].as_array().unwrap() {
-            mirror.insert(user["id"].as_str().unwrap().to_owned(), user.clone());
-        }
-        match page["list_metadata"]["after"].as_str() {
-            Some(id) => after = format!("&after={id}"),
-            None => break,
-        }
-    }
-    let mut position = position.unwrap();
-    for round in 0.. {
-        // Asked first: what is written behind an empty page is not over yet.
-        let over = writing.is_finished();
-        let page = service.ask(&format!("/changes?after={position}&limit=5"), KEY).await.json();
-        let changes = page["data"].as_array().unwrap();
-        for change in changes {
-            let id = change["user_id"].as_str().unwrap().to_owned();
-            match &change["user"] {
-                Value::Null => drop(mirror.remove(&id)),
-                user => drop(mirror.insert(id, user.clone())),
-            }
-        }
-        position = page["position"].as_str().unwrap().to_owned();
-        stop.store(round > 50, Ordering::SeqCst);
-        if changes.is_empty() && over {
-            break;
-        }
-    }
-    writing.await.unwrap();
-    let mut table = BTreeMap::new();
-    for id in sqlx::query_scalar::<_, String>("select id from workos.users").fetch_all(&pool).await.unwrap() {
-        let user = service.ask(&format!("/user_management/users/{id}"), KEY).await.json();
-        table.insert(id, user);
-    }
-    assert!(table.len() > 10);
-    assert_eq!(mirror, table);
-    service.stop().await.unwrap();
-}
-
 #[tokio::test]
 async fn positions_are_void_after_a_rebind_and_in_another_database() {
     let lab = Lab::new().await;
@@ -526,44 +368,4 @@ async fn what_is_older_than_the_inbox_expires_but_for_what_a_handler_has_yet_to_
     let left: i64 = sqlx::query_scalar("select count(*) from workos.changes").fetch_one(&pool).await.unwrap();
     assert_eq!(left, 0);
     assert!(feed.after(&page.position, 10, Duration::ZERO).await.unwrap().data.is_empty());
-}
-
-#[tokio::test]
-async fn the_library_tells_changes_as_a_stream() {
-    let database = TestDatabase::new().await;
-    let pool = database.pool(4).await;
-    let store = store(&pool);
-    let authkit = authkit_sync::AuthKit::builder(pool.clone(), crate::support::service::CLIENT_ID).build().unwrap();
-    let mut changes = Box::pin(authkit.changes(authkit.position().await.unwrap()));
-    for name in ["one", "two", "three"] {
-        take(&store, &[observed("user.created", 0, &user(&unique("user"), name, 0))]).await;
-        let change = changes.next().await.unwrap().unwrap();
-        assert_eq!(change.user.unwrap().first_name.as_deref(), Some(name));
-    }
-    drop(changes);
-    let mut lost = Box::pin(authkit.changes(Position { epoch: "00000000".into(), number: 0 }));
-    assert!(matches!(lost.next().await, Some(Err(FeedError::Expired))));
-    assert!(lost.next().await.is_none());
-}
-
-/// Those who wait look together; what one of them saw before another asked must not be held against a newer position.
-#[tokio::test]
-async fn a_short_wait_beside_a_long_one_takes_no_new_position_for_expired() {
-    let database = TestDatabase::new().await;
-    let store = store(&database.pool(4).await);
-    let feed = Feed::new(store.clone());
-    let waiting = feed.clone();
-    let long = tokio::spawn(async move {
-        let mut at = waiting.now().await.unwrap();
-        loop {
-            at = waiting.after(&at, 10, Duration::from_secs(20)).await.unwrap().position;
-        }
-    });
-    for _ in 0..30 {
-        take(&store, &[observed("user.created", 0, &user(&unique("user"), "Ada", 0))]).await;
-        let now = feed.now().await.unwrap();
-        let page = feed.after(&now, 10, Duration::from_millis(30)).await.unwrap();
-        assert_eq!(page.position, now);
-    }
-    long.abort();
 }

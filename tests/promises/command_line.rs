@@ -196,7 +196,7 @@ async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
     let listen = address.to_string();
     let well = |arguments: &[&str]| run(arguments, &[("AUTHKIT_SYNC_LISTEN", &listen)]).status.code();
     assert_eq!(well(&["healthcheck"]), Some(1), "nothing listens yet");
-    let workos = crate::support::lab::another_workos(&Clock::system(), None).await;
+    let workos = crate::support::lab::another_workos(&Clock::system(), fastrand::u64(..), None).await;
     let port = reqwest::Url::parse(workos.base_url()).unwrap().port().unwrap().to_string();
     let client_id = workos.client_id();
     let json = [

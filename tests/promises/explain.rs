@@ -244,7 +244,7 @@ async fn the_command_names_the_cause_and_ends_by_it() {
         assert!(out.contains(says), "{out}");
     }
     // A token of another environment, whose key is not ours.
-    let other = another_workos(&lab.clock, None).await;
+    let other = another_workos(&lab.clock, fastrand::u64(..), None).await;
     let foreign = other.token(&ada, "session_1", 300).unwrap();
     let (code, out, _) = explain(&lab, &foreign, &[], &[]).await;
     assert!(code == 1 && out.contains("reason: unknown_key") && out.contains("no valid signature"));
@@ -339,7 +339,7 @@ async fn header_log_and_explanation_give_one_reason() {
         claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         lab.workos.token_with(claims, life).unwrap()
     };
-    let other = another_workos(&lab.clock, None).await;
+    let other = another_workos(&lab.clock, fastrand::u64(..), None).await;
     for (number, token) in [
         with(json!({}), -60),
         with(json!({"iss": "https://auth.example.test"}), 300),

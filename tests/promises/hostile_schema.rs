@@ -31,13 +31,13 @@ use crate::support::{fixture, hostile};
 const KEY: &str = "a-service-key-of-32-characters-or-more";
 
 /// A database whose `public` is a stranger's, and a login that looks there first.
-struct Bed {
+struct HostileLab {
     lab: Lab,
     admin: PgPool,
     login: String,
 }
 
-impl Bed {
+impl HostileLab {
     async fn new() -> Self {
         let database = TestDatabase::empty().await;
         let login = format!("{}_service", database.name());
@@ -52,7 +52,7 @@ impl Bed {
         admin.execute(AssertSqlSafe(prepare)).await.unwrap();
         let pool = database.pool_with(12, |options| options.username(&login)).await;
         let clock = Clock::manual(Clock::system().now());
-        let workos = another_workos(&clock, None).await;
+        let workos = another_workos(&clock, fastrand::u64(..), None).await;
         Self { lab: Lab { database, pool, workos, clock }, admin, login }
     }
 
@@ -122,11 +122,11 @@ async fn get(url: &str) -> Answer {
 }
 
 /// Reading WorkOS: backfill, events, reconcile, retention, and what operators do with the inbox.
-async fn read_workos(bed: &Bed) {
-    let lab = &bed.lab;
+async fn read_workos(hostile_lab: &HostileLab) {
+    let lab = &hostile_lab.lab;
     let ids = lab.create_users(7);
-    bed.run(&["backfill"]).await;
-    bed.calm("backfill").await;
+    hostile_lab.run(&["backfill"]).await;
+    hostile_lab.calm("backfill").await;
     lab.rename(&ids[0], "Grace");
     lab.workos.delete_user(&ids[1]).unwrap();
     let catch_up = lab.catch_up();
@@ -135,22 +135,22 @@ async fn read_workos(bed: &Bed) {
         catch_up.tick().await;
     }
     assert_eq!(
-        bed.count("select count(*) from workos.users where first_name = 'Grace'").await,
+        hostile_lab.count("select count(*) from workos.users where first_name = 'Grace'").await,
         1,
         "{}",
-        bed.called().await
+        hostile_lab.called().await
     );
-    assert_eq!(bed.count("select count(*) from workos.user_records where synced_deleted").await, 1);
-    bed.calm("catch-up").await;
+    assert_eq!(hostile_lab.count("select count(*) from workos.user_records where synced_deleted").await, 1);
+    hostile_lab.calm("catch-up").await;
     // What WorkOS does without an event is found by reading everything.
     lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
     lab.workos.delete_user(&ids[2]).unwrap();
     lab.rename(&ids[3], "Edith");
     lab.clock.set(lab.clock.now().plus_seconds(60));
     lab.free_leases().await;
-    bed.run(&["reconcile"]).await;
-    assert_eq!(bed.count("select count(*) from workos.user_records where synced_deleted").await, 2);
-    bed.calm("reconcile").await;
+    hostile_lab.run(&["reconcile"]).await;
+    assert_eq!(hostile_lab.count("select count(*) from workos.user_records where synced_deleted").await, 2);
+    hostile_lab.calm("reconcile").await;
     // A user of whom no event came is read when somebody asks.
     let unheard = lab.create_user("Hedy");
     let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
@@ -164,43 +164,47 @@ async fn read_workos(bed: &Bed) {
     let routes = authkit.build().unwrap().router();
     let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
     let answer = get(&url).await;
-    assert_eq!(answer.status, 200, "{} {}", answer.text, bed.called().await);
+    assert_eq!(answer.status, 200, "{} {}", answer.text, hostile_lab.called().await);
     serving.abort();
-    bed.calm("read-through").await;
+    hostile_lab.calm("read-through").await;
 }
 
 /// What operators do with the inbox, and retention.
-async fn keep_the_inbox(bed: &Bed) {
-    let store = bed.lab.context().store;
+async fn keep_the_inbox(hostile_lab: &HostileLab) {
+    let store = hostile_lab.lab.context().store;
     let id = unique("user");
     let unreadable = observed("user.updated", 5, &json!({"id": id, "email_verified": true}));
     apply(&store, Origin::Webhook, &[unreadable, observed("user.created", 0, &user(&id, "Ada", 0))]).await.unwrap();
-    let listed = bed.run(&["events", "list", "--outcome", "quarantined", "--since", "1h", "--json"]).await;
+    let listed = hostile_lab.run(&["events", "list", "--outcome", "quarantined", "--since", "1h", "--json"]).await;
     let event = serde_json::from_str::<Value>(&listed).unwrap()[0]["id"].as_str().unwrap().to_owned();
-    bed.run(&["events", "show", &event]).await;
+    hostile_lab.run(&["events", "show", &event]).await;
     let mended = body(&event, "user.updated", 9, &user(&id, "Grace", 9));
     let mend = "update workos.events set payload = $2 where id = $1";
-    sqlx::query(mend).bind(&event).bind(&mended[..]).execute(&bed.admin).await.unwrap();
-    bed.run(&["events", "retry"]).await;
-    bed.run(&["events", "replay", "--since", "1h"]).await;
-    bed.run(&["user", &id]).await;
+    sqlx::query(mend).bind(&event).bind(&mended[..]).execute(&hostile_lab.admin).await.unwrap();
+    hostile_lab.run(&["events", "retry"]).await;
+    hostile_lab.run(&["events", "replay", "--since", "1h"]).await;
+    hostile_lab.run(&["user", &id]).await;
     apply(&store, Origin::Webhook, &[observed("user.deleted", 20, &json!({"id": id}))]).await.unwrap();
-    bed.run(&["user", &id, "--erase"]).await;
-    bed.calm("the inbox").await;
-    bed.admin.execute("update workos.events set received_at = received_at - interval '100 days'").await.unwrap();
-    bed.lab.clock.set(bed.lab.clock.now().plus_seconds(60));
-    bed.lab.free_leases().await;
-    let housekeeping = Housekeeping::new(bed.lab.context(), Duration::from_secs(90 * 86_400), None);
+    hostile_lab.run(&["user", &id, "--erase"]).await;
+    hostile_lab.calm("the inbox").await;
+    hostile_lab
+        .admin
+        .execute("update workos.events set received_at = received_at - interval '100 days'")
+        .await
+        .unwrap();
+    hostile_lab.lab.clock.set(hostile_lab.lab.clock.now().plus_seconds(60));
+    hostile_lab.lab.free_leases().await;
+    let housekeeping = Housekeeping::new(hostile_lab.lab.context(), Duration::from_secs(90 * 86_400), None);
     for _ in 0..3 {
         housekeeping.tick().await;
     }
-    assert_eq!(bed.count("select count(*) from workos.events").await, 0, "{}", bed.called().await);
-    bed.calm("retention").await;
+    assert_eq!(hostile_lab.count("select count(*) from workos.events").await, 0, "{}", hostile_lab.called().await);
+    hostile_lab.calm("retention").await;
 }
 
 /// A handler in SQL: added, run, failed, redriven; it leaves the stranger's path to the session.
-async fn handle_in_sql(bed: &Bed) {
-    let owner = format!("{}_owner", bed.login);
+async fn handle_in_sql(hostile_lab: &HostileLab) {
+    let owner = format!("{}_owner", hostile_lab.login);
     let prepare = format!(
         "create role {owner};
         grant {owner} to {};
@@ -219,53 +223,60 @@ async fn handle_in_sql(bed: &Bed) {
             perform set_config('search_path', 'public, pg_catalog', false);
         end $$;
         alter function theirs.on_user(jsonb) owner to {owner}",
-        bed.login
+        hostile_lab.login
     );
-    bed.admin.execute(AssertSqlSafe(prepare)).await.unwrap();
-    bed.run(&["handlers", "add", "theirs.on_user", "--name", "mirror", "--from-start"]).await;
-    bed.calm("handlers add").await;
-    let environment = bed.lab.environment();
+    hostile_lab.admin.execute(AssertSqlSafe(prepare)).await.unwrap();
+    hostile_lab.run(&["handlers", "add", "theirs.on_user", "--name", "mirror", "--from-start"]).await;
+    hostile_lab.calm("handlers add").await;
+    let environment = hostile_lab.lab.environment();
     let environment: Vec<_> = environment
         .iter()
         .filter(|(name, _)| *name != "DATABASE_URL")
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
-    let mut served = Served::start(&bed.url(), free_address(), &environment);
-    let live = bed.count("select count(*) from workos.users").await;
-    until("every live user is told of", async || bed.count("select count(*) from theirs.done").await == live).await;
-    bed.admin.execute("insert into theirs.broken default values").await.unwrap();
+    let mut served = Served::start(&hostile_lab.url(), free_address(), &environment);
+    let live = hostile_lab.count("select count(*) from workos.users").await;
+    until("every live user is told of", async || hostile_lab.count("select count(*) from theirs.done").await == live)
+        .await;
+    hostile_lab.admin.execute("insert into theirs.broken default values").await.unwrap();
     let create = async || {
         let created = observed("user.created", 0, &user(&unique("user"), "Ada", 0));
-        apply(&bed.lab.context().store, Origin::Webhook, &[created]).await.unwrap();
+        apply(&hostile_lab.lab.context().store, Origin::Webhook, &[created]).await.unwrap();
     };
     create().await;
-    until("it has failed", async || bed.count("select count(*) from workos.handler_backlog").await == 1).await;
-    bed.admin.execute("delete from theirs.broken").await.unwrap();
-    bed.run(&["handlers", "redrive", "mirror"]).await;
+    until("it has failed", async || hostile_lab.count("select count(*) from workos.handler_backlog").await == 1).await;
+    hostile_lab.admin.execute("delete from theirs.broken").await.unwrap();
+    hostile_lab.run(&["handlers", "redrive", "mirror"]).await;
     create().await;
-    until("both are done", async || bed.count("select count(*) from theirs.done").await == live + 2).await;
+    until("both are done", async || hostile_lab.count("select count(*) from theirs.done").await == live + 2).await;
     for command in ["pause", "resume", "remove"] {
-        bed.run(&["handlers", "list", "--json"]).await;
-        bed.run(&["handlers", command, "mirror"]).await;
+        hostile_lab.run(&["handlers", "list", "--json"]).await;
+        hostile_lab.run(&["handlers", command, "mirror"]).await;
     }
     assert!(served.terminate().success());
-    bed.calm("a handler in SQL").await;
-    bed.admin.execute(AssertSqlSafe(format!("drop owned by {owner}; drop role {owner}"))).await.unwrap();
+    hostile_lab.calm("a handler in SQL").await;
+    hostile_lab.admin.execute(AssertSqlSafe(format!("drop owned by {owner}; drop role {owner}"))).await.unwrap();
 }
 
 /// Gives the database to another environment.
-async fn rebind(bed: &Bed) {
-    let other = another_workos(&bed.lab.clock, None).await;
+async fn rebind(hostile_lab: &HostileLab) {
+    let other = another_workos(&hostile_lab.lab.clock, fastrand::u64(..), None).await;
     let port = other.base_url().rsplit(':').next().unwrap().to_owned();
     let client_id = other.client_id();
-    bed.run_with(&["rebind"], &[("WORKOS_CLIENT_ID", client_id.as_str()), ("WORKOS_API_PORT", port.as_str())]).await;
-    bed.calm("rebind").await;
+    hostile_lab
+        .run_with(&["rebind"], &[("WORKOS_CLIENT_ID", client_id.as_str()), ("WORKOS_API_PORT", port.as_str())])
+        .await;
+    hostile_lab.calm("rebind").await;
     // The service of the tests has a client ID of its own.
-    sqlx::query("update workos.environment set client_id = $1").bind(CLIENT_ID).execute(&bed.admin).await.unwrap();
+    sqlx::query("update workos.environment set client_id = $1")
+        .bind(CLIENT_ID)
+        .execute(&hostile_lab.admin)
+        .await
+        .unwrap();
 }
 
 /// Every way to read a user and the changes over HTTP.
-async fn look_up(bed: &Bed, service: &Service, id: &str) {
+async fn look_up(hostile_lab: &HostileLab, service: &Service, id: &str) {
     // The user of the fixtures' tokens.
     let tokens = fixture("access_tokens");
     let vector = tokens["vectors"].as_array().unwrap().iter().find(|vector| vector["name"] == "per_client_issuer");
@@ -284,7 +295,7 @@ async fn look_up(bed: &Bed, service: &Service, id: &str) {
         "/user_management/users?order=asc&limit=2",
     ] {
         let answer = get(&service.url(path)).await;
-        assert_eq!(answer.status, 200, "{path}: {} {}", answer.text, bed.called().await);
+        assert_eq!(answer.status, 200, "{path}: {} {}", answer.text, hostile_lab.called().await);
     }
     let page = get(&service.url("/user_management/users?limit=2")).await.json();
     let after = page["list_metadata"]["after"].as_str().unwrap();
@@ -295,37 +306,38 @@ async fn look_up(bed: &Bed, service: &Service, id: &str) {
 }
 
 /// Callers in SQL, with the same path.
-async fn call_in_sql(bed: &Bed, id: &str) {
+async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
     let found = sqlx::query_scalar::<_, String>("select id from workos.get_auth_user($1)").bind(id);
-    assert_eq!(found.fetch_all(&bed.lab.pool).await.unwrap(), [id]);
-    let mut caller = bed.lab.pool.acquire().await.unwrap();
+    assert_eq!(found.fetch_all(&hostile_lab.lab.pool).await.unwrap(), [id]);
+    let mut caller = hostile_lab.lab.pool.acquire().await.unwrap();
     let claims = "select pg_catalog.set_config('request.jwt.claims', $1, false)";
     sqlx::query(claims).bind(json!({"sub": id}).to_string()).execute(&mut *caller).await.unwrap();
     let own = sqlx::query_scalar::<_, String>("select id from workos.current_auth_user()");
     assert_eq!(own.fetch_all(&mut *caller).await.unwrap(), [id]);
-    bed.calm("a caller in SQL").await;
+    hostile_lab.calm("a caller in SQL").await;
 }
 
 /// The service on a pool of the application's, with whatever path that has.
-async fn serve(bed: &Bed) {
+async fn serve(hostile_lab: &HostileLab) {
     let handler = |change: Change, mut tx: Tx| async move {
         let note = sqlx::query("insert into theirs.done values ($1)").bind(change.user_id);
         note.execute(&mut *tx).await.map(|_| ())
     };
-    bed.admin
+    hostile_lab
+        .admin
         .execute(AssertSqlSafe(format!(
             "grant usage on schema theirs to {0}; grant insert on theirs.done to {0}",
-            bed.login
+            hostile_lab.login
         )))
         .await
         .unwrap();
-    let told = bed.count("select count(*) from theirs.done").await;
-    let service = Service::start_with(&bed.lab.pool, |builder: Builder| {
+    let told = hostile_lab.count("select count(*) from theirs.done").await;
+    let service = Service::start_with(&hostile_lab.lab.pool, |builder: Builder| {
         builder.service_key("crm", KEY).action_secrets(secrets()).session_sign_ins(true).on("rust", "user.*", handler)
     })
     .await;
     let handlers = "select count(*) from workos.handlers where name = 'rust'";
-    until("the handler is known", async || bed.count(handlers).await == 1).await;
+    until("the handler is known", async || hostile_lab.count(handlers).await == 1).await;
     let (id, gone) = (unique("user"), unique("user"));
     let mut known = user(&id, "Ada", 0);
     known["external_id"] = json!("crm-1");
@@ -346,9 +358,9 @@ async fn serve(bed: &Bed) {
         ("user.deleted", 20, json!({"id": gone})),
     ] {
         let answer = service.deliver(&body(&unique("event"), event_type, at, &data)).await;
-        assert_eq!(answer.status, 200, "{event_type}: {} {}", answer.text, bed.called().await);
+        assert_eq!(answer.status, 200, "{event_type}: {} {}", answer.text, hostile_lab.called().await);
     }
-    look_up(bed, &service, &id).await;
+    look_up(hostile_lab, &service, &id).await;
     assert_eq!(service.get("/readyz").await.status, 200);
     service.metrics().await;
     for action in [registration("action_1", "eve@example.com"), authentication("action_2", &id)] {
@@ -356,28 +368,30 @@ async fn serve(bed: &Bed) {
             assert_eq!(service.verdict(&action).await.0, "Allow");
         }
     }
-    until("the handler in Rust has run", async || bed.count("select count(*) from theirs.done").await == told + 5)
-        .await;
+    until("the handler in Rust has run", async || {
+        hostile_lab.count("select count(*) from theirs.done").await == told + 5
+    })
+    .await;
     service.stop().await.unwrap();
-    bed.calm("the service").await;
-    call_in_sql(bed, &id).await;
+    hostile_lab.calm("the service").await;
+    call_in_sql(hostile_lab, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_feature_runs_what_a_stranger_put_into_public() {
-    let bed = Bed::new().await;
-    assert!(bed.count("select count(*) from planter.objects").await > 1_000);
-    let proof = bed.lab.pool.execute("select 1 = 1").await;
-    assert!(proof.is_err() && bed.called().await.contains("operator ="), "the plants work: {proof:?}");
-    bed.admin.execute("alter sequence public.hostile_call restart").await.unwrap();
-    bed.run(&["migrate"]).await;
-    bed.run(&["migrate", "status"]).await;
-    bed.calm("migrate").await;
-    assert_eq!(bed.bound().await, Vec::<String>::new());
-    read_workos(&bed).await;
-    keep_the_inbox(&bed).await;
-    handle_in_sql(&bed).await;
-    rebind(&bed).await;
-    serve(&bed).await;
-    bed.end().await;
+    let hostile_lab = HostileLab::new().await;
+    assert!(hostile_lab.count("select count(*) from planter.objects").await > 1_000);
+    let proof = hostile_lab.lab.pool.execute("select 1 = 1").await;
+    assert!(proof.is_err() && hostile_lab.called().await.contains("operator ="), "the plants work: {proof:?}");
+    hostile_lab.admin.execute("alter sequence public.hostile_call restart").await.unwrap();
+    hostile_lab.run(&["migrate"]).await;
+    hostile_lab.run(&["migrate", "status"]).await;
+    hostile_lab.calm("migrate").await;
+    assert_eq!(hostile_lab.bound().await, Vec::<String>::new());
+    read_workos(&hostile_lab).await;
+    keep_the_inbox(&hostile_lab).await;
+    handle_in_sql(&hostile_lab).await;
+    rebind(&hostile_lab).await;
+    serve(&hostile_lab).await;
+    hostile_lab.end().await;
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
 mod action_endpoint;
+mod action_verdicts;
 mod actions;
 mod backfill;
 mod catch_up;
@@ -18,8 +19,10 @@ mod emulator;
 mod erasure;
 mod exhaustion;
 mod explain;
+mod followers;
 mod guides;
 mod handlers;
+mod handlers_in_sql;
 mod hangup;
 mod hostile_schema;
 mod http_caching;
@@ -34,6 +37,7 @@ mod openapi;
 mod outage;
 mod plans;
 mod plans_at_scale;
+mod polling;
 mod pooler;
 mod private_postgres;
 mod progress;

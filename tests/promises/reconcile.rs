@@ -96,7 +96,7 @@ async fn a_few_go_without_saying() {
 #[tokio::test]
 async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
     let (lab, _) = silent(3).await;
-    let empty = another_workos(&lab.clock, None).await;
+    let empty = another_workos(&lab.clock, fastrand::u64(..), None).await;
     let context = lab.context_of(&empty, &empty.api_key());
     context.store.accept_deletions().await.unwrap();
     let outcome = crate::support::lab::reconcile(context, Mode::Repair).await;
@@ -142,7 +142,7 @@ async fn a_tombstone_workos_contradicts_is_reported_and_stays() {
 #[tokio::test]
 async fn a_copied_database_is_given_to_its_new_environment_and_the_old_users_go() {
     let (lab, ids) = silent(9).await;
-    let staging = another_workos(&lab.clock, None).await;
+    let staging = another_workos(&lab.clock, fastrand::u64(..), None).await;
     staging.create_user(&crate::support::lab::object(json!({"email": "s@example.test"}))).unwrap();
     lab.clock.set(lab.clock.now().plus_seconds(5));
     let port = staging.base_url().rsplit(':').next().unwrap().to_owned();

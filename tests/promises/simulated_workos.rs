@@ -14,21 +14,18 @@ use authkit_sync::workos::signature::Secret;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::support::database::TestDatabase;
 use crate::support::fixture;
+use crate::support::lab::object;
 use crate::support::service::Answer;
 
 async fn workos(state: Option<PathBuf>) -> SimulatedWorkos {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     SimulatedWorkos::start(Options { listen, clock: Clock::system(), seed: 7, state }).await.unwrap()
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
 }
 
 fn keys(value: &Value) -> BTreeSet<&str> {

@@ -1,6 +1,19 @@
-//! What the tests share.
+//! What the tests share, in layers. A test uses the lowest one that is enough.
+//!
+//! | layer | what it adds |
+//! |---|---|
+//! | [`events`], [`actions`], [`fixture`] | events, users and actions as WorkOS sends them |
+//! | [`database::TestDatabase`] | a database of the test's own |
+//! | [`service::Service`] | the service in this process, on a pool, with a clock and signing keys that the test sets |
+//! | [`application::Application`] | a database and an application's table, and services with handlers |
+//! | [`lab::Lab`] | a database and a simulated WorkOS on one clock, and the background jobs, a step at a time |
+//! | [`binary::Served`] | the real binary as a process, which can be killed |
+//! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
+//!
+//! [`hostile`] fills a database's `public` with a stranger's objects.
 
 pub(crate) mod actions;
+pub(crate) mod application;
 pub(crate) mod binary;
 pub(crate) mod database;
 pub(crate) mod events;

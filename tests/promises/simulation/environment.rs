@@ -1,12 +1,13 @@
 //! A WorkOS environment: its users, what happens to them, and the deliveries that tell of it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
-use authkit_sync::dev::workos::{ApiFaults, Faults, Held, Options, SimulatedWorkos};
+use authkit_sync::dev::workos::{ApiFaults, Faults, Held, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::support::lab::{another_workos, object};
 
 /// Users who ever live in one environment.
 const USERS: usize = 14;
@@ -64,8 +65,7 @@ pub(super) struct Environment {
 
 impl Environment {
     pub(super) async fn start(clock: &Clock, seed: u64, receives: bool) -> Self {
-        let listen = (Ipv4Addr::LOCALHOST, 0).into();
-        let workos = SimulatedWorkos::start(Options { listen, clock: clock.clone(), seed, state: None }).await.unwrap();
+        let workos = another_workos(clock, seed, None).await;
         workos.set_faults(Faults { hold: true, ..Faults::default() });
         workos.add_endpoint("http://held.invalid/");
         let mut environment = Self {
@@ -174,8 +174,4 @@ impl Environment {
 
 fn name(random: &mut fastrand::Rng) -> String {
     format!("name {}", random.u16(..))
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
 }

@@ -14,8 +14,6 @@ use authkit_sync::domain::change::ChangeKind;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
-use authkit_sync::metrics::Metrics;
-use authkit_sync::store::Store;
 use authkit_sync::store::handlers::BoxError;
 use authkit_sync::sync::backfill::Backfill;
 use authkit_sync::sync::catch_up::CatchUp;
@@ -37,6 +35,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tower::ServiceExt;
+
+use crate::support::lab::job_context;
 
 /// Connections of one process to the database. Its receiver and its jobs share them.
 pub(super) const POOL: u32 = 4;
@@ -148,10 +148,8 @@ impl Replica {
         let options = PgConnectOptions::from_str(start.url).unwrap();
         let pool = PgPoolOptions::new().max_connections(POOL).connect_lazy_with(options);
         let clock = Clock::manual(start.now);
-        let metrics = Arc::new(Metrics::default());
-        let store = Store::new(pool.clone(), pool.clone(), &workos.client_id(), timeout);
         let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
-        let context = JobContext::new(store, api, clock.clone(), metrics, seed);
+        let context = job_context(&pool, &workos.client_id(), timeout, api, &clock, seed);
         let types = ["user.created", "user.updated", "user.deleted", "session.created"].map(str::to_owned).to_vec();
         let receiver = AuthKit::builder(pool.clone(), workos.client_id())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use authkit_sync::action_endpoint::{ActionEndpoint, OnFailure};
+use authkit_sync::authkit::Builder;
+use authkit_sync::domain::action_rules::Rules;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -83,4 +85,23 @@ impl Service {
     pub(crate) async fn metrics(&self) -> String {
         super::service::http_ok(&format!("http://{}/metrics", self.ops)).await
     }
+}
+
+/// A rule with a message.
+pub(crate) const GMAIL: &str = "deny registration @gmail.com \"Please sign up with your work address.\"";
+
+/// Settings with these rules.
+pub(crate) fn rules(text: &str) -> impl FnOnce(Builder) -> Builder + use<> {
+    let rules: Rules = text.parse().unwrap();
+    move |builder| builder.action_secrets(secrets()).action_rules(rules)
+}
+
+/// A verdict as `Service::verdict` returns it.
+pub(crate) fn allowed() -> (String, Option<String>) {
+    ("Allow".to_owned(), None)
+}
+
+/// Another.
+pub(crate) fn denied(message: &str) -> (String, Option<String>) {
+    ("Deny".to_owned(), Some(message.to_owned()))
 }

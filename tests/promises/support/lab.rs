@@ -36,7 +36,7 @@ impl Lab {
         let database = TestDatabase::unbound().await;
         let pool = database.pool(6).await;
         let clock = Clock::manual(Clock::system().now());
-        let workos = another_workos(&clock, state).await;
+        let workos = another_workos(&clock, fastrand::u64(..), state).await;
         Self { database, pool, workos, clock }
     }
 
@@ -47,10 +47,8 @@ impl Lab {
 
     /// One whose key, or whose WorkOS, is another.
     pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
-        let timeout = Duration::from_secs(20);
-        let store = Store::new(self.pool.clone(), self.pool.clone(), &self.workos.client_id(), timeout);
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
-        JobContext::new(store, api, self.clock.clone(), Arc::new(Metrics::default()), fastrand::u64(..))
+        job_context(&self.pool, &self.workos.client_id(), Duration::from_secs(20), api, &self.clock, fastrand::u64(..))
     }
 
     pub(crate) fn catch_up(&self) -> catch_up::CatchUp {
@@ -141,10 +139,23 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
     }
 }
 
+/// What a process of ours works with.
+pub(crate) fn job_context(
+    pool: &PgPool,
+    client_id: &str,
+    timeout: Duration,
+    api: Api,
+    clock: &Clock,
+    seed: u64,
+) -> JobContext {
+    let store = Store::new(pool.clone(), pool.clone(), client_id, timeout);
+    JobContext::new(store, api, clock.clone(), Arc::new(Metrics::default()), seed)
+}
+
 /// Another environment, or the one of a state file.
-pub(crate) async fn another_workos(clock: &Clock, state: Option<std::path::PathBuf>) -> SimulatedWorkos {
+pub(crate) async fn another_workos(clock: &Clock, seed: u64, state: Option<std::path::PathBuf>) -> SimulatedWorkos {
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
-    let options = Options { listen, clock: clock.clone(), seed: fastrand::u64(..), state };
+    let options = Options { listen, clock: clock.clone(), seed, state };
     SimulatedWorkos::start(options).await.unwrap()
 }
 
