@@ -1,5 +1,5 @@
-//! What the documents say about the program, checked against the program: header names and commands. [`super::guides`] checks
-//! settings, metrics, routes, codes, files and examples.
+//! What the documents say about the program, checked against the program: header names, commands, and the tests of the
+//! promises. [`super::guides`] checks settings, metrics, routes, codes, files and examples.
 
 use std::path::{Path, PathBuf};
 
@@ -177,4 +177,31 @@ fn a_wrong_command_and_a_wrong_header_are_noticed() {
         ["AuthKit-Synced-Through"]
     );
     assert_eq!(code("a `b c` d\n```sh\ne f\n```\n`g`"), ["b c", "e f", "g"]);
+}
+
+/// The titles of a numbered list whose items begin in bold: `1. **Title.** …`.
+fn promises(text: &str) -> Vec<&str> {
+    let items = text.lines().filter_map(|line| line.split_once(". **"));
+    items.filter_map(|(_, rest)| rest.split("**").next()).map(|title| title.trim_end_matches('.')).collect()
+}
+
+#[test]
+fn each_promise_names_the_tests_that_prove_it_and_they_exist() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/promises");
+    let list = include_str!("main.rs").split("#![expect").next().unwrap();
+    let readme = include_str!("../../README.md").split("\n## Promises\n").nth(1).unwrap();
+    let readme = readme.split("\n## ").next().unwrap();
+    assert_eq!(promises(list), promises(readme));
+    assert_eq!(promises(list).len(), 10);
+    for promise in list.split(".**").skip(1) {
+        let tests: Vec<&str> = code(promise).into_iter().filter(|name| name.contains("::")).collect();
+        assert!(!tests.is_empty(), "a promise names no test: {promise}");
+        for test in tests {
+            let (module, name) = test.split_once("::").unwrap();
+            let source = std::fs::read_to_string(folder.join(module).with_extension("rs")).unwrap_or_default();
+            let found = source.split_once(&format!("fn {name}("));
+            let is_test = found.is_some_and(|(before, _)| before.rsplit("\n\n").next().unwrap().contains("test"));
+            assert!(is_test, "there is no test {test}");
+        }
+    }
 }
