@@ -1,7 +1,8 @@
-//! What a page costs beside the same users one by one, and what the walk and catch-up add to it. Run with `cargo bench`.
+//! Measures a page of users beside the same users one by one, and catch-up. Run with `cargo bench --bench pages`. Backfill is a row
+//! of the bench `load`.
 //!
 //! Everything is in this one process and on this machine, the simulated WorkOS included, so only the ratios mean anything
-//! elsewhere. Real walks are paced at about three pages a second; these are not.
+//! elsewhere. Real pages are paced at about three a second; these are not.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
-use authkit_sync::sync::backfill::{Backfill, BackfillStep};
 use authkit_sync::sync::catch_up::{CatchUp, EVENT_TYPES};
 use authkit_sync::sync::job::JobContext;
 use authkit_sync::sync::runner::BackgroundLoop;
@@ -82,10 +82,6 @@ async fn main() {
     sqlx::query("truncate workos.user_records, workos.events").execute(&pool).await.unwrap();
     let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
     let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
-    let backfill = Backfill::new(context.clone(), false);
-    let began = Instant::now();
-    while !matches!(backfill.step().await.unwrap(), Some(BackfillStep::Done(_))) {}
-    report("backfill, unpaced", USERS, began);
     let catch_up = CatchUp::new(context, EVENT_TYPES.map(str::to_owned).to_vec(), Duration::from_secs(60));
     let began = Instant::now();
     while catch_up.tick().await < Duration::from_secs(10) {}

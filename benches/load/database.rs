@@ -107,9 +107,23 @@ impl Database {
         self.runtime.block_on(query.fetch_one(&self.pool)).unwrap()
     }
 
+    /// Runs the migrations in another database.
+    pub(crate) fn migrate(&self, database: &str) {
+        let options = PgPoolOptions::new().max_connections(1);
+        self.runtime.block_on(async {
+            let pool = options.connect(&self.url(database)).await.unwrap();
+            migrations::run(&pool).await.unwrap();
+            pool.close().await;
+        });
+    }
+
+    pub(crate) fn execute(&self, statement: &'static str) {
+        self.runtime.block_on(self.pool.execute(statement)).unwrap();
+    }
+
     /// Lets each measurement begin with the same distance to the next checkpoint.
     pub(crate) fn checkpoint(&self) {
-        self.runtime.block_on(self.pool.execute("checkpoint")).unwrap();
+        self.execute("checkpoint");
     }
 
     pub(crate) fn close(self) {

@@ -25,11 +25,15 @@
 //! **Final state.** After each row, the tables contain exactly what was sent: every event once, every user with its latest state,
 //! and one change for each difference. The command fails otherwise.
 //!
+//! The row `backfill` reads prepared pages without pauses into an empty database, in a process of its own. Its latencies are those
+//! of a page of a hundred users.
+//!
 //! The comparison `pgbench-statement` stores an event of the same size and upserts its user in one statement, in tables with
 //! primary keys only. `pgbench-unnest` stores a hundred of each in a transaction. `pgbench-reads` reads a user by its ID from the
 //! service's own table. All use prepared statements and as many sessions as the service has clients.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
+mod backfill;
 mod client;
 mod cpu;
 mod database;
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         // The benchmark starts itself for its other processes.
         Some("lane") => client::main(),
         Some("empty") => empty::main(),
+        Some("backfill") => backfill::fill(&arguments[2], &arguments[3]),
         // `cargo test --benches` runs it without measuring anything.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {}
         _ => return rounds::run(&options::read(&arguments)),

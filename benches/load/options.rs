@@ -21,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) processes: usize,
     /// Tokens that the row `lookups-new` has in each round.
     pub(crate) tokens: usize,
+    /// Users that the row `backfill` reads.
+    pub(crate) backfill: u64,
     pub(crate) binary: PathBuf,
     pub(crate) data: Option<PathBuf>,
     /// Settings of PostgreSQL, `name=value`.
@@ -50,6 +52,7 @@ fn command() -> Command {
         .arg(option("inbox", "0", "Events in the inbox before the first round"))
         .arg(option("processes", "1", "Processes of the service on one database"))
         .arg(option("tokens", "30000", "Tokens of the row lookups-new in one round. It ends early when they run out"))
+        .arg(option("backfill", "20000", "Users that the row backfill reads in one round"))
         .arg(option("binary", env!("CARGO_BIN_EXE_authkit-sync"), "The binary authkit-sync to measure"))
         .arg(Arg::new("data").long("data").help("Directory that keeps the database for a next run with as many users"))
         .arg(settings("postgres", "Setting of PostgreSQL, for example shared_buffers=4GB"))
@@ -83,6 +86,7 @@ pub(crate) fn read(arguments: &[String]) -> Options {
         inbox: number(&matches, "inbox"),
         processes: number(&matches, "processes"),
         tokens: number(&matches, "tokens"),
+        backfill: number(&matches, "backfill"),
         binary: number(&matches, "binary"),
         data: matches.get_one::<String>("data").map(PathBuf::from),
         postgres: list(&matches, "postgres"),

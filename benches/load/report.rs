@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::backfill::Backfilled;
 use super::lane::Outcome;
 use super::options::Options;
 use super::pgbench::Seen;
@@ -81,6 +82,19 @@ impl Sample {
             postgres: spent.postgres / count,
             load: f64::NAN,
             wal: spent.wal / count,
+        }
+    }
+
+    pub(crate) fn of_backfill(filled: &Backfilled, spent: &Counters) -> Self {
+        let users = filled.users as f64;
+        Self {
+            rate: users / filled.seconds,
+            p50: filled.p50,
+            p99: filled.p99,
+            service: filled.cpu / users,
+            postgres: spent.postgres / users,
+            load: f64::NAN,
+            wal: spent.wal / users,
         }
     }
 

@@ -126,16 +126,20 @@ impl Requests {
     }
 }
 
+/// A user object.
+pub(crate) fn user(id: &str, first_name: &str, updated_at: &str) -> Value {
+    json!({
+        "object": "user", "id": id, "email": format!("{id}@example.test"), "email_verified": true,
+        "first_name": first_name, "last_name": "Quill", "name": "Ada Quill", "profile_picture_url": null,
+        "external_id": format!("crm-{id}"), "metadata": {"plan": "team"}, "last_sign_in_at": null, "locale": "en-GB",
+        "created_at": CREATED_AT, "updated_at": updated_at,
+    })
+}
+
 fn event(id: &str, event_type: &str, user_id: &str, first_name: &str, updated_at: &str) -> Value {
     json!({
         "object": "event", "id": id, "event": event_type, "created_at": updated_at,
-        "context": {"client_id": "client_bench"},
-        "data": {
-            "object": "user", "id": user_id, "email": format!("{user_id}@example.test"), "email_verified": true,
-            "first_name": first_name, "last_name": "Quill", "name": "Ada Quill", "profile_picture_url": null,
-            "external_id": format!("crm-{user_id}"), "metadata": {"plan": "team"}, "last_sign_in_at": null,
-            "locale": "en-GB", "created_at": CREATED_AT, "updated_at": updated_at,
-        },
+        "context": {"client_id": "client_bench"}, "data": user(user_id, first_name, updated_at),
     })
 }
 

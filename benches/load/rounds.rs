@@ -1,5 +1,6 @@
 //! The rounds: everything started, each row measured once in each round, everything stopped.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use super::requests::Kind;
 use super::rows::{self, Row, Work};
 use super::service::{EmptyHandler, Service};
 use super::verify::{self, Verified};
-use super::{pgbench, tokens};
+use super::{backfill, pgbench, tokens};
 
 /// Distinct events of the row of duplicates.
 const DUPLICATES: u64 = 1_000;
@@ -30,6 +31,8 @@ struct Bench<'a> {
     workos: SimulatedWorkos,
     service: Service,
     empty: EmptyHandler,
+    /// Serves the list of users for the backfill.
+    pages: SocketAddr,
     verified: Verified,
     /// Begins the names of this command's runs, which a kept database has never seen.
     prefix: String,
@@ -48,7 +51,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let service = Service::start(options, &folder, &database.url("postgres"), &workos);
     let prefix = format!("{:x}", Clock::system().now().unix_seconds());
     let (empty, verified) = (EmptyHandler::start(), Verified::default());
-    let mut bench = Bench { options, folder, database, workos, service, empty, verified, prefix };
+    let pages = runtime.block_on(backfill::serve_pages(options.backfill));
+    let mut bench = Bench { options, folder, database, workos, service, empty, pages, verified, prefix };
     let rows = rows::of(options);
     bench.sign_tokens(&rows);
     bench.warm_up();
@@ -133,6 +137,7 @@ impl Bench<'_> {
                 let seen = pgbench::run(script, &self.database, self.options, &self.folder, &run, row.connections);
                 return report.add(&row.name, Sample::of_pgbench(&seen, &self.counters().since(&before)));
             }
+            Work::Backfill => return self.measure_backfill(row, report),
             Work::Webhooks => vec![self.plan(Kind::Created, &run, row.connections)],
             Work::Updates => vec![self.plan(Kind::Updated { users: self.options.users }, &run, row.connections)],
             Work::Duplicates => vec![self.plan(Kind::Duplicates { events: DUPLICATES }, &run, row.connections)],
@@ -149,6 +154,16 @@ impl Bench<'_> {
         if let Some(lookups) = samples.next() {
             report.add(LOOKUPS_BESIDE, lookups);
         }
+    }
+
+    fn measure_backfill(&mut self, row: &Row, report: &mut Report) {
+        backfill::prepare(&self.database);
+        let before = self.counters();
+        let (filled, difference) = backfill::run(&self.database, self.pages, self.options.backfill);
+        report.add(&row.name, Sample::of_backfill(&filled, &self.counters().since(&before)));
+        backfill::discard(&self.database);
+        self.verified.users += filled.users;
+        self.verified.differences.extend(difference);
     }
 
     /// Sends each plan's load at the same time, then verifies the tables.

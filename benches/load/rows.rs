@@ -21,6 +21,8 @@ pub(crate) enum Work {
     EmptyPost,
     EmptyGet,
     Pgbench(Script),
+    /// All users of a list, without pauses.
+    Backfill,
 }
 
 /// One row.
@@ -50,6 +52,7 @@ pub(crate) fn of(options: &Options) -> Vec<Row> {
     rows.push(row("empty-get", Work::EmptyGet, 32));
     rows.push(Row { name: "open-loop".to_owned(), work: Work::OpenLoop, connections: 64 });
     rows.push(Row { name: "open-loop-beside".to_owned(), work: Work::OpenLoopBesideLookups, connections: 64 });
+    rows.push(Row { name: "backfill".to_owned(), work: Work::Backfill, connections: 1 });
     if !options.rows.is_empty() {
         rows.push(row("updates", Work::Updates, 32));
         rows.push(row("duplicates", Work::Duplicates, 32));
