@@ -14,6 +14,7 @@ mod policy;
 mod source;
 mod text;
 mod token;
+mod verified;
 
 pub use cache::{KeyCache, KeyStatus};
 pub use error::TokenError;

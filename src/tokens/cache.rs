@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::keys::KeySet;
+use super::keys::{KeyFingerprint, KeySet};
 use super::source::{KeyFetchError, KeySource};
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
@@ -149,11 +149,23 @@ impl KeyCache {
         Duration::from_secs(until_stale.max(held.cooldown_left(now)).max(1).unsigned_abs())
     }
 
-    /// Verifies `signature` over `message` with the key `kid`. Fetches an unknown key. `Ok(false)` means a wrong signature.
-    pub(super) async fn verify(&self, kid: &str, message: &[u8], signature: &[u8]) -> Result<bool, NoKey> {
+    /// Returns true if WorkOS still publishes this key under the key ID, as far as we know.
+    pub(super) fn is_published(&self, kid: &str, key: KeyFingerprint, now: Timestamp) -> bool {
+        let held = self.0.held.load();
+        held.usable(now) && held.set.get(kid).is_some_and(|published| published.fingerprint == key)
+    }
+
+    /// Verifies `signature` over `message` with the key `kid`, and returns which key that was. Fetches an unknown key. `Ok(None)`
+    /// means a wrong signature.
+    pub(super) async fn verify(
+        &self,
+        kid: &str,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<Option<KeyFingerprint>, NoKey> {
         let verify = |held: &Held, now| {
             let key = held.usable(now).then(|| held.set.get(kid)).flatten()?;
-            Some(key.verify_sig(message, signature).is_ok())
+            Some(key.public.verify_sig(message, signature).is_ok().then_some(key.fingerprint))
         };
         let now = self.0.clock.now();
         if let Some(genuine) = verify(&self.0.held.load(), now) {

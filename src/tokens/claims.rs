@@ -7,6 +7,12 @@ use super::policy::TokenPolicy;
 use super::text::{shown, text};
 use crate::domain::timestamp::Timestamp;
 
+/// Parses the header or the claims of a token.
+pub(super) fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, TokenError> {
+    serde_json::from_slice(json)
+        .map_err(|_| TokenError::invalid("malformed", format!("not a JWT: its {name} is not a JSON object")))
+}
+
 /// Tolerated difference between WorkOS's clock and ours, seconds.
 pub(super) const LEEWAY: i64 = 10;
 
@@ -73,6 +79,11 @@ pub(super) const CHECKS: [ClaimCheck; 8] = [
 ];
 
 impl Claims<'_> {
+    /// Runs every check, in order.
+    pub(super) fn check(&self) -> Result<(), TokenError> {
+        CHECKS.iter().try_for_each(|check| (check.run)(self))
+    }
+
     fn time(&self, name: &str) -> String {
         match seconds(self.claims, name) {
             Ok(None) => "none".to_owned(),
@@ -92,11 +103,40 @@ impl Claims<'_> {
     }
 }
 
+/// The claims that are compared with the clock: seconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    expires: i64,
+    not_before: Option<i64>,
+    issued: Option<i64>,
+}
+
+impl Times {
+    pub(super) fn read(claims: &Map<String, Value>) -> Result<Self, TokenError> {
+        let (not_before, issued) = (seconds(claims, "nbf")?, seconds(claims, "iat")?);
+        Ok(Self { expires: expires(claims)?, not_before, issued })
+    }
+
+    /// Runs those of the [`CHECKS`] that depend on the clock, in the same order.
+    pub(super) fn check(&self, now: Timestamp) -> Result<(), TokenError> {
+        is_current(self.expires, now)?;
+        is_not_ahead("nbf", self.not_before, now)?;
+        is_not_ahead("iat", self.issued, now)
+    }
+}
+
 /// Checks that `exp` is present and in the future.
 fn expiry(it: &Claims<'_>) -> Result<(), TokenError> {
-    let now = it.now.unix_seconds();
-    let expires = seconds(it.claims, "exp")?
-        .ok_or_else(|| TokenError::invalid("no_expiry", "the token has no exp, so it would never expire".to_owned()))?;
+    is_current(expires(it.claims)?, it.now)
+}
+
+fn expires(claims: &Map<String, Value>) -> Result<i64, TokenError> {
+    seconds(claims, "exp")?
+        .ok_or_else(|| TokenError::invalid("no_expiry", "the token has no exp, so it would never expire".to_owned()))
+}
+
+fn is_current(expires: i64, now: Timestamp) -> Result<(), TokenError> {
+    let now = now.unix_seconds();
     if expires.saturating_add(LEEWAY) <= now {
         return Err(TokenError::Expired { seconds: now.saturating_sub(expires) });
     }
@@ -105,7 +145,11 @@ fn expiry(it: &Claims<'_>) -> Result<(), TokenError> {
 
 /// Checks that `nbf` and `iat`, if present, are not in the future.
 fn not_ahead(it: &Claims<'_>, name: &str) -> Result<(), TokenError> {
-    let ahead = seconds(it.claims, name)?.map_or(0, |at| at.saturating_sub(it.now.unix_seconds()));
+    is_not_ahead(name, seconds(it.claims, name)?, it.now)
+}
+
+fn is_not_ahead(name: &str, at: Option<i64>, now: Timestamp) -> Result<(), TokenError> {
+    let ahead = at.map_or(0, |at| at.saturating_sub(now.unix_seconds()));
     if ahead > LEEWAY {
         let reason = format!("not valid yet: {name} is {ahead} s in the future; check this machine's clock");
         return Err(TokenError::invalid("not_yet_valid", reason));

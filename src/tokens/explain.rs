@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use super::claims::{CHECKS, Claims};
 use super::error::TokenError;
+use super::identity::impersonated;
 use super::text::{plain, text};
-use super::token::{Form, TokenVerifier, impersonated};
+use super::token::{Form, TokenVerifier};
 use crate::domain::decide::Stored;
 
 /// The result of one check.

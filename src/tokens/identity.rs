@@ -5,6 +5,8 @@ use std::fmt;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::{Map, Value};
 
+use super::text::text;
+
 /// The claims of a token that passed every check. `Debug` shows only the subject.
 #[derive(Clone)]
 pub struct Identity {
@@ -21,11 +23,24 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The claims of a token that passed every check.
+    pub(super) fn of(claims: Map<String, Value>) -> Self {
+        let own = |name: &str| text(&claims, name).to_owned();
+        let (subject, issuer, session_id) = (own("sub"), own("iss"), own("sid"));
+        let impersonated = impersonated(&claims);
+        Self { subject, issuer, session_id, impersonated, claims }
+    }
+
     /// Returns `issuer|subject`, the identifier of a user in Convex.
     #[must_use]
     pub fn token_identifier(&self) -> String {
         format!("{}|{}", self.issuer, self.subject)
     }
+}
+
+/// Returns true if an administrator is impersonating the user: `act` (documented) or `impersonator` (read by some SDKs).
+pub(super) fn impersonated(claims: &Map<String, Value>) -> bool {
+    ["act", "impersonator"].iter().any(|name| claims.get(*name).is_some_and(Value::is_object))
 }
 
 impl fmt::Debug for Identity {

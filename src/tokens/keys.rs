@@ -8,13 +8,32 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// Smaller keys are insecure, larger ones slow.
 const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
 /// The usable keys of one JWKS document, parsed once, by key id.
 #[derive(Default)]
-pub(super) struct KeySet(HashMap<String, ParsedPublicKey>);
+pub(super) struct KeySet(HashMap<String, PublishedKey>);
+
+/// A key that can verify.
+pub(super) struct PublishedKey {
+    pub(super) public: ParsedPublicKey,
+    pub(super) fingerprint: KeyFingerprint,
+}
+
+/// The SHA-256 of a public key. Another key under the same key ID has another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyFingerprint([u8; 32]);
+
+impl KeyFingerprint {
+    fn of(key: &RsaPublicKeyComponents<Vec<u8>>) -> Self {
+        // The length keeps the two numbers apart.
+        let length = u64::try_from(key.n.len()).unwrap_or(u64::MAX).to_be_bytes();
+        Self(Sha256::new().chain_update(length).chain_update(&key.n).chain_update(&key.e).finalize().into())
+    }
+}
 
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,12 +70,12 @@ impl KeySet {
         self.0.len()
     }
 
-    pub(super) fn get(&self, kid: &str) -> Option<&ParsedPublicKey> {
+    pub(super) fn get(&self, kid: &str) -> Option<&PublishedKey> {
         self.0.get(kid)
     }
 }
 
-fn usable(entry: Value) -> Option<(String, ParsedPublicKey)> {
+fn usable(entry: Value) -> Option<(String, PublishedKey)> {
     let jwk: Jwk = serde_json::from_value(entry).ok()?;
     let for_us = jwk.kty == "RSA"
         && jwk.alg.is_none_or(|alg| alg == "RS256")
@@ -69,8 +88,10 @@ fn usable(entry: Value) -> Option<(String, ParsedPublicKey)> {
     if !for_us || !MODULUS_BYTES.contains(&n.len()) {
         return None;
     }
-    let key = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
-    Some((jwk.kid, key))
+    let key = RsaPublicKeyComponents { n, e };
+    let fingerprint = KeyFingerprint::of(&key);
+    let public = key.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
+    Some((jwk.kid, PublishedKey { public, fingerprint }))
 }
 
 #[cfg(test)]

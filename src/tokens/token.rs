@@ -1,15 +1,19 @@
 //! Verification of an access token.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::cache::{KeyCache, NoKey};
-use super::claims::{CHECKS, Claims};
+use super::claims::{Claims, object};
 use super::error::TokenError;
 use super::identity::Identity;
+use super::keys::KeyFingerprint;
 use super::policy::TokenPolicy;
-use super::text::{plain, text};
+use super::text::plain;
+use super::verified::{TokenHash, Verified, VerifiedTokens};
 use crate::domain::clock::Clock;
 
 /// A longer token is refused before it is parsed. WorkOS's templates render at most 3 KiB.
@@ -21,38 +25,62 @@ pub struct TokenVerifier {
     pub(super) policy: TokenPolicy,
     pub(super) keys: KeyCache,
     pub(super) clock: Clock,
+    known: VerifiedTokens,
 }
 
 impl TokenVerifier {
     /// Accepts tokens that `policy` accepts and that a key of `keys` has signed.
     #[must_use]
     pub fn new(policy: TokenPolicy, keys: KeyCache, clock: Clock) -> Self {
-        Self { policy, keys, clock }
+        Self { policy, keys, clock, known: VerifiedTokens::new() }
     }
 
-    /// Runs every check in order. No claim is trusted before the signature. With a known key it neither waits nor locks.
+    /// Verifies a token and returns its claims.
+    ///
+    /// It runs every check in order. No claim is trusted before the signature. With a known key it does not wait.
     /// [`TokenVerifier::explain`] runs the same checks and continues after the first failure.
     ///
     /// # Errors
     /// [`TokenError`]
     pub async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
+        self.verified(token).await?.identity()
+    }
+
+    /// Verifies a token and returns its subject, the ID of a user.
+    ///
+    /// # Errors
+    /// The same as [`TokenVerifier::verify`].
+    pub async fn subject(&self, token: &str) -> Result<String, TokenError> {
+        Ok(self.verified(token).await?.subject.to_string())
+    }
+
+    /// Verifies a token, or finds that the same token was verified before and that nothing has changed since.
+    async fn verified(&self, token: &str) -> Result<Arc<Verified>, TokenError> {
+        Form::check_size(token)?;
+        let hash = TokenHash::of(token);
+        let now = self.clock.now();
+        let published = |known: &Arc<Verified>| self.keys.is_published(&known.key_id, known.key, now);
+        if let Some(known) = self.known.get(&hash).filter(published) {
+            known.times.check(now)?;
+            return Ok(known);
+        }
         let form = Form::read(token)?;
         form.check_algorithm()?;
         let kid = form.key_id()?;
-        self.check_signature(&form, kid).await?;
-        let claims = form.claims()?;
-        let read = Claims { claims: &claims, policy: &self.policy, now: self.clock.now() };
-        for check in &CHECKS {
-            (check.run)(&read)?;
-        }
-        Ok(identity(claims))
+        let key = self.check_signature(&form, kid).await?;
+        let text = form.claims_text()?;
+        let claims = object(&text, "claims")?;
+        Claims { claims: &claims, policy: &self.policy, now: self.clock.now() }.check()?;
+        let verified = Arc::new(Verified::new(kid, key, text, &claims)?);
+        self.known.insert(hash, verified.clone());
+        Ok(verified)
     }
 
-    /// Checks the signature with the key `kid`, which WorkOS must publish.
-    pub(super) async fn check_signature(&self, form: &Form<'_>, kid: &str) -> Result<(), TokenError> {
+    /// Checks the signature with the key `kid`, which WorkOS must publish. Returns which key that was.
+    pub(super) async fn check_signature(&self, form: &Form<'_>, kid: &str) -> Result<KeyFingerprint, TokenError> {
         match self.keys.verify(kid, form.signed.as_bytes(), &form.signature).await {
-            Ok(true) => Ok(()),
-            Ok(false) => {
+            Ok(Some(key)) => Ok(key),
+            Ok(None) => {
                 let reason = format!("the signature does not match key {}", plain(kid));
                 Err(TokenError::invalid("wrong_signature", reason))
             }
@@ -63,19 +91,6 @@ impl TokenVerifier {
             Err(NoKey::Unavailable { retry_after }) => Err(TokenError::KeysUnavailable { retry_after }),
         }
     }
-}
-
-/// The claims of a token that passed every check.
-fn identity(claims: Map<String, Value>) -> Identity {
-    let own = |name: &str| text(&claims, name).to_owned();
-    let (subject, issuer, session_id) = (own("sub"), own("iss"), own("sid"));
-    let impersonated = impersonated(&claims);
-    Identity { subject, issuer, session_id, impersonated, claims }
-}
-
-/// Returns true if an administrator is impersonating the user: `act` (documented) or `impersonator` (read by some SDKs).
-pub(super) fn impersonated(claims: &Map<String, Value>) -> bool {
-    ["act", "impersonator"].iter().any(|name| claims.get(*name).is_some_and(Value::is_object))
 }
 
 /// A compact JWS (RFC 7515) with decoded header and signature. The claims are decoded after the signature check.
@@ -90,9 +105,7 @@ pub(super) struct Form<'a> {
 impl<'a> Form<'a> {
     /// Refuses text that is not a JWT, and tokens that require extensions.
     pub(super) fn read(token: &'a str) -> Result<Self, TokenError> {
-        if token.len() > SIZE_LIMIT {
-            return Err(TokenError::invalid("malformed", "the token is longer than 16 KiB".to_owned()));
-        }
+        Self::check_size(token)?;
         let parts = token.rsplit_once('.').and_then(|(signed, signature)| {
             let (header, claims) = signed.split_once('.')?;
             (!claims.contains('.')).then_some((signed, header, claims, signature))
@@ -104,6 +117,13 @@ impl<'a> Form<'a> {
             return Err(TokenError::invalid("malformed", "the header requires extensions (crit)".to_owned()));
         }
         Ok(Self { header, claims, signed, signature: decode(signature, "signature")? })
+    }
+
+    fn check_size(token: &str) -> Result<(), TokenError> {
+        if token.len() > SIZE_LIMIT {
+            return Err(TokenError::invalid("malformed", "the token is longer than 16 KiB".to_owned()));
+        }
+        Ok(())
     }
 
     /// Accepts one algorithm and ignores the other parts of the header (`jwk`, `jku`, `x5u`, `x5c`): the token does not choose how
@@ -129,7 +149,11 @@ impl<'a> Form<'a> {
 
     /// Returns the claims. The caller has checked the signature.
     pub(super) fn claims(&self) -> Result<Map<String, Value>, TokenError> {
-        object(&decode(self.claims, "claims")?, "claims")
+        object(&self.claims_text()?, "claims")
+    }
+
+    fn claims_text(&self) -> Result<Vec<u8>, TokenError> {
+        decode(self.claims, "claims")
     }
 }
 
@@ -137,9 +161,4 @@ fn decode(part: &str, name: &str) -> Result<Vec<u8>, TokenError> {
     URL_SAFE_NO_PAD
         .decode(part)
         .map_err(|_| TokenError::invalid("malformed", format!("not a JWT: its {name} is not base64url")))
-}
-
-fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, TokenError> {
-    serde_json::from_slice(json)
-        .map_err(|_| TokenError::invalid("malformed", format!("not a JWT: its {name} is not a JSON object")))
 }

@@ -129,3 +129,4 @@ mod simulation;
 mod sql;
 mod support;
 mod user_management;
+mod verified_tokens;
