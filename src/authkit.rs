@@ -80,7 +80,7 @@ impl AuthKit {
     /// [`LookupError`]: the token is rejected, its user is deleted or unknown, or the service has a failure. Sign the user out only
     /// in the first case.
     pub async fn get_auth_user(&self, token: &str) -> Result<User, LookupError> {
-        self.state.lookups.session(token).await.map(|(user, _)| user)
+        self.state.lookups.auth_user(token).await
     }
 
     /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
+use crate::store::users::GroupedReads;
 use crate::store::{Store, StoreError};
 use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::{NotAsked, ReadThrough};
@@ -29,10 +30,10 @@ pub enum LookupError {
     Store(#[from] StoreError),
 }
 
-/// Answers lookups, each with one signature check and one indexed statement.
+/// Answers lookups, each with one signature check and one indexed read. Concurrent lookups share a statement.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    store: Store,
+    users: GroupedReads,
     tokens: Arc<TokenVerifier>,
     /// If a first backfill is pending, tells whether it has completed.
     awaited: Option<SyncProgress>,
@@ -44,7 +45,7 @@ impl Lookups {
     /// Creates lookups in `store` for the tokens that `tokens` accepts.
     #[must_use]
     pub fn new(store: Store, tokens: Arc<TokenVerifier>) -> Self {
-        Self { store, tokens, awaited: None, read_through: None }
+        Self { users: GroupedReads::new(store), tokens, awaited: None, read_through: None }
     }
 
     /// Until the backfill that `watch` tells of has completed, a user who is not here may yet come.
@@ -77,6 +78,15 @@ impl Lookups {
         Ok((user, identity))
     }
 
+    /// Returns the live user of the token.
+    ///
+    /// # Errors
+    /// [`LookupError`]
+    pub async fn auth_user(&self, token: &str) -> Result<User, LookupError> {
+        let subject = self.tokens.subject(token).await?;
+        self.user(&subject).await
+    }
+
     /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.
     ///
     /// # Errors
@@ -86,7 +96,7 @@ impl Lookups {
         if id.contains('\0') {
             return Err(LookupError::NotFound);
         }
-        match (self.store.user(id).await?, &self.read_through) {
+        match (self.users.read(id.to_owned()).await?, &self.read_through) {
             (Stored::Live { user, .. }, _) => Ok(*user),
             (Stored::Tombstone { .. }, _) => Err(LookupError::Deleted),
             (Stored::Absent, Some(read_through)) => match &*read_through.read(id).await? {

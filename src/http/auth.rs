@@ -42,8 +42,7 @@ pub(super) async fn user(
     State(state): State<Arc<HttpState>>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Rejection> {
-    let (user, _) = state.lookups.session(bearer(&headers)?).await?;
-    Ok(Json(user))
+    Ok(Json(state.lookups.auth_user(bearer(&headers)?).await?))
 }
 
 /// Get the claims of the access token. The database is not used.

@@ -6,6 +6,7 @@ use sqlx::postgres::{PgArguments, PgConnection, Postgres};
 use sqlx::query::Query;
 use tokio::time::Instant;
 
+use super::pool::Checkout;
 use super::{Store, StoreError};
 
 /// How often a transaction is attempted when PostgreSQL asks for a retry (40001, 40P01).
@@ -83,6 +84,18 @@ impl Store {
     ) -> Result<T, StoreError> {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.lookups.acquire(deadline, self.timeout).await?;
+        let outcome = self.ask_on(&mut held, deadline, query).await?;
+        held.ended(&outcome);
+        outcome
+    }
+
+    /// A lookup on a connection that the caller holds. The outer error is a timeout: the use of the connection has not ended.
+    pub(super) async fn ask_on<T>(
+        &self,
+        held: &mut Checkout,
+        deadline: Instant,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<Result<T, StoreError>, StoreError> {
         let has_settings = self.lookups.has_settings();
         let run = async {
             if has_settings {
@@ -93,9 +106,7 @@ impl Store {
             transaction.rollback().await?;
             Ok(output)
         };
-        let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
-        held.ended(&outcome);
-        outcome
+        tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)
     }
 }
 

@@ -1,13 +1,16 @@
 //! `workos.user_records`: live users and tombstones.
 
+mod grouped;
 mod pages;
 mod write;
 
 use std::collections::{BTreeMap, HashSet};
 
+use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+pub use grouped::GroupedReads;
 pub use pages::{Order, PageOf, UsersPage};
 pub(crate) use write::{Locked, delete_placeholders, insert_placeholders, lock, write_live, write_tombstones};
 
@@ -129,17 +132,11 @@ impl Store {
     }
 }
 
-impl Store {
-    /// These users, dead or alive, as the table holds them; absent ones are left out.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn users(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
-        let rows = self
-            .lookup(async |connection| {
-                sqlx::query_as!(
-                    Row,
-                    r#"-- users.by_ids
+/// The rows of these users; absent ones are left out.
+async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
+    sqlx::query_as!(
+        Row,
+        r#"-- users.by_ids
                     select
                         id,
                         email,
@@ -161,12 +158,19 @@ impl Store {
                         synced_deleted_at
                     from workos.user_records
                     where id = any($1)"#,
-                    ids
-                )
-                .fetch_all(connection)
-                .await
-            })
-            .await?;
+        ids
+    )
+    .fetch_all(connection)
+    .await
+}
+
+impl Store {
+    /// These users, dead or alive, as the table holds them; absent ones are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn users(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
+        let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
     }
 

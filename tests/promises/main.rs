@@ -47,6 +47,8 @@
 //!    - `lookups::hostile_tokens_are_refused_and_harm_nobody`
 //!    - `lookups::a_refusal_names_the_real_reason`
 //!    - `explain::explanation_and_verdict_cannot_drift`
+//!    - `verified_tokens::every_token_gets_the_same_verdict_again_at_any_time`
+//!    - `verified_tokens::a_known_token_is_refused_once_its_key_is_withdrawn_or_replaced`
 //!    - `explain::header_log_and_explanation_give_one_reason`
 //! 8. **Who must act decides the status.**
 //!    - `lookups::without_keys_nobody_is_signed_out`
@@ -70,6 +72,7 @@
 //!    - `receiver::endless_and_slow_bodies_end_in_413_and_408_and_hold_up_nobody`
 //!    - `settings::a_process_opens_no_more_connections_than_configured`
 //!    - `database_failures::a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open`
+//!    - `grouped_reads::a_caller_that_goes_away_harms_no_other`
 //!    - `catch_up::a_page_that_times_out_is_applied_in_parts`
 //!    - `erasure::a_deletion_whose_erasure_times_out_is_committed_and_erased_in_smaller_batches`
 //!    - `handlers::a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone`
@@ -96,6 +99,7 @@ mod erasure;
 mod exhaustion;
 mod explain;
 mod followers;
+mod grouped_reads;
 mod guides;
 mod handlers;
 mod handlers_in_sql;

@@ -8,6 +8,7 @@ use crate::support::database::TestDatabase;
 /// The statements whose cost grows with a table, and the index that each uses. Their texts are the ones that are sent.
 const STATEMENTS: &[(&str, &str)] = &[
     ("users.by_id", "user_records_pkey"),
+    ("users.by_ids", "user_records_pkey"),
     ("users.page_up", "user_records_pkey"),
     ("users.page_down", "user_records_pkey"),
     ("users.page_by_email", "user_records_email"),
