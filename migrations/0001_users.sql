@@ -52,7 +52,9 @@ create table workos.user_records (
                 and synced_deleted_at is null
         end
     )
-);
+)
+-- Room in each page for the next version of a row, so that an update of columns without an index writes to no index.
+with (fillfactor = 85);
 
 -- Lookups by the application's own ID and by e-mail address (case-insensitive).
 create index user_records_external_id on workos.user_records (external_id) where external_id is not null;
@@ -139,6 +141,58 @@ create table workos.sign_ins (
     -- When the latest session without an impersonator began.
     signed_in_at timestamptz not null
 );
+
+-- Locks users for a write that was decided before it began, if none of them has changed since. `revisions` holds the xmin of each
+-- user's row as the decision saw it, and null for a user without a row. It raises 40001 if a row has changed, or if another
+-- transaction holds its lock: the caller then decides again under the lock. It never waits.
+create function workos.lock_unchanged(ids text[], revisions text[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    unchanged bigint;
+begin
+    if cardinality(ids) = 0 then
+        return;
+    end if;
+    select count(*) into unchanged
+    from (
+        select stored.id, stored.xmin::text as revision
+        from workos.user_records as stored
+        where stored.id = any(ids)
+        order by stored.id
+        for no key update skip locked
+    ) as locked
+    join unnest(ids, revisions) as named (id, revision)
+        on named.id = locked.id and named.revision = locked.revision;
+    if unchanged <> cardinality(array_remove(revisions, null)) then
+        raise exception using errcode = '40001', message = 'a user has changed since it was read';
+    end if;
+end
+$$;
+
+-- Confirms that a write inserted every user that it meant to insert, and that each row shows the latest stored sign-in. It raises
+-- 40001 if another transaction inserted one of the users first, or stored a sign-in of one while the insertion waited for it.
+create function workos.confirm_inserted(expected bigint, ids text[], last_sign_ins timestamptz[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if expected <> cardinality(ids) then
+        raise exception using errcode = '40001', message = 'another transaction inserted a user first';
+    elsif expected > 0 and exists (
+        select
+        from unnest(ids, last_sign_ins) as inserted (id, last_sign_in_at)
+        join workos.sign_ins on sign_ins.user_id = inserted.id
+        where inserted.last_sign_in_at is null or inserted.last_sign_in_at < sign_ins.signed_in_at
+    ) then
+        raise exception using errcode = '40001', message = 'another transaction stored a sign-in of an inserted user';
+    end if;
+end
+$$;
+
+revoke all on function workos.lock_unchanged(text[], text[]) from public;
+revoke all on function workos.confirm_inserted(bigint, text[], timestamptz[]) from public;
 
 -- Deleted users of whom personal data is still stored. A deletion erases a bounded number of rows in its own transaction. If
 -- more are left, it inserts the user here in the same transaction, and housekeeping erases the rest in batches. A user whose

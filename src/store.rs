@@ -1,6 +1,7 @@
 //! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
 
 pub mod action_verdicts;
+pub(crate) mod batch;
 pub mod catch_up;
 pub mod changes;
 pub mod environment;

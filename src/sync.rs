@@ -5,6 +5,7 @@
 pub mod backfill;
 mod batch;
 pub mod catch_up;
+mod decisions;
 pub mod drift;
 pub mod erasure;
 pub mod feed;
@@ -26,7 +27,7 @@ use sqlx::postgres::PgConnection;
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
 use crate::store::{Store, StoreError, Work};
-use batch::{Batch, Inbox, QuarantineBatch};
+use batch::{Batch, Inbox, OneStatement, QuarantineBatch};
 pub use scan_page::apply_scan_page;
 
 /// What one observation did.
@@ -57,7 +58,7 @@ impl Applied {
 /// # Errors
 /// [`StoreError`]: nothing of the batch was written, or the first parts of one that was split. Applying it again is safe.
 pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    apply_with(store, origin, observations, &NoFollowUp).await
+    in_parts(store, &Batch::new(Inbox::Record(origin), observations, ONLY)).await
 }
 
 /// Applies a batch inside a transaction the caller holds open and commits; see [`apply`], which begins one itself. Until it
@@ -70,7 +71,7 @@ pub async fn apply_within(
     origin: Origin,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
-    Batch::new(Inbox::Record(origin), observations, &NoFollowUp).run(connection).await
+    Batch::new(Inbox::Record(origin), observations, ONLY).run(connection).await
 }
 
 /// Applies a batch as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
@@ -87,7 +88,7 @@ pub(crate) async fn apply_with<T: FollowUp>(
     observations: &[Observation],
     then: &T,
 ) -> Result<Vec<Applied>, StoreError> {
-    in_parts(store, &Batch::new(Inbox::Record(origin), observations, then)).await
+    in_parts(store, &Batch::new(Inbox::Record(origin), observations, Some(then))).await
 }
 
 /// Applies what the inbox holds once more. Rows converge as ever; of the inbox only a quarantined row changes, when it can
@@ -96,7 +97,7 @@ pub(crate) async fn apply_with<T: FollowUp>(
 /// # Errors
 /// As [`apply`].
 pub(crate) async fn reapply(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    in_parts(store, &Batch::new(Inbox::Retry, observations, &NoFollowUp)).await
+    in_parts(store, &Batch::new(Inbox::Retry, observations, ONLY)).await
 }
 
 /// Enters observations into the quarantine without trying them.
@@ -110,7 +111,7 @@ pub(crate) async fn quarantine<T: FollowUp>(
     reason: &str,
     then: &T,
 ) -> Result<(), StoreError> {
-    let batch = Batch::new(Inbox::Record(origin), observations, then);
+    let batch = Batch::new(Inbox::Record(origin), observations, Some(then));
     store.transaction("quarantine", &QuarantineBatch { batch, reason }).await
 }
 
@@ -145,9 +146,27 @@ async fn in_parts<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Ve
 }
 
 async fn attempt<T: FollowUp>(store: &Store, part: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
+    if let Some(applied) = one_statement(store, part).await? {
+        return Ok(applied);
+    }
     match store.transaction("apply", part).await {
         Err(StoreError::Refused { .. }) => store.transaction("apply one by one", &part.one_by_one()).await,
         outcome => outcome,
+    }
+}
+
+/// Applies a batch in one statement, where that is enough. `None`: it has to be applied in a transaction, which waits for locks,
+/// retries, and finds out whose data PostgreSQL refuses.
+async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Option<Vec<Applied>>, StoreError> {
+    if !batch.may_be_one_statement() {
+        return Ok(None);
+    }
+    let attempted = store
+        .one_statement(async |connection, client_id| OneStatement { batch: *batch, client_id }.run(connection).await)
+        .await;
+    match attempted {
+        Err(StoreError::Conflict { .. } | StoreError::Refused { .. } | StoreError::TimedOut(_)) => Ok(None),
+        outcome => Ok(outcome?.flatten()),
     }
 }
 
@@ -171,6 +190,9 @@ impl<W: Work<Output = ()>> FollowUp for W {
         Work::run(self, connection).await
     }
 }
+
+/// A batch comes with nothing else.
+const ONLY: Option<&NoFollowUp> = None;
 
 /// Work that does nothing.
 pub(crate) struct NoFollowUp;

@@ -16,7 +16,7 @@ use crate::domain::event::{Event, Origin};
 use crate::domain::timestamp::Timestamp;
 
 /// The first half of the key of the lock that writers share. `workos.feed_head()` knows it too.
-const LOCK: i32 = 1_717_921_124;
+pub(super) const LOCK: i32 = 1_717_921_124;
 
 /// Payloads in one page, bytes; the first of a page comes whatever its size.
 const PAYLOADS: i64 = 8 * 1024 * 1024;
@@ -28,6 +28,8 @@ pub(crate) struct NewChange<'a> {
     pub(crate) changed: &'a [String],
     pub(crate) event: Option<&'a Event>,
     pub(crate) origin: Origin,
+    /// The change is the event itself: it is told only if the inbox did not hold the event before.
+    pub(crate) only_if_new: bool,
 }
 
 /// How far the feed can be read.
@@ -92,44 +94,6 @@ impl TryFrom<Row> for ChangeRow {
             at: row.at.into(),
         })
     }
-}
-
-/// Enters changes, in their order. The caller holds the locks of their users, so that one user's changes are in the order of
-/// their commits.
-pub(crate) async fn record(connection: &mut PgConnection, news: &[NewChange<'_>]) -> Result<(), StoreError> {
-    if news.is_empty() {
-        return Ok(());
-    }
-    let kinds: Vec<&str> = news.iter().map(|news| news.kind).collect();
-    let users: Vec<Option<&str>> = news.iter().map(|news| news.user_id).collect();
-    let changed: Vec<Json<&[String]>> = news.iter().map(|news| Json(news.changed)).collect();
-    let ids: Vec<Option<&str>> = news.iter().map(|news| news.event.map(|event| &*event.id)).collect();
-    let types: Vec<Option<&str>> = news.iter().map(|news| news.event.map(|event| &*event.event_type)).collect();
-    let origins: Vec<&str> = news.iter().map(|news| news.origin.as_str()).collect();
-    sqlx::query!(
-        "-- changes.record
-        with writing as materialized (
-            -- Before any position is drawn: see workos.feed_head().
-            select pg_advisory_xact_lock_shared($7, ((last_value - (not is_called)::int4) & 2147483647)::int4)
-            from workos.changes_position
-        )
-        insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
-        select nextval('workos.changes_position'), kind, user_id, changed, event_id, event_type, origin
-        from
-            writing,
-            unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[])
-                as news (kind, user_id, changed, event_id, event_type, origin)",
-        &kinds as _,
-        &users as _,
-        &changed as _,
-        &ids as _,
-        &types as _,
-        &origins as _,
-        LOCK
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 impl Store {

@@ -4,4 +4,4 @@ mod read;
 mod write;
 
 pub use read::{EventFilter, EventSelection, EventSummary, MissedEvents, StoredPayload};
-pub(crate) use write::{NewEvent, record, record_retry};
+pub(crate) use write::record_retry;

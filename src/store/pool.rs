@@ -266,7 +266,8 @@ fn settings(set: &str, timeout: Duration) -> String {
         "{set} search_path = {SEARCH_PATH}; \
          {set} statement_timeout = {bound}; \
          {set} lock_timeout = {bound}; \
-         {set} idle_in_transaction_session_timeout = {}",
+         {set} idle_in_transaction_session_timeout = {}; \
+         {set} synchronous_commit = on",
         bound * 2
     )
 }
@@ -274,10 +275,7 @@ fn settings(set: &str, timeout: Duration) -> String {
 /// How a write begins: durable, bounded on the server too, and refused when the database belongs to another client ID. A
 /// transaction whose client is gone must not keep its locks, nor hold up the change feed.
 pub(super) fn begin_write(timeout: Duration, client_id: &str) -> String {
-    let begin = format!(
-        "begin isolation level read committed; {}; set local synchronous_commit = on",
-        settings("set local", timeout)
-    );
+    let begin = format!("begin isolation level read committed; {}", settings("set local", timeout));
     if client_id.is_empty() {
         return begin;
     }

@@ -44,6 +44,29 @@ impl Store {
         }
     }
 
+    /// Runs `work`, whose one writing statement is durable on its own, without a transaction around it. `None`: the sessions of
+    /// this store do not carry our settings, so that a transaction has to set them.
+    ///
+    /// `work` gets the client ID, which its statement has to check.
+    ///
+    /// # Errors
+    /// As [`Store::transaction`]; nothing is retried.
+    pub(crate) async fn one_statement<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        if !self.writes.has_settings() {
+            return Ok(None);
+        }
+        self.check_bound().await?;
+        let deadline = Instant::now() + self.timeout;
+        let mut held = self.writes.acquire(deadline, self.timeout).await?;
+        let run = async { work(held.connection()?, &self.client_id).await };
+        let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
+        held.ended(&outcome);
+        self.noting_unfit(outcome).map(Some)
+    }
+
     /// Runs one statement in a transaction of its own, and returns the number of rows it wrote; see [`Store::transaction`].
     pub(super) async fn write<'q>(
         &self,

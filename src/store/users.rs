@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 pub use grouped::GroupedReads;
 pub use pages::{Order, PageOf, UsersPage};
-pub(crate) use write::{Locked, delete_placeholders, insert_placeholders, lock, write_live, write_tombstones};
+pub(crate) use write::{FoundUser, delete_placeholders, find, insert_placeholders, lock, write_tombstones};
 
 use super::scans::ScanStart;
 use super::{Store, StoreError};

@@ -1,25 +1,30 @@
-//! A batch of observations and the transaction that applies it: lock, decide, write, record, erase.
+//! A batch of observations, and the two ways to apply it: one statement without locks, or a transaction.
+//!
+//! Both read the users that the batch names, [decide](super::decisions) in memory, and write with [`batch::write`]. The one
+//! statement checks that nothing has changed since the batch was decided. The transaction locks the rows first, and it can do
+//! more: erase, quarantine one observation of many, move a job's position.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use super::records::{inbox_event, new_changes, sign_in};
+use super::decisions::{self, Decisions, Users, decide_all, is_between_equals};
+use super::records::{inbox_event, new_changes};
 use super::{Applied, FollowUp};
-use crate::domain::decide::{Effect, Stored, decide};
-use crate::domain::event::{Content, Event, Observation, Origin, Outcome};
-use crate::store::events::NewEvent;
+use crate::domain::decide::Stored;
+use crate::domain::event::{Observation, Origin};
+use crate::store::batch::{self, DecidedFrom, NewEvent, Writes};
 use crate::store::scans::ScanStart;
-use crate::store::users::Locked;
-use crate::store::{StoreError, Work, changes, erasure, events, scans, sign_ins, users};
+use crate::store::users::FoundUser;
+use crate::store::{StoreError, Work, erasure, events, scans, sign_ins, users};
 
 /// What a batch does to the inbox.
 #[derive(Clone, Copy)]
 pub(super) enum Inbox {
-    /// Enters its events.
+    /// Records its events.
     Record(Origin),
-    /// Settles those of its observations that are in quarantine.
+    /// Replaces the outcomes of those of its observations that are in quarantine.
     Retry,
 }
 
@@ -37,7 +42,8 @@ pub(super) struct Batch<'a, T> {
     pub(super) erase_limit: i64,
     /// The scan these snapshots are a page of.
     scan: Option<&'a ScanStart>,
-    then: &'a T,
+    /// What else the transaction does.
+    then: Option<&'a T>,
 }
 
 impl<T> Clone for Batch<'_, T> {
@@ -58,37 +64,66 @@ impl<T: FollowUp> Work for QuarantineBatch<'_, T> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let mut stored = self.batch.lock(connection).await?;
         let batch = &self.batch;
-        let applied = batch.apply_observations(connection, batch.observations, &mut stored, Some(self.reason)).await?;
-        batch.finish(connection, stored, applied).await.map(drop)
+        let mut users = batch.lock(connection).await?;
+        let placeholders = insert_placeholders(connection, &mut users).await?;
+        let applied = batch.apply(connection, batch.observations, &mut users, Some(self.reason)).await?;
+        batch.finish(connection, &users, &placeholders, applied).await.map(drop)
     }
 }
-
-/// The users a batch names, as the database holds them, or will once the batch is written.
-type Users = BTreeMap<String, Locked>;
 
 impl<T: FollowUp> Work for Batch<'_, T> {
     type Output = Vec<Applied>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
-        let mut stored = self.lock(connection).await?;
+        let mut users = self.lock(connection).await?;
+        let mut placeholders = Vec::new();
         let applied = if self.one_by_one {
+            placeholders = insert_placeholders(connection, &mut users).await?;
             let mut applied = Vec::with_capacity(self.observations.len());
             for observation in self.observations {
-                applied.push(self.apply_one(connection, observation, &mut stored).await?);
+                applied.push(self.apply_one(connection, observation, &mut users).await?);
             }
             applied
         } else {
-            self.apply_observations(connection, self.observations, &mut stored, None).await?
+            let decisions = decide_all(self.observations, &mut users, self.scan, None);
+            if decisions.needs_placeholders(&users) {
+                placeholders = insert_placeholders(connection, &mut users).await?;
+            }
+            self.write(connection, self.observations, &users, decisions).await?
         };
-        self.finish(connection, stored, applied).await
+        self.finish(connection, &users, &placeholders, applied).await
+    }
+}
+
+/// A batch in one statement, which is durable without a transaction around it. `None`: the batch needs a transaction.
+pub(super) struct OneStatement<'a, T> {
+    pub(super) batch: Batch<'a, T>,
+    pub(super) client_id: &'a str,
+}
+
+impl<T: FollowUp> Work for OneStatement<'_, T> {
+    type Output = Option<Vec<Applied>>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Option<Vec<Applied>>, StoreError> {
+        let (batch, observations) = (&self.batch, self.batch.observations);
+        let named = decisions::named(observations);
+        let mut users = if named.is_empty() { Users::new() } else { users::find(connection, &named).await? };
+        if observations.iter().any(|observation| is_between_equals(observation, &users)) {
+            return Ok(None);
+        }
+        let decided_from = decisions::decided_from(&users);
+        let decisions = decide_all(observations, &mut users, batch.scan, None);
+        if decisions.needs_transaction(&users) {
+            return Ok(None);
+        }
+        batch.write_with(connection, observations, &users, decisions, (self.client_id, decided_from)).await.map(Some)
     }
 }
 
 impl<'a, T: FollowUp> Batch<'a, T> {
     /// A whole batch; `then` is done in its transaction.
-    pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: &'a T) -> Self {
+    pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: Option<&'a T>) -> Self {
         Self {
             inbox,
             observations,
@@ -121,21 +156,25 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Self { one_by_one: true, ..*self }
     }
 
+    /// One statement can be enough.
+    pub(super) fn may_be_one_statement(&self) -> bool {
+        self.then.is_none() && matches!(self.inbox, Inbox::Record(_))
+    }
+
     /// Locks and reads every user the batch names.
     async fn lock(&self, connection: &mut PgConnection) -> Result<Users, StoreError> {
-        let named: BTreeSet<&str> = self.observations.iter().filter_map(Observation::user_id).collect();
-        let named: Vec<String> = named.into_iter().map(str::to_owned).collect();
+        let named = decisions::named(self.observations);
         if named.is_empty() {
             return Ok(Users::new());
         }
-        users::insert_placeholders(connection, &named).await?;
-        let mut users = users::lock(connection, &named).await?;
+        users::lock(connection, &named).await?;
+        let mut users = users::find(connection, &named).await?;
         // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
         if self.observations.iter().any(|observation| is_between_equals(observation, &users))
             && let Some(confirmation) = scans::confirmation(connection).await?
         {
             for user in users.values_mut() {
-                let Locked { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
+                let FoundUser { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
                 if version_at.is_none_or(|at| at < confirmation.before) {
                     version.confirm(confirmation.at);
                 }
@@ -144,20 +183,21 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Ok(users)
     }
 
-    /// Takes back the places of users who are still unknown, and does what comes with the batch.
+    /// Deletes the placeholders of users who are still unknown, and does what comes with the batch.
     async fn finish(
         &self,
         connection: &mut PgConnection,
-        stored: Users,
+        users: &Users,
+        placeholders: &[String],
         applied: Vec<Applied>,
     ) -> Result<Vec<Applied>, StoreError> {
-        let unknown: Vec<String> =
-            stored.into_iter().filter(|(_, user)| matches!(user.stored, Stored::Absent)).map(|(id, _)| id).collect();
+        let is_unknown = |id: &&String| users.get(*id).is_some_and(|user| matches!(user.stored, Stored::Absent));
+        let unknown: Vec<String> = placeholders.iter().filter(is_unknown).cloned().collect();
         if !unknown.is_empty() {
             users::delete_placeholders(connection, &unknown).await?;
         }
-        if self.is_last {
-            self.then.after(connection, &[self.before, &applied].concat()).await?;
+        if let Some(then) = self.then.filter(|_| self.is_last) {
+            then.after(connection, &[self.before, &applied].concat()).await?;
         }
         Ok(applied)
     }
@@ -166,21 +206,21 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         &self,
         connection: &mut PgConnection,
         observation: &Observation,
-        stored: &mut Users,
+        users: &mut Users,
     ) -> Result<Applied, StoreError> {
         let alone = std::slice::from_ref(observation);
-        let before = stored.clone();
+        let before = users.clone();
         let mut savepoint = connection.begin().await?;
-        let applied = match self.apply_observations(&mut savepoint, alone, stored, None).await {
+        let applied = match self.apply(&mut savepoint, alone, users, None).await {
             Ok(applied) => {
                 savepoint.commit().await?;
                 applied
             }
             Err(StoreError::Refused { sqlstate }) => {
                 savepoint.rollback().await?;
-                *stored = before;
+                *users = before;
                 let reason = format!("PostgreSQL refuses the data: SQLSTATE {sqlstate}");
-                self.apply_observations(connection, alone, stored, Some(&reason)).await?
+                self.apply(connection, alone, users, Some(&reason)).await?
             }
             Err(error) => return Err(error),
         };
@@ -188,148 +228,128 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     }
 
     /// Decides and writes; `refused` quarantines the observations for that reason instead.
-    async fn apply_observations(
+    async fn apply(
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        stored: &mut Users,
+        users: &mut Users,
         refused: Option<&str>,
     ) -> Result<Vec<Applied>, StoreError> {
-        let mut written = BTreeSet::new();
-        let mut erase = Vec::new();
-        let mut applied = Vec::with_capacity(observations.len());
-        for observation in observations {
-            let id = observation.user_id();
-            let effect = match refused {
-                Some(reason) => Effect::Quarantined(reason.to_owned().into()),
-                None => decide(id.and_then(|id| stored.get_mut(id)).map(|user| &mut user.stored), observation),
-            };
-            let user = id.and_then(|id| stored.get(id));
-            if let Some(id) = id.filter(|_| {
-                effect.outcome() == Outcome::Applied || self.scan.is_some_and(|scan| is_of_before(scan, user))
-            }) {
-                written.insert(id);
-                if effect == Effect::Deleted {
-                    erase.push(id.to_owned());
-                }
-            }
-            let is_user_deleted = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
-            applied.push(Applied { effect, is_duplicate: false, is_user_deleted });
+        let decisions = decide_all(observations, users, self.scan, refused);
+        self.write(connection, observations, users, decisions).await
+    }
+
+    /// Writes what was decided from locked rows.
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        observations: &[Observation],
+        users: &Users,
+        decisions: Decisions<'_>,
+    ) -> Result<Vec<Applied>, StoreError> {
+        if !decisions.sign_ins.is_empty() {
+            sign_ins::record(connection, &decisions.sign_ins).await?;
         }
-        if refused.is_none() {
-            keep_sign_ins(connection, observations, stored, &mut written).await?;
+        let tombstones = decisions.tombstones(users);
+        if !tombstones.is_empty() {
+            users::write_tombstones(connection, &tombstones).await?;
         }
-        write(connection, stored, &written, self.scan.is_some()).await?;
-        self.record(connection, observations, stored, &mut applied).await?;
-        changes::record(connection, &new_changes(self.inbox, observations, &applied)).await?;
-        if !erase.is_empty() {
-            erasure::erase(connection, &erase, self.erase_limit).await?;
+        let erased = decisions.erased.clone();
+        let applied = self.write_with(connection, observations, users, decisions, ("", DecidedFrom::default())).await?;
+        if !erased.is_empty() {
+            erasure::erase(connection, &erased, self.erase_limit).await?;
         }
         Ok(applied)
     }
 
-    /// Enters what belongs there into the inbox, without payload where its user is by now deleted.
-    async fn record(
+    /// Writes live users, events and changes, after the check of client ID and revisions.
+    async fn write_with(
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        stored: &Users,
-        applied: &mut [Applied],
-    ) -> Result<(), StoreError> {
-        // By id, so that concurrent slices with the same events meet them in one order; the first of an id counts.
-        let mut writes = BTreeMap::new();
-        for (at, observation) in observations.iter().enumerate() {
-            let Some(Applied { effect, .. }) = applied.get(at) else { continue };
-            let Some(event) = inbox_event(observation, effect, self.inbox) else { continue };
-            let user = event.user_id.as_deref().and_then(|id| stored.get(id));
-            let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
-            let write =
-                NewEvent { event, outcome: effect.outcome(), reason: effect.reason().map(str::to_owned), erased };
-            writes.entry(write.event.id.clone()).or_insert((at, write));
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let firsts: BTreeSet<usize> = writes.values().map(|(at, _)| *at).collect();
-        let writes: Vec<NewEvent<'_>> = writes.into_values().map(|(_, write)| write).collect();
-        let new = match self.inbox {
-            Inbox::Record(origin) => events::record(connection, origin, &writes).await?,
-            Inbox::Retry => events::record_retry(connection, &writes).await?,
-        };
-        for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
-            if let Observation::Event(event) = observation {
-                applied.is_duplicate = !(firsts.contains(&at) && new.contains(&event.id));
+        users: &Users,
+        decisions: Decisions<'_>,
+        (client_id, decided_from): (&str, DecidedFrom),
+    ) -> Result<Vec<Applied>, StoreError> {
+        let users_to_write = decisions.live(users);
+        let mut applied = decisions.applied;
+        let (events, firsts) = self.inbox_events(observations, &applied, users);
+        let (origin, events) = match self.inbox {
+            Inbox::Record(origin) => (origin, events),
+            Inbox::Retry => {
+                let settled = events::record_retry(connection, &events).await?;
+                mark_duplicates(observations, &mut applied, &firsts, &settled);
+                (Origin::CatchUp, Vec::new())
             }
+        };
+        for (at, applied) in applied.iter_mut().enumerate() {
+            applied.is_duplicate |=
+                matches!(observations.get(at), Some(Observation::Event(_))) && !firsts.contains(&at);
         }
-        Ok(())
+        let changes = new_changes(self.inbox, observations, &applied);
+        let writes = Writes {
+            client_id,
+            decided_from,
+            users: users_to_write,
+            restamp: self.scan.is_some(),
+            origin,
+            events,
+            changes,
+        };
+        let new = if writes.is_empty() { HashSet::new() } else { batch::write(connection, &writes).await? };
+        drop(writes);
+        if let Inbox::Record(_) = self.inbox {
+            mark_duplicates(observations, &mut applied, &firsts, &new);
+        }
+        Ok(applied)
+    }
+
+    /// The inbox's events of these observations, without payload where their user is by now deleted, and the places of the
+    /// observations that they come from. By ID, so that concurrent batches with the same events meet them in one order; the
+    /// first of an ID counts.
+    fn inbox_events<'o>(
+        &self,
+        observations: &'o [Observation],
+        applied: &[Applied],
+        users: &Users,
+    ) -> (Vec<NewEvent<'o>>, BTreeSet<usize>) {
+        let mut events = BTreeMap::new();
+        for (at, (observation, Applied { effect, .. })) in observations.iter().zip(applied).enumerate() {
+            let Some(event) = inbox_event(observation, effect, self.inbox) else { continue };
+            let user = event.user_id.as_deref().and_then(|id| users.get(id));
+            let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
+            let new = NewEvent { event, outcome: effect.outcome(), reason: effect.reason().map(str::to_owned), erased };
+            events.entry(new.event.id.clone()).or_insert((at, new));
+        }
+        let firsts = events.values().map(|(at, _)| *at).collect();
+        (events.into_values().map(|(_, new)| new).collect(), firsts)
     }
 }
 
-/// The observation would replace a version of the same `updated_at`.
-fn is_between_equals(observation: &Observation, users: &Users) -> bool {
-    let seen = match observation {
-        Observation::Event(Event { content: Content::Live { version, .. }, .. }) => version,
-        Observation::Snapshot(snapshot) => &snapshot.version,
-        _ => return false,
-    };
-    let user = observation.user_id().and_then(|id| users.get(id));
-    let Some(Locked { stored: Stored::Live { version, .. }, .. }) = user else { return false };
-    seen.updated_at == version.updated_at && seen > version
-}
-
-/// The row's version is from before the scan, which listed the user and did not confirm it: the row is written, so that the
-/// time of its version excludes it from what the scan confirms.
-fn is_of_before(scan: &ScanStart, user: Option<&Locked>) -> bool {
-    let Some(Locked { stored: Stored::Live { version, .. }, .. }) = user else { return false };
-    version.observed_at < scan.started_at
-}
-
-/// Stores the sign-ins that sessions tell of, of users who are not deleted. Every live row shows the latest stored sign-in,
-/// whoever writes the row and whichever arrived first: a row that does not is among the written ones.
-async fn keep_sign_ins<'a>(
-    connection: &mut PgConnection,
-    observations: &'a [Observation],
-    stored: &mut Users,
-    written: &mut BTreeSet<&'a str>,
-) -> Result<(), StoreError> {
-    let mut seen = Vec::new();
-    for (id, at) in observations.iter().filter_map(sign_in) {
-        let Some(user) = stored.get_mut(id) else { continue };
-        if !matches!(user.stored, Stored::Tombstone { .. }) {
-            user.signed_in_at = user.signed_in_at.max(Some(at));
-            seen.push((id, at));
+/// Inserts a placeholder for each absent user, so that there is something to lock, and returns their IDs.
+async fn insert_placeholders(connection: &mut PgConnection, users: &mut Users) -> Result<Vec<String>, StoreError> {
+    let absent: Vec<String> =
+        users.iter().filter(|(_, user)| user.revision.is_none()).map(|(id, _)| id.clone()).collect();
+    if !absent.is_empty() {
+        users::insert_placeholders(connection, &absent).await?;
+        for user in users.values_mut() {
+            user.revision.get_or_insert_default();
         }
     }
-    for id in observations.iter().filter_map(Observation::user_id) {
-        let Some(Locked { stored: Stored::Live { user, .. }, signed_in_at, .. }) = stored.get_mut(id) else { continue };
-        if user.last_sign_in_at < *signed_in_at {
-            user.last_sign_in_at = *signed_in_at;
-            written.insert(id);
-        }
-    }
-    if seen.is_empty() { Ok(()) } else { sign_ins::record(connection, &seen).await }
+    Ok(absent)
 }
 
-/// Writes the users that changed, as they now stand.
-async fn write(
-    connection: &mut PgConnection,
-    stored: &Users,
-    changed: &BTreeSet<&str>,
-    restamp: bool,
-) -> Result<(), StoreError> {
-    let (mut live, mut deleted) = (Vec::new(), Vec::new());
-    for id in changed {
-        match stored.get(*id).map(|user| &user.stored) {
-            Some(Stored::Live { user, version }) => live.push((&**user, version)),
-            Some(Stored::Tombstone { deleted_at }) => deleted.push((*id, *deleted_at)),
-            Some(Stored::Absent) | None => {}
+/// Marks the events that the inbox already held: those that are not the first of their ID in the batch, or not among the
+/// `new` ones.
+fn mark_duplicates(
+    observations: &[Observation],
+    applied: &mut [Applied],
+    firsts: &BTreeSet<usize>,
+    new: &HashSet<String>,
+) {
+    for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
+        if let Observation::Event(event) = observation {
+            applied.is_duplicate = !(firsts.contains(&at) && new.contains(&event.id));
         }
     }
-    if !live.is_empty() {
-        users::write_live(connection, &live, restamp).await?;
-    }
-    if !deleted.is_empty() {
-        users::write_tombstones(connection, &deleted).await?;
-    }
-    Ok(())
 }

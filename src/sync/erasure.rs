@@ -55,7 +55,8 @@ impl Work for EraseUser {
     type Output = Option<Erased>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<Erased>, StoreError> {
-        let stored = users::lock(connection, &self.user).await?;
+        users::lock(connection, &self.user).await?;
+        let stored = users::find(connection, &self.user).await?;
         if !stored.values().any(|user| matches!(user.stored, Stored::Tombstone { .. })) {
             return Ok(None);
         }

@@ -36,6 +36,8 @@ pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
 
 /// The changes that a batch adds to the feed: every difference in a user except a sign-in alone, and every new event of a type
 /// that changes no user. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
+///
+/// Whether the inbox already held an event is known only after it was written, so that such a change depends on it.
 pub(super) fn new_changes<'a>(
     inbox: Inbox,
     observations: &'a [Observation],
@@ -47,10 +49,14 @@ pub(super) fn new_changes<'a>(
             Observation::Snapshot(_) | Observation::Gone { .. } => None,
         };
         let changed = applied.effect.changed_fields();
+        let mut only_if_new = false;
         let kind = match (applied.effect.difference(), event) {
             (Some(Difference::Updated), _) if changed == [LAST_SIGN_IN_AT] => return None,
             (Some(difference), _) => difference.as_str(),
-            (None, Some(event)) if applied.effect == Effect::Ignored && !applied.is_duplicate => &event.event_type,
+            (None, Some(event)) if applied.effect == Effect::Ignored && !applied.is_duplicate => {
+                only_if_new = matches!(inbox, Inbox::Record(_));
+                &event.event_type
+            }
             (None, _) => return None,
         };
         let origin = match (inbox, event) {
@@ -58,7 +64,7 @@ pub(super) fn new_changes<'a>(
             (Inbox::Retry, Some(_)) => Origin::CatchUp,
             (Inbox::Retry, None) => Origin::Reconcile,
         };
-        Some(NewChange { kind, user_id: observation.user_id(), changed, event, origin })
+        Some(NewChange { kind, user_id: observation.user_id(), changed, event, origin, only_if_new })
     });
     changes.collect()
 }

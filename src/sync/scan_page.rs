@@ -1,7 +1,7 @@
 //! A page of a scan: only users that differ are locked and written. What that rests on is written at [`ScanStart`].
 
 use super::batch::{Batch, Inbox};
-use super::{Applied, NoFollowUp, in_parts};
+use super::{Applied, ONLY, in_parts};
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Observation, Origin};
 use crate::store::scans::ScanStart;
@@ -37,7 +37,7 @@ pub async fn apply_scan_page(
     let mut applied = if rest.is_empty() {
         Vec::new()
     } else {
-        let batch = Batch::new(Inbox::Record(Origin::Reconcile), &rest, &NoFollowUp);
+        let batch = Batch::new(Inbox::Record(Origin::Reconcile), &rest, ONLY);
         in_parts(store, &batch.of_scan(scan)).await?
     }
     .into_iter();

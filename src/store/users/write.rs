@@ -1,4 +1,4 @@
-//! The write path's statements on `workos.user_records`: hold places, lock, write.
+//! The write path's statements on `workos.user_records`: lock, read, insert placeholders, write tombstones.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,16 @@ use time::OffsetDateTime;
 use super::Row;
 use crate::domain::decide::Stored;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::user::{Extra, User};
-use crate::domain::version::Version;
+use crate::domain::user::Extra;
 use crate::store::StoreError;
 
-/// Makes a row for each user that has none, so that there is something to lock. `ids` are sorted: two transactions that
-/// make the same rows then wait for each other in one order.
+/// Inserts a row for each of these users, who have none, so that no other transaction can insert or delete them. `ids` are
+/// sorted: two transactions that insert the same rows then wait for each other in one order.
+///
+/// # Errors
+/// [`StoreError::Conflict`] if another transaction inserted one of them first.
 pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
-    sqlx::query!(
+    let inserted = sqlx::query!(
         "-- users.insert_placeholders
         insert into workos.user_records (id)
         select id
@@ -25,66 +27,98 @@ pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[St
         ids
     )
     .execute(connection)
-    .await?;
-    Ok(())
+    .await?
+    .rows_affected();
+    if usize::try_from(inserted).is_ok_and(|inserted| inserted == ids.len()) {
+        return Ok(());
+    }
+    Err(StoreError::Conflict { sqlstate: "40001".to_owned() })
 }
 
-/// A user whose row is locked.
+/// A user as a batch found it.
 #[derive(Clone, Debug)]
-pub(crate) struct Locked {
+pub(crate) struct FoundUser {
     /// The row.
     pub(crate) stored: Stored,
-    /// The latest sign-in that sessions told of. Where the row is live, it shows it already; a user who is not here yet may
-    /// have one, too.
+    /// The latest sign-in that sessions told of. A live row shows it already. An absent user may have one, too.
     pub(crate) signed_in_at: Option<Timestamp>,
     /// When the version was last written, by the database's clock.
     pub(crate) version_at: Option<Timestamp>,
+    /// Identifies this version of the row (its `xmin`); `None` if the user has no row.
+    pub(crate) revision: Option<String>,
 }
 
-/// Locks the rows in id order and reads them. `no key`: an application's foreign keys check against these rows, and must
-/// not wait. What it returns is the last committed state, and no other transaction can change it before this one ends.
-///
-/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
-/// writes that user's row, and one of an absent user makes whoever holds a place for that user wait.
-pub(crate) async fn lock(
-    connection: &mut PgConnection,
-    ids: &[String],
-) -> Result<BTreeMap<String, Locked>, StoreError> {
-    let rows = sqlx::query!(
-        r#"-- users.lock
-        select
-            id,
-            email,
-            email_verified,
-            first_name,
-            last_name,
-            name,
-            profile_picture_url,
-            external_id,
-            metadata as "metadata: Json<BTreeMap<String, Option<String>>>",
-            last_sign_in_at,
-            locale,
-            created_at,
-            updated_at,
-            synced_extra as "synced_extra: Json<Extra>",
-            synced_observed_at,
-            synced_observation_id,
-            synced_deleted,
-            synced_deleted_at,
-            synced_version_at,
-            sign_ins.signed_in_at as "signed_in_at?"
-        from workos.user_records as stored
-        left join workos.sign_ins on sign_ins.user_id = stored.id
+impl FoundUser {
+    fn absent() -> Self {
+        Self { stored: Stored::Absent, signed_in_at: None, version_at: None, revision: None }
+    }
+}
+
+/// Locks the rows of these users in ID order. `no key`: an application's foreign keys check against these rows, and must not
+/// wait. Until the transaction ends, no other one can change them.
+pub(crate) async fn lock(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
+    sqlx::query_scalar!(
+        "-- users.lock
+        select id
+        from workos.user_records
         where id = any($1)
         order by id
-        for no key update of stored"#,
+        for no key update",
         ids
     )
     .fetch_all(connection)
     .await?;
-    let locked = rows.into_iter().map(|row| {
+    Ok(())
+}
+
+/// Reads these users, each of them: one without a row is [`Stored::Absent`]. After [`lock`], it returns the last committed
+/// state of the locked rows.
+///
+/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
+/// writes that user's row, and `workos.confirm_inserted` covers absent users.
+pub(crate) async fn find(
+    connection: &mut PgConnection,
+    ids: &[String],
+) -> Result<BTreeMap<String, FoundUser>, StoreError> {
+    let rows = sqlx::query!(
+        r#"-- users.find
+        select
+            named.id as "id!",
+            email as "email?",
+            email_verified as "email_verified?",
+            first_name as "first_name?",
+            last_name as "last_name?",
+            name as "name?",
+            profile_picture_url as "profile_picture_url?",
+            external_id as "external_id?",
+            metadata as "metadata?: Json<BTreeMap<String, Option<String>>>",
+            last_sign_in_at as "last_sign_in_at?",
+            locale as "locale?",
+            created_at as "created_at?",
+            updated_at as "updated_at?",
+            synced_extra as "synced_extra?: Json<Extra>",
+            synced_observed_at as "synced_observed_at?",
+            synced_observation_id as "synced_observation_id?",
+            coalesce(synced_deleted, false) as "synced_deleted!",
+            synced_deleted_at as "synced_deleted_at?",
+            synced_version_at as "synced_version_at?",
+            stored.xmin::text as revision,
+            sign_ins.signed_in_at as "signed_in_at?"
+        from unnest($1::text[]) as named (id)
+        left join workos.user_records as stored on stored.id = named.id
+        left join workos.sign_ins on sign_ins.user_id = named.id
+        where
+            stored.id is not null
+            or sign_ins.user_id is not null"#,
+        ids
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut users: BTreeMap<String, FoundUser> = ids.iter().map(|id| (id.clone(), FoundUser::absent())).collect();
+    users.extend(rows.into_iter().map(|row| {
         let signed_in_at = row.signed_in_at.map(Timestamp::from);
         let version_at = row.synced_version_at.map(Timestamp::from);
+        let revision = row.revision;
         let stored = Row {
             id: row.id.clone(),
             email: row.email,
@@ -105,84 +139,9 @@ pub(crate) async fn lock(
             synced_deleted: row.synced_deleted,
             synced_deleted_at: row.synced_deleted_at,
         };
-        (row.id, Locked { stored: stored.into_stored(), signed_in_at, version_at })
-    });
-    Ok(locked.collect())
-}
-
-/// Writes live users as they now stand. With `restamp` no scan under way confirms their versions, even unchanged ones.
-pub(crate) async fn write_live(
-    connection: &mut PgConnection,
-    live: &[(&User, &Version)],
-    restamp: bool,
-) -> Result<(), StoreError> {
-    fn column<'a, T>(live: &[(&'a User, &'a Version)], value: impl Fn(&'a User) -> T) -> Vec<T> {
-        live.iter().map(|(user, _)| value(user)).collect()
-    }
-    let instants = |value: fn(&User) -> Option<Timestamp>| -> Vec<Option<OffsetDateTime>> {
-        live.iter().map(|(user, _)| value(user).map(OffsetDateTime::from)).collect()
-    };
-    let observed: Vec<OffsetDateTime> = live.iter().map(|(_, version)| version.observed_at.into()).collect();
-    let observations: Vec<String> = live.iter().map(|(_, version)| version.id.clone()).collect();
-    sqlx::query!(
-        "-- users.write_live
-        update workos.user_records as stored
-        set
-            email = seen.email,
-            email_verified = seen.email_verified,
-            first_name = seen.first_name,
-            last_name = seen.last_name,
-            name = seen.name,
-            profile_picture_url = seen.profile_picture_url,
-            external_id = seen.external_id,
-            metadata = seen.metadata,
-            last_sign_in_at = seen.last_sign_in_at,
-            locale = seen.locale,
-            created_at = seen.created_at,
-            updated_at = seen.updated_at,
-            synced_extra = seen.extra,
-            synced_observed_at = seen.observed_at,
-            synced_observation_id = seen.observation,
-            synced_at = now(),
-            synced_version_at = case
-                when not $17
-                    and (stored.updated_at, stored.synced_observed_at, stored.synced_observation_id)
-                        = (seen.updated_at, seen.observed_at, seen.observation)
-                then stored.synced_version_at
-                -- Not the transaction's start: it may have waited for the row's lock since.
-                else clock_timestamp()
-            end
-        from unnest(
-            $1::text[], $2::text[], $3::bool[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::jsonb[], $10::timestamptz[], $11::text[], $12::timestamptz[], $13::timestamptz[], $14::jsonb[],
-            $15::timestamptz[], $16::text[]
-        ) as seen (
-            id, email, email_verified, first_name, last_name, name, profile_picture_url, external_id,
-            metadata, last_sign_in_at, locale, created_at, updated_at, extra,
-            observed_at, observation
-        )
-        where stored.id = seen.id",
-        &column(live, |user| user.id.clone()),
-        &column(live, |user| user.email.clone()),
-        &column(live, |user| user.email_verified),
-        &column(live, |user| user.first_name.clone()) as _,
-        &column(live, |user| user.last_name.clone()) as _,
-        &column(live, |user| user.name.clone()) as _,
-        &column(live, |user| user.profile_picture_url.clone()) as _,
-        &column(live, |user| user.external_id.clone()) as _,
-        &column(live, |user| Json(&user.metadata)) as _,
-        &instants(|user| user.last_sign_in_at) as _,
-        &column(live, |user| user.locale.clone()) as _,
-        &instants(|user| user.created_at) as _,
-        &instants(|user| Some(user.updated_at)) as _,
-        &column(live, |user| Json(&user.extra)) as _,
-        &observed,
-        &observations,
-        restamp
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+        (row.id, FoundUser { stored: stored.into_stored(), signed_in_at, version_at, revision })
+    }));
+    Ok(users)
 }
 
 /// Makes tombstones: the id and the instant stay, everything else goes.

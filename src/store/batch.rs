@@ -1,0 +1,131 @@
+//! Writes a batch: users, inbox and feed in one statement, whatever the batch's length.
+//!
+//! One statement is one round trip, planned once per session, and durable on its own where no transaction is open.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use sqlx::postgres::PgConnection;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+
+use super::StoreError;
+use super::changes::{LOCK, NewChange};
+use crate::domain::event::{Event, Origin, Outcome};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::user::User;
+use crate::domain::version::Version;
+
+/// An event for the inbox.
+pub(crate) struct NewEvent<'a> {
+    pub(crate) event: Cow<'a, Event>,
+    pub(crate) outcome: Outcome,
+    pub(crate) reason: Option<String>,
+    /// Its user is deleted: the payload must not be stored.
+    pub(crate) erased: bool,
+}
+
+/// A live user to write.
+pub(crate) struct LiveUser<'a> {
+    pub(crate) user: &'a User,
+    pub(crate) version: &'a Version,
+    /// The user has no row yet.
+    pub(crate) is_new: bool,
+}
+
+/// The users whose stored state a batch was decided from, for a write without locks: their IDs, and the revision of each row.
+#[derive(Default)]
+pub(crate) struct DecidedFrom {
+    pub(crate) ids: Vec<String>,
+    pub(crate) revisions: Vec<Option<String>>,
+}
+
+/// What a batch writes.
+pub(crate) struct Writes<'a> {
+    /// The client ID to check, if no transaction has checked it; else empty.
+    pub(crate) client_id: &'a str,
+    /// Empty if the rows are locked.
+    pub(crate) decided_from: DecidedFrom,
+    /// Live users, in ID order.
+    pub(crate) users: Vec<LiveUser<'a>>,
+    /// No scan under way confirms the versions of these users, even unchanged ones.
+    pub(crate) restamp: bool,
+    pub(crate) origin: Origin,
+    /// Events, in ID order, each ID once.
+    pub(crate) events: Vec<NewEvent<'a>>,
+    /// Changes, in their order.
+    pub(crate) changes: Vec<NewChange<'a>>,
+}
+
+impl Writes<'_> {
+    /// There is nothing to write, and nothing to check.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.events.is_empty() && self.changes.is_empty()
+    }
+}
+
+/// Writes a batch and returns the IDs of the events that were new.
+///
+/// The rows of the users that it updates are locked, or `decided_from` names every user of the batch. Users and events are
+/// written in ID order, so that transactions which write the same ones wait for each other in one order.
+///
+/// # Errors
+/// [`StoreError::Conflict`] if a user has changed since it was read, or if another transaction inserted it first.
+pub(crate) async fn write(connection: &mut PgConnection, writes: &Writes<'_>) -> Result<HashSet<String>, StoreError> {
+    let users = &writes.users;
+    let live = |value: fn(&User) -> Option<Timestamp>| -> Vec<Option<OffsetDateTime>> {
+        users.iter().map(|live| value(live.user).map(OffsetDateTime::from)).collect()
+    };
+    let observed: Vec<OffsetDateTime> = users.iter().map(|live| live.version.observed_at.into()).collect();
+    let events = &writes.events;
+    let created: Vec<Option<OffsetDateTime>> =
+        events.iter().map(|new| new.event.created_at.map(OffsetDateTime::from)).collect();
+    let payloads: Vec<Option<&[u8]>> =
+        events.iter().map(|new| (!new.erased).then_some(&new.event.payload[..])).collect();
+    let changes = &writes.changes;
+    let inserted = users.iter().filter(|live| live.is_new).count();
+    let new_events = sqlx::query_file_scalar!(
+        "src/store/batch.sql",
+        writes.client_id,
+        &writes.decided_from.ids,
+        &writes.decided_from.revisions as _,
+        &users.iter().map(|live| &*live.user.id).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.is_new).collect::<Vec<_>>(),
+        &users.iter().map(|live| &*live.user.email).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.user.email_verified).collect::<Vec<_>>(),
+        &users.iter().map(|live| live.user.first_name.as_deref()).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.user.last_name.as_deref()).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.user.name.as_deref()).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.user.profile_picture_url.as_deref()).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| live.user.external_id.as_deref()).collect::<Vec<_>>() as _,
+        &users.iter().map(|live| Json(&live.user.metadata)).collect::<Vec<_>>() as _,
+        &live(|user| user.last_sign_in_at) as _,
+        &users.iter().map(|live| live.user.locale.as_deref()).collect::<Vec<_>>() as _,
+        &live(|user| user.created_at) as _,
+        &live(|user| Some(user.updated_at)) as _,
+        &users.iter().map(|live| Json(&live.user.extra)).collect::<Vec<_>>() as _,
+        &observed,
+        &users.iter().map(|live| &*live.version.id).collect::<Vec<_>>() as _,
+        writes.restamp,
+        writes.origin.as_str(),
+        &events.iter().map(|new| &*new.event.id).collect::<Vec<_>>() as _,
+        &events.iter().map(|new| &*new.event.event_type).collect::<Vec<_>>() as _,
+        &events.iter().map(|new| new.event.user_id.as_deref()).collect::<Vec<_>>() as _,
+        &created as _,
+        &payloads as _,
+        &events.iter().map(|new| new.outcome.as_str()).collect::<Vec<_>>() as _,
+        &events.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>() as _,
+        LOCK,
+        &changes.iter().map(|change| change.kind).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| change.user_id).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| Json(change.changed)).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| change.event.map(|event| &*event.id)).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| change.event.map(|event| &*event.event_type)).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| change.origin.as_str()).collect::<Vec<_>>() as _,
+        &changes.iter().map(|change| change.only_if_new).collect::<Vec<_>>(),
+        i64::try_from(inserted).unwrap_or(i64::MAX)
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(new_events.into_iter().collect())
+}
