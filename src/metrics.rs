@@ -18,6 +18,9 @@ const TYPE_LIMIT: usize = 200;
 /// Histogram buckets, in seconds. A lookup takes less than a millisecond and a webhook a few; the other buckets show problems.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
+/// Histogram buckets of webhooks in a batch.
+const BATCHES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
 /// The metrics of this process, in their own registry.
 pub struct Metrics {
     registry: Registry,
@@ -33,6 +36,8 @@ pub struct Metrics {
     handlers: Handlers,
     progress: Progress,
     erasures: Erasures,
+    webhook_queue: Gauge,
+    webhook_batch: Histogram,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
 }
@@ -231,6 +236,9 @@ impl Default for Metrics {
         let handlers = Handlers::register(&mut registry);
         let progress = Progress::register(&mut registry);
         let erasures = Erasures::register(&mut registry);
+        let webhook_queue = gauge(&mut registry, "webhook_queue_events", "Webhooks that wait for their commit");
+        let webhook_batch = Histogram::new(BATCHES);
+        registry.register("webhook_batch_events", "Webhooks that share a transaction", webhook_batch.clone());
         let connections = gauge(&mut registry, "connections", "Open HTTP connections");
         let closed_connections = Family::default();
         registry.register(
@@ -252,6 +260,8 @@ impl Default for Metrics {
             handlers,
             progress,
             erasures,
+            webhook_queue,
+            webhook_batch,
             connections,
             closed_connections,
         }
@@ -344,6 +354,16 @@ impl Metrics {
     pub fn erasures(&self, users: i64, oldest_seconds: i64) {
         self.erasures.pending.set(users);
         self.erasures.oldest_age.set(oldest_seconds);
+    }
+
+    /// Sets the number of webhooks that wait for their commit.
+    pub fn webhook_queue(&self, events: usize) {
+        self.webhook_queue.set(i64::try_from(events).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a batch of webhooks.
+    pub fn webhook_batch(&self, events: usize) {
+        self.webhook_batch.observe(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
     }
 
     /// Returns the gauge of open connections.

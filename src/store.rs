@@ -78,6 +78,11 @@ impl Store {
         Self::new(pool.clone(), pool, "", timeout)
     }
 
+    /// Bounds each transaction and each lookup.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// The same store, which binds a database to its client ID only once `verifier` has confirmed that WorkOS knows it.
     #[must_use]
     pub fn verifying_client(self, verifier: Arc<dyn ClientVerifier>) -> Self {

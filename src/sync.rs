@@ -9,6 +9,7 @@ mod decisions;
 pub mod drift;
 pub mod erasure;
 pub mod feed;
+pub(crate) mod group_commit;
 pub mod handlers;
 pub mod housekeeping;
 pub mod inbox;
@@ -166,7 +167,7 @@ async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Resu
         .await;
     match attempted {
         Err(StoreError::Conflict { .. } | StoreError::Refused { .. } | StoreError::TimedOut(_)) => Ok(None),
-        outcome => Ok(outcome?.flatten()),
+        outcome => outcome,
     }
 }
 

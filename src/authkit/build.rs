@@ -9,11 +9,13 @@ use super::background::Jobs;
 use super::binding::PublishedKeys;
 use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use super::error::BuildError;
+use crate::domain::event::Origin;
 use crate::http::{BodyBudget, HttpState, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::sync::feed::Feed;
+use crate::sync::group_commit::GroupCommit;
 use crate::sync::job::JobContext;
 use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::ReadThrough;
@@ -57,6 +59,7 @@ impl Builder {
             migrate,
             limits: Limits { connections: self.connections, write: self.write_timeout, ..Limits::default() },
             state: Arc::new(HttpState {
+                webhooks: GroupCommit::new(store.clone(), Origin::Webhook, self.webhook_queue, metrics.clone()),
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
                 session_sign_ins: self.session_sign_ins,
                 service_keys: self.service_keys,

@@ -19,6 +19,9 @@ use crate::workos::signature::{self, Secret};
 /// Host name of WorkOS's API.
 pub const WORKOS_API_HOSTNAME: &str = "api.workos.com";
 
+/// Webhooks that may wait for their commit, by default.
+const WEBHOOK_QUEUE: usize = crate::sync::group_commit::QUEUE;
+
 /// Default limit of a webhook body, in bytes. WorkOS's bodies have a few kilobytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
 
@@ -74,6 +77,7 @@ pub struct Builder {
     pub(super) webhook_path: String,
     pub(super) signature_tolerance: Duration,
     pub(super) body_limit: usize,
+    pub(super) webhook_queue: usize,
     pub(super) body_timeout: Duration,
     pub(super) connections: usize,
     pub(super) write_timeout: Duration,
@@ -118,6 +122,7 @@ impl Builder {
             webhook_path: WEBHOOK_PATH.to_owned(),
             signature_tolerance: signature::WEBHOOK_TOLERANCE,
             body_limit: BODY_LIMIT,
+            webhook_queue: WEBHOOK_QUEUE,
             body_timeout: Duration::from_secs(10),
             connections: CONNECTIONS,
             write_timeout: WRITE_TIMEOUT,
@@ -289,6 +294,12 @@ impl Builder {
     /// Sets the path of the webhook route. Default `/workos/webhook`.
     pub fn webhook_path(mut self, path: impl Into<String>) -> Self {
         self.webhook_path = path.into();
+        self
+    }
+
+    /// Sets how many webhooks may wait for their commit. Default 4,096. More are answered 503 `busy`, and WorkOS retries them.
+    pub fn webhook_queue(mut self, events: usize) -> Self {
+        self.webhook_queue = events;
         self
     }
 

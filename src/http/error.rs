@@ -69,6 +69,9 @@ impl Rejection {
 
 impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::Busy) {
+            return Self::unavailable("busy", "too many requests wait for the database; retry", 2);
+        }
         // The cause is logged here. The caller only gets the code.
         tracing::error!(error = %error, "a database request failed; the caller got 503");
         Self::unavailable("database_unavailable", "the database is unreachable or not usable; retry", 2)

@@ -15,6 +15,7 @@ use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::sync::feed::Feed;
+use crate::sync::group_commit::GroupCommit;
 use crate::sync::job::JobStatuses;
 use crate::sync::progress::SyncProgress;
 use crate::tokens::KeyCache;
@@ -23,8 +24,10 @@ use crate::workos::signature::Secret;
 /// The state of every route.
 #[derive(Debug)]
 pub(crate) struct HttpState {
-    /// Stores webhooks and answers reads.
+    /// Answers reads.
     pub(crate) store: Store,
+    /// Applies webhooks.
+    pub(crate) webhooks: GroupCommit,
     /// Looks users up by token or ID.
     pub(crate) lookups: Lookups,
     /// Secrets of the webhook endpoint. If there is none, there is no webhook route.

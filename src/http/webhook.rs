@@ -16,10 +16,9 @@ use utoipa::ToSchema;
 use super::error::Rejection;
 use super::request_log::LogFields;
 use super::shapes::Error;
-use super::signed::{self, RETRY_AFTER};
+use super::signed;
 use super::state::HttpState;
 use crate::domain::event::{Observation, Origin};
-use crate::sync;
 use crate::workos::wire;
 
 /// Receive an event from WorkOS. The answer is 200 only after the event has been committed.
@@ -59,8 +58,7 @@ pub(super) async fn receive(
         ..LogFields::default()
     };
     let observation = Observation::Event(event).with_sign_in(state.session_sign_ins);
-    let applied = sync::apply(&state.store, Origin::Webhook, &[observation]).await;
-    let applied = applied.map_err(Rejection::from)?.pop().ok_or_else(lost)?;
+    let applied = state.webhooks.apply(observation).await?;
     let outcome = applied.outcome();
     state.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
     fields.outcome = Some(outcome);
@@ -87,8 +85,4 @@ enum Outcome {
     Ignored,
     Quarantined,
     Duplicate,
-}
-
-fn lost() -> Rejection {
-    Rejection::unavailable("internal", "the outcome of the event was lost; retry", RETRY_AFTER)
 }

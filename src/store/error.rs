@@ -38,6 +38,12 @@ pub enum StoreError {
     /// Another process has moved on since this one looked: what it was about to do is done, or is no longer right.
     #[error("another process has moved on meanwhile")]
     Overtaken,
+    /// Too many writes wait already.
+    #[error("too many writes wait for the database")]
+    Busy,
+    /// Our code panicked. Nothing was written.
+    #[error("authkit-sync panicked; this is a defect, please report it")]
+    Panicked,
     /// PostgreSQL asks for a retry (40001 serialization failure, 40P01 deadlock).
     #[error("database unavailable: SQLSTATE {sqlstate} at every attempt")]
     Conflict {
@@ -49,6 +55,11 @@ pub enum StoreError {
 impl StoreError {
     pub(super) fn late(_: tokio::time::error::Elapsed) -> Self {
         Self::TimedOut("timed out".into())
+    }
+
+    /// What was read has changed, so that the transaction has to start over.
+    pub(super) fn retry() -> Self {
+        Self::Conflict { sqlstate: "40001".to_owned() }
     }
 
     pub(super) fn wants_retry(&self) -> bool {

@@ -44,8 +44,9 @@ impl Store {
         }
     }
 
-    /// Runs `work`, whose one writing statement is durable on its own, without a transaction around it. `None`: the sessions of
-    /// this store do not carry our settings, so that a transaction has to set them.
+    /// Runs `work`, which reads and then writes with one statement. Where sessions carry our settings, that statement is a durable
+    /// transaction of its own, so that a write costs no more round trips than the work has statements. Elsewhere a transaction
+    /// sets them.
     ///
     /// `work` gets the client ID, which its statement has to check.
     ///
@@ -54,17 +55,23 @@ impl Store {
     pub(crate) async fn one_statement<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
-        if !self.writes.has_settings() {
-            return Ok(None);
-        }
+    ) -> Result<T, StoreError> {
         self.check_bound().await?;
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
-        let run = async { work(held.connection()?, &self.client_id).await };
+        let has_settings = self.writes.has_settings();
+        let run = async {
+            if has_settings {
+                return work(held.connection()?, &self.client_id).await;
+            }
+            let mut transaction = held.begin(&self.begin_write).await?;
+            let output = work(&mut transaction, "").await?;
+            transaction.commit().await?;
+            Ok(output)
+        };
         let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
         held.ended(&outcome);
-        self.noting_unfit(outcome).map(Some)
+        self.noting_unfit(outcome)
     }
 
     /// Runs one statement in a transaction of its own, and returns the number of rows it wrote; see [`Store::transaction`].

@@ -4,7 +4,7 @@ mod grouped;
 mod pages;
 mod write;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
@@ -239,6 +239,38 @@ impl Store {
             })
             .await?;
         Ok(ids.into_iter().collect())
+    }
+
+    /// Those of these users whose row another session has locked at this moment. It waits for no lock.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn locked_users(&self, ids: &[String]) -> Result<BTreeSet<String>, StoreError> {
+        let locked = self
+            .one_statement(async |connection, _| {
+                let locked = sqlx::query_scalar!(
+                    r#"-- users.locked
+                    with free as materialized (
+                        select id
+                        from workos.user_records
+                        where id = any($1)
+                        order by id
+                        for no key update skip locked
+                    )
+                    select id as "id!"
+                    from workos.user_records
+                    where id = any($1)
+                    except
+                    select id
+                    from free"#,
+                    ids
+                )
+                .fetch_all(connection)
+                .await?;
+                Ok(locked)
+            })
+            .await?;
+        Ok(locked.into_iter().collect())
     }
 
     /// Up to `limit` live users, picked at random.

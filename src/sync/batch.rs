@@ -167,8 +167,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         if named.is_empty() {
             return Ok(Users::new());
         }
-        users::lock(connection, &named).await?;
-        let mut users = users::find(connection, &named).await?;
+        let mut users = users::lock(connection, &named).await?;
         // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
         if self.observations.iter().any(|observation| is_between_equals(observation, &users))
             && let Some(confirmation) = scans::confirmation(connection).await?

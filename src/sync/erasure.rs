@@ -55,8 +55,7 @@ impl Work for EraseUser {
     type Output = Option<Erased>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<Erased>, StoreError> {
-        users::lock(connection, &self.user).await?;
-        let stored = users::find(connection, &self.user).await?;
+        let stored = users::lock(connection, &self.user).await?;
         if !stored.values().any(|user| matches!(user.stored, Stored::Tombstone { .. })) {
             return Ok(None);
         }

@@ -352,7 +352,9 @@ async fn a_page_that_times_out_is_applied_in_parts() {
         $$;
         create table public.bound (most integer not null);
         insert into public.bound values (0);
-        create trigger slow after update on workos.user_records referencing new table as changed
+        create trigger slow_insert after insert on workos.user_records referencing new table as changed
+        for each statement execute function public.slow();
+        create trigger slow_update after update on workos.user_records referencing new table as changed
         for each statement execute function public.slow()";
     sqlx::raw_sql(slow).execute(&lab.pool).await.unwrap();
     lab.clock.set(lab.clock.now().plus_seconds(60));

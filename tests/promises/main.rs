@@ -8,6 +8,8 @@
 //!    - `receiver::every_event_workos_sends_is_committed_and_acknowledged`
 //!    - `receiver::a_body_that_breaks_off_stores_nothing`
 //!    - `receiver::a_shutdown_commits_and_answers_what_has_begun`
+//!    - `group_commit::events_that_arrive_during_a_commit_share_the_next_transaction`
+//!    - `group_commit::a_caller_that_goes_away_cancels_no_event_of_the_batch`
 //! 2. **Nothing verified is dropped.**
 //!    - `receiver::names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact`
 //!    - `receiver::verified_but_unusable_events_are_quarantined_whole_and_acknowledged`
@@ -15,6 +17,7 @@
 //!    - `backfill::a_page_of_users_that_cannot_be_read_is_quarantined_and_passed`
 //!    - `catch_up_oddities::an_unreadable_last_item_is_quarantined_and_never_becomes_the_cursor`
 //!    - `reconcile::a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown`
+//!    - `group_commit::an_event_that_postgres_refuses_is_quarantined_and_its_neighbours_are_applied`
 //! 3. **Any order, any duplication, same table.**
 //!    - `convergence::any_order_any_duplication_any_concurrency_same_table`
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
@@ -99,6 +102,7 @@ mod erasure;
 mod exhaustion;
 mod explain;
 mod followers;
+mod group_commit;
 mod grouped_reads;
 mod guides;
 mod handlers;

@@ -32,7 +32,7 @@ pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[St
     if usize::try_from(inserted).is_ok_and(|inserted| inserted == ids.len()) {
         return Ok(());
     }
-    Err(StoreError::Conflict { sqlstate: "40001".to_owned() })
+    Err(StoreError::retry())
 }
 
 /// A user as a batch found it.
@@ -54,10 +54,19 @@ impl FoundUser {
     }
 }
 
-/// Locks the rows of these users in ID order. `no key`: an application's foreign keys check against these rows, and must not
-/// wait. Until the transaction ends, no other one can change them.
-pub(crate) async fn lock(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
-    sqlx::query_scalar!(
+/// Locks these users in ID order and reads them. `no key`: an application's foreign keys check against these rows, and must
+/// not wait. It returns the last committed state, and no other transaction can change it before this one ends.
+///
+/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
+/// writes that user's row, and `workos.confirm_inserted` covers absent users.
+///
+/// # Errors
+/// [`StoreError::Conflict`] if a row appeared after the locks were taken.
+pub(crate) async fn lock(
+    connection: &mut PgConnection,
+    ids: &[String],
+) -> Result<BTreeMap<String, FoundUser>, StoreError> {
+    let locked = sqlx::query_scalar!(
         "-- users.lock
         select id
         from workos.user_records
@@ -66,16 +75,15 @@ pub(crate) async fn lock(connection: &mut PgConnection, ids: &[String]) -> Resul
         for no key update",
         ids
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(())
+    let users = find(connection, ids).await?;
+    let found = users.values().filter(|user| user.revision.is_some()).count();
+    // Rows are never deleted, so as many rows are the same rows.
+    if found == locked.len() { Ok(users) } else { Err(StoreError::retry()) }
 }
 
-/// Reads these users, each of them: one without a row is [`Stored::Absent`]. After [`lock`], it returns the last committed
-/// state of the locked rows.
-///
-/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
-/// writes that user's row, and `workos.confirm_inserted` covers absent users.
+/// Reads these users without locking them. One without a row is [`Stored::Absent`].
 pub(crate) async fn find(
     connection: &mut PgConnection,
     ids: &[String],

@@ -14,6 +14,7 @@ use authkit_sync::domain::change::ChangeKind;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::handler::Types;
 use authkit_sync::domain::timestamp::Timestamp;
+use authkit_sync::store::Pool;
 use authkit_sync::store::handlers::BoxError;
 use authkit_sync::sync::backfill::Backfill;
 use authkit_sync::sync::catch_up::CatchUp;
@@ -32,8 +33,8 @@ use axum::body::Body;
 use axum::http::Request;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use futures_util::future::{BoxFuture, join_all};
+use sqlx::postgres::PgConnectOptions;
 use tower::ServiceExt;
 
 use crate::support::lab::job_context;
@@ -122,7 +123,7 @@ pub(super) struct Replica {
     pub(super) unaware: u32,
     /// Until when each job rests.
     due: BTreeMap<&'static str, Timestamp>,
-    pool: PgPool,
+    pool: Pool,
     receiver: Receiver,
 }
 
@@ -146,10 +147,10 @@ impl Replica {
     pub(super) fn start(start: &Start<'_>) -> Self {
         let Start { workos, seed, timeout, .. } = *start;
         let options = PgConnectOptions::from_str(start.url).unwrap();
-        let pool = PgPoolOptions::new().max_connections(POOL).connect_lazy_with(options);
+        let pool = Pool::connect(options, POOL, timeout);
         let clock = Clock::manual(start.now);
         let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
-        let context = job_context(&pool, &workos.client_id(), timeout, api, &clock, seed);
+        let context = job_context(pool.clone(), &workos.client_id(), timeout, api, &clock, seed);
         let types = ["user.created", "user.updated", "user.deleted", "session.created"].map(str::to_owned).to_vec();
         let receiver = AuthKit::builder(pool.clone(), workos.client_id())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
@@ -219,14 +220,22 @@ impl Replica {
 
     /// Takes a webhook that was signed at `now`; the status, or `None` when the process died under it.
     pub(super) async fn take(&mut self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
-        let request = Request::post("/workos/webhook").header("workos-signature", held.sign(now));
-        let request = request.body(Body::from(held.body.clone())).unwrap();
-        let answer = cut_off(polls, self.receiver.router().oneshot(request)).await?;
-        Some(answer.unwrap().status().as_u16())
+        self.take_all(std::slice::from_ref(held), now, polls).await?.pop()
+    }
+
+    /// Takes several webhooks at the same time; their statuses, or `None` when the process died under them.
+    pub(super) async fn take_all(&mut self, held: &[Held], now: Timestamp, polls: usize) -> Option<Vec<u16>> {
+        let router = self.receiver.router();
+        let answers = held.iter().map(|held| {
+            let request = Request::post("/workos/webhook").header("workos-signature", held.sign(now));
+            router.clone().oneshot(request.body(Body::from(held.body.clone())).unwrap())
+        });
+        let answers = cut_off(polls, join_all(answers)).await?;
+        Some(answers.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect())
     }
 
     pub(super) async fn end(self) {
-        self.pool.close().await;
+        self.pool.connections().close().await;
     }
 }
 

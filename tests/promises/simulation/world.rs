@@ -275,14 +275,23 @@ impl<'a> World<'a> {
         if from != self.bound || self.is_stray(at) {
             return self.deliver_astray(&held, at).await;
         }
-        let status = self.replicas[at].take(&held, self.clock.now(), polls).await;
-        let gives_up = tried >= 6 && self.feeds == Feeds::Both;
-        if (status == Some(200) && self.random.u8(0..6) > 0) || gives_up {
-            self.here_mut().deliveries.swap_remove(which);
-        } else if status.is_some_and(|status| status != 200) {
-            assert!(matches!(status, Some(401 | 503)), "{status:?}");
+        // Others may arrive at the same time. What becomes of those does not count as tried.
+        let others = if self.random.u8(0..3) == 0 { self.random.usize(1..12) } else { 0 };
+        let mut group = vec![held];
+        for _ in 0..others {
+            let open = &self.environments[from].deliveries;
+            group.push(open[self.random.usize(0..open.len())].0.clone());
         }
-        if status.is_none() {
+        let statuses = self.replicas[at].take_all(&group, self.clock.now(), polls).await;
+        for status in statuses.iter().flatten() {
+            assert!(matches!(status, 200 | 401 | 503), "{status:?}");
+        }
+        let is_committed = statuses.as_ref().is_some_and(|statuses| statuses[0] == 200);
+        let gives_up = tried >= 6 && self.feeds == Feeds::Both;
+        if (is_committed && self.random.u8(0..6) > 0) || gives_up {
+            self.here_mut().deliveries.swap_remove(which);
+        }
+        if statuses.is_none() {
             self.restart(at).await;
         }
     }

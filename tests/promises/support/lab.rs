@@ -7,7 +7,7 @@ use std::time::Duration;
 use authkit_sync::dev::workos::{Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::metrics::Metrics;
-use authkit_sync::store::Store;
+use authkit_sync::store::{Pool, Store};
 use authkit_sync::sync::job::{JobContext, JobError};
 use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep, Report};
 use authkit_sync::sync::{backfill, catch_up};
@@ -48,7 +48,7 @@ impl Lab {
     /// One whose key, or whose WorkOS, is another.
     pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
-        job_context(&self.pool, &self.workos.client_id(), Duration::from_secs(20), api, &self.clock, fastrand::u64(..))
+        job_context(self.pool.clone(), &self.workos.client_id(), Duration::from_secs(20), api, &self.clock, fastrand::u64(..))
     }
 
     pub(crate) fn catch_up(&self) -> catch_up::CatchUp {
@@ -141,14 +141,15 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
 
 /// What a process of ours works with.
 pub(crate) fn job_context(
-    pool: &PgPool,
+    pool: impl Into<Pool>,
     client_id: &str,
     timeout: Duration,
     api: Api,
     clock: &Clock,
     seed: u64,
 ) -> JobContext {
-    let store = Store::new(pool.clone(), pool.clone(), client_id, timeout);
+    let pool = pool.into();
+    let store = Store::new(pool.clone(), pool, client_id, timeout);
     JobContext::new(store, api, clock.clone(), Arc::new(Metrics::default()), seed)
 }
 

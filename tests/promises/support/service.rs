@@ -9,7 +9,7 @@ use authkit_sync::AuthKit;
 use authkit_sync::authkit::{Builder, RunError};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
-use authkit_sync::store::Store;
+use authkit_sync::store::{Pool, Store};
 use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
@@ -104,17 +104,22 @@ impl Service {
     pub(crate) async fn start_without_keys(pool: &PgPool) -> Self {
         let keys = Keys::of("jwks.document");
         keys.away.store(true, Ordering::SeqCst);
-        Self::start_of(pool, keys, |builder| builder).await
+        Self::start_of(pool.clone().into(), keys, |builder| builder).await
     }
 
     /// With settings of the test's own. Its timeouts are long: a busy machine must not decide a test.
     pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::start_on(pool.clone().into(), settings).await
+    }
+
+    /// The same, on a pool whose sessions may carry our settings.
+    pub(crate) async fn start_on(pool: Pool, settings: impl FnOnce(Builder) -> Builder) -> Self {
         Self::start_of(pool, Keys::of("jwks.document"), settings).await
     }
 
-    async fn start_of(pool: &PgPool, keys: Arc<Keys>, settings: impl FnOnce(Builder) -> Builder) -> Self {
+    async fn start_of(pool: Pool, keys: Arc<Keys>, settings: impl FnOnce(Builder) -> Builder) -> Self {
         let clock = Clock::manual(Timestamp::parse("2026-09-01T08:30:00Z").unwrap());
-        let builder = AuthKit::builder(pool.clone(), CLIENT_ID)
+        let builder = AuthKit::builder(pool, CLIENT_ID)
             .webhook_secrets(vec![Secret::new(SECRET)])
             .key_source(keys.clone())
             .database_timeout(TIMEOUT)
