@@ -23,12 +23,14 @@ mod records;
 pub mod runner;
 mod scan_page;
 
+use std::collections::BTreeSet;
+
 use sqlx::postgres::PgConnection;
 
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
 use crate::store::{Store, StoreError, Work};
-use batch::{Batch, Inbox, OneStatement, QuarantineBatch};
+use batch::{Attempt, Batch, Inbox, OneStatement, QuarantineBatch};
 pub use scan_page::apply_scan_page;
 
 /// What one observation did.
@@ -147,7 +149,7 @@ async fn in_parts<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Ve
 }
 
 async fn attempt<T: FollowUp>(store: &Store, part: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
-    if let Some(applied) = one_statement(store, part).await? {
+    if let Attempt::Done(applied) = one_statement(store, part).await? {
         return Ok(applied);
     }
     match store.transaction("apply", part).await {
@@ -156,17 +158,18 @@ async fn attempt<T: FollowUp>(store: &Store, part: &Batch<'_, T>) -> Result<Vec<
     }
 }
 
-/// Applies a batch in one statement, where that is enough. `None`: it has to be applied in a transaction, which waits for locks,
-/// retries, and finds out whose data PostgreSQL refuses.
-async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Option<Vec<Applied>>, StoreError> {
+/// Applies a batch in one statement, if that is enough. A transaction can do more: it waits for locks, retries, and finds out
+/// whose data PostgreSQL refuses.
+async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Attempt, StoreError> {
     if !batch.may_be_one_statement() {
-        return Ok(None);
+        return Ok(Attempt::NeedsTransaction(BTreeSet::new()));
     }
     let attempted = store
-        .one_statement(async |connection, client_id| OneStatement { batch: *batch, client_id }.run(connection).await)
-        .await;
-    match attempted {
-        Err(StoreError::Conflict { .. } | StoreError::Refused { .. } | StoreError::TimedOut(_)) => Ok(None),
+        .one_statement(async |connection, client_id| OneStatement { batch: *batch, client_id }.run(connection).await);
+    match attempted.await {
+        Err(StoreError::Conflict { .. } | StoreError::Refused { .. } | StoreError::TimedOut(_)) => {
+            Ok(Attempt::NeedsTransaction(BTreeSet::new()))
+        }
         outcome => outcome,
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use super::decisions::{self, Decisions, Users, decide_all, is_between_equals};
+use super::decisions::{self, Decisions, Users, decide_all, is_between_equals, needs_placeholder};
 use super::records::{inbox_event, new_changes};
 use super::{Applied, FollowUp};
 use crate::domain::decide::Stored;
@@ -44,6 +44,8 @@ pub(super) struct Batch<'a, T> {
     scan: Option<&'a ScanStart>,
     /// What else the transaction does.
     then: Option<&'a T>,
+    /// One statement is known not to be enough.
+    in_transaction: bool,
 }
 
 impl<T> Clone for Batch<'_, T> {
@@ -87,7 +89,7 @@ impl<T: FollowUp> Work for Batch<'_, T> {
             applied
         } else {
             let decisions = decide_all(self.observations, &mut users, self.scan, None);
-            if decisions.needs_placeholders(&users) {
+            if users.values().any(needs_placeholder) {
                 placeholders = insert_placeholders(connection, &mut users).await?;
             }
             self.write(connection, self.observations, &users, decisions).await?
@@ -96,28 +98,37 @@ impl<T: FollowUp> Work for Batch<'_, T> {
     }
 }
 
-/// A batch in one statement, which is durable without a transaction around it. `None`: the batch needs a transaction.
+/// What became of a batch that was attempted in one statement.
+pub(super) enum Attempt {
+    /// It is committed.
+    Done(Vec<Applied>),
+    /// It needs a transaction, because of these users. None of them: because of something else.
+    NeedsTransaction(BTreeSet<String>),
+}
+
+/// A batch in one statement, which is durable without a transaction around it.
 pub(super) struct OneStatement<'a, T> {
     pub(super) batch: Batch<'a, T>,
     pub(super) client_id: &'a str,
 }
 
 impl<T: FollowUp> Work for OneStatement<'_, T> {
-    type Output = Option<Vec<Applied>>;
+    type Output = Attempt;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Option<Vec<Applied>>, StoreError> {
+    async fn run(&self, connection: &mut PgConnection) -> Result<Attempt, StoreError> {
         let (batch, observations) = (&self.batch, self.batch.observations);
         let named = decisions::named(observations);
         let mut users = if named.is_empty() { Users::new() } else { users::find(connection, &named).await? };
-        if observations.iter().any(|observation| is_between_equals(observation, &users)) {
-            return Ok(None);
-        }
+        let equals = observations.iter().filter(|observation| is_between_equals(observation, &users));
+        let mut apart: BTreeSet<String> = equals.filter_map(Observation::user_id).map(str::to_owned).collect();
         let decided_from = decisions::decided_from(&users);
         let decisions = decide_all(observations, &mut users, batch.scan, None);
-        if decisions.needs_transaction(&users) {
-            return Ok(None);
+        apart.append(&mut decisions.need_transaction(&users));
+        if !apart.is_empty() {
+            return Ok(Attempt::NeedsTransaction(apart));
         }
-        batch.write_with(connection, observations, &users, decisions, (self.client_id, decided_from)).await.map(Some)
+        let checked = (self.client_id, decided_from);
+        batch.write_with(connection, observations, &users, decisions, checked).await.map(Attempt::Done)
     }
 }
 
@@ -133,7 +144,13 @@ impl<'a, T: FollowUp> Batch<'a, T> {
             erase_limit: erasure::BATCH,
             scan: None,
             then,
+            in_transaction: false,
         }
+    }
+
+    /// The same, in a transaction from the first attempt on.
+    pub(super) fn in_transaction(self) -> Self {
+        Self { in_transaction: true, ..self }
     }
 
     /// The next part, of at most so many observations, after the ones whose outcomes are known.
@@ -158,7 +175,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
 
     /// One statement can be enough.
     pub(super) fn may_be_one_statement(&self) -> bool {
-        self.then.is_none() && matches!(self.inbox, Inbox::Record(_))
+        !self.in_transaction && self.then.is_none() && matches!(self.inbox, Inbox::Record(_))
     }
 
     /// Locks and reads every user the batch names.

@@ -112,19 +112,19 @@ impl<'a> Decisions<'a> {
         tombstones.collect()
     }
 
-    /// More than the one statement of [`batch::write`](crate::store::batch::write) is needed.
-    pub(super) fn needs_transaction(&self, users: &Users) -> bool {
-        !self.erased.is_empty()
-            || !self.sign_ins.is_empty()
-            || !self.tombstones(users).is_empty()
-            || self.needs_placeholders(users)
+    /// The users for whom more is needed than the one statement of [`batch::write`](crate::store::batch::write).
+    pub(super) fn need_transaction(&self, users: &Users) -> BTreeSet<String> {
+        let tombstones = self.tombstones(users).into_iter().map(|(id, _)| id);
+        let sign_ins = self.sign_ins.iter().map(|(id, _)| *id);
+        let absent = users.iter().filter(|(_, user)| needs_placeholder(user)).map(|(id, _)| &**id);
+        tombstones.chain(sign_ins).chain(absent).map(str::to_owned).collect()
     }
+}
 
-    /// An absent user stays absent, or becomes a tombstone. Without a row nothing keeps another transaction from deleting this
-    /// user, which would miss the payloads of this batch.
-    pub(super) fn needs_placeholders(&self, users: &Users) -> bool {
-        users.values().any(|user| user.revision.is_none() && !matches!(user.stored, Stored::Live { .. }))
-    }
+/// The user is absent and stays so, or becomes a tombstone. Without a row nothing keeps another transaction from deleting the user,
+/// and that deletion would miss the payloads of this batch.
+pub(super) fn needs_placeholder(user: &FoundUser) -> bool {
+    user.revision.is_none() && !matches!(user.stored, Stored::Live { .. })
 }
 
 /// What a write without locks was decided from: each user of the batch as it was found.

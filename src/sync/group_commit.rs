@@ -14,8 +14,9 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::batch::{Attempt, Batch, Inbox};
 use super::decisions::named;
-use super::{Applied, Batch, Inbox, ONLY, in_parts, one_statement};
+use super::{Applied, NoFollowUp, ONLY, in_parts, one_statement};
 use crate::domain::event::{Observation, Origin};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -64,8 +65,53 @@ struct Queue {
 
 struct Waiting {
     observation: Observation,
+    caller: Caller,
+}
+
+struct Caller {
     since: Instant,
     answer: oneshot::Sender<Result<Applied, StoreError>>,
+}
+
+/// Events that are applied together, and their callers, in the same order.
+#[derive(Default)]
+struct Group {
+    observations: Vec<Observation>,
+    callers: Vec<Caller>,
+}
+
+impl Group {
+    /// Splits it into the events for which `is_apart` holds, and the others.
+    fn split(self, is_apart: impl Fn(&Observation, &Caller) -> bool) -> (Self, Self) {
+        let waiting = self.observations.into_iter().zip(self.callers);
+        let (apart, rest): (Vec<_>, Vec<_>) = waiting.partition(|(observation, caller)| is_apart(observation, caller));
+        (apart.into_iter().collect(), rest.into_iter().collect())
+    }
+
+    /// Splits off the events of these users.
+    fn split_users(self, users: &BTreeSet<String>) -> (Self, Self) {
+        if users.is_empty() {
+            return (Self::default(), self);
+        }
+        self.split(|observation, _| observation.user_id().is_some_and(|id| users.contains(id)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.callers.is_empty()
+    }
+}
+
+impl FromIterator<(Observation, Caller)> for Group {
+    fn from_iter<I: IntoIterator<Item = (Observation, Caller)>>(waiting: I) -> Self {
+        let (observations, callers) = waiting.into_iter().unzip();
+        Self { observations, callers }
+    }
+}
+
+impl From<Vec<Waiting>> for Group {
+    fn from(waiting: Vec<Waiting>) -> Self {
+        waiting.into_iter().map(|waiting| (waiting.observation, waiting.caller)).collect()
+    }
 }
 
 impl std::fmt::Debug for GroupCommit {
@@ -87,7 +133,8 @@ impl GroupCommit {
     /// [`StoreError::Busy`] if too many wait; any other as `apply`.
     pub(crate) async fn apply(&self, observation: Observation) -> Result<Applied, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.0.enqueue(Waiting { observation, since: Instant::now(), answer })?;
+        let caller = Caller { since: Instant::now(), answer };
+        self.0.enqueue(Waiting { observation, caller })?;
         answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the batch was cancelled".into())))
     }
 }
@@ -124,103 +171,119 @@ impl Inner {
     /// Commits batches until nothing waits.
     async fn commit_arrived(self: Arc<Self>) {
         loop {
-            let batch = {
+            let group = {
                 let mut queue = self.queue();
                 let batch = queue.next_batch();
                 if batch.is_empty() {
                     queue.committers -= 1;
                     return;
                 }
-                batch
+                Group::from(batch)
             };
-            self.commit(batch).await;
+            let group = self.in_time(group);
+            if !group.is_empty() {
+                self.metrics.webhook_batch(group.callers.len());
+                self.commit(group).await;
+            }
         }
     }
 
-    async fn commit(self: &Arc<Self>, batch: Vec<Waiting>) {
-        let Some(batch) = self.in_time(batch) else { return };
-        let observations: Vec<Observation> = batch.iter().map(|waiting| waiting.observation.clone()).collect();
-        self.metrics.webhook_batch(batch.len());
-        let whole = Batch::new(Inbox::Record(self.origin), &observations, ONLY);
-        match caught(one_statement(&self.store, &whole)).await {
-            Ok(Some(applied)) => return self.answer(batch, Ok(applied)),
-            Ok(None) => {}
-            Err(error) => return self.answer(batch, Err(error)),
+    /// Commits a group in one statement. Where some users need a transaction, only their events go into one.
+    async fn commit(self: &Arc<Self>, group: Group) {
+        let apart = match self.one_statement(&group).await {
+            Ok(Attempt::Done(applied)) => return self.answer(group, Ok(applied)),
+            Ok(Attempt::NeedsTransaction(users)) => users,
+            Err(error) => return self.answer(group, Err(error)),
+        };
+        let (mut in_transaction, rest) = group.split_users(&apart);
+        if apart.is_empty() {
+            in_transaction = rest;
+        } else if !rest.is_empty() {
+            match self.one_statement(&rest).await {
+                Ok(Attempt::Done(applied)) => self.answer(rest, Ok(applied)),
+                Ok(Attempt::NeedsTransaction(_)) => self.commit_in_transaction(rest).await,
+                Err(error) => self.answer(rest, Err(error)),
+            }
         }
-        match self.store.locked_users(&named(&observations)).await {
+        self.commit_in_transaction(in_transaction).await;
+    }
+
+    async fn one_statement(&self, group: &Group) -> Result<Attempt, StoreError> {
+        match caught(one_statement(&self.store, &self.batch(&group.observations))).await {
+            // Whose event it is shows when each is applied alone.
+            Err(StoreError::Panicked) => Ok(Attempt::NeedsTransaction(BTreeSet::new())),
+            outcome => outcome,
+        }
+    }
+
+    fn batch<'a>(&self, observations: &'a [Observation]) -> Batch<'a, NoFollowUp> {
+        Batch::new(Inbox::Record(self.origin), observations, ONLY)
+    }
+
+    /// Applies the events of a group whose users are not locked, and lets the others wait for the locks.
+    async fn commit_in_transaction(self: &Arc<Self>, group: Group) {
+        match self.store.locked_users(&named(&group.observations)).await {
             Ok(locked) => {
-                let free = self.set_locked_apart(batch, &locked);
+                let (locked, free) = group.split_users(&locked);
+                self.await_locks(locked);
                 self.apply(free).await;
             }
-            Err(error) => self.answer(batch, Err(error)),
+            Err(error) => self.answer(group, Err(error)),
         }
     }
 
     /// Applies events in a transaction, which waits for locks.
-    async fn apply(&self, batch: Vec<Waiting>) {
-        if batch.is_empty() {
+    async fn apply(&self, group: Group) {
+        if group.is_empty() {
             return;
         }
-        let observations: Vec<Observation> = batch.iter().map(|waiting| waiting.observation.clone()).collect();
-        let applied = caught(in_parts(&self.store, &Batch::new(Inbox::Record(self.origin), &observations, ONLY))).await;
-        if batch.len() > 1 && matches!(applied, Err(StoreError::Panicked)) {
+        let applied = caught(in_parts(&self.store, &self.batch(&group.observations).in_transaction())).await;
+        if group.callers.len() > 1 && matches!(applied, Err(StoreError::Panicked)) {
             // One of them makes us panic: the others must not fail with it.
-            for waiting in batch {
-                Box::pin(self.apply(vec![waiting])).await;
+            for alone in group.observations.into_iter().zip(group.callers) {
+                Box::pin(self.apply([alone].into_iter().collect())).await;
             }
             return;
         }
-        self.answer(batch, applied);
+        self.answer(group, applied);
     }
 
     /// Answers the callers.
-    fn answer(&self, batch: Vec<Waiting>, outcome: Result<Vec<Applied>, StoreError>) {
-        let answered = isize::try_from(batch.len()).unwrap_or(isize::MAX);
+    fn answer(&self, group: Group, outcome: Result<Vec<Applied>, StoreError>) {
+        let answered = isize::try_from(group.callers.len()).unwrap_or(isize::MAX);
         self.set_len(&mut self.queue(), -answered);
-        match outcome {
-            Ok(applied) => {
-                for (waiting, applied) in batch.into_iter().zip(applied) {
-                    let _ = waiting.answer.send(Ok(applied));
-                }
-            }
-            Err(error) => {
-                for waiting in batch {
-                    let _ = waiting.answer.send(Err(error.clone()));
-                }
-            }
+        let outcomes: Box<dyn Iterator<Item = _>> = match outcome {
+            Ok(applied) => Box::new(applied.into_iter().map(Ok)),
+            Err(error) => Box::new(std::iter::repeat(error).map(Err)),
+        };
+        for (caller, outcome) in group.callers.into_iter().zip(outcomes) {
+            let _ = caller.answer.send(outcome);
         }
     }
 
-    /// Answers the events that have waited too long already. WorkOS has given up on them, and retries.
-    fn in_time(&self, batch: Vec<Waiting>) -> Option<Vec<Waiting>> {
-        let (late, batch): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|waiting| waiting.since.elapsed() > self.store.timeout());
+    /// Answers the events that have waited too long already: their callers have given up and will retry.
+    fn in_time(&self, group: Group) -> Group {
+        let (late, in_time) = group.split(|_, caller| caller.since.elapsed() > self.store.timeout());
         if !late.is_empty() {
             self.answer(late, Err(StoreError::Busy));
         }
-        (!batch.is_empty()).then_some(batch)
+        in_time
     }
 
-    /// Puts the events of locked users aside, and returns the others.
-    fn set_locked_apart(self: &Arc<Self>, batch: Vec<Waiting>, locked: &BTreeSet<String>) -> Vec<Waiting> {
-        if locked.is_empty() {
-            return batch;
-        }
-        let is_locked = |waiting: &Waiting| waiting.observation.user_id().is_some_and(|id| locked.contains(id));
-        let (apart, free): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_locked);
+    /// Lets the events of locked users wait for the locks.
+    fn await_locks(self: &Arc<Self>, group: Group) {
         let mut queue = self.queue();
-        for waiting in apart {
-            let id = waiting.observation.user_id().unwrap_or_default().to_owned();
+        for (observation, caller) in group.observations.into_iter().zip(group.callers) {
+            let id = observation.user_id().unwrap_or_default().to_owned();
             if !queue.locked.contains_key(&id) {
                 queue.unattended.push_back(id.clone());
             }
-            queue.locked.entry(id).or_default().push(waiting);
+            queue.locked.entry(id).or_default().push(Waiting { observation, caller });
         }
-        while queue.lock_waiters < LOCK_WAITERS.min(queue.lock_waiters + queue.unattended.len()) {
+        if queue.lock_waiters < LOCK_WAITERS && !queue.unattended.is_empty() {
             queue.lock_waiters += 1;
             tokio::spawn(self.clone().wait_for_locks());
         }
-        free
     }
 
     /// Applies the events of one locked user after the other, until there is none.
@@ -235,24 +298,24 @@ impl Inner {
                 id
             };
             loop {
-                let events = {
-                    let mut queue = self.queue();
-                    let events = queue.locked.get_mut(&id).map(std::mem::take).unwrap_or_default();
-                    if events.is_empty() {
-                        queue.locked.remove(&id);
-                        break;
-                    }
-                    events
-                };
-                if let Some(events) = self.in_time(events) {
-                    self.apply(events).await;
-                }
+                let events = self.queue().take_locked(&id);
+                let Some(events) = events else { break };
+                self.apply(self.in_time(events.into())).await;
             }
         }
     }
 }
 
 impl Queue {
+    /// Takes the events of a locked user that have arrived. `None`: there are none, and the user counts as free again.
+    fn take_locked(&mut self, id: &str) -> Option<Vec<Waiting>> {
+        let events = self.locked.get_mut(id).map(std::mem::take).filter(|events| !events.is_empty());
+        if events.is_none() {
+            self.locked.remove(id);
+        }
+        events
+    }
+
     /// Takes the next batch: in order of arrival, within the limits.
     fn next_batch(&mut self) -> Vec<Waiting> {
         let mut bytes = 0;

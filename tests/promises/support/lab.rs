@@ -48,7 +48,14 @@ impl Lab {
     /// One whose key, or whose WorkOS, is another.
     pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
-        job_context(self.pool.clone(), &self.workos.client_id(), Duration::from_secs(20), api, &self.clock, fastrand::u64(..))
+        job_context(
+            self.pool.clone(),
+            &self.workos.client_id(),
+            Duration::from_secs(20),
+            api,
+            &self.clock,
+            fastrand::u64(..),
+        )
     }
 
     pub(crate) fn catch_up(&self) -> catch_up::CatchUp {
