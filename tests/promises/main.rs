@@ -69,6 +69,8 @@
 //!    - `changes::a_change_names_fields_event_and_origin_and_holds_nothing_personal`
 //!    - `action_endpoint::proxies_of_the_environment_see_nothing_and_the_log_names_nobody`
 //! 10. **Everything is bounded, and nothing stops for good.**
+//!    - `group_commit::a_locked_user_delays_only_its_own_events`
+//!    - `group_commit::a_full_queue_is_answered_503_at_once_and_the_rest_is_applied`
 //!    - `exhaustion::idle_connections_in_any_number_keep_nobody_out`
 //!    - `exhaustion::unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anything`
 //!    - `exhaustion::a_client_that_never_reads_is_cut_off`
