@@ -30,7 +30,8 @@ use sqlx::postgres::PgConnection;
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
 use crate::store::{Store, StoreError, Work};
-use batch::{Attempt, Batch, Inbox, OneStatement, QuarantineBatch};
+use batch::{Attempt, Batch, OneStatement, QuarantineBatch};
+use records::Inbox;
 pub use scan_page::apply_scan_page;
 
 /// What one observation did.

@@ -10,7 +10,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use super::decisions::{self, Decisions, Users, decide_all, is_between_equals, needs_placeholder};
-use super::records::{inbox_event, new_changes};
+use super::records::{Inbox, inbox_event, new_changes};
 use super::{Applied, FollowUp};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
@@ -18,15 +18,6 @@ use crate::store::batch::{self, DecidedFrom, NewEvent, Writes};
 use crate::store::scans::ScanStart;
 use crate::store::users::FoundUser;
 use crate::store::{StoreError, Work, erasure, events, scans, sign_ins, users};
-
-/// What a batch does to the inbox.
-#[derive(Clone, Copy)]
-pub(super) enum Inbox {
-    /// Records its events.
-    Record(Origin),
-    /// Replaces the outcomes of those of its observations that are in quarantine.
-    Retry,
-}
 
 /// Observations that one transaction applies, and how.
 pub(super) struct Batch<'a, T> {

@@ -14,8 +14,9 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::batch::{Attempt, Batch, Inbox};
+use super::batch::{Attempt, Batch};
 use super::decisions::named;
+use super::records::Inbox;
 use super::{Applied, NoFollowUp, ONLY, in_parts, one_statement};
 use crate::domain::event::{Observation, Origin};
 use crate::metrics::Metrics;

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use super::Applied;
-use super::batch::Inbox;
 use crate::domain::change::Difference;
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
@@ -11,6 +10,15 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::LAST_SIGN_IN_AT;
 use crate::store::changes::NewChange;
 use crate::workos::wire;
+
+/// What a batch does to the inbox.
+#[derive(Clone, Copy)]
+pub(super) enum Inbox {
+    /// Records its events.
+    Record(Origin),
+    /// Replaces the outcomes of those of its observations that are in quarantine.
+    Retry,
+}
 
 /// The inbox's entry for an observation. An event always has one. A snapshot has one only if it cannot be applied, or if it is
 /// retried.

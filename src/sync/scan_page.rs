@@ -1,6 +1,7 @@
 //! A page of a scan: only users that differ are locked and written. What that rests on is written at [`ScanStart`].
 
-use super::batch::{Batch, Inbox};
+use super::batch::Batch;
+use super::records::Inbox;
 use super::{Applied, ONLY, in_parts};
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Observation, Origin};

@@ -45,11 +45,8 @@ impl Locked {
         .await
         .unwrap();
         let timeout = Duration::from_secs(60);
-        let lookups = if own {
-            Pool::connect(database.options(), 4, timeout)
-        } else {
-            Pool::from(database.pool(4).await)
-        };
+        let lookups =
+            if own { Pool::connect(database.options(), 4, timeout) } else { Pool::from(database.pool(4).await) };
         let reads = GroupedReads::new(Store::new(lookups.clone(), lookups, CLIENT_ID, timeout));
         assert!(reads.read("user_0".to_owned()).await.is_ok(), "the database is found fit");
         lock.execute("begin; lock table workos.user_records in access exclusive mode").await.unwrap();
@@ -78,7 +75,8 @@ impl Locked {
 }
 
 async fn waiting(pool: &PgPool) -> i64 {
-    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let waiting =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap()
 }
 

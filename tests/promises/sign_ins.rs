@@ -190,3 +190,24 @@ async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
         assert_eq!((code, last_sign_in(&store, &replayed).await), (0, expected), "{out}{err}");
     }
 }
+
+/// The insertion waits for the placeholder that the session holds, with a view of the sign-ins from before.
+#[tokio::test]
+async fn a_sign_in_stored_while_its_user_is_inserted_is_shown() {
+    let lab = Lab::new().await;
+    let store = lab.context().store;
+    let id = unique("user");
+    let mut connection = lab.pool.acquire().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    apply_within(&mut transaction, Origin::Webhook, &[session(&id, 900)]).await.unwrap();
+    let created = [observed("user.created", 0, &user(&id, "Ada", 0))];
+    let waits = "select count(*) > 0 from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'";
+    let commit = async {
+        until("the insertion waits", async || sqlx::query_scalar(waits).fetch_one(&lab.pool).await.unwrap()).await;
+        transaction.commit().await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(apply(&store, Origin::Webhook, &created), commit);
+    applied.unwrap();
+    assert_eq!(last_sign_in(&store, &id).await, json!(at(900)));
+}
