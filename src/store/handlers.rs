@@ -245,16 +245,7 @@ impl Store {
             .lookup(async |connection| {
                 sqlx::query!(
                     r#"-- handlers.initial_users
-                    select
-                        id,
-                        exists (
-                            select from workos.changes
-                            where
-                                user_id = live.id
-                                and position > $2
-                                and kind = 'created'
-                                and event_type is distinct from kind
-                        ) as "later!"
+                    select id, coalesce(is_later, false) as "later!"
                     from (
                         select id
                         from workos.user_records
@@ -265,6 +256,17 @@ impl Store {
                         order by id
                         limit $3
                     ) as live
+                    -- The limit makes it one probe of an index for each user.
+                    left join lateral (
+                        select true as is_later
+                        from workos.changes
+                        where
+                            user_id = live.id
+                            and position > $2
+                            and kind = 'created'
+                            and event_type is distinct from kind
+                        limit 1
+                    ) as later on true
                     order by id"#,
                     after,
                     start,

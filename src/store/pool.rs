@@ -260,6 +260,9 @@ fn millis_up() -> u64 {
 }
 
 /// The settings of a session (`set`) or a transaction (`set local`).
+///
+/// Generic plans: every statement of ours has the same good plan for all values of its parameters (`tests/promises/plans.rs`), and
+/// planning costs several times as much as executing.
 fn settings(set: &str, timeout: Duration) -> String {
     let bound = timeout.as_millis().max(1);
     format!(
@@ -267,7 +270,8 @@ fn settings(set: &str, timeout: Duration) -> String {
          {set} statement_timeout = {bound}; \
          {set} lock_timeout = {bound}; \
          {set} idle_in_transaction_session_timeout = {}; \
-         {set} synchronous_commit = on",
+         {set} synchronous_commit = on; \
+         {set} plan_cache_mode = force_generic_plan",
         bound * 2
     )
 }

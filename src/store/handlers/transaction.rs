@@ -139,10 +139,14 @@ impl Store {
         }
     }
 
-    /// Begins a handler's transaction. Names without a schema are looked up as in any other session of the application.
+    /// Begins a handler's transaction. Names without a schema are looked up, and statements planned, as in any other session of
+    /// the application.
     async fn begin_handler(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
         // As in `attempt`: numbers and our own words.
-        let begin = format!("{}; {REMEMBER_ROLE}; set local search_path to default", begin_write(timeout, ""));
+        let begin = format!(
+            "{}; {REMEMBER_ROLE}; set local search_path to default; set local plan_cache_mode to default",
+            begin_write(timeout, "")
+        );
         let begun = async {
             // To its end even if the caller gives up: the driver would leave open what was begun and not answered yet.
             let connections = self.handlers.connections().clone();
