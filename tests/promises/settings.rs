@@ -131,14 +131,9 @@ fn an_unknown_variable_is_a_warning_with_the_closest_name_and_variables_of_kuber
         .current_dir(folder.path())
         .envs([
             ("AUTHKIT_SYNC_CATCHUP", "hunter2"),
+            // All of them are in the unit test of `config/unknown.rs`.
             ("AUTHKIT_SYNC_SERVICE_HOST", "10.0.0.1"),
-            ("AUTHKIT_SYNC_SERVICE_PORT", "8080"),
-            ("AUTHKIT_SYNC_SERVICE_PORT_HTTP", "8080"),
             ("AUTHKIT_SYNC_PORT", "tcp://10.0.0.1:8080"),
-            ("AUTHKIT_SYNC_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
-            ("AUTHKIT_SYNC_PORT_8080_TCP_PROTO", "tcp"),
-            ("AUTHKIT_SYNC_PORT_8080_TCP_PORT", "8080"),
-            ("AUTHKIT_SYNC_PORT_8080_TCP_ADDR", "10.0.0.1"),
         ])
         .output()
         .unwrap();
