@@ -78,6 +78,11 @@ impl Store {
         Self::new(pool.clone(), pool, "", timeout)
     }
 
+    /// The number of connections for writes.
+    pub(crate) fn write_connections(&self) -> usize {
+        usize::try_from(self.writes.connections().options().get_max_connections()).unwrap_or(usize::MAX)
+    }
+
     /// Bounds each transaction and each lookup.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout

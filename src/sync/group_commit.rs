@@ -25,7 +25,7 @@ use crate::store::{Store, StoreError};
 /// Batches that are committed at the same time. With two, one is decided while the other is being flushed to disk.
 const COMMITTERS: usize = 2;
 
-/// Locked users whose events are waited for at the same time.
+/// Locked users that are waited for at the same time. One connection is always left to the batches.
 const LOCK_WAITERS: usize = 2;
 
 /// Events in one batch.
@@ -46,6 +46,8 @@ struct Inner {
     origin: Origin,
     /// Events that may wait.
     limit: usize,
+    /// Locked users that may be waited for at the same time.
+    lock_waiters: usize,
     metrics: Arc<Metrics>,
     queue: Mutex<Queue>,
 }
@@ -124,7 +126,8 @@ impl std::fmt::Debug for GroupCommit {
 impl GroupCommit {
     /// Applies to `store` what arrives with this origin. At most `limit` events wait.
     pub(crate) fn new(store: Store, origin: Origin, limit: usize, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { store, origin, limit, metrics, queue: Mutex::default() }))
+        let lock_waiters = store.write_connections().saturating_sub(1).clamp(1, LOCK_WAITERS);
+        Self(Arc::new(Inner { store, origin, limit, lock_waiters, metrics, queue: Mutex::default() }))
     }
 
     /// Applies an observation together with those that arrive at the same time, and returns what it did. See
@@ -281,7 +284,7 @@ impl Inner {
             }
             queue.locked.entry(id).or_default().push(Waiting { observation, caller });
         }
-        if queue.lock_waiters < LOCK_WAITERS && !queue.unattended.is_empty() {
+        if queue.lock_waiters < self.lock_waiters && !queue.unattended.is_empty() {
             queue.lock_waiters += 1;
             tokio::spawn(self.clone().wait_for_locks());
         }
