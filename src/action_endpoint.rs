@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::action::{Action, Verdict};
 use crate::domain::timestamp::Timestamp;
-use crate::workos::http::{BodyError, guarded_client, is_dialled, read_body, was_refused};
+use crate::workos::http::{BodyError, guarded_client, is_allowed, is_blocked_address, read_body};
 use crate::workos::json;
 use crate::workos::signature::Secret;
 
@@ -130,7 +130,7 @@ impl ActionEndpoint {
             Err(EndpointError::Credentials)
         } else if url.scheme() == "http" && !self.private_addresses {
             Err(EndpointError::Plain)
-        } else if !is_dialled(&url, self.private_addresses) {
+        } else if !is_allowed(&url, self.private_addresses) {
             Err(EndpointError::Private)
         } else if self.secret.length() < SECRET_LENGTH {
             Err(EndpointError::Secret)
@@ -182,7 +182,7 @@ impl Endpoint {
             .header("content-type", "application/json")
             .body(action.payload.clone());
         let answer = request.send().await.map_err(|error| match error {
-            _ if was_refused(&error) => EndpointFailure::AddressRefused,
+            _ if is_blocked_address(&error) => EndpointFailure::AddressRefused,
             _ if error.is_timeout() => EndpointFailure::TimedOut,
             _ if error.is_connect() => EndpointFailure::Unreachable,
             _ => EndpointFailure::Broken,
@@ -204,8 +204,8 @@ impl Endpoint {
 /// Reads the verdict in an answer. Invalid characters in the message (half of a surrogate pair) are replaced, so that they do not
 /// invalidate a denial.
 fn verdict(body: &[u8]) -> Option<Verdict> {
-    let fit = json::fit(std::str::from_utf8(body).ok()?);
-    let answer = json::object(&fit.text)?;
+    let sanitized = json::sanitize(std::str::from_utf8(body).ok()?);
+    let answer = json::object(&sanitized.text)?;
     let word = json::string(answer.get("verdict").map(|value| &**value))?;
     match word.to_ascii_lowercase().as_str() {
         "allow" => Some(Verdict::Allow),

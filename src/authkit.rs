@@ -214,7 +214,7 @@ impl AuthKit {
             match self.prepare().await {
                 Ok(()) => {
                     tracing::info!("the database is reachable and its schema is current");
-                    return self.state.store.turned_unfit().await.into();
+                    return self.state.store.becomes_unfit().await.into();
                 }
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => return unfit.into(),
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}

@@ -7,7 +7,7 @@ use crate::domain::user::User;
 use crate::store::users::GroupedReads;
 use crate::store::{Store, StoreError};
 use crate::sync::progress::SyncProgress;
-use crate::sync::read_through::{NotAsked, ReadThrough};
+use crate::sync::read_through::{ReadThrough, WorkosUnreachable};
 use crate::tokens::{Identity, TokenError, TokenVerifier};
 
 /// Why a lookup returned no user.
@@ -35,7 +35,7 @@ pub enum LookupError {
 pub struct Lookups {
     users: GroupedReads,
     tokens: Arc<TokenVerifier>,
-    /// If a first backfill is pending, tells whether it has completed.
+    /// The progress of the sync, if a first backfill is enabled.
     awaited: Option<SyncProgress>,
     /// Requests missing users from WorkOS.
     read_through: Option<ReadThrough>,
@@ -48,10 +48,10 @@ impl Lookups {
         Self { users: GroupedReads::new(store), tokens, awaited: None, read_through: None }
     }
 
-    /// Until the backfill that `watch` tells of has completed, a user who is not here may yet come.
+    /// Enables [`LookupError::NotSynced`]: until the first backfill has completed, a missing user may still be synced.
     #[must_use]
-    pub(crate) fn awaiting_backfill(self, watch: Option<SyncProgress>) -> Self {
-        Self { awaited: watch, ..self }
+    pub(crate) fn awaiting_backfill(self, progress: Option<SyncProgress>) -> Self {
+        Self { awaited: progress, ..self }
     }
 
     /// Enables read-through: missing users are requested from WorkOS.
@@ -115,14 +115,14 @@ impl Lookups {
     /// [`StoreError`]
     pub async fn is_incomplete(&self) -> Result<bool, StoreError> {
         match &self.awaited {
-            Some(watch) if !watch.progress().backfilled => Ok(!watch.refresh().await?.backfilled),
+            Some(progress) if !progress.progress().backfilled => Ok(!progress.refresh().await?.backfilled),
             _ => Ok(false),
         }
     }
 }
 
-impl From<NotAsked> for LookupError {
-    fn from(_: NotAsked) -> Self {
+impl From<WorkosUnreachable> for LookupError {
+    fn from(_: WorkosUnreachable) -> Self {
         Self::NotSynced
     }
 }

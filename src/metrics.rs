@@ -26,12 +26,12 @@ pub struct Metrics {
     registry: Registry,
     types: Mutex<HashSet<String>>,
     events: Family<EventLabels, Counter>,
-    refusals: Family<RefusalLabels, Counter>,
+    rejected_requests: Family<RejectionLabels, Counter>,
     actions: Family<ActionLabels, Counter>,
     endpoint_failures: Family<FailureLabels, Counter>,
     requests: Family<RequestLabels, Histogram>,
-    restarts: Family<LoopLabels, Counter>,
-    troubles: Family<LoopLabels, Gauge>,
+    job_restarts: Family<JobLabels, Counter>,
+    failing_jobs: Family<JobLabels, Gauge>,
     missed: Family<FeedLabels, Gauge>,
     handlers: Handlers,
     progress: Progress,
@@ -50,7 +50,7 @@ struct EventLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
+struct RejectionLabels {
     route: String,
     reason: &'static str,
 }
@@ -79,8 +79,8 @@ struct RequestLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LoopLabels {
-    r#loop: &'static str,
+struct JobLabels {
+    job: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -207,8 +207,8 @@ impl Default for Metrics {
             "Verified events by type, origin and outcome (duplicate: seen before)",
             events.clone(),
         );
-        let refusals = Family::default();
-        registry.register("refusals", "Refused requests by route and reason", refusals.clone());
+        let rejected_requests = Family::default();
+        registry.register("rejected_requests", "Rejected requests by route and reason", rejected_requests.clone());
         let actions = Family::default();
         registry.register("actions", "Verdicts on sign-ins and sign-ups by kind, verdict and decider", actions.clone());
         let endpoint_failures = Family::default();
@@ -219,13 +219,13 @@ impl Default for Metrics {
         );
         let requests = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         registry.register("request_duration_seconds", "Duration of requests by route and status", requests.clone());
-        let restarts = Family::default();
-        registry.register("loop_restarts", "Background jobs restarted after a panic", restarts.clone());
-        let troubles = Family::default();
+        let job_restarts = Family::default();
+        registry.register("job_restarts", "Background jobs restarted after a panic", job_restarts.clone());
+        let failing_jobs = Family::default();
         registry.register(
-            "job_in_trouble",
+            "job_failing",
             "Whether the last step of the background job failed in this process (1 or 0)",
-            troubles.clone(),
+            failing_jobs.clone(),
         );
         let missed = Family::default();
         registry.register(
@@ -250,12 +250,12 @@ impl Default for Metrics {
             registry,
             types: Mutex::default(),
             events,
-            refusals,
+            rejected_requests,
             actions,
             endpoint_failures,
             requests,
-            restarts,
-            troubles,
+            job_restarts,
+            failing_jobs,
             missed,
             handlers,
             progress,
@@ -281,9 +281,9 @@ impl Metrics {
         self.events.get_or_create(&EventLabels { r#type, origin, outcome }).inc();
     }
 
-    /// Counts a refused request.
-    pub fn refusal(&self, route: &str, reason: &'static str) {
-        self.refusals.get_or_create(&RefusalLabels { route: route.to_owned(), reason }).inc();
+    /// Counts a rejected request.
+    pub fn rejected_request(&self, route: &str, reason: &'static str) {
+        self.rejected_requests.get_or_create(&RejectionLabels { route: route.to_owned(), reason }).inc();
     }
 
     /// Counts a verdict. `decided_by` is a decider or the number of a rule, never the text of a rule.
@@ -304,12 +304,12 @@ impl Metrics {
 
     /// Counts a restarted job.
     pub fn restart(&self, name: &'static str) {
-        self.restarts.get_or_create(&LoopLabels { r#loop: name }).inc();
+        self.job_restarts.get_or_create(&JobLabels { job: name }).inc();
     }
 
     /// Records whether the last step of a background job succeeded.
     pub fn job(&self, name: &'static str, well: bool) {
-        self.troubles.get_or_create(&LoopLabels { r#loop: name }).set(i64::from(!well));
+        self.failing_jobs.get_or_create(&JobLabels { job: name }).set(i64::from(!well));
     }
 
     /// Records how many events a feed missed.

@@ -1,7 +1,7 @@
 //! Runs background loops: restarts a loop after a panic, and stops all loops at shutdown.
 //!
-//! A `tick` of a loop does one piece of work and returns how long to rest. A tick that panics is counted and retried later; it
-//! never affects lookups or webhooks.
+//! A `tick` of a loop does one piece of work and returns the pause before the next one. A tick that panics is counted and retried
+//! later. It never affects lookups or webhooks.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::sync::runner::{BackgroundLoop, keeping};
+use crate::sync::runner::{BackgroundLoop, renewing};
 use crate::tokens::KeyCache;
 
-/// The rest after a panic doubles from here up to the longest.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Pause after a panic. It doubles from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs loops until shutdown.
 #[derive(Debug)]
@@ -36,35 +36,35 @@ impl Supervisor {
     pub(crate) fn start<L: BackgroundLoop>(&mut self, background_loop: L) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         self.loops.spawn(async move {
-            let mut rest_after_panic = FIRST_REST;
+            let mut pause_after_panic = FIRST_PAUSE;
             let rounds = async {
                 loop {
-                    let rest = match keeping(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind())
+                    let pause = match renewing(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind())
                         .await
                     {
-                        Ok(rest) => {
-                            rest_after_panic = FIRST_REST;
-                            rest
+                        Ok(pause) => {
+                            pause_after_panic = FIRST_PAUSE;
+                            pause
                         }
                         Err(_panic) => {
                             metrics.restart(L::NAME);
                             tracing::error!(
-                                r#loop = L::NAME,
+                                job = L::NAME,
                                 "a background job panicked and is restarted; this is a defect of authkit-sync, please report it"
                             );
-                            let rest = rest_after_panic;
-                            rest_after_panic = (rest * 2).min(LONGEST_REST);
-                            rest
+                            let pause = pause_after_panic;
+                            pause_after_panic = (pause * 2).min(LONGEST_PAUSE);
+                            pause
                         }
                     };
-                    keeping(&background_loop, tokio::time::sleep(rest)).await;
+                    renewing(&background_loop, tokio::time::sleep(pause)).await;
                 }
             };
             stop.run_until_cancelled(rounds).await;
         });
     }
 
-    /// Waits until every loop has ended, which they do after shutdown begins.
+    /// Waits until every loop has ended. Loops end when shutdown begins.
     pub(crate) async fn ended(mut self) {
         while self.loops.join_next().await.is_some() {}
     }

@@ -1,4 +1,4 @@
-//! The adapter to WorkOS: what it signs, what it sends.
+//! The adapter to WorkOS: signatures, the JSON formats, and the REST API.
 
 pub mod actions;
 mod addresses;

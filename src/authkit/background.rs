@@ -36,7 +36,7 @@ pub(super) struct Jobs {
 impl Jobs {
     /// Adds the event types that handlers name completely, and the type of sign-ins, to those that catch-up reads.
     pub(super) fn add_event_types(&mut self, sign_ins: bool) {
-        let handled = self.handlers.iter().flat_map(|handler| handler.types.whole());
+        let handled = self.handlers.iter().flat_map(|handler| handler.types.exact());
         for name in handled.chain(sign_ins.then_some("session.created")) {
             if !self.event_types.iter().any(|read| read == name) {
                 self.event_types.push(name.to_owned());

@@ -37,7 +37,7 @@ impl Dispatcher {
         let (feed, started) = (Feed::new(context.store.clone()), HashSet::new());
         let job =
             Self { context: context.clone(), feed, rust, is_enrolled: false, started, measured: Vec::new(), loops };
-        Runner::run(context, job)
+        Runner::of_job(context, job)
     }
 }
 

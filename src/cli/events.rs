@@ -156,17 +156,17 @@ pub(super) fn print(entries: &[EventSummary]) {
 fn report(retried: &Retried, json: bool) -> Exit {
     if json {
         println!("{}", json!(retried));
-    } else if retried.tried() == 0 {
+    } else if retried.total() == 0 {
         println!("nothing to do: no event matches");
     } else {
         let outcomes: Vec<String> =
             retried.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
         println!("{}", outcomes.join(", "));
-        for (id, reason) in &retried.left {
+        for (id, reason) in &retried.quarantined {
             println!("{}  {reason}", id.escape_debug());
         }
     }
-    if retried.left.is_empty() { Exit::Yes } else { Exit::No }
+    if retried.quarantined.is_empty() { Exit::Yes } else { Exit::No }
 }
 
 fn unknown(id: &str) -> Failure {
@@ -176,7 +176,7 @@ fn unknown(id: &str) -> Failure {
     )
 }
 
-/// An instant as an operator writes it.
+/// A time or an age, as an operator writes it.
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Timestamp),

@@ -64,21 +64,21 @@ impl From<StoreError> for Failure {
 }
 
 impl From<JobError> for Failure {
-    fn from(trouble: JobError) -> Self {
-        let exit = match trouble {
+    fn from(error: JobError) -> Self {
+        let exit = match error {
             JobError::Store(error) => return error.into(),
             JobError::Api(ApiError::KeyRefused(_)) | JobError::NameTaken(_) => Exit::Config,
             JobError::WrongKey { .. }
             | JobError::NotConfirmed
             | JobError::TooMany { .. }
-            | JobError::NobodyListed { .. } => Exit::No,
+            | JobError::EmptyList { .. } => Exit::No,
             JobError::Api(_)
             | JobError::Paused { .. }
             | JobError::Endless
-            | JobError::CursorRefused
-            | JobError::Backwards => Exit::Unavailable,
+            | JobError::CursorRejected
+            | JobError::NewestFirst => Exit::Unavailable,
         };
-        Self::new(exit, trouble)
+        Self::new(exit, error)
     }
 }
 

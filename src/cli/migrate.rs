@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Exit, Failure, database, flag};
 use crate::config::{self, Source};
 use crate::store::StoreError;
-use crate::store::migrations::{self, Status};
+use crate::store::migrations::{self, MigrationStatus};
 use crate::store::roles;
 
 pub(super) fn command() -> Command {
@@ -52,9 +52,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(Exit::Yes)
 }
 
-fn print(status: &Status, invalid: &[String], json: bool) {
+fn print(status: &MigrationStatus, invalid: &[String], json: bool) {
     if json {
-        let Status { applied, pending, newer } = status;
+        let MigrationStatus { applied, pending, newer } = status;
         println!("{}", json!({ "applied": applied, "pending": pending, "newer": newer, "invalid_indexes": invalid }));
         return;
     }

@@ -30,10 +30,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     }
     let reconcile = Reconcile::new(context.clone(), mode, None);
     let report = run_steps(&context, &reconcile, |step| match step {
-        ReconcileStep::Going { counts, open } if open > 0 => {
-            ScanStep::Page(counts, format!("{open} missing users to confirm"))
+        ReconcileStep::InProgress { counts, unconfirmed } if unconfirmed > 0 => {
+            ScanStep::Page(counts, format!("{unconfirmed} missing users to confirm"))
         }
-        ReconcileStep::Going { counts, .. } => ScanStep::Page(counts, String::new()),
+        ReconcileStep::InProgress { counts, .. } => ScanStep::Page(counts, String::new()),
         ReconcileStep::Done(report) => ScanStep::Done(report),
     })
     .await?;

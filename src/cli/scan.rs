@@ -13,7 +13,7 @@ use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::scans::ScanCounts;
 use crate::sync::job::{Job, JobContext, REQUEST_INTERVAL, STANDBY};
-use crate::sync::runner::{Runner, keeping};
+use crate::sync::runner::{Runner, renewing};
 use crate::workos::api::Api;
 
 /// Failures in a row before the command gives up: some minutes.
@@ -52,7 +52,7 @@ pub(super) async fn run_steps<T, J: Job>(
     let steps = async {
         let (mut failures, mut lease_attempts) = (0, 0);
         loop {
-            let rest = match keeping(job, job.step()).await.map(|output| output.map(&scan_step)) {
+            let rest = match renewing(job, job.step()).await.map(|output| output.map(&scan_step)) {
                 Ok(Some(ScanStep::Done(end))) => return Ok(end),
                 Ok(Some(ScanStep::Page(counts, position))) => {
                     failures = 0;
@@ -68,16 +68,16 @@ pub(super) async fn run_steps<T, J: Job>(
                     let message = format!("another process is running a {name} and continues it; nothing to do");
                     return Err(Failure::unavailable(message));
                 }
-                Err(error) if error.may_pass() && failures < MAX_FAILURES => {
-                    context.pass_on_pause(name, &error).await;
-                    let rest = context.rest_after(&error, failures);
+                Err(error) if error.is_temporary() && failures < MAX_FAILURES => {
+                    context.store_pause(name, &error).await;
+                    let rest = context.backoff(&error, failures);
                     failures += 1;
                     progress.print(&format!("{error}: retrying in {} s", rest.as_secs().max(1)));
                     rest
                 }
                 Err(error) => return Err(error.into()),
             };
-            keeping(job, tokio::time::sleep(rest)).await;
+            renewing(job, tokio::time::sleep(rest)).await;
         }
     };
     let outcome = tokio::select! {

@@ -4,10 +4,11 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use super::database::store_of_any_client;
-use super::{Exit, Failure, events, flag};
+use super::{Exit, Failure, events as inbox, flag};
 use crate::config::Source;
 use crate::domain::decide::Stored;
-use crate::store::events::EventFilter;
+use crate::domain::version::Version;
+use crate::store::events::{EventFilter, EventSummary};
 use crate::sync::erasure;
 
 pub(super) fn command() -> Command {
@@ -42,17 +43,17 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         return Ok(Exit::Yes);
     }
     let stored = store.user(id).await?;
-    let mut received =
+    let mut events =
         store.event_summaries(&EventFilter { user: Some(id.to_owned()), ..EventFilter::default() }, i64::MAX).await?;
-    received.reverse();
-    if matches!(stored, Stored::Absent) && received.is_empty() {
+    events.reverse();
+    if matches!(stored, Stored::Absent) && events.is_empty() {
         return Err(Failure::new(
             Exit::No,
             format!("user {} not found: no event and no row; check the ID", id.escape_debug()),
         ));
     }
     if json {
-        println!("{}", json!({ "id": id, "stands": standing(&stored), "received": received }));
+        println!("{}", as_json(id, &stored, &events));
         return Ok(Exit::Yes);
     }
     match &stored {
@@ -69,23 +70,23 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             let when = deleted_at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("at {at}"));
             println!("deleted {when}");
         }
-        Stored::Absent => println!("no row: only these events name the user"),
+        Stored::Absent => println!("there is no row for the user, only these events"),
     }
     println!();
-    events::print(&received);
+    inbox::print(&events);
     Ok(Exit::Yes)
 }
 
-fn standing(stored: &Stored) -> Value {
+fn as_json(id: &str, stored: &Stored, events: &[EventSummary]) -> Value {
     match stored {
-        Stored::Live { user, version } => json!({
-            "state": "alive",
-            "user": user,
-            "observation": version.id,
-            "updated_at": version.updated_at,
-            "observed_at": version.observed_at,
-        }),
-        Stored::Tombstone { deleted_at } => json!({ "state": "deleted", "deleted_at": deleted_at }),
-        Stored::Absent => json!({ "state": "absent" }),
+        Stored::Live { user, version } => {
+            let Version { id: version_id, updated_at, observed_at } = version;
+            let version = json!({ "id": version_id, "updated_at": updated_at, "observed_at": observed_at });
+            json!({ "id": id, "state": "live", "user": user, "version": version, "events": events })
+        }
+        Stored::Tombstone { deleted_at } => {
+            json!({ "id": id, "state": "deleted", "deleted_at": deleted_at, "events": events })
+        }
+        Stored::Absent => json!({ "id": id, "state": "absent", "events": events }),
     }
 }

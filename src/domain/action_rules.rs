@@ -22,7 +22,7 @@ pub struct Rule {
 /// The people a rule applies to. Addresses and domains are not case-sensitive. International domains can have either form.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Who {
-    /// Everybody.
+    /// All people.
     Anyone,
     /// Addresses with exactly this domain: `@example.com`.
     Domain(String),
@@ -92,11 +92,11 @@ impl Rules {
         let mut prepared = Vec::new();
         for rule in rules {
             let number = prepared.len() + 1;
-            let refuse = |wrong| RuleError { number, wrong };
+            let invalid = |wrong| RuleError { number, wrong };
             if number > LIMIT {
-                return Err(refuse("exceeds the limit of 1000 rules"));
+                return Err(invalid("exceeds the limit of 1000 rules"));
             }
-            let rule = prepare(rule).map_err(refuse)?;
+            let rule = prepare(rule).map_err(invalid)?;
             prepared.push(Prepared(rule));
         }
         Ok(Self(prepared))
@@ -139,14 +139,14 @@ fn prepare(mut rule: Rule) -> Result<Rule, &'static str> {
         Who::Domain(domain) | Who::Below(domain) => {
             let plain = comparable(domain);
             if plain.is_empty() || plain.contains(['@', '*', ' ', ',']) || plain.starts_with('.') {
-                return Err("names no domain: write @example.com, or @*.example.com for the domains below it");
+                return Err("has an invalid domain: write @example.com, or @*.example.com for its subdomains");
             }
             *domain = plain;
         }
         Who::Address(address) => {
             let (local, domain) = split(address);
             if local.is_empty() || domain.is_empty() || domain.contains(['*', ' ', ',']) {
-                return Err("names no address: write it whole, as in name@example.com");
+                return Err("has an invalid address: write the complete address, for example name@example.com");
             }
             *address = format!("{local}@{domain}");
         }
@@ -183,14 +183,14 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
         None => (text, None),
         Some((head, rest)) => {
             let message = rest.strip_suffix('"').filter(|message| !message.contains('"'));
-            let wrong = "has no message between two quotation marks at its end: write deny … \"message\"";
+            let wrong = "must end with the message in quotation marks: write deny … \"message\"";
             (head, Some(message.ok_or(wrong)?))
         }
     };
     let mut words = head.split_whitespace();
     let verdict = match (words.next(), message) {
         (Some("allow"), None) => Verdict::Allow,
-        (Some("allow"), Some(_)) => return Err("allows, and so nobody would read its message"),
+        (Some("allow"), Some(_)) => return Err("has a message, but only a deny rule can have one: remove the message"),
         (Some("deny"), message) => Verdict::deny(message.unwrap_or_default()),
         _ => return Err("must begin with allow or deny"),
     };
@@ -198,7 +198,7 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
         Some("registration") => Some(ActionKind::UserRegistration),
         Some("authentication") => Some(ActionKind::Authentication),
         Some("*") => None,
-        _ => return Err("must say of what, in its second word: registration, authentication or *"),
+        _ => return Err("has a wrong second word: write registration, authentication or *"),
     };
     let who = match words.next() {
         Some("*") => Who::Anyone,
@@ -207,13 +207,15 @@ fn parse(text: &str) -> Result<Rule, &'static str> {
             (None, Some(domain)) => Who::Domain(domain.to_owned()),
             (None, None) if word.contains('@') => Who::Address(word.to_owned()),
             (None, None) => {
-                return Err("must say who, in its third word: @example.com, @*.example.com, an address or *");
+                return Err("has a wrong third word: write @example.com, @*.example.com, an address or *");
             }
         },
-        None => return Err("must say who, in its third word: @example.com, @*.example.com, an address or *"),
+        None => return Err("has a wrong third word: write @example.com, @*.example.com, an address or *"),
     };
     if words.next().is_some() {
-        return Err("has a word too many: put the message between quotation marks, and a semicolon between rules");
+        return Err(
+            "has more than three words: put the message in quotation marks, and separate rules with semicolons",
+        );
     }
     Ok(Rule { kind, who, verdict })
 }
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_rule_is_named_by_number_and_never_quoted() {
+    fn an_invalid_rule_is_reported_by_number_and_never_quoted() {
         for (text, number, says) in [
             ("forbid registration @gmail.com", 1, "begin with allow or deny"),
             ("deny @gmail.com", 1, "second word"),
@@ -306,18 +308,18 @@ mod tests {
             ("deny registration", 1, "third word"),
             ("deny registration gmail.com", 1, "third word"),
             ("allow * *; deny registration \"no\"", 2, "third word"),
-            ("deny registration @gmail.com no", 1, "a word too many"),
-            ("deny registration @gmail.com, deny registration @x.example", 1, "a word too many"),
-            ("deny registration @gmail.com \"no", 1, "two quotation marks"),
-            ("deny registration @gmail.com \"no\" now", 1, "two quotation marks"),
-            ("allow registration @gmail.com \"yes\"", 1, "nobody would read"),
-            ("allow * *\n\n;deny * @", 2, "names no domain"),
-            ("deny * @a@b", 1, "names no domain"),
-            ("deny * @.example.com", 1, "names no domain"),
-            ("deny * @*.*.example.com", 1, "names no domain"),
-            ("deny * @*", 1, "names no domain"),
-            ("deny * secret.person@", 1, "names no address"),
-            ("deny * secret.person@*.example.com", 1, "names no address"),
+            ("deny registration @gmail.com no", 1, "more than three words"),
+            ("deny registration @gmail.com, deny registration @x.example", 1, "more than three words"),
+            ("deny registration @gmail.com \"no", 1, "in quotation marks"),
+            ("deny registration @gmail.com \"no\" now", 1, "in quotation marks"),
+            ("allow registration @gmail.com \"yes\"", 1, "only a deny rule"),
+            ("allow * *\n\n;deny * @", 2, "invalid domain"),
+            ("deny * @a@b", 1, "invalid domain"),
+            ("deny * @.example.com", 1, "invalid domain"),
+            ("deny * @*.*.example.com", 1, "invalid domain"),
+            ("deny * @*", 1, "invalid domain"),
+            ("deny * secret.person@", 1, "invalid address"),
+            ("deny * secret.person@*.example.com", 1, "invalid address"),
         ] {
             let error = text.parse::<Rules>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("rule {number} ")) && error.contains(says), "{text}: {error}");

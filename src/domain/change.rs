@@ -44,7 +44,7 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
-    /// Reads the columns of the feed. For an event that changes no user, `kind` equals its type.
+    /// Parses the columns of the feed. For an event that changes no user, `kind` equals its type.
     #[must_use]
     pub fn read(kind: &str, event_type: Option<&str>) -> Option<Self> {
         match (kind, event_type) {
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_read_as_it_is_written_and_nothing_else_is() {
+    fn a_position_parses_its_own_text_and_nothing_else() {
         let position = Position { epoch: "7f3a9c21".into(), number: 1_042 };
         assert_eq!(position.to_string().parse(), Ok(position));
         for text in ["", "7", "-7", "7f3a-", "7f3a--1", "7f 3a-1", "7f3a-99999999999999999999", "a-1-2", "ü-1"] {

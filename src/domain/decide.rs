@@ -58,7 +58,7 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// The outcome that the inbox stores.
+    /// Returns the outcome that the inbox stores.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
@@ -71,7 +71,7 @@ impl Effect {
         }
     }
 
-    /// Why the observation was not applied.
+    /// Returns why the observation was not applied.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -82,7 +82,7 @@ impl Effect {
         }
     }
 
-    /// The change of the user that the feed tells; none if the user has not changed.
+    /// Returns the change for the feed, or `None` if the user has not changed.
     #[must_use]
     pub fn difference(&self) -> Option<Difference> {
         match self {
@@ -93,7 +93,7 @@ impl Effect {
         }
     }
 
-    /// The names of the fields that an update changed; empty for everything else.
+    /// Returns the names of the fields that an update changed. Empty for other effects.
     #[must_use]
     pub fn changed_fields(&self) -> &[String] {
         if let Self::Updated { fields } = self { fields } else { &[] }
@@ -105,11 +105,12 @@ impl Effect {
 enum Seen<'a> {
     /// All fields of a live user.
     Live(&'a User, &'a Version),
-    /// The user is deleted; with the time in the delete event.
+    /// The user is deleted. The time is the one in the delete event.
     Deleted(Option<Timestamp>),
 }
 
-/// Applies an observation to the stored state of its user, and returns what that did. `None` if the observation has no user ID.
+/// Applies an observation to the stored state of its user, and returns the effect. `user` is `None` if the observation has no
+/// user ID.
 pub fn decide(user: Option<&mut Stored>, observation: &Observation) -> Effect {
     let seen = match observation {
         Observation::Snapshot(snapshot) => Seen::Live(&snapshot.user, &snapshot.version),
@@ -160,7 +161,7 @@ fn join(stored: &mut Stored, seen: Seen<'_>) -> Effect {
     }
 }
 
-/// Whether `at` is an earlier time of deletion than the known one, or the first.
+/// Returns whether `at` is earlier than the known time of deletion, or is the first one.
 fn is_earlier(at: Option<Timestamp>, known: Option<Timestamp>) -> bool {
     match (at, known) {
         (Some(at), Some(known)) => at < known,
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_higher_version_replaces_and_a_lower_or_equal_one_does_not() {
-        let standing = version(10, 10, "event_5");
+        let row_version = version(10, 10, "event_5");
         for (seen, effect, name) in [
             (version(11, 1, "event_1"), changed("first_name"), "new"),
             (version(10, 11, "event_1"), changed("first_name"), "new"),
@@ -227,7 +228,7 @@ mod tests {
             (version(10, 9, "event_9"), Effect::Stale, "old"),
             (version(9, 99, "event_9"), Effect::Stale, "old"),
         ] {
-            let mut stored = live("old", &standing);
+            let mut stored = live("old", &row_version);
             assert_eq!(join(&mut stored, Seen::Live(&user("new", None), &seen)), effect, "{seen:?}");
             assert_eq!(name_of(&stored), Some(name), "{seen:?}");
         }
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn last_sign_in_is_the_maximum_whatever_the_version() {
+    fn last_sign_in_is_the_maximum_of_all_versions() {
         for (updated, signed_in, expected, effect) in [
             (11, None, 5, changed("first_name")),
             (11, Some(3), 5, changed("first_name")),

@@ -1,4 +1,4 @@
-//! Observations: what WorkOS told us about a user, by event or by snapshot.
+//! Observations: events and snapshots of users, as received from WorkOS.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use super::timestamp::Timestamp;
 use super::user::User;
 use super::version::Version;
 
-/// A WorkOS event, the same whether a webhook delivered it or the Events API listed it.
+/// A WorkOS event. It has the same form in a webhook and in the Events API.
 #[derive(Clone)]
 pub struct Event {
-    /// WorkOS's id; opaque. The same in a webhook and in the Events API, so it is what duplicates are known by.
+    /// WorkOS's ID of the event. Opaque. It is the same in a webhook and in the Events API, so it identifies duplicates.
     pub id: String,
-    /// For example `user.updated`. New types appear without notice.
+    /// For example `user.updated`. WorkOS adds types without notice.
     pub event_type: String,
-    /// When WorkOS made the event.
+    /// When WorkOS created the event.
     pub created_at: Option<Timestamp>,
-    /// The user it is about; whose deletion erases this payload.
+    /// The user of the event. Deleting the user erases the payload.
     pub user_id: Option<String>,
-    /// What it says.
+    /// The content of the event.
     pub content: Content,
     /// The event as received, byte for byte.
     pub payload: Bytes,
@@ -31,34 +31,34 @@ impl fmt::Debug for Event {
     }
 }
 
-/// What an event says of its user.
+/// What an event says about its user.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// `user.created` or `user.updated`: a full picture.
+    /// `user.created` or `user.updated`: all fields of the user.
     Live {
-        /// The user as of the event.
+        /// The user at the time of the event.
         user: Box<User>,
-        /// Where the event stands among the user's observations.
+        /// Orders the event among the observations of the user.
         version: Version,
     },
-    /// `user.deleted`: only the id counts.
+    /// `user.deleted`. Only the ID is used.
     Deleted,
-    /// `session.created`, nobody impersonating: a sign-in of its user.
+    /// `session.created` without impersonation: the user signed in at this time.
     SignedIn(Timestamp),
-    /// A type that changes no user.
+    /// An event of a type that changes no user.
     Other,
-    /// It cannot be applied; the reason names no value of the payload.
+    /// The event cannot be applied, for this reason. The reason contains nothing of the payload.
     Unusable(&'static str),
 }
 
 /// A user object read from WorkOS's REST API.
 #[derive(Clone)]
 pub struct Snapshot {
-    /// The user as read.
+    /// The user.
     pub user: User,
-    /// `observed_at` is WorkOS's `Date` header less the request's duration; the id is `snapshot:` and a hash.
+    /// The version. `observed_at` is WorkOS's `Date` header minus the duration of the request. The ID is `snapshot:` and a hash.
     pub version: Version,
-    /// The object as received, kept only where it cannot be applied.
+    /// The object as received, byte for byte. It is stored only if it cannot be applied.
     pub payload: Bytes,
 }
 
@@ -68,24 +68,24 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// One thing WorkOS told us.
+/// All fields of a user at one time, or its deletion.
 #[derive(Clone, Debug)]
 pub enum Observation {
-    /// An event; it also enters the inbox.
+    /// An event. It is stored in the inbox too.
     Event(Event),
-    /// A snapshot; it leaves no trace but the row, unless it cannot be applied.
+    /// A snapshot. Only the row is stored, unless the snapshot cannot be applied.
     Snapshot(Snapshot),
-    /// WorkOS, asked by id, does not know the user: a deletion inferred, where no event told of it.
+    /// A read by ID answered that WorkOS does not know the user: a deletion without a delete event.
     Gone {
-        /// The user.
+        /// The user's ID.
         user_id: String,
-        /// When WorkOS said so, by its own clock.
+        /// When WorkOS answered, by its clock.
         confirmed_at: Timestamp,
     },
 }
 
 impl Observation {
-    /// The same observation; unless `is_stored`, it tells of no sign-in. Whoever receives an event decides that.
+    /// Returns the observation. If `is_stored` is false, a sign-in becomes an event that changes no user.
     #[must_use]
     pub fn with_sign_in(self, is_stored: bool) -> Self {
         match self {
@@ -96,7 +96,7 @@ impl Observation {
         }
     }
 
-    /// The user it names, whose row must be locked and whose deletion erases it.
+    /// Returns the ID of the user whose row must be locked, and whose deletion erases the observation.
     #[must_use]
     pub fn user_id(&self) -> Option<&str> {
         match self {
@@ -110,20 +110,20 @@ impl Observation {
 /// How an observation reached us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// WorkOS posted it.
+    /// WorkOS sent it to the webhook endpoint.
     Webhook,
-    /// Read from the Events API behind the cursor.
+    /// Catch-up read it from the Events API.
     CatchUp,
-    /// Read from the list of users to fill the table.
+    /// Backfill read it from the list of users.
     Backfill,
-    /// Read from WorkOS to repair the table.
+    /// Reconcile read it from the list of users, or by ID.
     Reconcile,
-    /// Read from WorkOS because a caller asked before any event came.
+    /// Read by ID for a caller, before an event delivered the user.
     ReadThrough,
 }
 
 impl Origin {
-    /// The word used in the database, in metrics and in logs.
+    /// Returns the word for the database, metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -135,36 +135,36 @@ impl Origin {
         }
     }
 
-    /// The origin of that word.
+    /// Parses the word.
     #[must_use]
     pub fn read(word: &str) -> Option<Self> {
         let all = [Self::Webhook, Self::CatchUp, Self::Backfill, Self::Reconcile, Self::ReadThrough];
         all.into_iter().find(|origin| origin.as_str() == word)
     }
 
-    /// It tells of what has just happened. Backfill and reconcile find what may be years old: nobody wants ten thousand
-    /// welcome mails for that.
+    /// Returns whether the change has just happened. What backfill and reconcile find can be years old, so handlers should not
+    /// send welcome mails for it.
     #[must_use]
     pub fn is_live(self) -> bool {
         !matches!(self, Self::Backfill | Self::Reconcile)
     }
 }
 
-/// What became of an observation.
+/// The result of applying an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It changed the row.
+    /// It changed the stored user.
     Applied,
-    /// The row already knew as much or more.
+    /// The stored user already contains this observation or a later one.
     Stale,
-    /// Its type changes no user.
+    /// Events of this type change no user.
     Ignored,
-    /// It could not be applied; it is kept until retried.
+    /// It cannot be applied. It is stored until a retry succeeds.
     Quarantined,
 }
 
 impl Outcome {
-    /// The word used in the database, in metrics and in logs.
+    /// Returns the word for the database, metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

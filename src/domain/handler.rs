@@ -1,75 +1,75 @@
-//! What a handler asks for, and when it is asked again.
+//! Which changes a handler selects, and when a failed change is retried.
 
 use std::time::Duration;
 
-/// Tries before a change is set aside: with the rests between them, about half an hour.
-pub const TRIES: i32 = 12;
+/// Number of attempts before a change is dead-lettered. With the delays between them they take about half an hour.
+pub const MAX_ATTEMPTS: i32 = 12;
 
-/// The rest after a failure doubles from the first to the longest.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(600);
+/// The delay after a failure. It doubles from the first to the longest.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(600);
 
-/// How long until a change is tried again that has failed so often; `None` when it is set aside.
+/// Returns the delay before the next attempt after `attempts` failed ones, or `None` if the change is dead-lettered.
 #[must_use]
-pub fn rest(tries: i32) -> Option<Duration> {
-    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or_default().min(16);
-    (tries < TRIES).then(|| FIRST_REST.saturating_mul(2_u32.pow(doublings)).min(LONGEST_REST))
+pub fn delay_after(attempts: i32) -> Option<Duration> {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or_default().min(16);
+    (attempts < MAX_ATTEMPTS).then(|| FIRST_DELAY.saturating_mul(2_u32.pow(doublings)).min(LONGEST_DELAY))
 }
 
-/// What a handler's name must be.
-pub const NAME: &str = "a handler's name is 1 to 64 letters, digits, dots, dashes and underscores";
+/// The rule for handler names, as an error message.
+pub const NAME: &str = "a handler name has 1 to 64 letters, digits, dots, dashes and underscores";
 
-/// Whether a handler may have this name: progress, leases and metrics go by it.
+/// Returns whether the text is a valid handler name. The name identifies the handler's progress, lease and metrics.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     (1..=64).contains(&name.len()) && name.bytes().all(plain)
 }
 
-/// Which changes a handler takes: event types, each whole (`user.created`), by its first words (`user.*`), or any (`*`).
+/// The event types that a handler selects: an exact type (`user.created`), a prefix (`user.*`), or all types (`*`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Types(Vec<String>);
 
-/// Why a list of types is none.
+/// The text is not a list of event types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("event types are names like user.created, user.* or *, separated by commas")]
-pub struct NotTypes;
+pub struct InvalidTypes;
 
 impl Types {
-    /// Reads a list separated by commas. Any name will do: WorkOS adds types without notice.
+    /// Parses a list separated by commas. Unknown names are accepted, because WorkOS adds types without notice.
     ///
     /// # Errors
-    /// [`NotTypes`]
-    pub fn parse(text: &str) -> Result<Self, NotTypes> {
+    /// [`InvalidTypes`]
+    pub fn parse(text: &str) -> Result<Self, InvalidTypes> {
         let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
         let name = |name: &String| {
             let stem = name.strip_suffix(".*").unwrap_or(name);
             name == "*" || (!stem.is_empty() && stem.len() <= 128 && stem.bytes().all(plain))
         };
-        if names.iter().all(name) { Ok(Self(names)) } else { Err(NotTypes) }
+        if names.iter().all(name) { Ok(Self(names)) } else { Err(InvalidTypes) }
     }
 
-    /// As the database holds them.
+    /// Creates the list from names that were parsed before, for example those in the database.
     #[must_use]
     pub fn from_names(names: Vec<String>) -> Self {
         Self(names)
     }
 
-    /// The names, as given.
+    /// Returns the names and patterns.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.0
     }
 
-    /// Those that name one type.
-    pub fn whole(&self) -> impl Iterator<Item = &str> {
+    /// Returns the names without a `*`.
+    pub fn exact(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str).filter(|name| !name.ends_with('*'))
     }
 
-    /// Whether this event type is among them.
+    /// Returns whether the list selects this event type.
     #[must_use]
-    pub fn take(&self, event_type: &str) -> bool {
+    pub fn contains(&self, event_type: &str) -> bool {
         self.0.iter().any(|name| match name.strip_suffix('*') {
             Some(stem) => event_type.starts_with(stem),
             None => name == event_type,
@@ -82,8 +82,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_are_taken_whole_by_their_first_words_or_all() {
-        for (types, event_type, taken) in [
+    fn types_are_selected_by_name_by_prefix_or_all() {
+        for (types, event_type, selected) in [
             ("user.created", "user.created", true),
             ("user.created", "user.created_again", false),
             ("user.*", "user.deleted", true),
@@ -93,16 +93,16 @@ mod tests {
             ("session.created, organization.*", "organization.updated", true),
             ("session.created,organization.*", "user.created", false),
         ] {
-            assert_eq!(Types::parse(types).unwrap().take(event_type), taken, "{types} {event_type}");
+            assert_eq!(Types::parse(types).unwrap().contains(event_type), selected, "{types} {event_type}");
         }
         for types in ["", ",", "user.*,", "User.created", "user created", "user*", "*.created", ".*", "a'b"] {
-            assert_eq!(Types::parse(types), Err(NotTypes), "{types}");
+            assert_eq!(Types::parse(types), Err(InvalidTypes), "{types}");
         }
     }
 
     #[test]
-    fn rests_grow_and_end() {
-        let rests: Vec<u64> = (1..).map_while(rest).map(|rest| rest.as_secs()).collect();
-        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600]);
+    fn delays_grow_and_end_after_the_last_attempt() {
+        let delays: Vec<u64> = (1..).map_while(delay_after).map(|delay| delay.as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600]);
     }
 }

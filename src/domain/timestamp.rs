@@ -1,4 +1,4 @@
-//! Instants as WorkOS writes them, to the microsecond.
+//! Timestamps in WorkOS's format, with microsecond precision.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 
 /// An instant in UTC with microsecond precision, in the years 1 to 9999.
 ///
-/// Written as WorkOS writes it, `YYYY-MM-DDTHH:MM:SS.mmmZ`; ordered as an instant, never as text.
+/// It is displayed as `YYYY-MM-DDTHH:MM:SS.mmmZ`, the format of WorkOS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(OffsetDateTime);
 
 impl Timestamp {
-    /// Reads any form WorkOS has published: `T` or a space between date and time, up to nine fraction digits, and `Z`, a
-    /// numeric offset or nothing (which means UTC). `None` for anything else.
+    /// Parses every format that WorkOS has used: `T` or a space between date and time, up to nine fraction digits, and `Z`, a
+    /// numeric offset or nothing (which means UTC). Returns `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut reader = Reader(text.trim().as_bytes());
@@ -33,44 +33,44 @@ impl Timestamp {
         (1..=9999).contains(&instant.year()).then(|| Self::from(instant))
     }
 
-    /// Microseconds since 1970-01-01T00:00:00Z.
+    /// Returns the microseconds since 1970-01-01T00:00:00Z.
     #[must_use]
     pub fn unix_micros(self) -> i64 {
         i64::try_from(self.0.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX)
     }
 
-    /// Milliseconds since 1970-01-01T00:00:00Z, rounded down.
+    /// Returns the milliseconds since 1970-01-01T00:00:00Z, rounded down.
     #[must_use]
     pub fn unix_millis(self) -> i64 {
         self.unix_micros().div_euclid(1_000)
     }
 
-    /// Whole seconds since 1970-01-01T00:00:00Z, rounded down.
+    /// Returns the whole seconds since 1970-01-01T00:00:00Z, rounded down.
     #[must_use]
     pub fn unix_seconds(self) -> i64 {
         self.0.unix_timestamp()
     }
 
-    /// The instant `micros` after 1970-01-01T00:00:00Z, held inside the representable years.
+    /// Returns the instant `micros` microseconds after 1970-01-01T00:00:00Z, or 1970-01-01T00:00:00Z itself if `micros` is out of range.
     #[must_use]
     pub fn from_unix_micros(micros: i64) -> Self {
         let instant = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000);
         Self(instant.unwrap_or(OffsetDateTime::UNIX_EPOCH))
     }
 
-    /// This instant moved by `seconds` (negative: earlier), held inside the representable years.
+    /// Adds `seconds`, which can be negative. The result is limited to the representable years.
     #[must_use]
     pub fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(time::Duration::seconds(seconds)))
     }
 
-    /// This instant moved by `micros`, held inside the representable years.
+    /// Adds `micros` microseconds, which can be negative. The result is limited to the representable years.
     #[must_use]
     pub fn plus_micros(self, micros: i64) -> Self {
         Self(self.0.saturating_add(time::Duration::microseconds(micros)))
     }
 
-    /// This instant moved back by `duration`, held inside the representable years.
+    /// Subtracts `duration`. The result is limited to the representable years.
     #[must_use]
     pub fn minus(self, duration: std::time::Duration) -> Self {
         let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
@@ -118,11 +118,11 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not a timestamp"))
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("the text is not a timestamp"))
     }
 }
 
-/// What is left to read.
+/// The text that is not parsed yet.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_published_form_is_the_same_instant() {
+    fn every_format_of_workos_is_parsed() {
         for text in [
             "2026-09-01T08:15:30.412Z",
             "2026-09-01 08:15:30.412",
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn microseconds_order_and_nanoseconds_are_cut() {
+    fn microseconds_are_compared_and_nanoseconds_are_truncated() {
         let early = Timestamp::parse("2020-05-06 04:21:48.649164").unwrap();
         let late = Timestamp::parse("2020-05-06 04:21:48.649165").unwrap();
         assert!(early < late);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_instant_is_refused_without_panic() {
+    fn any_other_text_is_rejected_without_a_panic() {
         for text in [
             "",
             "now",

@@ -1,23 +1,23 @@
-//! What orders the observations of one user.
+//! Versions: the order of the observations of one user.
 
 use super::timestamp::Timestamp;
 
-/// Orders observations of one user: by `updated_at`, then by when it was observed, then by id bytewise.
+/// Orders observations of one user by `updated_at`, then by `observed_at`, then by ID (bytewise).
 ///
-/// The order is total over distinct observations, so that any permutation of them has the same last one.
+/// Two different observations are never equal, so observations that arrive in any order have the same latest one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// WorkOS's `updated_at` of the user; where it is missing, the event's `created_at`.
+    /// WorkOS's `updated_at` of the user, or the event's `created_at` if it is missing.
     pub updated_at: Timestamp,
-    /// An event's `created_at`, a snapshot's reading time; where it is missing, `updated_at`.
+    /// The `created_at` of an event, or the time at which a snapshot was read. If it is missing, `updated_at`.
     pub observed_at: Timestamp,
-    /// The event's id, or `snapshot:` and a hash of what was read.
+    /// The event ID, or `snapshot:` and a hash of the object.
     pub id: String,
 }
 
 impl Version {
-    /// Raises the version of a row that a complete scan of WorkOS's list found as it stands: the row was observed again at
-    /// that instant. The scan does not keep the snapshot's hash; the ID sorts after those of events.
+    /// Raises the version of a row that a complete scan of WorkOS's list found unchanged, because WorkOS showed the same user at
+    /// this time. The scan does not store the snapshot's hash, so the ID is only its prefix, which sorts after event IDs.
     pub fn confirm(&mut self, at: Timestamp) {
         let confirmed = Self { updated_at: self.updated_at, observed_at: at, id: "snapshot:".to_owned() };
         if *self < confirmed {

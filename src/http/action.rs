@@ -111,15 +111,15 @@ impl From<NotAnAction> for Rejection {
 /// Answers 503, because the failure is ours, and adds the action to the log line.
 fn refuse(action: &Action, undecided: Undecided) -> Response {
     let message = undecided.to_string();
-    let refusal = match undecided {
+    let rejection = match undecided {
         Undecided::Store(error) => error.into(),
         Undecided::Slow => {
             Rejection::unavailable("database_unavailable", message, RETRY_AFTER).because("database_slow")
         }
         Undecided::Handler(_) => Rejection::unavailable("handler_failed", message, RETRY_AFTER),
     };
-    let mut response = refusal.into_response();
-    let refused = response.extensions_mut().remove::<LogFields>().and_then(|fields| fields.refused);
-    response.extensions_mut().insert(LogFields { refused, ..LogFields::of_action(action) });
+    let mut response = rejection.into_response();
+    let rejection = response.extensions_mut().remove::<LogFields>().and_then(|fields| fields.rejection);
+    response.extensions_mut().insert(LogFields { rejection, ..LogFields::of_action(action) });
     response
 }

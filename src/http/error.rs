@@ -115,7 +115,7 @@ impl IntoResponse for Rejection {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response.extensions_mut().insert(LogFields::refused(self.reason));
+        response.extensions_mut().insert(LogFields::rejected(self.reason));
         response
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn empty() -> OpenApi {
     };
     let signed = ApiKeyValue::with_description(signature::HEADER, "WorkOS's signature of the request body.");
     // utoipa does not find bodies that are named only in `IntoResponses`.
-    let refusals = ComponentsBuilder::new().schema_from::<Error>().schema_from::<WorkosError>();
-    let mut components = refusals.build();
+    let errors = ComponentsBuilder::new().schema_from::<Error>().schema_from::<WorkosError>();
+    let mut components = errors.build();
     components
         .add_security_scheme("access_token", bearer("The AuthKit access token of a signed-in user.", Some("JWT")));
     components.add_security_scheme("service_key", bearer("One of the service keys in AUTHKIT_SYNC_API_KEYS.", None));

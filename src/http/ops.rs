@@ -64,7 +64,7 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
         "lag_seconds": state.watch.lag_seconds(state.clock.now()),
         "backfill_completed": progress.backfilled,
         "quarantined": progress.quarantined,
-        "jobs": state.jobs.standing(),
+        "jobs": state.jobs.current(),
         "signing_keys": state.keys.status(),
     });
     probe(readiness.is_ok(), body)

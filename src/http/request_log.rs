@@ -15,7 +15,7 @@ use crate::domain::action::Action;
 /// The fields that a handler adds to the log line of its request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogFields {
-    pub(super) refused: Option<&'static str>,
+    pub(super) rejection: Option<&'static str>,
     pub(super) event_id: Option<String>,
     pub(super) event_type: Option<String>,
     pub(super) outcome: Option<&'static str>,
@@ -31,8 +31,8 @@ pub(super) struct LogFields {
 }
 
 impl LogFields {
-    pub(super) fn refused(reason: &'static str) -> Self {
-        Self { refused: Some(reason), ..Self::default() }
+    pub(super) fn rejected(reason: &'static str) -> Self {
+        Self { rejection: Some(reason), ..Self::default() }
     }
 
     pub(super) fn of_action(action: &Action) -> Self {
@@ -56,8 +56,8 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
     let status = response.status().as_u16();
     state.metrics.request(&route, status, took);
     let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
-    if let Some(reason) = fields.refused {
-        state.metrics.refusal(&route, reason);
+    if let Some(reason) = fields.rejection {
+        state.metrics.rejected_request(&route, reason);
     }
     // Orchestrators probe every few seconds. At level info their lines would hide the others.
     if matches!(route.as_str(), "/healthz" | "/readyz") {
@@ -70,7 +70,7 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
         http.route = route,
         http.status = status,
         duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        refused = fields.refused,
+        reason = fields.rejection,
         event.id = fields.event_id.as_deref().map(printable),
         event.type = fields.event_type.as_deref().map(printable),
         event.outcome = fields.outcome,

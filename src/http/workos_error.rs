@@ -75,7 +75,7 @@ impl IntoResponse for WorkosRejection {
             let challenge = HeaderValue::from_static("Bearer realm=\"authkit-sync\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
-        response.extensions_mut().insert(LogFields::refused(self.reason));
+        response.extensions_mut().insert(LogFields::rejected(self.reason));
         response
     }
 }

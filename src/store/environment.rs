@@ -18,7 +18,7 @@ impl Store {
         self.attempt(&pool::begin_write(self.timeout, ""), &Bind { client_id: &self.client_id }).await
     }
 
-    pub(super) async fn ask_ready(self) -> Result<(), StoreError> {
+    pub(super) async fn check_writable(self) -> Result<(), StoreError> {
         self.attempt(&pool::begin_write(self.timeout, ""), &Ping).await
     }
 }

@@ -1,45 +1,45 @@
-//! Erasure: what the database stores about a deleted user beside its tombstone, and how that is erased. This file is the one
-//! list of it; every deletion, the background job and `user ID --erase` use it.
+//! Erasure of personal data of deleted users. This file contains the only list of columns with personal data. Every deletion,
+//! housekeeping and `user ID --erase` use it.
 
 use sqlx::postgres::PgConnection;
 
 use super::{Store, StoreError};
 
-/// Columns with personal data outside `workos.user_records`, as table and column. A tombstone holds none by the constraint of
-/// its own table. Each column here is erased by `erase`.
+/// Columns with personal data outside of `workos.user_records`, as table and column. `erase` erases each of them. A constraint of
+/// `workos.user_records` ensures that a tombstone contains no personal data.
 pub const PERSONAL_DATA: [(&str, &str); 3] =
     [("events", "payload"), ("handler_backlog", "message"), ("sign_ins", "signed_in_at")];
 
-/// Rows of one table that one transaction erases at most. What is left goes to `workos.erasures`.
+/// Maximum number of rows per table that one transaction erases. If more are left, the user is added to `workos.erasures`.
 pub const BATCH: i64 = 1_000;
 
-/// Users of whom one batch of the to-do list erases data.
+/// Maximum number of users in one batch of pending erasures.
 const USERS: i64 = 100;
 
-/// What one batch has erased.
+/// The result of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Erased {
-    /// Payloads of events.
+    /// Number of erased payloads of events.
     pub payloads: u64,
-    /// Nothing is left.
+    /// Whether all personal data of the users is erased.
     pub complete: bool,
 }
 
-/// Erasures that are not complete.
+/// The erasures that are not complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
-    /// Deleted users of whom personal data is still stored; counted up to 10,000.
+pub struct PendingErasures {
+    /// Number of deleted users whose personal data is not completely erased. Counted up to 10,000.
     pub users: i64,
-    /// How long the oldest of them has waited, in seconds.
+    /// Age of the oldest of them in seconds.
     pub oldest_seconds: i64,
 }
 
-/// Erases at most `limit` rows of each table that holds personal data of these users, and enters the users of whom more is
-/// left into the to-do list, in the same transaction.
+/// Erases personal data of these users, at most `limit` rows per table. Users with remaining data are added to the pending
+/// erasures in the same transaction.
 ///
-/// The caller holds the locks of the users' rows, all of them tombstones: no other transaction can store more about them.
+/// The caller holds locks on the users' rows, which must be tombstones, so that no other transaction can store more about them.
 pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit: i64) -> Result<Erased, StoreError> {
-    // One row for each user.
+    // There is at most one row per user.
     sqlx::query!("-- erasure.sign_ins\ndelete from workos.sign_ins where user_id = any($1)", users)
         .execute(&mut *connection)
         .await?;
@@ -65,7 +65,7 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit
         "-- erasure.payloads
         update workos.events
         set payload = null
-        -- By place, so that no plan reads the whole table.
+        -- By ctid, so that no plan reads the whole table.
         where ctid = any(array(
             select ctid
             from workos.events
@@ -83,15 +83,15 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit
     let is_full = |rows: u64| i64::try_from(rows).is_ok_and(|rows| rows >= limit);
     let complete = !is_full(messages) && !is_full(payloads);
     if !complete {
-        defer(connection, users).await?;
+        add_pending(connection, users).await?;
     }
     Ok(Erased { payloads, complete })
 }
 
-/// Enters those of these users into the to-do list of whom personal data is left.
-async fn defer(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+/// Adds the users with remaining personal data to the pending erasures.
+async fn add_pending(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
-        "-- erasure.defer
+        "-- erasure.add_pending
         insert into workos.erasures (user_id)
         select user_id
         from unnest($1::text[]) as deleted (user_id)
@@ -112,10 +112,10 @@ async fn defer(connection: &mut PgConnection, users: &[String]) -> Result<(), St
     Ok(())
 }
 
-/// Locks the users who have waited longest in the to-do list, as many as one batch takes. It waits for no lock.
-pub(crate) async fn due(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+/// Locks the users with the oldest pending erasures, and returns one batch of them. It skips users that are locked.
+pub(crate) async fn lock_pending(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let users = sqlx::query_scalar!(
-        "-- erasure.due
+        "-- erasure.lock_pending
         select erasures.user_id
         from workos.erasures
         join workos.user_records as deleted on deleted.id = erasures.user_id
@@ -130,10 +130,10 @@ pub(crate) async fn due(connection: &mut PgConnection) -> Result<Vec<String>, St
     Ok(users)
 }
 
-/// Takes those of these users off the to-do list of whom nothing is left.
-pub(crate) async fn complete(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+/// Removes the users without remaining personal data from the pending erasures.
+pub(crate) async fn remove_completed(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
-        "-- erasure.complete
+        "-- erasure.remove_completed
         delete from workos.erasures
         where
             user_id = any($1)
@@ -153,11 +153,11 @@ pub(crate) async fn complete(connection: &mut PgConnection, users: &[String]) ->
 }
 
 impl Store {
-    /// The erasures that are not complete.
+    /// Returns the erasures that are not complete.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn pending_erasures(&self) -> Result<Pending, StoreError> {
+    pub async fn pending_erasures(&self) -> Result<PendingErasures, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -171,6 +171,6 @@ impl Store {
                 .await
             })
             .await?;
-        Ok(Pending { users: row.users, oldest_seconds: row.oldest_seconds })
+        Ok(PendingErasures { users: row.users, oldest_seconds: row.oldest_seconds })
     }
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::watch;
 
-use super::migrations::{self, Status};
+use super::migrations::{self, MigrationStatus};
 use super::unfit::Unfit;
 use super::{Store, StoreError, pooler};
 
@@ -64,7 +64,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unfit`] when it must not be served, any other when it cannot be asked.
     pub async fn check(&self) -> Result<(), StoreError> {
-        self.once(|fitness| &fitness.fit, || self.clone().ask_fitness()).await
+        self.once(|fitness| &fitness.fit, || self.clone().check_fitness()).await
     }
 
     /// [`Store::check`], and whether the database is bound to this client ID. A database that is bound to none yet is bound
@@ -74,7 +74,7 @@ impl Store {
     /// As [`Store::check`]; [`StoreError::Unbound`] when WorkOS could not be reached to find out.
     pub async fn check_bound(&self) -> Result<(), StoreError> {
         self.check().await?;
-        let bound = self.once(|fitness| &fitness.bound, || self.clone().ask_bound()).await;
+        let bound = self.once(|fitness| &fitness.bound, || self.clone().check_binding()).await;
         self.noting_unfit(bound)
     }
 
@@ -85,7 +85,7 @@ impl Store {
     /// [`StoreError`]
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.check().await?;
-        self.once(|fitness| &fitness.ready, || self.clone().ask_ready()).await
+        self.once(|fitness| &fitness.ready, || self.clone().check_writable()).await
     }
 
     async fn once<F: Future<Output = Result<(), StoreError>> + Send + 'static>(
@@ -120,11 +120,11 @@ impl Store {
         check.await
     }
 
-    async fn ask_fitness(self) -> Result<(), StoreError> {
+    async fn check_fitness(self) -> Result<(), StoreError> {
         if pooler::shares_sessions(self.lookups.connections()).await? {
             return Err(Unfit::TransactionPooler.into());
         }
-        let status: Status = self.ask(migrations::status).await?;
+        let status: MigrationStatus = self.ask(migrations::status).await?;
         if !status.pending.is_empty() {
             return Err(Unfit::Pending(status.pending.join(", ")).into());
         }
@@ -140,7 +140,7 @@ impl Store {
             return Err(Unfit::TooNew { wanted, known }.into());
         }
         if let Some(recorded) = self.ask(Self::recorded_client).await? {
-            self.must_be_ours(recorded)?;
+            self.require_client(recorded)?;
         }
         if !status.newer.is_empty() {
             tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
@@ -148,7 +148,7 @@ impl Store {
         Ok(())
     }
 
-    async fn ask_bound(self) -> Result<(), StoreError> {
+    async fn check_binding(self) -> Result<(), StoreError> {
         if self.client_id.is_empty() {
             return Ok(());
         }
@@ -159,7 +159,7 @@ impl Store {
                 self.bind().await?
             }
         };
-        self.must_be_ours(recorded)
+        self.require_client(recorded)
     }
 
     pub(super) async fn verify_client(&self) -> Result<(), StoreError> {
@@ -176,7 +176,7 @@ impl Store {
         }
     }
 
-    fn must_be_ours(&self, recorded: String) -> Result<(), StoreError> {
+    fn require_client(&self, recorded: String) -> Result<(), StoreError> {
         if self.client_id.is_empty() || recorded == *self.client_id {
             return Ok(());
         }
@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// Resolves when a database that was found fit turns out to be none: it was given to another client ID.
-    pub(crate) async fn turned_unfit(&self) -> Unfit {
+    pub(crate) async fn becomes_unfit(&self) -> Unfit {
         let mut unfit = self.fitness.unfit.subscribe();
         match unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
             Ok(Some(unfit)) => unfit,

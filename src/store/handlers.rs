@@ -66,7 +66,7 @@ pub struct BacklogChange {
     pub attempts: i32,
 }
 
-struct Row {
+struct HandlerRow {
     name: String,
     types: Vec<String>,
     function: Option<String>,
@@ -81,8 +81,8 @@ struct Row {
     problem: Option<String>,
 }
 
-impl From<Row> for Handler {
-    fn from(row: Row) -> Self {
+impl From<HandlerRow> for Handler {
+    fn from(row: HandlerRow) -> Self {
         let (present, settable) = (row.present, row.settable);
         let sql = row.function.zip(row.role).zip(row.timeout_ms).map(|((function, role), timeout_ms)| {
             let timeout = Duration::from_millis(u64::try_from(timeout_ms).unwrap_or_default());
@@ -110,7 +110,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query_as!(
-                    Row,
+                    HandlerRow,
                     r#"-- handlers.all
                     select
                         name,

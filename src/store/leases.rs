@@ -39,7 +39,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn hold_lease(&self, job: &str, holder: &str) -> Result<Lease, StoreError> {
-        self.transaction("hold lease", &Hold { job, holder }).await
+        self.transaction("hold lease", &HoldLease { job, holder }).await
     }
 
     /// Keeps every process from doing the job for so long, [`LONGEST_PAUSE`] at most.
@@ -92,12 +92,12 @@ impl Store {
     }
 }
 
-struct Hold<'a> {
+struct HoldLease<'a> {
     job: &'a str,
     holder: &'a str,
 }
 
-impl Work for Hold<'_> {
+impl Work for HoldLease<'_> {
     type Output = Lease;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Lease, StoreError> {

@@ -22,7 +22,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the database's migrations table says, beside what this release knows.
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct MigrationStatus {
     /// Applied and known, as `0001 users`.
     pub applied: Vec<String>,
     /// Known and not applied.
@@ -78,7 +78,7 @@ pub fn newest() -> i64 {
 ///
 /// # Errors
 /// Any of sqlx's.
-pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
+pub async fn status(connection: &mut PgConnection) -> Result<MigrationStatus, sqlx::Error> {
     status_of(connection, &migrator()).await
 }
 
@@ -86,7 +86,7 @@ pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error
 ///
 /// # Errors
 /// Any error of sqlx.
-pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Result<Status, sqlx::Error> {
+pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Result<MigrationStatus, sqlx::Error> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.present
         select pg_catalog.to_regclass('workos.migrations') is not null as "present!""#
@@ -102,7 +102,7 @@ pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Re
     } else {
         HashSet::new()
     };
-    let mut status = Status::default();
+    let mut status = MigrationStatus::default();
     for migration in migrator.iter() {
         let list = if applied.contains(&migration.version) { &mut status.applied } else { &mut status.pending };
         list.push(title(migration));

@@ -30,7 +30,7 @@ const GRANTS: [&str; 5] = [
 ];
 
 /// Another process that does the same at the same moment is let through so often.
-const TRIES: usize = 5;
+const MAX_ATTEMPTS: usize = 5;
 
 /// Makes the roles unless they are there, and grants what they may; returns the statements that the database's own rights do
 /// not allow, for somebody who may.
@@ -61,7 +61,7 @@ pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
 
 /// `false` when the right is lacking, or the role is because the right to make it was.
 async fn run(connection: &mut PgConnection, statement: &'static str) -> Result<bool, StoreError> {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let Err(error) = sqlx::raw_sql(statement).execute(&mut *connection).await else { return Ok(true) };
         let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
         match code.as_deref() {

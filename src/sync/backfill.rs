@@ -1,7 +1,7 @@
-//! Backfill: every user WorkOS has, into the table.
+//! Backfill: reads every user from WorkOS into the table.
 //!
-//! Each page is applied and the position behind it stored in one transaction, so that an interrupted backfill goes on where
-//! it was. It is safe beside webhooks and catch-up, because versions decide; and running it again changes nothing.
+//! One transaction applies a page and stores the position after it, so an interrupted backfill continues at the next page. It can
+//! run together with webhooks and catch-up, because the higher version wins. A second backfill changes nothing.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::domain::event::Origin;
 use crate::store::scans::{AdvanceScan, SaveScanResult, ScanCounts, ScanKind, ScanState};
 use crate::store::{StoreError, Work};
 
-/// How often a process looks whether a completed backfill is still the truth (`rebind` undoes it).
-const COMPLETED: Duration = Duration::from_secs(60);
+/// Interval of the check whether the backfill is still completed (`rebind` resets it).
+const COMPLETED_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs the backfill.
 pub type Backfill = Runner<BackfillJob>;
@@ -27,38 +27,38 @@ pub type Backfill = Runner<BackfillJob>;
 pub struct BackfillJob {
     context: JobContext,
     dry_run: bool,
-    under_way: Option<UnderWay>,
+    run: Option<BackfillRun>,
 }
 
 #[derive(Debug)]
-struct UnderWay {
-    walk: ListScan,
-    /// The position in the database; `None` at the beginning.
+struct BackfillRun {
+    scan: ListScan,
+    /// The position in the database. `None` before the first page.
     position: Option<ListPosition>,
     counts: ScanCounts,
-    /// The walk is in the database.
-    recorded: bool,
+    /// Whether the scan is recorded in the database.
+    is_recorded: bool,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub enum BackfillStep {
-    /// A page was applied, or has to be read again.
+    /// A page was applied, or must be read again.
     Page {
-        /// So far.
+        /// The counts so far.
         counts: ScanCounts,
         /// The last user of the page.
         position: Option<String>,
     },
-    /// The last page was.
+    /// The last page was applied.
     Done(ScanCounts),
 }
 
 impl Backfill {
-    /// A backfill; with `dry_run` it writes nothing and only counts what it would do.
+    /// Creates a backfill. With `dry_run` it writes nothing and only counts the changes.
     #[must_use]
     pub fn new(context: JobContext, dry_run: bool) -> Self {
-        Self::run(context.clone(), BackfillJob { context, dry_run, under_way: None })
+        Self::of_job(context.clone(), BackfillJob { context, dry_run, run: None })
     }
 }
 
@@ -73,31 +73,31 @@ impl Job for BackfillJob {
 
     async fn rest_if_idle(&mut self) -> Result<Option<Duration>, JobError> {
         let is_completed = self.context.store.scan_state(ScanKind::Backfill).await?.completed_at.is_some();
-        Ok(is_completed.then_some(COMPLETED))
+        Ok(is_completed.then_some(COMPLETED_CHECK_INTERVAL))
     }
 
     fn reset(&mut self) {
-        self.under_way = None;
+        self.run = None;
     }
 
     /// Applies one page. Continues an interrupted backfill, or begins one.
     async fn step(&mut self) -> Result<BackfillStep, JobError> {
-        let mut under_way = match self.under_way.take() {
-            Some(under_way) => under_way,
+        let mut run = match self.run.take() {
+            Some(run) => run,
             None => self.begin().await?,
         };
-        match self.advance(&mut under_way).await {
+        match self.advance(&mut run).await {
             Ok(false) => {
-                let position = under_way.position.as_ref().map(|(id, _)| id.clone());
-                let step = BackfillStep::Page { counts: under_way.counts, position };
-                self.under_way = Some(under_way);
+                let position = run.position.as_ref().map(|(id, _)| id.clone());
+                let step = BackfillStep::Page { counts: run.counts, position };
+                self.run = Some(run);
                 Ok(step)
             }
-            Ok(true) => Ok(BackfillStep::Done(under_way.counts)),
-            // What another process did meanwhile has to be read from the database.
+            Ok(true) => Ok(BackfillStep::Done(run.counts)),
+            // Another process made progress, which must be read from the database.
             Err(error @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(error),
             Err(error) => {
-                self.under_way = Some(under_way);
+                self.run = Some(run);
                 Err(error)
             }
         }
@@ -110,7 +110,7 @@ impl Job for BackfillJob {
     fn rest_after(&self, step: BackfillStep) -> Duration {
         let BackfillStep::Done(counts) = step else { return REQUEST_INTERVAL };
         log_completed(Self::NAME, &counts);
-        COMPLETED
+        COMPLETED_CHECK_INTERVAL
     }
 }
 
@@ -127,47 +127,50 @@ pub(super) fn log_completed(job: &'static str, counts: &ScanCounts) {
 }
 
 impl BackfillJob {
-    async fn begin(&self) -> Result<UnderWay, JobError> {
+    async fn begin(&self) -> Result<BackfillRun, JobError> {
         key_check::check(&self.context).await?;
         let ScanState { position, started_at, counts, .. } = self.context.store.scan_state(ScanKind::Backfill).await?;
         if started_at.is_some() && !self.dry_run {
-            tracing::info!(position = position.as_ref().map(|(id, _)| id.as_str()), "an interrupted backfill goes on");
-            return Ok(UnderWay { walk: ListScan::from(position.clone()), position, counts, recorded: true });
+            tracing::info!(
+                position = position.as_ref().map(|(id, _)| id.as_str()),
+                "continuing an interrupted backfill"
+            );
+            return Ok(BackfillRun { scan: ListScan::from(position.clone()), position, counts, is_recorded: true });
         }
-        Ok(UnderWay { walk: ListScan::default(), position: None, counts: ScanCounts::default(), recorded: false })
+        Ok(BackfillRun { scan: ListScan::default(), position: None, counts: ScanCounts::default(), is_recorded: false })
     }
 
-    /// Takes the next page; `true` when it was the last.
-    async fn advance(&self, under_way: &mut UnderWay) -> Result<bool, JobError> {
+    /// Applies the next page. Returns whether it was the last one.
+    async fn advance(&self, run: &mut BackfillRun) -> Result<bool, JobError> {
         let store = &self.context.store;
-        // The walk moves with the database: a page that could not be applied is asked for again.
-        let mut walk = under_way.walk.clone();
-        let page = walk.next(&self.context.api).await?;
+        // The scan moves only after the commit, so that a page that could not be applied is requested again.
+        let mut scan = run.scan.clone();
+        let page = scan.next(&self.context.api).await?;
         let Some(page) = page else {
-            under_way.walk = walk;
+            run.scan = scan;
             return Ok(false);
         };
         if self.dry_run {
             let applied = drift::preview(store, &page.observations).await?;
-            tally(&mut under_way.counts, &applied);
+            add_counts(&mut run.counts, &applied);
         } else {
-            if !under_way.recorded {
+            if !run.is_recorded {
                 store.begin_scan(ScanKind::Backfill, page.observed_at).await?;
-                under_way.recorded = true;
+                run.is_recorded = true;
             }
-            let from = under_way.position.as_ref().map(|(id, _)| id.as_str());
-            let page_done = PageDone { before: under_way.counts, from, page: &page };
-            let applied = apply_with(store, Origin::Backfill, &page.observations, &page_done).await?;
-            tally(&mut under_way.counts, &applied);
+            let from = run.position.as_ref().map(|(id, _)| id.as_str());
+            let store_position = StorePosition { before: run.counts, from, page: &page };
+            let applied = apply_with(store, Origin::Backfill, &page.observations, &store_position).await?;
+            add_counts(&mut run.counts, &applied);
         }
-        under_way.walk = walk;
-        under_way.position = page.position;
+        run.scan = scan;
+        run.position = page.position;
         Ok(page.end)
     }
 }
 
-/// ScanCounts what became of a page.
-pub(super) fn tally(counts: &mut ScanCounts, applied: &[Applied]) {
+/// Adds the results of a page to the counts.
+pub(super) fn add_counts(counts: &mut ScanCounts, applied: &[Applied]) {
     for applied in applied {
         match applied.effect {
             Effect::Quarantined(_) => counts.quarantined += 1,
@@ -179,17 +182,17 @@ pub(super) fn tally(counts: &mut ScanCounts, applied: &[Applied]) {
     }
 }
 
-/// Moves the backfill behind a page, in the page's own transaction.
-struct PageDone<'a> {
+/// Stores the position after a page, in the transaction that applies the page.
+struct StorePosition<'a> {
     before: ScanCounts,
     from: Option<&'a str>,
     page: &'a ScannedPage,
 }
 
-impl FollowUp for PageDone<'_> {
+impl FollowUp for StorePosition<'_> {
     async fn after(&self, connection: &mut PgConnection, applied: &[Applied]) -> Result<(), StoreError> {
         let mut counts = self.before;
-        tally(&mut counts, applied);
+        add_counts(&mut counts, applied);
         let position = self.page.position.as_ref();
         AdvanceScan { kind: ScanKind::Backfill, from: self.from, position }.run(connection).await?;
         SaveScanResult { kind: ScanKind::Backfill, counts, is_complete: self.page.end }.run(connection).await

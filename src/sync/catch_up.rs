@@ -1,7 +1,7 @@
 //! Catch-up: reads the Events API in ascending order after a cursor (promise 5).
 //!
-//! A page is applied and the cursor moved in one transaction, from the revision at which the page was read. So a stale
-//! leader, a crash or a lost race can repeat a page, never skip one. Facts about the API:
+//! One transaction applies a page and moves the cursor, if the revision is still the one at which the page was read. So a stale
+//! leader or a crash can repeat a page, never skip one. Facts about the API:
 //! [the guide](crate::docs::protocol#events-api).
 
 use std::collections::BTreeSet;
@@ -17,23 +17,23 @@ use crate::domain::event::{Event, Observation, Origin};
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::{AdvanceCatchUp, CatchUpState, Cursor, OVERLAP, RestartCatchUp};
 use crate::store::{Store, StoreError};
-use crate::workos::api::{ApiError, PAGE, Page, Start};
+use crate::workos::api::{ApiError, EventsFrom, PAGE, Page};
 
-/// The types read unless the settings name others: all that changes a user.
+/// The default event types: all types that change a user.
 pub const EVENT_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
-/// WorkOS holds events back for some seconds, so that later ones cannot overtake them. Seconds.
+/// WorkOS lists an event only some seconds after it happened, so that the order never changes. Seconds.
 pub(super) const HOLD_BACK: i64 = 15;
 
-/// Beyond this WorkOS may have forgotten events: it keeps them for 30 days at least. Seconds.
+/// Older events may be missing at WorkOS, which keeps events for at least 30 days. Seconds.
 const TOO_OLD: i64 = 25 * 86_400;
 const RETENTION: i64 = 30 * 86_400 - OVERLAP;
 
-/// Times may run backwards so far without a page running backwards. Seconds.
-const INVERSION: i64 = 60;
+/// Tolerated difference of times in the wrong order within a page. Seconds.
+const ORDER_TOLERANCE: i64 = 60;
 
-/// After so many panics on one page its events go one by one.
-const PANICS: u32 = 3;
+/// After this number of panics on one page, its events are applied one by one.
+const MAX_PANICS: u32 = 3;
 
 /// Runs catch-up.
 pub type CatchUp = Runner<CatchUpJob>;
@@ -44,30 +44,30 @@ pub struct CatchUpJob {
     context: JobContext,
     types: Vec<String>,
     interval: Duration,
-    state: State,
+    leader: LeaderState,
 }
 
-/// What the process that holds the lease remembers; all of it can be determined again.
+/// What the process with the lease remembers. All of it can be determined again.
 #[derive(Debug, Default)]
-struct State {
-    /// The key was found to be this environment's.
-    trusted: bool,
-    /// WorkOS's clock when the first page of this pass was asked for.
-    pass_began: Option<Timestamp>,
+struct LeaderState {
+    /// The key check has passed.
+    is_key_checked: bool,
+    /// When the first page of this pass was requested, by WorkOS's clock. A pass ends at the last page.
+    pass_started_at: Option<Timestamp>,
     /// The cursor was replaced in this pass.
-    replaced: bool,
-    /// Types that WorkOS refuses to know.
-    refused: BTreeSet<String>,
-    /// A page is being applied; still set at the next step when that panicked.
-    applying: bool,
+    is_cursor_replaced: bool,
+    /// Event types that WorkOS rejects as unknown.
+    unknown_types: BTreeSet<String>,
+    /// A page is being applied. If the step panics, this is still set at the next step.
+    is_applying: bool,
     panics: u32,
 }
 
 impl CatchUp {
-    /// Reads events of these types. Rests for `interval` after the last page.
+    /// Creates a catch-up for events of these types, with a pause of `interval` after the last page.
     #[must_use]
     pub fn new(context: JobContext, types: Vec<String>, interval: Duration) -> Self {
-        Self::run(context.clone(), CatchUpJob { context, types, interval, state: State::default() })
+        Self::of_job(context.clone(), CatchUpJob { context, types, interval, leader: LeaderState::default() })
     }
 }
 
@@ -77,23 +77,24 @@ impl Job for CatchUpJob {
     type Output = Duration;
 
     fn reset(&mut self) {
-        self.state = State::default();
+        self.leader = LeaderState::default();
     }
 
     async fn step(&mut self) -> Result<Duration, JobError> {
-        if std::mem::take(&mut self.state.applying) {
-            self.state.panics += 1;
+        if std::mem::take(&mut self.leader.is_applying) {
+            self.leader.panics += 1;
         }
-        if !self.state.trusted {
+        if !self.leader.is_key_checked {
             key_check::check(&self.context).await?;
-            self.state.trusted = true;
+            self.leader.is_key_checked = true;
         }
-        let Some(place) = self.context.store.catch_up_state().await? else { return self.begin().await };
+        let Some(state) = self.context.store.catch_up_state().await? else { return self.begin().await };
         let types = self.types();
-        let start = place.cursor.as_ref().map_or(Start::Since(place.range_start), |cursor| Start::After(&cursor.id));
+        let start =
+            state.cursor.as_ref().map_or(EventsFrom::Time(state.range_start), |cursor| EventsFrom::After(&cursor.id));
         match self.context.api.events(&types, start, PAGE).await {
-            Ok(page) => self.take(&place, page).await,
-            Err(error @ ApiError::Refused { .. }) => self.mend(&place, error).await,
+            Ok(page) => self.apply_page(&state, page).await,
+            Err(error @ ApiError::Refused { .. }) => self.handle_rejection(&state, error).await,
             Err(error) => Err(error.into()),
         }
     }
@@ -104,116 +105,116 @@ impl Job for CatchUpJob {
 }
 
 impl CatchUpJob {
-    /// The types to read, without those that WorkOS rejected.
+    /// Returns the types to read, without those that WorkOS rejected.
     fn types(&self) -> Vec<String> {
-        self.types.iter().filter(|name| !self.state.refused.contains(*name)).cloned().collect()
+        self.types.iter().filter(|name| !self.leader.unknown_types.contains(*name)).cloned().collect()
     }
 
-    /// Records the start of the first catch-up, by WorkOS's clock.
+    /// Stores the start of the first catch-up, by WorkOS's clock.
     async fn begin(&self) -> Result<Duration, JobError> {
-        // Only what WorkOS's clock says is wanted; and of the settings' types some may be unknown to it.
+        // Only WorkOS's clock is needed. The default types are used, because WorkOS may not know all configured types.
         let known = EVENT_TYPES.map(str::to_owned);
-        let page = self.context.api.events(&known, Start::Anywhere, 1).await?;
+        let page = self.context.api.events(&known, EventsFrom::Oldest, 1).await?;
         self.context.store.begin_catch_up(page.observed_at).await?;
         Ok(Duration::ZERO)
     }
 
-    async fn take(&mut self, place: &CatchUpState, page: Page<Event>) -> Result<Duration, JobError> {
-        if is_misdated(place, page.latest) {
+    async fn apply_page(&mut self, state: &CatchUpState, page: Page<Event>) -> Result<Duration, JobError> {
+        if is_misdated(state, page.latest) {
             tracing::error!(
-                synced_through = ?place.synced_through.map(|at| at.to_string()),
-                "catch-up's place was recorded under a wrong date, and events may have been skipped; it reads what there is, \
-                 and a full reconcile follows"
+                synced_through = ?state.synced_through.map(|at| at.to_string()),
+                "the state of catch-up was stored with a wrong clock, so events may have been skipped; catch-up reads all events \
+                 that WorkOS still has, and a full reconcile follows"
             );
             let restart = RestartCatchUp {
                 forget_synced_through: true,
-                ..restart(&CatchUpState { synced_through: None, ..place.clone() }, page.observed_at)
+                ..restart_from(&CatchUpState { synced_through: None, ..state.clone() }, page.observed_at)
             };
             return self.restart(restart).await;
         }
-        if last_word(place) < page.observed_at.plus_seconds(-TOO_OLD) {
+        if last_correct_at(state) < page.observed_at.plus_seconds(-TOO_OLD) {
             tracing::error!(
-                synced_through = ?place.synced_through.map(|at| at.to_string()),
-                "catch-up was stopped for longer than WorkOS guarantees to keep events; it reads the events that are left, and a \
-                 full reconcile follows"
+                synced_through = ?state.synced_through.map(|at| at.to_string()),
+                "catch-up did not run for longer than WorkOS keeps events; it reads all events that WorkOS still has, and a full \
+                 reconcile follows"
             );
-            return self.restart(restart(place, page.observed_at)).await;
+            return self.restart(restart_from(state, page.observed_at)).await;
         }
-        let pass_began = *self.state.pass_began.get_or_insert(page.observed_at);
+        let pass_started_at = *self.leader.pass_started_at.get_or_insert(page.observed_at);
         let last = page.resume.clone().map(|id| {
             let created_at = page.items.iter().find(|event| event.id == id).and_then(|event| event.created_at);
             Cursor { id, created_at }
         });
-        let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == place.cursor.as_ref().map(|it| &it.id);
+        let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == state.cursor.as_ref().map(|it| &it.id);
         if repeats && page.more {
             tracing::warn!(
-                "the Events API repeats its last page and says that more follow; catch-up treats it as the last page"
+                "the Events API returned the same page again, although it announced more events; catch-up treats it as the last page"
             );
         }
-        if self.starts_over(place, &page).await? {
+        if self.starts_over(state, &page).await? {
             tracing::error!(
-                "WorkOS no longer knows catch-up's cursor and lists its events from the start; the cursor is replaced"
+                "WorkOS does not know catch-up's cursor and lists its events from the start; the cursor is replaced"
             );
-            return self.restart(restart(place, page.observed_at)).await;
+            return self.restart(restart_from(state, page.observed_at)).await;
         }
-        let backwards = runs_backwards(&page.items);
+        let is_newest_first = is_newest_first(&page.items);
         let end = repeats || !page.more;
-        // What was done before anybody listened is not applied: it could revive a user whose deletion nobody heard of.
-        let listened = |event: &Event| event.created_at.is_none_or(|at| at >= place.earliest_range_start);
-        let events: Vec<Event> = page.items.into_iter().filter(listened).collect();
-        if backwards {
+        // Events before the first start are not applied. They could create a user whose deletion was never received.
+        let is_in_range = |event: &Event| event.created_at.is_none_or(|at| at >= state.earliest_range_start);
+        let events: Vec<Event> = page.items.into_iter().filter(is_in_range).collect();
+        if is_newest_first {
             self.apply_events(events, &NoFollowUp).await?;
-            return Err(JobError::Backwards);
+            return Err(JobError::NewestFirst);
         }
-        let synced_through = end.then(|| pass_began.plus_seconds(-HOLD_BACK));
+        let synced_through = end.then(|| pass_started_at.plus_seconds(-HOLD_BACK));
         let cursor = last.as_ref().filter(|_| !repeats);
-        let advance = AdvanceCatchUp { revision: place.revision, cursor, synced_through };
+        let advance = AdvanceCatchUp { revision: state.revision, cursor, synced_through };
         self.apply_events(events, &advance).await?;
         if end {
-            self.state.pass_began = None;
-            self.state.replaced = false;
-            return Ok(self.context.about(self.interval));
+            self.leader.pass_started_at = None;
+            self.leader.is_cursor_replaced = false;
+            return Ok(self.context.jittered(self.interval));
         }
         Ok(REQUEST_INTERVAL)
     }
 
-    /// Whether WorkOS lists its events from the start, because it does not know the cursor.
+    /// Returns whether WorkOS lists its events from the start, because it does not know the cursor.
     ///
-    /// To read on would do no harm, and would bring everything again; a new cursor is only the shorter way. So this is
-    /// said of pages alone that the new cursor lies behind, and on evidence: the page repeats what catch-up has brought, or
-    /// lies before all that it ever read. A late event is neither.
-    async fn starts_over(&self, place: &CatchUpState, page: &Page<Event>) -> Result<bool, JobError> {
+    /// Reading all events again would be correct, but a new cursor is faster. So this returns true only if the new cursor would
+    /// be after the page, and the page contains events that catch-up has read before, or only events before its first start. A
+    /// single late event is neither.
+    async fn starts_over(&self, state: &CatchUpState, page: &Page<Event>) -> Result<bool, JobError> {
         let Some(newest) = page.items.iter().filter_map(|event| event.created_at).max() else { return Ok(false) };
-        let range_start = restart(place, page.observed_at).range_start;
-        if place.cursor.is_none() || range_start <= place.range_start || newest >= range_start {
+        let range_start = restart_from(state, page.observed_at).range_start;
+        if state.cursor.is_none() || range_start <= state.range_start || newest >= range_start {
             return Ok(false);
         }
-        if newest < place.earliest_range_start {
+        if newest < state.earliest_range_start {
             return Ok(true);
         }
         let ids: Vec<String> = page.items.iter().map(|event| event.id.clone()).collect();
         Ok(self.context.store.has_read(&ids).await?)
     }
 
-    /// Applies the events of a page, and moves the cursor in the same transaction.
-    async fn apply_events(&mut self, events: Vec<Event>, then: &impl FollowUp) -> Result<(), JobError> {
-        // Some emulators give every type, whatever is asked for.
-        let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || unreadable(event));
+    /// Applies the events of a page, and does `follow_up` in the same transaction.
+    async fn apply_events(&mut self, events: Vec<Event>, follow_up: &impl FollowUp) -> Result<(), JobError> {
+        // Some emulators return events of every type.
+        let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || is_unreadable(event));
         let sign_ins = self.context.session_sign_ins;
         let observations: Vec<Observation> =
             events.map(|event| Observation::Event(event).with_sign_in(sign_ins)).collect();
         let store = &self.context.store;
-        if self.state.panics >= PANICS {
+        if self.leader.panics >= MAX_PANICS {
             one_by_one(store, &observations).await?;
-            apply_with(store, Origin::CatchUp, &[], then).await?;
-            self.state.panics = 0;
+            apply_with(store, Origin::CatchUp, &[], follow_up).await?;
+            self.leader.panics = 0;
             return Ok(());
         }
-        self.state.applying = true;
-        let applied = apply_with(store, Origin::CatchUp, &observations, then).await;
-        self.state.applying = false;
+        self.leader.is_applying = true;
+        let applied = apply_with(store, Origin::CatchUp, &observations, follow_up).await;
+        self.leader.is_applying = false;
         let applied = applied?;
-        self.state.panics = 0;
+        self.leader.panics = 0;
         self.count(&observations, &applied);
         Ok(())
     }
@@ -225,57 +226,62 @@ impl CatchUpJob {
         }
     }
 
-    /// Finds out what WorkOS rejects in a request: the cursor, the start, or the name of a type.
-    async fn mend(&mut self, place: &CatchUpState, error: ApiError) -> Result<Duration, JobError> {
+    /// Finds out what WorkOS rejects (the cursor, the start, or an event type), and replaces it.
+    async fn handle_rejection(&mut self, state: &CatchUpState, error: ApiError) -> Result<Duration, JobError> {
         let types = self.types();
-        match self.context.api.events(&types, Start::Anywhere, 1).await {
-            Ok(page) => return self.replace(place, error, page.observed_at).await,
+        match self.context.api.events(&types, EventsFrom::Oldest, 1).await {
+            Ok(page) => return self.replace_cursor(state, error, page.observed_at).await,
             Err(ApiError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut culprits = BTreeSet::new();
+        let mut rejected = BTreeSet::new();
         for name in &types {
-            match self.context.api.events(std::slice::from_ref(name), Start::Anywhere, 1).await {
+            match self.context.api.events(std::slice::from_ref(name), EventsFrom::Oldest, 1).await {
                 Ok(_) => {}
                 Err(ApiError::Refused { .. }) => {
-                    culprits.insert(name.clone());
+                    rejected.insert(name.clone());
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        if culprits.is_empty() || culprits.len() == types.len() {
+        if rejected.is_empty() || rejected.len() == types.len() {
             return Err(error.into());
         }
         tracing::error!(
-            types = ?culprits,
+            types = ?rejected,
             "WorkOS does not know these event types; catch-up continues without them (correct AUTHKIT_SYNC_EVENT_TYPES)"
         );
-        self.state.refused.extend(culprits);
+        self.leader.unknown_types.extend(rejected);
         Ok(REQUEST_INTERVAL)
     }
 
-    /// Replaces the cursor that WorkOS rejects, or the start.
-    async fn replace(&mut self, place: &CatchUpState, refusal: ApiError, now: Timestamp) -> Result<Duration, JobError> {
+    /// Replaces the cursor that WorkOS rejects, or the start if there is no cursor.
+    async fn replace_cursor(
+        &mut self,
+        state: &CatchUpState,
+        rejection: ApiError,
+        now: Timestamp,
+    ) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
-        if place.cursor.is_some() {
+        if state.cursor.is_some() {
             tracing::error!(
-                synced_through = ?place.synced_through.map(|at| at.to_string()),
-                "WorkOS no longer serves catch-up's cursor; it is replaced"
+                synced_through = ?state.synced_through.map(|at| at.to_string()),
+                "WorkOS no longer accepts catch-up's cursor; the cursor is replaced"
             );
-            return self.restart(restart(place, now)).await;
+            return self.restart(restart_from(state, now)).await;
         }
-        // Halfway between then and now, until WorkOS accepts it. It never lies after now less an hour.
-        let distance = now.unix_seconds() - place.range_start.unix_seconds();
+        // Halves the distance to now until WorkOS accepts the start. The start is never later than an hour ago.
+        let distance = now.unix_seconds() - state.range_start.unix_seconds();
         if distance / 2 < OVERLAP {
-            return Err(refusal.into());
+            return Err(rejection.into());
         }
         let range_start = now.plus_seconds(-distance / 2);
         tracing::error!(
-            refused = %place.range_start,
+            rejected = %state.range_start,
             range_start = %range_start,
-            "WorkOS does not list events from so long ago; catch-up begins later, and a full reconcile follows"
+            "WorkOS does not accept such an early start of events; catch-up starts later, and a full reconcile follows"
         );
-        let restart = RestartCatchUp { range_start, needs_reconcile: true, ..restart(place, now) };
+        let restart = RestartCatchUp { range_start, needs_reconcile: true, ..restart_from(state, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;
         Ok(REQUEST_INTERVAL)
     }
@@ -283,35 +289,36 @@ impl CatchUpJob {
     async fn restart(&mut self, restart: RestartCatchUp) -> Result<Duration, JobError> {
         key_check::check(&self.context).await?;
         self.context.store.transaction("restart catch-up", &restart).await?;
-        self.state.pass_began = None;
-        // A cursor that WorkOS gives and refuses must not have us ask without a rest.
-        if std::mem::replace(&mut self.state.replaced, true) {
-            Err(JobError::CursorRefused)
+        self.leader.pass_started_at = None;
+        // If WorkOS rejects each new cursor, catch-up must pause between the requests.
+        if std::mem::replace(&mut self.leader.is_cursor_replaced, true) {
+            Err(JobError::CursorRejected)
         } else {
             Ok(REQUEST_INTERVAL)
         }
     }
 }
 
-/// The latest time at which the state was correct.
-fn last_word(place: &CatchUpState) -> Timestamp {
-    place.synced_through.map_or(place.range_decided_at, |at| at.max(place.range_decided_at))
+/// Returns the latest time at which the state was correct.
+fn last_correct_at(state: &CatchUpState) -> Timestamp {
+    state.synced_through.map_or(state.range_decided_at, |at| at.max(state.range_decided_at))
 }
 
-/// The place was recorded under a wrong clock: it lies ahead of every clock. Releases that believed every `Date` header left such.
-fn is_misdated(place: &CatchUpState, latest: Timestamp) -> bool {
+/// Returns whether the state was stored with a wrong clock, because it is ahead of every clock. Releases that trusted every `Date`
+/// header could store such a state.
+fn is_misdated(state: &CatchUpState, latest: Timestamp) -> bool {
     let ahead = |at: Timestamp| at > latest.plus_seconds(OVERLAP);
-    place.synced_through.is_some_and(ahead)
-        || ahead(place.range_decided_at)
-        || (place.cursor.is_none() && place.range_start > latest)
+    state.synced_through.is_some_and(ahead)
+        || ahead(state.range_decided_at)
+        || (state.cursor.is_none() && state.range_start > latest)
 }
 
-/// The start that replaces a cursor (promise 5).
-fn restart(place: &CatchUpState, now: Timestamp) -> RestartCatchUp {
-    let recent = place.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
+/// Returns the start that replaces a cursor (promise 5).
+fn restart_from(state: &CatchUpState, now: Timestamp) -> RestartCatchUp {
+    let recent = state.synced_through.filter(|at| *at >= now.plus_seconds(-TOO_OLD));
     let from = recent.map_or_else(|| now.plus_seconds(-RETENTION), |at| at.min(now).plus_seconds(-OVERLAP));
     RestartCatchUp {
-        revision: place.revision,
+        revision: state.revision,
         range_start: from,
         now,
         needs_reconcile: recent.is_none(),
@@ -319,9 +326,9 @@ fn restart(place: &CatchUpState, now: Timestamp) -> RestartCatchUp {
     }
 }
 
-/// The page lists its newest event first. Its direction as a whole decides, because single events may be late; and IDs that
-/// rise from event to event are those of a list in order, however late its events.
-fn runs_backwards(events: &[Event]) -> bool {
+/// Returns whether the page lists its newest event first. Single events can be late, so the page as a whole decides. A page with
+/// ascending IDs is in order, even if its times are not.
+fn is_newest_first(events: &[Event]) -> bool {
     let dated: Vec<(Timestamp, &str)> =
         events.iter().filter_map(|event| Some((event.created_at?, event.id.as_str()))).collect();
     let (Some((first, _)), Some((last, _))) = (dated.first(), dated.last()) else { return false };
@@ -329,36 +336,39 @@ fn runs_backwards(events: &[Event]) -> bool {
     let rises = pairs().filter(|((before, _), (after, _))| before < after).count();
     let falls = pairs().filter(|((before, _), (after, _))| before > after).count();
     let in_order = dated.is_sorted_by(|(_, before), (_, after)| before < after);
-    *last < first.plus_seconds(-INVERSION) && falls > rises && !in_order
+    *last < first.plus_seconds(-ORDER_TOLERANCE) && falls > rises && !in_order
 }
 
-fn unreadable(event: &Event) -> bool {
+fn is_unreadable(event: &Event) -> bool {
     event.event_type == crate::workos::wire::UNREADABLE
 }
 
-/// Takes observations singly.
-trait Singly: Sync {
+/// Applies single observations.
+trait ApplySingle: Sync {
     fn apply(&self, alone: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// What made us panic.
-    fn quarantine(&self, culprit: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Quarantines an observation that caused a panic.
+    fn quarantine(&self, alone: &[Observation]) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-impl Singly for Store {
+impl ApplySingle for Store {
     async fn apply(&self, alone: &[Observation]) -> Result<(), StoreError> {
         apply(self, Origin::CatchUp, alone).await.map(drop)
     }
 
-    async fn quarantine(&self, culprit: &[Observation]) -> Result<(), StoreError> {
-        for observation in culprit {
-            tracing::error!(event.id = printable(observation), "an event made authkit-sync panic and is quarantined");
+    async fn quarantine(&self, alone: &[Observation]) -> Result<(), StoreError> {
+        for observation in alone {
+            tracing::error!(
+                event.id = printable(observation),
+                "authkit-sync panicked while it applied this event, so the event is quarantined; this is a defect, please report it"
+            );
         }
-        quarantine(self, Origin::CatchUp, culprit, "it made authkit-sync panic", &NoFollowUp).await
+        quarantine(self, Origin::CatchUp, alone, "it made authkit-sync panic", &NoFollowUp).await
     }
 }
 
-/// Applies each alone, so that what makes us panic stops nothing else.
-async fn one_by_one(to: &impl Singly, observations: &[Observation]) -> Result<(), StoreError> {
+/// Applies each observation alone, so that one that causes a panic blocks no other.
+async fn one_by_one(to: &impl ApplySingle, observations: &[Observation]) -> Result<(), StoreError> {
     for alone in observations.chunks(1) {
         match AssertUnwindSafe(to.apply(alone)).catch_unwind().await {
             Ok(applied) => applied?,
@@ -398,34 +408,34 @@ mod tests {
     }
 
     #[test]
-    fn a_page_runs_backwards_as_a_whole_or_not_at_all() {
+    fn the_order_of_the_whole_page_decides_whether_it_is_newest_first() {
         for (events, expected) in [
             (&[("a", 1_001), ("b", 1_002)][..], false),
             (&[("a", 1_050), ("b", 1_000), ("c", 1_049)], false),
             (&[("b", 1_000), ("a", 950)], false),
             (&[], false),
             (&[("a", 500)], false),
-            // One late event, wherever it stands, even where the IDs tell nothing.
+            // One late event at any state, even if the IDs are not ascending.
             (&[("c", 300), ("b", 1_000), ("a", 1_100), ("d", 1_200)], false),
             (&[("c", 1_000), ("b", 300), ("a", 1_100), ("d", 1_200)], false),
             (&[("c", 1_000), ("b", 1_100), ("a", 1_200), ("d", 300)], false),
-            // Only the IDs can tell a late event from a short page that runs backwards.
+            // In a short page, only the IDs distinguish a late event from newest first.
             (&[("a", 1_000), ("b", 300)], false),
             (&[("b", 1_000), ("a", 300)], true),
             (&[("d", 1_200), ("c", 1_100), ("b", 1_100), ("a", 1_000)], true),
-            // A late event in a list that runs backwards, and a small inversion there.
+            // A late event in a page that is newest first, and two swapped events in one.
             (&[("d", 1_200), ("c", 300), ("b", 1_100), ("a", 1_000)], true),
             (&[("d", 1_200), ("c", 1_100), ("b", 1_110), ("a", 1_000)], true),
         ] {
             let page: Vec<Event> = events.iter().map(|(id, seconds)| event(id, *seconds)).collect();
-            assert_eq!(runs_backwards(&page), expected, "{events:?}");
+            assert_eq!(is_newest_first(&page), expected, "{events:?}");
         }
     }
 
     #[test]
-    fn a_replaced_cursor_goes_back_an_hour_or_to_the_retention_window() {
+    fn a_replaced_cursor_starts_an_hour_earlier_or_at_the_retention_limit() {
         let now = at(100 * 86_400);
-        let place = |days: Option<i64>| CatchUpState {
+        let state = |days: Option<i64>| CatchUpState {
             revision: 1,
             cursor: None,
             range_start: at(0),
@@ -437,12 +447,12 @@ mod tests {
         for (days, back, wanted) in
             [(Some(3), 3 * 86_400 + OVERLAP, false), (Some(26), RETENTION, true), (None, RETENTION, true)]
         {
-            let restart = restart(&place(days), now);
+            let restart = restart_from(&state(days), now);
             assert_eq!((restart.range_start, restart.needs_reconcile), (now.plus_seconds(-back), wanted), "{days:?}");
         }
     }
 
-    /// Panics at an event named `bad`, as a defect of ours would.
+    /// Panics at an event with the ID `bad`, as a defect would.
     #[derive(Default)]
     struct Fragile {
         applied: Mutex<Vec<String>>,
@@ -453,21 +463,21 @@ mod tests {
         observations.iter().map(printable).collect()
     }
 
-    impl Singly for Fragile {
+    impl ApplySingle for Fragile {
         async fn apply(&self, alone: &[Observation]) -> Result<(), StoreError> {
             assert_ne!(ids(alone), ["bad"]);
             self.applied.lock().unwrap().extend(ids(alone));
             Ok(())
         }
 
-        async fn quarantine(&self, culprit: &[Observation]) -> Result<(), StoreError> {
-            self.quarantined.lock().unwrap().extend(ids(culprit));
+        async fn quarantine(&self, alone: &[Observation]) -> Result<(), StoreError> {
+            self.quarantined.lock().unwrap().extend(ids(alone));
             Ok(())
         }
     }
 
     #[tokio::test]
-    async fn what_panics_is_condemned_and_the_rest_is_applied() {
+    async fn an_event_that_causes_a_panic_is_quarantined_and_the_others_are_applied() {
         let page = ["a", "bad", "c"].map(|id| Observation::Event(event(id, 0)));
         let fragile = Fragile::default();
         one_by_one(&fragile, &page).await.unwrap();

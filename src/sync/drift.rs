@@ -1,4 +1,4 @@
-//! How the table differs from what WorkOS lists, without changing anything. Ids and field names, never values.
+//! Differences between the table and WorkOS's list, as IDs and field names, never values.
 
 use serde::Serialize;
 
@@ -7,12 +7,12 @@ use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::Observation;
 use crate::store::{Store, StoreError};
 
-/// One user in which the table and WorkOS differ.
+/// A user that differs between the table and WorkOS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Drift {
-    /// The user.
+    /// The user's ID.
     pub id: String,
-    /// How.
+    /// How it differs.
     #[serde(flatten)]
     pub kind: DriftKind,
 }
@@ -21,20 +21,20 @@ pub struct Drift {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "drift")]
 pub enum DriftKind {
-    /// WorkOS lists it; here it is unknown.
+    /// WorkOS lists the user, but the table does not contain it.
     Missing,
-    /// Here it is as it was earlier.
+    /// The table contains an earlier state of the user.
     Outdated {
-        /// The fields in which it differs.
+        /// The names of the fields that differ.
         fields: Vec<String>,
     },
-    /// Alive here; WorkOS, asked by id, does not know it.
+    /// The user is live here, but WorkOS does not know its ID.
     Gone,
-    /// A tombstone here; WorkOS, asked by id, says it lives. Nothing undoes a tombstone.
+    /// The user is deleted here, but WorkOS returns it by ID. A deleted user is never revived.
     Contradicted,
-    /// What WorkOS lists cannot be applied.
+    /// WorkOS lists the user, but it cannot be applied.
     Unusable {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -45,16 +45,18 @@ impl std::fmt::Display for Drift {
         match &self.kind {
             DriftKind::Missing => write!(f, "{id}  missing here"),
             DriftKind::Outdated { fields } => write!(f, "{id}  outdated: {}", fields.join(", ")),
-            DriftKind::Gone => write!(f, "{id}  alive here, gone at WorkOS"),
-            DriftKind::Contradicted => write!(f, "{id}  deleted here, alive at WorkOS; a tombstone is never undone"),
+            DriftKind::Gone => write!(f, "{id}  live here, but WorkOS does not know it"),
+            DriftKind::Contradicted => {
+                write!(f, "{id}  deleted here, but live at WorkOS; a deleted user is never revived")
+            }
             DriftKind::Unusable { reason } => write!(f, "{id}  cannot be applied: {reason}"),
         }
     }
 }
 
 impl Drift {
-    /// How a user that WorkOS lists differs from the table, from what applying it would do. A deleted user is not reported here:
-    /// reconcile reads it by ID first.
+    /// Returns how a listed user differs, from the effect that applying it would have. Deleted users are not reported here, because
+    /// reconcile reads them by ID first.
     pub(super) fn of(listed: &Observation, effect: &Effect) -> Option<Self> {
         let kind = match effect {
             Effect::Created => DriftKind::Missing,
@@ -66,7 +68,7 @@ impl Drift {
     }
 }
 
-/// Returns what applying a page would do, without writing anything.
+/// Returns the effects that applying a page would have. Writes nothing.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     let mut stored = store.users(&ids).await?;

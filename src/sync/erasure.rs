@@ -1,4 +1,4 @@
-//! Erasure in bounded batches: of what deletions left to the to-do list, and of one user by command.
+//! Erases personal data of deleted users in bounded batches: of all users with a pending erasure, or of one user.
 
 use sqlx::postgres::PgConnection;
 
@@ -6,11 +6,11 @@ use crate::domain::decide::Stored;
 use crate::store::erasure::{self, Erased};
 use crate::store::{Store, StoreError, Work, users};
 
-/// Erases everything that is still stored about a deleted user, and returns how many payloads that were. `None` for a user
-/// who is not deleted.
+/// Erases all remaining personal data of a deleted user, and returns the number of erased payloads. Returns `None` if the user is
+/// not deleted.
 ///
 /// # Errors
-/// [`StoreError`]: the erasure is not complete. What was erased stays erased, and housekeeping erases the rest.
+/// [`StoreError`]: the erasure is not complete. Erased data stays erased, and housekeeping erases the rest.
 pub async fn erase_user(store: &Store, id: &str) -> Result<Option<u64>, StoreError> {
     let mut payloads = 0;
     loop {
@@ -23,7 +23,7 @@ pub async fn erase_user(store: &Store, id: &str) -> Result<Option<u64>, StoreErr
     }
 }
 
-/// Erases one batch of what deletions left to the to-do list. `true` when the list may hold more.
+/// Erases one batch of pending erasures. Returns whether there may be more.
 ///
 /// # Errors
 /// [`StoreError`]: nothing of the batch was erased.
@@ -31,7 +31,7 @@ pub(super) async fn erase_pending(store: &Store) -> Result<bool, StoreError> {
     in_batches(store, "erase pending", |limit| ErasePending { limit }).await
 }
 
-/// Attempts a batch, and after a timeout one of half the size.
+/// Erases a batch. After a timeout, retries with half the size.
 async fn in_batches<W: Work>(
     store: &Store,
     name: &'static str,
@@ -60,7 +60,7 @@ impl Work for EraseUser {
             return Ok(None);
         }
         let erased = erasure::erase(connection, &self.user, self.limit).await?;
-        erasure::complete(connection, &self.user).await?;
+        erasure::remove_completed(connection, &self.user).await?;
         Ok(Some(erased))
     }
 }
@@ -73,12 +73,12 @@ impl Work for ErasePending {
     type Output = bool;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
-        let users = erasure::due(connection).await?;
+        let users = erasure::lock_pending(connection).await?;
         if users.is_empty() {
             return Ok(false);
         }
         erasure::erase(connection, &users, self.limit).await?;
-        erasure::complete(connection, &users).await?;
+        erasure::remove_completed(connection, &users).await?;
         Ok(true)
     }
 }

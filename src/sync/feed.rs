@@ -15,13 +15,13 @@ use crate::store::changes::{ChangeRow, FeedHead};
 use crate::store::{Store, StoreError};
 use crate::workos::wire;
 
-/// Changes in one page at most.
+/// Maximum number of changes in a page.
 pub const PAGE: usize = 1_000;
 
 /// Interval between two polls while callers wait. All callers of a process share a poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long [`Feed::stream`] waits at a time.
+/// How long [`Feed::stream`] waits for changes before it polls again.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
 
 /// Why the changes after a position cannot be read.
@@ -29,7 +29,7 @@ const STREAM_WAIT: Duration = Duration::from_secs(20);
 pub enum FeedError {
     /// The changes after it have expired, or it belongs to another history of the database. Read all users again, and
     /// continue from the position that comes with them.
-    #[error("this position has expired: read all users again, and continue from the position of that response")]
+    #[error("this position has expired; read all users again, and continue from the position of that response")]
     Expired,
     /// The database is unavailable.
     #[error(transparent)]
@@ -39,7 +39,7 @@ pub enum FeedError {
 /// A page of changes, and the position after it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Page {
-    /// In order.
+    /// The changes, in order.
     pub data: Vec<Change>,
     /// The position after the last change of the page.
     pub position: Position,
@@ -97,13 +97,13 @@ impl Feed {
     pub fn stream(self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send {
         let start = Some((self, Vec::new().into_iter(), after));
         stream::unfold(start, |state| async move {
-            let (feed, mut told, mut position) = state?;
+            let (feed, mut changes, mut position) = state?;
             loop {
-                if let Some(change) = told.next() {
-                    return Some((Ok(change), Some((feed, told, position))));
+                if let Some(change) = changes.next() {
+                    return Some((Ok(change), Some((feed, changes, position))));
                 }
                 match feed.after(&position, PAGE, STREAM_WAIT).await {
-                    Ok(page) => (told, position) = (page.data.into_iter(), page.position),
+                    Ok(page) => (changes, position) = (page.data.into_iter(), page.position),
                     Err(error) => return Some((Err(error), None)),
                 }
             }
@@ -126,7 +126,7 @@ impl Feed {
     }
 
     async fn page(&self, head: &FeedHead, after: &Position, limit: usize) -> Result<Page, FeedError> {
-        // A position after the last one: the database was restored from a backup.
+        // The position is after the last one if the database was restored from a backup.
         if after.epoch != head.epoch || after.number < head.expired_through || after.number > head.issued {
             return Err(FeedError::Expired);
         }
@@ -139,17 +139,17 @@ impl Feed {
         }
         let full = entries.len() == limit;
         let payloads = self.payloads(&entries).await?;
-        let told =
+        let complete =
             entries.iter().take_while(|entry| payload_id(entry).is_none_or(|id| payloads.contains_key(id))).count();
-        let cut = told < entries.len();
-        entries.truncate(told);
-        let end = if full || cut { entries.last().map(|last| last.position) } else { None };
+        let is_truncated = complete < entries.len();
+        entries.truncate(complete);
+        let end = if full || is_truncated { entries.last().map(|last| last.position) } else { None };
         let position = position(head, Some(end.unwrap_or_else(|| head.horizon.max(after.number))));
         let users = self.users(&entries).await?;
         let data = entries.into_iter().map(|entry| {
             let user = entry.user_id.as_ref().and_then(|id| users.get(id)).cloned();
             let data =
-                payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::kept_data(bytes.as_ref()?));
+                payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::stored_data(bytes.as_ref()?));
             to_change(entry, &head.epoch, user, data)
         });
         Ok(Page { data: data.collect(), position })
@@ -186,7 +186,7 @@ impl Feed {
         let entries = std::slice::from_ref(&entry);
         let user = self.users(entries).await?.into_values().next();
         let payload = self.payloads(entries).await?.into_values().next().flatten();
-        let data = payload.and_then(|bytes| wire::kept_data(&bytes));
+        let data = payload.and_then(|bytes| wire::stored_data(&bytes));
         Ok(to_change(entry, epoch, user, data))
     }
 }

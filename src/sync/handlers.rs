@@ -1,9 +1,9 @@
-//! Handlers: what an application does when something changes, in Rust or in SQL.
+//! Runs handlers: code of the application that reacts to changes, in Rust or in SQL.
 //!
-//! A handler's writes, and the fact that it has run, commit together: exactly once in effect, whatever crashes. Each change
-//! has a transaction of its own. One that fails waits in the backlog, with the later ones of its user behind it, while
-//! everybody else's go on. A handler belongs to one process at a time, by a lease; should two run it all the same, the one
-//! that moves it second loses everything it did.
+//! One transaction contains the writes of a handler for one change and the progress of the handler. So each change is handled
+//! exactly once in effect, even after a crash. A change that fails waits in the backlog together with later changes of its user.
+//! Changes of other users continue. A lease assigns a handler to one process. If two processes run it at the same time, the
+//! second one to commit is rolled back.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -27,17 +27,17 @@ use crate::store::changes::{ChangeRow, FeedHead};
 use crate::store::handlers::{BacklogChange, BoxError, Handler, HandlerFailure, HandlerMove, Postponement, Tx, call};
 use crate::store::leases::RENEWAL;
 
-/// Changes dealt with before a handler's row is read again.
+/// Number of changes that are processed before the handler's row is read again.
 const BATCH: i64 = 100;
 
-/// Between two looks at the feed, and at what is due again.
+/// Intervals between two polls of the feed, and of the backlog.
 const FEED_POLL_INTERVAL: Duration = Duration::from_millis(200);
 const BACKLOG_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a handler in Rust may take by default.
+/// Default timeout of a Rust handler.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A handler in Rust: an `async fn(Change, Tx) -> Result<(), E>` is one.
+/// A Rust handler, for example an `async fn(Change, Tx) -> Result<(), E>`.
 pub trait Handle: Send + Sync + 'static {
     /// Handles one change. An error rolls back everything written through `tx`, and the change is retried later.
     fn handle(&self, change: Change, tx: Tx) -> BoxFuture<'static, Result<(), BoxError>>;
@@ -54,18 +54,18 @@ where
     }
 }
 
-/// A handler in Rust, under its name.
+/// A Rust handler with its options.
 #[derive(Clone)]
 pub struct RustHandler {
     /// The name under which its progress is stored.
     pub name: Arc<str>,
     /// The types of changes it handles.
     pub types: Types,
-    /// A new handler first receives every live user.
+    /// Whether a new handler first receives every live user.
     pub from_start: bool,
     /// Timeout of one run.
     pub timeout: Duration,
-    /// What it does.
+    /// The code.
     pub handle: Arc<dyn Handle>,
 }
 
@@ -75,15 +75,15 @@ impl fmt::Debug for RustHandler {
     }
 }
 
-/// One handler in one process.
+/// Runs one handler in this process.
 #[derive(Debug)]
 pub struct HandlerWorker {
     context: JobContext,
     feed: Feed,
     name: Arc<str>,
-    /// `None` for a handler in SQL, which every process has.
+    /// The Rust handler. `None` for a SQL handler, which every process can run.
     rust: Option<RustHandler>,
-    /// When its lease was last taken.
+    /// When this process last renewed the lease.
     held: Mutex<Option<Instant>>,
     failures: Mutex<u32>,
 }
@@ -92,7 +92,7 @@ pub struct HandlerWorker {
 #[derive(Clone, Debug)]
 pub struct FeedLoop(pub Arc<HandlerWorker>);
 
-/// Retries the handler's backlog. A loop of its own, so that slow failures do not delay new changes.
+/// Retries the handler's backlog. It is a separate loop, so that slow failures do not delay new changes.
 #[derive(Clone, Debug)]
 pub struct BacklogLoop(pub Arc<HandlerWorker>);
 
@@ -101,7 +101,7 @@ impl BackgroundLoop for FeedLoop {
 
     async fn tick(&self) -> Duration {
         let outcome = self.0.process_feed().await;
-        self.0.rest(outcome).await
+        self.0.rest_after(outcome).await
     }
 }
 
@@ -110,32 +110,35 @@ impl BackgroundLoop for BacklogLoop {
 
     async fn tick(&self) -> Duration {
         let outcome = self.0.retry_backlog().await;
-        self.0.rest(outcome).await
+        self.0.rest_after(outcome).await
     }
 }
 
 impl HandlerWorker {
-    /// Works for the handler in Rust, or for the one in SQL of that name.
+    /// Creates a worker for a Rust handler, or for the SQL handler with this name.
     #[must_use]
     pub fn new(context: JobContext, feed: Feed, name: &str, rust: Option<RustHandler>) -> Self {
         Self { context, feed, name: name.into(), rust, held: Mutex::default(), failures: Mutex::default() }
     }
 
-    async fn rest(&self, outcome: Result<Duration, JobError>) -> Duration {
+    async fn rest_after(&self, outcome: Result<Duration, JobError>) -> Duration {
         let mut failures = self.failures.lock().await;
         match outcome {
             Ok(rest) => {
                 *failures = 0;
                 rest
             }
-            // Paused, removed, or another process has it now: the next look tells.
+            // It was paused or removed, or another process runs it now. The next poll reads its state again.
             Err(JobError::Store(StoreError::Overtaken)) => {
                 *self.held.lock().await = None;
                 FEED_POLL_INTERVAL
             }
-            Err(trouble) => {
-                tracing::warn!(handler = &*self.name, "a handler cannot continue: {trouble}");
-                let rest = self.context.rest_after(&trouble, *failures);
+            Err(problem) => {
+                tracing::warn!(
+                    handler = &*self.name,
+                    "a handler could not process its changes and continues later: {problem}"
+                );
+                let rest = self.context.backoff(&problem, *failures);
                 *failures = failures.saturating_add(1);
                 rest
             }
@@ -147,34 +150,34 @@ impl HandlerWorker {
         let store = &self.context.store;
         let Some(mut handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
         if let Some(rust) = &self.rust {
-            // What stands in the database is what the last process to start takes; that may have been an older release.
+            // The types in the database are those of the process that started last, which can be an older release.
             handler.types = rust.types.clone();
         }
         let ours = self.rust.is_some() != handler.sql.is_some();
-        if !ours || handler.paused || !self.leads().await? {
+        if !ours || handler.paused || !self.hold_lease().await? {
             return Ok(None);
         }
-        let trouble = handler.sql.as_ref().and_then(|sql| {
+        let problem = handler.sql.as_ref().and_then(|sql| {
             if !sql.present {
-                Some(format!("the function {} does not exist; create it, or remove the handler", sql.function))
+                Some(format!("the function {} does not exist; create it, or remove the handler with `authkit-sync handlers remove`", sql.function))
             } else if !sql.settable {
-                Some(format!("the service may not set role {}; grant it to the service's own", sql.role))
+                Some(format!("the service's role must be a member of role {}; grant that role to the service's role", sql.role))
             } else {
                 None
             }
         });
-        if trouble != handler.problem {
-            match &trouble {
-                Some(trouble) => tracing::error!(handler = &*self.name, "a handler is stopped: {trouble}"),
-                None => tracing::info!(handler = &*self.name, "a handler works again"),
+        if problem != handler.problem {
+            match &problem {
+                Some(problem) => tracing::error!(handler = &*self.name, "a handler is blocked: {problem}"),
+                None => tracing::info!(handler = &*self.name, "a handler is no longer blocked"),
             }
-            store.set_handler_problem(&self.name, trouble.as_deref()).await?;
+            store.set_handler_problem(&self.name, problem.as_deref()).await?;
         }
-        Ok(trouble.is_none().then_some(handler))
+        Ok(problem.is_none().then_some(handler))
     }
 
-    /// Whether this process has the handler, which it keeps for a while without another word.
-    async fn leads(&self) -> Result<bool, StoreError> {
+    /// Takes or renews the handler's lease, at most once per [`RENEWAL`]. Returns whether this process holds it.
+    async fn hold_lease(&self) -> Result<bool, StoreError> {
         let mut held = self.held.lock().await;
         let now = Instant::now();
         if held.is_some_and(|at| now.duration_since(at) < RENEWAL) {
@@ -185,7 +188,7 @@ impl HandlerWorker {
         Ok(lease.held)
     }
 
-    /// One batch along the feed, or of the live users it is told of first.
+    /// Processes one batch of the feed, or of the live users that a new handler receives first.
     async fn process_feed(&self) -> Result<Duration, JobError> {
         let Some(handler) = self.ready().await? else { return Ok(STANDBY) };
         if let Some(initial_users_through) = &handler.initial_users_through {
@@ -201,16 +204,17 @@ impl HandlerWorker {
         let end = entries.last().map(|last| last.position).filter(|_| full).unwrap_or(head.horizon);
         let named: Vec<&str> = entries.iter().filter_map(|entry| entry.user_id.as_deref()).collect();
         let mut waiting = store.waiting_users(&self.name, &named).await?;
-        let mut at = handler.position;
+        let mut position = handler.position;
         for entry in entries {
-            if handler.types.take(entry.kind.event_type()) {
+            if handler.types.contains(entry.kind.event_type()) {
                 let to = entry.position;
-                self.process_change(&handler, HandlerMove::Feed { from: at, to }, entry, &head, &mut waiting).await?;
-                at = to;
+                self.process_change(&handler, HandlerMove::Feed { from: position, to }, entry, &head, &mut waiting)
+                    .await?;
+                position = to;
             }
         }
-        if end > at {
-            store.move_handler(&self.name, HandlerMove::Feed { from: at, to: end }).await?;
+        if end > position {
+            store.move_handler(&self.name, HandlerMove::Feed { from: position, to: end }).await?;
         }
         Ok(if full { Duration::ZERO } else { FEED_POLL_INTERVAL })
     }
@@ -227,11 +231,11 @@ impl HandlerWorker {
         let user_id = entry.user_id.clone().unwrap_or_default();
         let change = BacklogChange { position: entry.position, user_id, from_start: false, attempts: 0 };
         if waiting.contains(&change.user_id) {
-            let behind = Postponement { attempts: 0, delay: Some(Duration::ZERO), failure: None };
-            return Ok(self.context.store.postpone(&self.name, moved, &change, &behind).await?);
+            let postponement = Postponement { attempts: 0, delay: Some(Duration::ZERO), failure: None };
+            return Ok(self.context.store.postpone(&self.name, moved, &change, &postponement).await?);
         }
-        let told = self.feed.with_current_user(entry, &head.epoch).await?;
-        if !self.run(handler, told, moved, &change).await? && !change.user_id.is_empty() {
+        let entry = self.feed.with_current_user(entry, &head.epoch).await?;
+        if !self.run(handler, entry, moved, &change).await? && !change.user_id.is_empty() {
             waiting.insert(change.user_id);
         }
         Ok(())
@@ -251,10 +255,10 @@ impl HandlerWorker {
             let user_id = id.clone();
             let change = BacklogChange { position: handler.start_position, user_id, from_start: true, attempts: 0 };
             let moved = HandlerMove::InitialUsers { from, to: id };
-            // Who was created since the start is in the feed.
-            let told = if *later { None } else { self.created_change(&change, &epoch).await? };
-            match told.filter(|told| handler.types.take(told.kind.event_type())) {
-                Some(told) => drop(self.run(handler, told, moved, &change).await?),
+            // Users that were created after the start are in the feed.
+            let created = if *later { None } else { self.created_change(&change, &epoch).await? };
+            match created.filter(|created| handler.types.contains(created.kind.event_type())) {
+                Some(created) => drop(self.run(handler, created, moved, &change).await?),
                 None => store.move_handler(&self.name, moved).await?,
             }
             from = id;
@@ -262,7 +266,7 @@ impl HandlerWorker {
         Ok(Duration::ZERO)
     }
 
-    /// What a new handler is told of a live user; nothing, when the user is gone.
+    /// Returns the change that a new handler receives for a live user, or `None` if the user was deleted.
     async fn created_change(&self, change: &BacklogChange, epoch: &str) -> Result<Option<Change>, JobError> {
         let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
         Ok(Some(Change {
@@ -289,7 +293,7 @@ impl HandlerWorker {
         let epoch = store.feed_head().await?.epoch;
         for change in &due {
             let moved = HandlerMove::Backlog(change);
-            let told = if change.from_start {
+            let entry = if change.from_start {
                 self.created_change(change, &epoch).await?
             } else {
                 match store.change(change.position).await? {
@@ -297,73 +301,71 @@ impl HandlerWorker {
                     None => None,
                 }
             };
-            match told {
-                Some(told) => drop(self.run(&handler, told, moved, change).await?),
-                // The user is gone, and the feed tells of that.
+            match entry {
+                Some(entry) => drop(self.run(&handler, entry, moved, change).await?),
+                // The user was deleted, and the feed contains that change.
                 None => store.move_handler(&self.name, moved).await?,
             }
         }
         Ok(Duration::ZERO)
     }
 
-    /// Runs the handler; whether that went well. A failure is noted, and the change waits or is set aside.
+    /// Runs the handler, and returns whether it succeeded. After a failure, the change waits for a retry or is dead-lettered.
     async fn run(
         &self,
         handler: &Handler,
-        told: Change,
+        entry: Change,
         moved: HandlerMove<'_>,
         change: &BacklogChange,
     ) -> Result<bool, JobError> {
         let store = &self.context.store;
         let outcome = match (&self.rust, &handler.sql) {
             (Some(rust), _) => {
-                let run = store.run_handler(&self.name, rust.timeout, |tx| rust.handle.handle(told, tx), moved);
-                self.keeping_the_lease(run).await?
+                let run = store.run_handler(&self.name, rust.timeout, |tx| rust.handle.handle(entry, tx), moved);
+                self.while_renewing_lease(run).await?
             }
             (None, Some(sql)) => {
-                let told = serde_json::to_string(&told).unwrap_or_default();
-                let run = store.run_handler(&self.name, sql.timeout, |tx| call(tx, sql.clone(), told), moved);
-                self.keeping_the_lease(run).await?
+                let entry = serde_json::to_string(&entry).unwrap_or_default();
+                let run = store.run_handler(&self.name, sql.timeout, |tx| call(tx, sql.clone(), entry), moved);
+                self.while_renewing_lease(run).await?
             }
             (None, None) => return Err(StoreError::Overtaken.into()),
         };
         self.context.metrics.handled(&self.name, outcome.is_ok());
         let Err(failure) = outcome else { return Ok(true) };
         let attempts = change.attempts.saturating_add(1);
-        let rest = handler::rest(attempts);
-        self.log_failure(&failure, change, attempts, rest);
-        store
-            .postpone(&self.name, moved, change, &Postponement { attempts, delay: rest, failure: Some(failure) })
-            .await?;
+        let delay = handler::delay_after(attempts);
+        self.log_failure(&failure, change, attempts, delay);
+        store.postpone(&self.name, moved, change, &Postponement { attempts, delay, failure: Some(failure) }).await?;
         Ok(false)
     }
 
-    /// Renews the lease during a run, which can take longer than a lease lasts.
-    async fn keeping_the_lease<T>(&self, run: impl Future<Output = T>) -> T {
+    /// Awaits a run and renews the lease meanwhile, because a run can take longer than a lease lasts.
+    async fn while_renewing_lease<T>(&self, run: impl Future<Output = T>) -> T {
         let mut run = std::pin::pin!(run);
         loop {
             tokio::select! {
                 outcome = &mut run => return outcome,
-                // Should it fail, the run decides at its end whether it still counts.
-                () = tokio::time::sleep(RENEWAL) => drop(self.leads().await),
+                // If it fails, the commit checks whether this process may still move the handler.
+                () = tokio::time::sleep(RENEWAL) => drop(self.hold_lease().await),
             }
         }
     }
 
     /// Logs a failure, without the message, which can contain personal data.
-    fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, attempts: i32, rest: Option<Duration>) {
+    fn log_failure(&self, failure: &HandlerFailure, change: &BacklogChange, attempts: i32, delay: Option<Duration>) {
         let (sqlstate, constraint) = (failure.sqlstate.as_deref(), failure.constraint.as_deref());
         let (handler, location, position) = (&*self.name, failure.location.as_deref(), change.position);
-        match rest {
-            Some(rest) => tracing::warn!(
+        match delay {
+            Some(delay) => tracing::warn!(
                 handler,
                 position,
                 attempts,
                 sqlstate,
                 constraint,
                 location,
-                rest_s = rest.as_secs(),
-                "a handler failed; the change waits, and with it the later ones of its user"
+                delay_s = delay.as_secs(),
+                "a handler failed for a change; the change, and later changes of its user, wait for the retry"
             ),
             None => tracing::error!(
                 handler,
@@ -372,7 +374,7 @@ impl HandlerWorker {
                 sqlstate,
                 constraint,
                 location,
-                "a handler failed too often; the change is set aside (authkit-sync handlers list)"
+                "a handler failed for a change at every attempt, so the change is dead-lettered; see `authkit-sync handlers list`, and retry it with `handlers redrive`"
             ),
         }
     }

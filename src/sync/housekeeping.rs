@@ -1,5 +1,5 @@
-//! Periodic maintenance: erasure that deletions left for later, retention, the audit of both feeds, and a retry of the quarantine
-//! by a new release. The database's clock decides what is old.
+//! Periodic maintenance: pending erasures, retention, the comparison of both feeds, and a retry of quarantined events by a new
+//! release. The database's clock decides what is old.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Number of rows deleted in one transaction.
 const BATCH: i64 = 1_000;
 
-/// A row outlives its payload until WorkOS no longer lists the event, so that a re-read event is not new again.
+/// Minimum retention of rows. A row stays until WorkOS no longer lists the event, so that an event that is read again is
+/// recognized as a duplicate.
 const ROW_RETENTION: Duration = Duration::from_secs(35 * 86_400);
 
 /// An event counts as missed by webhooks after this time.
@@ -27,10 +28,10 @@ const LATE_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Interval between two audits.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
-/// How far the audit looks back: a feed that has worked for so long is well.
+/// The audit compares the events of this period.
 const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
 
-/// The release, which retries the quarantine once.
+/// Each release retries the quarantine once.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the housekeeping.
@@ -41,36 +42,36 @@ pub type Housekeeping = Runner<HousekeepingJob>;
 pub struct HousekeepingJob {
     context: JobContext,
     retention: Duration,
-    /// The types that both feeds deliver; `None` unless both feeds are enabled.
+    /// The types that both feeds deliver. `None` unless both feeds are enabled.
     types: Option<Vec<String>>,
     audited_at: Option<Instant>,
-    /// MissedEvents events as last logged: by webhooks, by catch-up.
+    /// The numbers of missed events that were last logged: by webhooks, by catch-up.
     missed: [i64; 2],
 }
 
 /// The results of one round.
 #[derive(Default)]
 struct Round {
-    /// A task reached its limit, and rows may be left.
+    /// Whether a task reached its limit, so that rows may be left.
     more: bool,
     failure: Option<JobError>,
 }
 
 impl Round {
-    fn note(&mut self, step: &'static str, outcome: Result<bool, JobError>) {
+    fn record(&mut self, task: &'static str, outcome: Result<bool, JobError>) {
         match outcome {
             Ok(more) => self.more |= more,
-            Err(trouble) => {
-                tracing::warn!(step, "a task of housekeeping failed: {trouble}");
-                self.failure.get_or_insert(trouble);
+            Err(error) => {
+                tracing::warn!(task, "a housekeeping task failed and is retried later: {error}");
+                self.failure.get_or_insert(error);
             }
         }
     }
 }
 
-/// Whether a task that deleted so many rows may have left some.
-fn more(dropped: Result<u64, StoreError>) -> Result<bool, JobError> {
-    Ok(dropped? > 0)
+/// Returns whether more rows may be left after a task deleted this many.
+fn more(deleted: Result<u64, StoreError>) -> Result<bool, JobError> {
+    Ok(deleted? > 0)
 }
 
 impl Housekeeping {
@@ -78,7 +79,7 @@ impl Housekeeping {
     #[must_use]
     pub fn new(context: JobContext, retention: Duration, types: Option<Vec<String>>) -> Self {
         let job = HousekeepingJob { context: context.clone(), retention, types, audited_at: None, missed: [0; 2] };
-        Self::run(context, job)
+        Self::of_job(context, job)
     }
 }
 
@@ -87,24 +88,24 @@ impl Job for HousekeepingJob {
 
     type Output = Duration;
 
-    /// Runs every task that is due, each in a bounded transaction of its own: the failure of one prevents no other. The first
-    /// failure is returned.
+    /// Runs every task that is due, each in its own bounded transaction. If one fails, the others still run. Returns the first
+    /// failure.
     async fn step(&mut self) -> Result<Duration, JobError> {
         let store = self.context.store.clone();
         let store = &store;
         let rows_stay = self.retention.max(ROW_RETENTION);
         let mut round = Round::default();
-        round.note("erase", erasure::erase_pending(store).await.map_err(JobError::from));
-        round.note("expire verdicts", more(store.expire_verdicts(BATCH).await));
-        round.note("expire events", more(store.expire_rows(rows_stay, BATCH).await));
-        // Otherwise a payload goes with its row.
+        round.record("erase", erasure::erase_pending(store).await.map_err(JobError::from));
+        round.record("expire verdicts", more(store.expire_verdicts(BATCH).await));
+        round.record("expire events", more(store.expire_rows(rows_stay, BATCH).await));
+        // With a longer retention, a payload is deleted together with its row.
         if self.retention < ROW_RETENTION {
-            round.note("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
+            round.record("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
         }
-        round.note("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
-        round.note("audit", self.audit().await.map(|()| false));
-        round.note("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
-        let rest = if round.more { BATCH_INTERVAL } else { self.context.about(ROUND_INTERVAL) };
+        round.record("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
+        round.record("audit", self.audit().await.map(|()| false));
+        round.record("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
+        let rest = if round.more { BATCH_INTERVAL } else { self.context.jittered(ROUND_INTERVAL) };
         round.failure.map_or(Ok(rest), Err)
     }
 
@@ -114,18 +115,18 @@ impl Job for HousekeepingJob {
 }
 
 impl HousekeepingJob {
-    /// Another release may be able to apply what this database has in quarantine.
+    /// Retries quarantined events once per release, because a new release may be able to apply them.
     async fn retry_after_upgrade(&self) -> Result<(), JobError> {
         let store = &self.context.store;
         if store.quarantine_retried_by().await?.as_deref() == Some(RELEASE) {
             return Ok(());
         }
         let retried = inbox::retry(store, self.context.session_sign_ins, None).await?;
-        if retried.tried() > 0 {
+        if retried.total() > 0 {
             tracing::info!(
-                tried = retried.tried(),
-                left = retried.left.len(),
-                "this release tried the quarantine again"
+                retried = retried.total(),
+                quarantined = retried.quarantined.len(),
+                "this release retried the quarantined events"
             );
         }
         store.set_quarantine_retried_by(RELEASE).await?;
@@ -144,7 +145,7 @@ impl HousekeepingJob {
             "webhook",
             webhooks,
             &mut self.missed[0],
-            "webhooks are failing: catch-up brought events that no webhook did; look at the endpoint in WorkOS's dashboard",
+            "webhooks are failing: catch-up read events that no webhook delivered; check the endpoint in the WorkOS dashboard",
         );
         let catch_up = store.missed_by_catch_up(types, AUDIT_WINDOW).await?;
         report_missed(
@@ -152,19 +153,19 @@ impl HousekeepingJob {
             "catch_up",
             catch_up,
             &mut self.missed[1],
-            "webhooks brought events that catch-up has read past without seeing them",
+            "webhooks delivered events that the Events API did not list to catch-up",
         );
         self.audited_at = Some(Instant::now());
         Ok(())
     }
 }
 
-fn report_missed(context: &JobContext, feed: &'static str, missed: MissedEvents, told: &mut i64, what: &str) {
+fn report_missed(context: &JobContext, feed: &'static str, missed: MissedEvents, logged: &mut i64, message: &str) {
     context.metrics.missed(feed, missed.events);
-    if missed.events > *told {
-        tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{what}");
-    } else if missed.events == 0 && *told > 0 {
-        tracing::info!(feed, "both feeds agree again");
+    if missed.events > *logged {
+        tracing::warn!(events = missed.events, since = ?missed.since.map(|at| at.to_string()), "{message}");
+    } else if missed.events == 0 && *logged > 0 {
+        tracing::info!(feed, "this feed no longer misses events");
     }
-    *told = missed.events;
+    *logged = missed.events;
 }

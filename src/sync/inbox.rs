@@ -1,4 +1,4 @@
-//! The inbox as a tool: a retry of the quarantine, and a replay.
+//! Applies stored events again: retries quarantined events, and replays all events.
 
 use std::collections::BTreeMap;
 
@@ -12,44 +12,44 @@ use crate::store::events::{EventSelection, StoredPayload};
 use crate::store::{Store, StoreError};
 use crate::workos::wire;
 
-/// Events taken at once.
+/// Number of events that are read and applied together.
 const BATCH: i64 = 100;
 
-/// What another try came to.
+/// The result of a retry or a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Retried {
-    /// Events tried, by outcome.
+    /// Number of events by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
-    /// Those that stay in quarantine, and why.
-    pub left: BTreeMap<String, String>,
+    /// The events that are still quarantined, with the reason.
+    pub quarantined: BTreeMap<String, String>,
 }
 
 impl Retried {
-    /// Events tried.
+    /// Returns the number of events.
     #[must_use]
-    pub fn tried(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.outcomes.values().sum()
     }
 }
 
-/// Retries what is in quarantine: all of it, or one event. With `sign_ins` the sessions among it are stored as sign-ins.
+/// Retries all quarantined events, or the one with this ID. If `sign_ins` is true, sessions are stored as sign-ins.
 ///
 /// # Errors
-/// [`StoreError`]: what was retried before it stays retried.
+/// [`StoreError`]. Events that were applied before the failure stay applied.
 pub async fn retry(store: &Store, sign_ins: bool, id: Option<&str>) -> Result<Retried, StoreError> {
-    again(store, sign_ins, EventSelection { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
+    apply_stored(store, sign_ins, EventSelection { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
 }
 
-/// Applies every kept event received since then once more; where the table is right, nothing changes. With `sign_ins` the
-/// sessions among them are stored as sign-ins, also those that arrived while that was disabled.
+/// Applies every stored event that was received since then again. Rows that are already correct do not change. If `sign_ins` is
+/// true, sessions are stored as sign-ins, also those that were received while that was disabled.
 ///
 /// # Errors
-/// [`StoreError`]: what was applied before it stays applied.
+/// [`StoreError`]. Events that were applied before the failure stay applied.
 pub async fn replay(store: &Store, sign_ins: bool, since: Timestamp) -> Result<Retried, StoreError> {
-    again(store, sign_ins, EventSelection { id: None, quarantined: false }, since).await
+    apply_stored(store, sign_ins, EventSelection { id: None, quarantined: false }, since).await
 }
 
-async fn again(
+async fn apply_stored(
     store: &Store,
     sign_ins: bool,
     selection: EventSelection<'_>,
@@ -72,20 +72,20 @@ async fn apply_batch(
     retried: &mut Retried,
 ) -> Result<(), StoreError> {
     let (mut ids, mut observations): (Vec<&str>, Vec<Observation>) = (Vec::new(), Vec::new());
-    for kept in batch {
-        if let Some(observation) = wire::kept(&kept.event_type, kept.created_at, &kept.payload) {
-            ids.push(&kept.id);
+    for stored in batch {
+        if let Some(observation) = wire::stored_observation(&stored.event_type, stored.created_at, &stored.payload) {
+            ids.push(&stored.id);
             observations.push(observation.with_sign_in(sign_ins));
         } else {
             *retried.outcomes.entry(Outcome::Quarantined.as_str()).or_default() += 1;
-            retried.left.insert(kept.id.clone(), "it still cannot be read as what it is".to_owned());
+            retried.quarantined.insert(stored.id.clone(), "the payload still cannot be parsed".to_owned());
         }
     }
     let applied = reapply(store, &observations).await?;
     for (id, applied) in ids.into_iter().zip(applied) {
         *retried.outcomes.entry(applied.effect.outcome().as_str()).or_default() += 1;
         if let Effect::Quarantined(reason) = applied.effect {
-            retried.left.insert(id.to_owned(), reason.into_owned());
+            retried.quarantined.insert(id.to_owned(), reason.into_owned());
         }
     }
     Ok(())

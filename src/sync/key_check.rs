@@ -11,62 +11,62 @@ use super::job::{JobContext, JobError};
 use crate::domain::event::{Event, Observation};
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
-use crate::workos::api::{Api, ApiError, Found, PAGE, Page, Start};
+use crate::workos::api::{Api, ApiError, EventsFrom, Found, PAGE, Page};
 
 /// Number of live users in the sample.
 const SAMPLE: i64 = 20;
 
-/// Number of live users read by ID before one that WorkOS lists.
-const WITNESSES: i64 = 2;
+/// Number of our live users that are read by ID first. If none is found, a user that WorkOS lists is read.
+const READ_BY_ID: i64 = 2;
 
 /// Number of concurrent requests.
-const AT_ONCE: usize = 5;
+const MAX_CONCURRENT_READS: usize = 5;
 
 /// Number of pages of delete events read to explain unknown users.
-const PAGES: usize = 20;
+const DELETE_EVENT_PAGES: usize = 20;
 
-/// Passes when the key is this environment's, as far as a sample can tell, or the operator has accepted deletions.
+/// Checks on a sample of live users that the API key belongs to this environment. Skipped if an operator has accepted deletions.
 ///
 /// # Errors
-/// [`JobError::WrongKey`], or why the check failed.
+/// [`JobError::WrongKey`], or why the sample could not be read.
 pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
     if context.store.deletions_accepted().await? {
         return Ok(());
     }
     let mut sample: BTreeSet<String> = context.store.sample_live(SAMPLE).await?.into_iter().collect();
     // Concurrently, because callers of read-through wait for this.
-    let questions = sample.clone().into_iter().map(|id| ask(context.api.clone(), id));
-    let answers: Vec<Option<String>> = stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
+    let reads = sample.clone().into_iter().map(|id| is_unknown(context.api.clone(), id));
+    let answers: Vec<Option<String>> = stream::iter(reads).buffer_unordered(MAX_CONCURRENT_READS).try_collect().await?;
     let mut unknown: BTreeSet<String> = answers.into_iter().flatten().collect();
-    if !suspicious(&unknown, &sample) {
+    if !is_suspicious(&unknown, &sample) {
         return Ok(());
     }
-    // Users whose deletion is still to be read are unknown for a good reason.
-    let place = context.store.catch_up_state().await?;
-    let since = place.and_then(|place| place.synced_through.or(Some(place.range_start)));
+    // Users with a delete event that catch-up has not read yet are rightly unknown.
+    let state = context.store.catch_up_state().await?;
+    let since = state.and_then(|state| state.synced_through.or(Some(state.range_start)));
     for id in deleted_since(context, since, &unknown).await? {
         unknown.remove(&id);
         sample.remove(&id);
     }
-    if suspicious(&unknown, &sample) {
+    if is_suspicious(&unknown, &sample) {
         return Err(JobError::WrongKey { sampled: sample.len(), unknown: unknown.len() });
     }
     Ok(())
 }
 
 /// Returns the ID if WorkOS does not know it.
-async fn ask(api: Api, id: String) -> Result<Option<String>, ApiError> {
+async fn is_unknown(api: Api, id: String) -> Result<Option<String>, ApiError> {
     let found = api.user(&id).await?;
     Ok(matches!(found, Found::Unknown { .. }).then_some(id))
 }
 
-/// Passes when a live user can be read by ID, or when WorkOS lists none. Until then a 404 that does not name the ID may be
-/// any server's answer to any path.
+/// Checks that a live user can be read by ID, or that WorkOS lists no users. Without this check, a 404 that does not contain the
+/// ID could come from any server.
 ///
 /// # Errors
-/// [`JobError::NotConfirmed`], or why the check failed.
+/// [`JobError::NotConfirmed`], or why the users could not be read.
 pub(super) async fn check_reads_by_id(context: &JobContext) -> Result<(), JobError> {
-    for id in context.store.sample_live(WITNESSES).await? {
+    for id in context.store.sample_live(READ_BY_ID).await? {
         if let Found::Live(_) = context.api.user(&id).await? {
             return Ok(());
         }
@@ -81,7 +81,7 @@ pub(super) async fn check_reads_by_id(context: &JobContext) -> Result<(), JobErr
     }
 }
 
-fn suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
+fn is_suspicious(unknown: &BTreeSet<String>, sample: &BTreeSet<String>) -> bool {
     unknown.len() * 2 > sample.len()
 }
 
@@ -94,7 +94,7 @@ async fn deleted_since(
     let since = since.map(|since| since.plus_seconds(-OVERLAP));
     let mut deleted = BTreeSet::new();
     let mut last: Option<String> = None;
-    for _ in 0..PAGES {
+    for _ in 0..DELETE_EVENT_PAGES {
         let page = deletions(context, since, last.as_deref()).await?;
         let ids = page.items.iter().filter(|event| event.event_type == "user.deleted");
         deleted.extend(ids.filter_map(|event| event.user_id.clone()).filter(|id| unknown.contains(id)));
@@ -113,13 +113,13 @@ async fn deletions(
 ) -> Result<Page<Event>, ApiError> {
     let types = ["user.deleted".to_owned()];
     let start = match (last, since) {
-        (Some(last), _) => Start::After(last),
-        (None, Some(since)) => Start::Since(since),
-        (None, None) => Start::Anywhere,
+        (Some(last), _) => EventsFrom::After(last),
+        (None, Some(since)) => EventsFrom::Time(since),
+        (None, None) => EventsFrom::Oldest,
     };
     match context.api.events(&types, start, PAGE).await {
-        // WorkOS rejects a start this early: read from the oldest event that it has.
-        Err(ApiError::Refused { .. }) if last.is_none() => context.api.events(&types, Start::Anywhere, PAGE).await,
+        // WorkOS rejects a start that is too early, so read from its oldest event.
+        Err(ApiError::Refused { .. }) if last.is_none() => context.api.events(&types, EventsFrom::Oldest, PAGE).await,
         other => other,
     }
 }

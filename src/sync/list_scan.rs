@@ -15,7 +15,7 @@ use crate::workos::api::{Api, ApiError, Page};
 /// A listed user, and when WorkOS created it.
 pub(super) type ListPosition = (String, Option<Timestamp>);
 
-/// Number of earlier users to which the scan can step back.
+/// Number of earlier users that the scan remembers, to step back to them.
 const TRAIL: usize = 200;
 
 /// Limits: steps back without progress before the scan restarts, and restarts.
@@ -25,11 +25,11 @@ const RESTARTS: u32 = 5;
 /// A scan in progress.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ListScan {
-    /// The user after which the next page starts; `None` for the first page.
+    /// The user after which the next page starts. `None` for the first page.
     at: Option<ListPosition>,
     /// Users before it, in the order of the list.
     trail: VecDeque<ListPosition>,
-    /// The latest time of creation listed so far.
+    /// The latest creation time listed so far.
     furthest: Option<Timestamp>,
     setbacks: u32,
     restarts: u32,
@@ -42,7 +42,7 @@ pub(super) struct ScannedPage {
     pub(super) observations: Vec<Observation>,
     /// The position after the page.
     pub(super) position: Option<ListPosition>,
-    /// The page is the last one.
+    /// Whether the page is the last one.
     pub(super) end: bool,
     /// WorkOS's time of the request.
     pub(super) observed_at: Timestamp,
@@ -54,7 +54,7 @@ impl ListScan {
         Self { at, ..Self::default() }
     }
 
-    /// Requests the next page. `None`: the scan has stepped back; call it again.
+    /// Requests the next page. Returns `None` if the scan has stepped back. Then call it again.
     pub(super) async fn next(&mut self, api: &Api) -> Result<Option<ScannedPage>, JobError> {
         let after = self.at.as_ref().map(|(id, _)| id.as_str());
         let page = match api.users(after).await {
@@ -63,10 +63,10 @@ impl ListScan {
             other => other?,
         };
         let listed: Vec<ListPosition> = page.items.iter().filter_map(position).collect();
-        // A page that contains nothing readable does not end the scan.
+        // A page without a readable user does not end the scan.
         let last = listed.last().cloned().or_else(|| page.resume.clone().map(|id| (id, None)));
-        let stands_still = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
-        let end = !page.more || stands_still;
+        let is_stuck = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
+        let end = !page.more || is_stuck;
         let newest = last.as_ref().and_then(|(_, created_at)| *created_at);
         if newest > self.furthest {
             (self.furthest, self.setbacks) = (newest, 0);
@@ -82,7 +82,7 @@ impl ListScan {
         }))
     }
 
-    /// The page starts before its cursor, or was listed before.
+    /// Returns whether the page starts before its cursor, or was listed before.
     fn starts_over(&self, page: &Page<Observation>) -> bool {
         let Some((_, before)) = &self.at else { return false };
         let Some((first, created_at)) = page.items.iter().find_map(position) else { return false };
@@ -101,7 +101,7 @@ impl ListScan {
                 return Err(JobError::Endless);
             }
             tracing::warn!(
-                "WorkOS's list of users started from the first page, because the cursor's user is deleted; the scan restarts"
+                "WorkOS's list of users started again from the first page, probably because the user of the cursor was deleted; the scan restarts"
             );
         }
         Ok(None)

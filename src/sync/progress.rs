@@ -1,7 +1,7 @@
-//! Caches how far the table is complete, in every process.
+//! Caches the progress of the sync in every process.
 //!
-//! Catch-up runs in one process; lookups in all of them say how far the table is synced through. So each reads it from the
-//! database every few seconds, and a lookup costs no round trip for it. What it says may be late, never early.
+//! Catch-up runs in one process, but lookups in all processes return `synced_through`. So each process reads it from the database
+//! every few seconds, and a lookup needs no query for it. The cached value can be older than the stored one, never newer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use crate::store::{Store, StoreError};
 /// Interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Returns how old `synced_through` gets by design, in seconds: catch-up stays [`HOLD_BACK`] behind WorkOS, pauses for the poll
-/// interval and up to a fifth more, and each process reads the result every two seconds.
+/// Returns the maximum age of `synced_through` by design, in seconds. Catch-up is [`HOLD_BACK`] behind WorkOS and pauses for up to
+/// 1.2 poll intervals, and each process reads the result every two seconds.
 fn expected_age(poll_interval: Duration) -> i64 {
     let pauses = poll_interval.saturating_mul(6) / 5 + INTERVAL;
     HOLD_BACK.saturating_add(i64::try_from(pauses.as_secs()).unwrap_or(i64::MAX)).saturating_add(1)
@@ -35,26 +35,26 @@ fn lag_seconds(now: Timestamp, synced_through: Timestamp, expected_age: i64) -> 
 pub struct SyncProgress {
     store: Store,
     metrics: Arc<Metrics>,
-    held: Arc<ArcSwap<Progress>>,
-    /// Age of `synced_through` that is by design, in seconds.
+    cached: Arc<ArcSwap<Progress>>,
+    /// The maximum age of `synced_through` by design, in seconds.
     expected_age: i64,
 }
 
 impl SyncProgress {
-    /// Creates an empty cache. `poll_interval` is the pause of catch-up between two polls.
+    /// Creates an empty cache. `poll_interval` is catch-up's pause between two polls.
     #[must_use]
     pub fn new(store: Store, metrics: Arc<Metrics>, poll_interval: Duration) -> Self {
-        Self { store, metrics, held: Arc::default(), expected_age: expected_age(poll_interval) }
+        Self { store, metrics, cached: Arc::default(), expected_age: expected_age(poll_interval) }
     }
 
-    /// Returns the progress as last read.
+    /// Returns the progress that was last read from the database.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        **self.held.load()
+        **self.cached.load()
     }
 
-    /// Returns by how many seconds the table is behind WorkOS beyond what is by design, and updates the metric. `None` while
-    /// `synced_through` is unknown.
+    /// Returns the delay of the table behind WorkOS in seconds, beyond the delay by design, and updates the metric. Returns `None`
+    /// while `synced_through` is unknown.
     #[must_use]
     pub fn lag_seconds(&self, now: Timestamp) -> Option<i64> {
         let lag = self.progress().synced_through.map(|at| lag_seconds(now, at, self.expected_age));
@@ -65,10 +65,10 @@ impl SyncProgress {
     /// Reads the progress from the database.
     ///
     /// # Errors
-    /// [`StoreError`]: the cache is unchanged.
+    /// [`StoreError`]. The cache is unchanged.
     pub async fn refresh(&self) -> Result<Progress, StoreError> {
         let progress = self.store.progress().await?;
-        self.held.store(Arc::new(progress));
+        self.cached.store(Arc::new(progress));
         let synced_through = progress.synced_through.map(Timestamp::unix_seconds);
         self.metrics.progress(progress.quarantined, synced_through);
         let erasures = self.store.pending_erasures().await?;
@@ -82,7 +82,7 @@ impl BackgroundLoop for SyncProgress {
 
     async fn tick(&self) -> Duration {
         if let Err(error) = self.refresh().await {
-            tracing::debug!(error = %error, "progress could not be read");
+            tracing::debug!(error = %error, "the progress of the sync could not be read from the database");
         }
         INTERVAL
     }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lag_is_the_age_beyond_the_expected_one_and_never_negative() {
+    fn lag_is_the_age_beyond_the_expected_age_and_never_negative() {
         let at = Timestamp::from_unix_micros(1_700_000_000_000_000);
         for (age, lag) in [(-30, 0), (0, 0), (24, 0), (25, 1), (3_624, 3_600)] {
             assert_eq!(lag_seconds(at.plus_seconds(age), at, 24), lag, "{age}");
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_age_by_design_is_the_hold_back_the_longest_pause_and_the_interval_of_reads() {
+    fn the_expected_age_is_hold_back_plus_longest_pause_plus_read_interval() {
         assert_eq!(expected_age(Duration::from_secs(5)), 15 + 6 + 2 + 1);
         assert_eq!(expected_age(Duration::from_millis(50)), 15 + 2 + 1);
         assert!(expected_age(Duration::MAX) > 0);

@@ -35,9 +35,9 @@ const TRUSTED_FOR: i64 = 3_600;
 /// WorkOS is unreachable, or its response could not be verified in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the user is not synced yet, and WorkOS is unreachable")]
-pub struct NotAsked;
+pub struct WorkosUnreachable;
 
-type Request = Shared<BoxFuture<'static, Result<Arc<Stored>, NotAsked>>>;
+type Request = Shared<BoxFuture<'static, Result<Arc<Stored>, WorkosUnreachable>>>;
 
 /// Reads single users from WorkOS. Cloning is cheap; clones share their requests.
 #[derive(Clone)]
@@ -83,8 +83,8 @@ impl ReadThrough {
     /// in meanwhile, or [`Stored::Absent`] when WorkOS does not know it either.
     ///
     /// # Errors
-    /// [`NotAsked`], within five seconds.
-    pub async fn read(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
+    /// [`WorkosUnreachable`], within five seconds.
+    pub async fn read(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
         if !could_be(id) {
             return Ok(Arc::new(Stored::Absent));
         }
@@ -96,7 +96,7 @@ impl ReadThrough {
             }
             in_flight.requests.entry(id.to_owned()).or_insert_with(|| self.start_request(id.to_owned())).clone()
         };
-        tokio::time::timeout(READ_TIMEOUT, request).await.unwrap_or(Err(NotAsked))
+        tokio::time::timeout(READ_TIMEOUT, request).await.unwrap_or(Err(WorkosUnreachable))
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
@@ -107,7 +107,7 @@ impl ReadThrough {
     fn start_request(&self, id: String) -> Request {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = tokio::time::timeout(READ_TIMEOUT, this.ask(&id)).await.unwrap_or(Err(NotAsked));
+            let outcome = tokio::time::timeout(READ_TIMEOUT, this.ask(&id)).await.unwrap_or(Err(WorkosUnreachable));
             let mut in_flight = this.in_flight();
             in_flight.requests.remove(&id);
             if matches!(outcome.as_deref(), Ok(Stored::Absent)) && in_flight.unknown.len() < UNKNOWN_MOST {
@@ -115,7 +115,7 @@ impl ReadThrough {
             }
             outcome
         });
-        task.map(|done| done.unwrap_or(Err(NotAsked))).boxed().shared()
+        task.map(|done| done.unwrap_or(Err(WorkosUnreachable))).boxed().shared()
     }
 
     /// Passes when the key has been found to be this environment's within the hour, or is now.
@@ -141,8 +141,8 @@ impl ReadThrough {
         Ok(())
     }
 
-    async fn ask(&self, id: &str) -> Result<Arc<Stored>, NotAsked> {
-        let _permit = self.0.permits.acquire().await.map_err(|_| NotAsked)?;
+    async fn ask(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
+        let _permit = self.0.permits.acquire().await.map_err(|_| WorkosUnreachable)?;
         let asked = async {
             let context = &self.0.context;
             // Whoever looked just before another's answer was committed need not ask for it again.
@@ -152,8 +152,8 @@ impl ReadThrough {
             }
             self.trust().await?;
             let listed: Observation = match context.api.user(id).await? {
-                Found::Unknown { names_it, .. } => {
-                    if !names_it {
+                Found::Unknown { has_id, .. } => {
+                    if !has_id {
                         self.trust_not_found().await?;
                     }
                     return Ok(Stored::Absent);
@@ -165,13 +165,13 @@ impl ReadThrough {
         };
         match asked.await {
             Ok(stored) => Ok(Arc::new(stored)),
-            Err(trouble) => {
-                if matches!(trouble, JobError::Api(ApiError::KeyRefused(_))) {
+            Err(error) => {
+                if matches!(error, JobError::Api(ApiError::KeyRefused(_))) {
                     // What comes after a refused key may be another environment's.
                     *self.0.trusted.lock().await = None;
                 }
-                tracing::warn!("a user could not be read through: {trouble}");
-                Err(NotAsked)
+                tracing::warn!("a user could not be read through: {error}");
+                Err(WorkosUnreachable)
             }
         }
     }

@@ -1,14 +1,14 @@
-//! Reconcile: walk WorkOS's users, compare with the table, repair (promise 6).
+//! Reconcile: compares WorkOS's list of users with the table and repairs the table (promise 6).
 //!
-//! Users that are missing or outdated are applied as they are met. A live user that WorkOS no longer lists is asked about by
-//! id after the whole walk, and becomes a tombstone only when WorkOS does not know it, and only when not too many are gone.
+//! Missing and outdated users are written page by page. After the last page, each live user that WorkOS did not list is read by
+//! ID. It becomes a tombstone only if WorkOS does not know the ID, and only if there are not too many such users.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::backfill::{log_completed, tally};
+use super::backfill::{add_counts, log_completed};
 use super::drift::{self, Drift};
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::list_scan::ListScan;
@@ -20,45 +20,45 @@ use crate::store::StoreError;
 use crate::store::scans::{SaveScanResult, ScanCounts, ScanKind, ScanStart};
 use crate::workos::api::{Found, PAGE};
 
-/// How often a process looks whether one is due.
+/// Interval of the check whether a reconcile is due.
 const DUE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Deletions that go without saying: this many, or this share of the live users if that is more.
-const FREE_DELETIONS: usize = 5;
-const FREE_DELETIONS_SHARE: usize = 20;
+/// Deletions allowed without the permission of an operator: this number, or this fraction (1/20) of the live users if it is more.
+const ALLOWED_DELETIONS: usize = 5;
+const ALLOWED_DELETIONS_DIVISOR: usize = 20;
 
-/// Rows of the table looked through at once.
+/// Number of rows of the table that are read together.
 const BATCH: i64 = 10_000;
 
-/// Whether it repairs or only looks.
+/// Whether a reconcile writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Changes the table.
+    /// It repairs the table.
     Repair,
-    /// Changes nothing.
+    /// It only reports differences.
     Check,
 }
 
-/// What a complete one found.
+/// The result of a complete reconcile.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Users by what was, or would be, done with them.
+    /// The numbers of users that were changed, or would be changed.
     pub counts: ScanCounts,
-    /// Every difference; after a repair only what it leaves: contradicted and unusable ones.
+    /// All differences. After a repair, only those that it cannot repair: contradicted and unusable users.
     pub drift: Vec<Drift>,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug)]
 pub enum ReconcileStep {
-    /// It goes on.
-    Going {
-        /// So far.
+    /// The reconcile continues.
+    InProgress {
+        /// The counts so far.
         counts: ScanCounts,
-        /// Live users still to be asked about, as far as known.
-        open: usize,
+        /// Number of live users that must still be read by ID, as far as known.
+        unconfirmed: usize,
     },
-    /// It is complete.
+    /// The reconcile is complete.
     Done(Report),
 }
 
@@ -70,47 +70,47 @@ pub type Reconcile = Runner<ReconcileJob>;
 pub struct ReconcileJob {
     context: JobContext,
     mode: Mode,
-    /// Time from a completed reconcile to the next one. `None`: only when events may be lost.
+    /// Time from a completed reconcile to the next one. `None`: reconcile only after events may have been lost.
     interval: Option<Duration>,
-    under_way: Option<UnderWay>,
+    run: Option<ReconcileRun>,
 }
 
 #[derive(Debug)]
-struct UnderWay {
-    walk: ListScan,
-    walked: bool,
-    /// WorkOS's clock at the beginning: users created later need not be listed.
-    began: Option<Timestamp>,
-    /// Hashes of the ids listed; a million of them are some 32 MB.
+struct ReconcileRun {
+    list_scan: ListScan,
+    is_list_read: bool,
+    /// The start, by WorkOS's clock. Users that were created later may be missing in the list.
+    started_at: Option<Timestamp>,
+    /// Hashes of the listed IDs. A million of them need about 32 MB.
     seen: HashSet<u128>,
     report: Report,
-    /// Tombstones that WorkOS lists.
+    /// Users that WorkOS lists and that are deleted here.
     listed_deleted: Vec<String>,
-    /// Live users that were not listed, to be asked about.
-    open: VecDeque<String>,
-    /// Live users are looked through up to here; `None` when all are.
-    looked_through: Option<String>,
-    /// Live users among the ones looked through.
+    /// Live users that were not listed, to read by ID.
+    to_read: VecDeque<String>,
+    /// The rows of the table are compared up to this ID. `None` after the last row.
+    table_position: Option<String>,
+    /// Number of live users in the compared rows.
     live: usize,
-    /// The scan, where the table is repaired.
+    /// The recorded scan, if the table is repaired.
     scan: Option<ScanStart>,
-    /// Live users WorkOS does not know, and when it said so.
+    /// Live users that WorkOS does not know, and when it answered so.
     gone: Vec<(String, Timestamp)>,
-    /// For one of them WorkOS gave no ID: that counts once a live user was read by ID.
-    to_confirm: bool,
+    /// An answer for one of them does not contain the ID. It is accepted only if a live user can be read by ID.
+    needs_confirmation: bool,
     /// A live user was read by ID.
-    reads_by_id: bool,
-    /// Deletions that go without saying; none when the operator said that all are meant.
-    bound: Option<usize>,
+    has_read_by_id: bool,
+    /// Maximum number of deletions. `None` if an operator has accepted all.
+    max_deletions: Option<usize>,
 }
 
 impl Reconcile {
-    /// A reconcile; it is due when `interval` has passed since the last one.
+    /// Creates a reconcile. It is due when `interval` has passed since the last complete scan.
     #[must_use]
     pub fn new(context: JobContext, mode: Mode, interval: Option<Duration>) -> Self {
-        // Jittered once, so that environments that were started together drift apart.
-        let interval = interval.map(|interval| context.about(interval));
-        Self::run(context.clone(), ReconcileJob { context, mode, interval, under_way: None })
+        // Jittered once, so that environments that started at the same time do not reconcile at the same time.
+        let interval = interval.map(|interval| context.jittered(interval));
+        Self::of_job(context.clone(), ReconcileJob { context, mode, interval, run: None })
     }
 }
 
@@ -124,34 +124,34 @@ impl Job for ReconcileJob {
     }
 
     async fn rest_if_idle(&mut self) -> Result<Option<Duration>, JobError> {
-        let is_idle = self.under_way.is_none() && !self.due().await?;
-        Ok(is_idle.then(|| self.context.about(DUE_CHECK_INTERVAL)))
+        let is_idle = self.run.is_none() && !self.is_due().await?;
+        Ok(is_idle.then(|| self.context.jittered(DUE_CHECK_INTERVAL)))
     }
 
     fn reset(&mut self) {
-        self.under_way = None;
+        self.run = None;
     }
 
     /// Compares one page, or reads one user by ID. An interrupted reconcile starts from the beginning.
-    /// [`JobError::TooMany`], [`JobError::NobodyListed`], [`JobError::Endless`] and [`StoreError::Overtaken`] end it; after any
+    /// [`JobError::TooMany`], [`JobError::EmptyList`], [`JobError::Endless`] and [`StoreError::Overtaken`] end it; after any
     /// other error this step can be retried.
     async fn step(&mut self) -> Result<ReconcileStep, JobError> {
-        let mut under_way = match self.under_way.take() {
-            Some(under_way) => under_way,
+        let mut run = match self.run.take() {
+            Some(run) => run,
             None => self.begin().await?,
         };
-        match self.advance(&mut under_way).await {
+        match self.advance(&mut run).await {
             Ok(false) => {
-                let step = ReconcileStep::Going { counts: under_way.report.counts, open: under_way.open.len() };
-                self.under_way = Some(under_way);
+                let step = ReconcileStep::InProgress { counts: run.report.counts, unconfirmed: run.to_read.len() };
+                self.run = Some(run);
                 Ok(step)
             }
-            Ok(true) => Ok(ReconcileStep::Done(under_way.report)),
-            Err(error @ (JobError::TooMany { .. } | JobError::NobodyListed { .. } | JobError::Endless)) => Err(error),
-            // Another process has begun a reconcile since: this one can never be confirmed.
+            Ok(true) => Ok(ReconcileStep::Done(run.report)),
+            Err(error @ (JobError::TooMany { .. } | JobError::EmptyList { .. } | JobError::Endless)) => Err(error),
+            // Another process has started a reconcile, so this one can no longer be confirmed.
             Err(error @ JobError::Store(StoreError::Overtaken)) => Err(error),
             Err(error) => {
-                self.under_way = Some(under_way);
+                self.run = Some(run);
                 Err(error)
             }
         }
@@ -164,58 +164,58 @@ impl Job for ReconcileJob {
     fn rest_after(&self, step: ReconcileStep) -> Duration {
         let ReconcileStep::Done(Report { counts, drift }) = step else { return REQUEST_INTERVAL };
         log_completed(Self::NAME, &counts);
-        for left in drift {
-            tracing::warn!(drift = %left, "reconcile leaves this difference");
+        for difference in drift {
+            tracing::warn!(drift = %difference, "reconcile cannot repair this difference");
         }
-        self.context.about(DUE_CHECK_INTERVAL)
+        self.context.jittered(DUE_CHECK_INTERVAL)
     }
 }
 
 impl ReconcileJob {
-    async fn due(&self) -> Result<bool, JobError> {
+    async fn is_due(&self) -> Result<bool, JobError> {
         let store = &self.context.store;
-        let wanted = store.catch_up_state().await?.is_some_and(|place| place.needs_reconcile);
-        // The operator's word is given for a reconcile: after `rebind` the old environment's users should not linger.
-        if wanted || store.deletions_accepted().await? {
+        let is_needed = store.catch_up_state().await?.is_some_and(|state| state.needs_reconcile);
+        // Deletions are accepted for one reconcile. After `rebind`, it deletes the users of the old environment.
+        if is_needed || store.deletions_accepted().await? {
             return Ok(true);
         }
         let Some(interval) = self.interval else { return Ok(false) };
         Ok(store.is_scan_due(interval).await?)
     }
 
-    async fn begin(&self) -> Result<UnderWay, JobError> {
+    async fn begin(&self) -> Result<ReconcileRun, JobError> {
         key_check::check(&self.context).await?;
-        Ok(UnderWay {
-            walk: ListScan::default(),
-            walked: false,
-            began: None,
+        Ok(ReconcileRun {
+            list_scan: ListScan::default(),
+            is_list_read: false,
+            started_at: None,
             seen: HashSet::new(),
             report: Report::default(),
             listed_deleted: Vec::new(),
-            open: VecDeque::new(),
-            looked_through: Some(String::new()),
+            to_read: VecDeque::new(),
+            table_position: Some(String::new()),
             live: 0,
             scan: None,
             gone: Vec::new(),
-            to_confirm: false,
-            reads_by_id: false,
-            bound: None,
+            needs_confirmation: false,
+            has_read_by_id: false,
+            max_deletions: None,
         })
     }
 
-    /// `true` when it is complete.
-    async fn advance(&self, it: &mut UnderWay) -> Result<bool, JobError> {
-        if !it.walked {
+    /// Does the next piece of work. Returns whether the reconcile is complete.
+    async fn advance(&self, it: &mut ReconcileRun) -> Result<bool, JobError> {
+        if !it.is_list_read {
             self.next_page(it).await?;
             return Ok(false);
         }
-        if let (Some(after), Some(began)) = (it.looked_through.take(), it.began) {
-            self.look_through(it, &after, began).await?;
+        if let (Some(after), Some(started_at)) = (it.table_position.take(), it.started_at) {
+            self.compare_rows(it, &after, started_at).await?;
             return Ok(false);
         }
-        if let Some(id) = it.open.front().cloned() {
-            self.ask_about(it, id).await?;
-            it.open.pop_front();
+        if let Some(id) = it.to_read.front().cloned() {
+            self.read_by_id(it, id).await?;
+            it.to_read.pop_front();
             return Ok(false);
         }
         if let Some(id) = it.listed_deleted.last().cloned() {
@@ -229,12 +229,12 @@ impl ReconcileJob {
         Ok(true)
     }
 
-    async fn next_page(&self, it: &mut UnderWay) -> Result<(), JobError> {
+    async fn next_page(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         let store = &self.context.store;
-        let mut walk = it.walk.clone();
-        let page = walk.next(&self.context.api).await?;
+        let mut list_scan = it.list_scan.clone();
+        let page = list_scan.next(&self.context.api).await?;
         let Some(page) = page else {
-            it.walk = walk;
+            it.list_scan = list_scan;
             return Ok(());
         };
         let observations = &page.observations;
@@ -251,32 +251,32 @@ impl ReconcileJob {
             applied
         };
         let mut counts = ScanCounts::default();
-        tally(&mut counts, &applied);
-        // For reconcile, these are the users that it deletes.
+        add_counts(&mut counts, &applied);
+        // For a reconcile, this is the number of users that it deletes.
         counts.tombstoned = 0;
         it.report.counts.add(counts);
         let deleted = observations.iter().zip(&applied).filter(|(_, applied)| applied.is_user_deleted);
         it.listed_deleted.extend(deleted.filter_map(|(listed, _)| listed.user_id()).map(str::to_owned));
         it.seen.extend(page.observations.iter().filter_map(Observation::user_id).map(hash));
-        it.began.get_or_insert(page.observed_at);
-        it.walk = walk;
+        it.started_at.get_or_insert(page.observed_at);
+        it.list_scan = list_scan;
         if page.end {
-            // A walk that lists nobody confirms nothing.
+            // An empty list confirms nothing.
             if let Some(scan) = it.scan.filter(|_| !it.seen.is_empty()) {
                 store.confirm_scan(&scan).await?;
             }
-            it.walked = true;
+            it.is_list_read = true;
         }
         Ok(())
     }
 
-    /// Looks through the next rows of the table for users to ask WorkOS about by ID.
-    async fn look_through(&self, it: &mut UnderWay, after: &str, began: Timestamp) -> Result<(), JobError> {
+    /// Reads the next rows of the table, and collects the users to read by ID.
+    async fn compare_rows(&self, it: &mut ReconcileRun, after: &str, started_at: Timestamp) -> Result<(), JobError> {
         let store = &self.context.store;
-        let rows = match store.rows_after(after, began, it.scan.as_ref(), BATCH).await {
+        let rows = match store.rows_after(after, started_at, it.scan.as_ref(), BATCH).await {
             Ok(rows) => rows,
             Err(error) => {
-                it.looked_through = Some(after.to_owned());
+                it.table_position = Some(after.to_owned());
                 return Err(error.into());
             }
         };
@@ -284,45 +284,45 @@ impl ReconcileJob {
         for row in rows.into_iter().filter(|row| row.is_live) {
             it.live += 1;
             if row.is_unconfirmed || row.is_due_in_list && !it.seen.contains(&hash(&row.id)) {
-                it.open.push_back(row.id);
+                it.to_read.push_back(row.id);
             }
         }
-        it.looked_through = last;
-        if it.looked_through.is_none() { self.looked_through(it).await } else { Ok(()) }
+        it.table_position = last;
+        if it.table_position.is_none() { self.rows_compared(it).await } else { Ok(()) }
     }
 
-    /// Every row is looked through, and with them the live users are counted.
-    async fn looked_through(&self, it: &mut UnderWay) -> Result<(), JobError> {
+    /// Called after the last row: the number of live users is known.
+    async fn rows_compared(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         if it.seen.is_empty() && it.live > 0 {
-            return Err(JobError::NobodyListed { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
+            return Err(JobError::EmptyList { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
         }
         let accepted = self.mode == Mode::Check || self.context.store.deletions_accepted().await?;
-        it.bound = (!accepted).then_some((it.live / FREE_DELETIONS_SHARE).max(FREE_DELETIONS));
+        it.max_deletions = (!accepted).then_some((it.live / ALLOWED_DELETIONS_DIVISOR).max(ALLOWED_DELETIONS));
         Ok(())
     }
 
-    async fn ask_about(&self, it: &mut UnderWay, id: String) -> Result<(), JobError> {
+    async fn read_by_id(&self, it: &mut ReconcileRun, id: String) -> Result<(), JobError> {
         match self.context.api.user(&id).await? {
-            Found::Unknown { at, names_it } => {
-                it.to_confirm |= !names_it;
+            Found::Unknown { at, has_id } => {
+                it.needs_confirmation |= !has_id;
                 it.gone.push((id, at));
             }
             Found::Live(listed) => {
-                it.reads_by_id = true;
+                it.has_read_by_id = true;
                 if self.mode == Mode::Repair {
                     apply(&self.context.store, Origin::Reconcile, &[*listed]).await?;
                 }
             }
         }
-        match it.bound {
+        match it.max_deletions {
             Some(bound) if it.gone.len() > bound => Err(JobError::TooMany { bound }),
             _ => Ok(()),
         }
     }
 
-    async fn finish(&self, it: &mut UnderWay) -> Result<(), JobError> {
+    async fn finish(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         let store = &self.context.store;
-        if it.to_confirm && !it.reads_by_id {
+        if it.needs_confirmation && !it.has_read_by_id {
             key_check::check_reads_by_id(&self.context).await?;
         }
         it.report.counts.tombstoned = i64::try_from(it.gone.len()).unwrap_or(i64::MAX);

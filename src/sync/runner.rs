@@ -1,4 +1,4 @@
-//! Runs background jobs: the lease, the backoff and the status of a job. `src/supervise.rs` handles panics and shutdown.
+//! Runs background jobs: manages the lease, the backoff and the status of each job. `src/supervise.rs` handles panics and shutdown.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use tokio::sync::Mutex;
 use super::job::{Job, JobContext, JobError};
 use crate::store::leases::RENEWAL;
 
-/// What the supervisor repeats until shutdown.
+/// A loop that the supervisor runs until shutdown.
 pub trait BackgroundLoop: Send + Sync + 'static {
     /// The loop's name in the log and in metrics.
     const NAME: &'static str;
 
-    /// Does one piece of work, and returns how long to rest. It may panic, and may be dropped at any await point: neither loses
-    /// anything.
+    /// Does one piece of work, and returns the pause after it. It can panic, and it can be dropped at any await point. Neither
+    /// loses data.
     fn tick(&self) -> impl Future<Output = Duration> + Send;
 
-    /// Renews what the loop holds, such as a lease. Called every few seconds, during a tick and between two.
-    fn keep(&self) -> impl Future<Output = ()> + Send {
+    /// Renews the lease of the loop, if it has one. Called every few seconds, during ticks and pauses.
+    fn renew(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
 }
 
-/// Awaits a tick or a rest of a loop, and renews meanwhile what the loop holds: a rest, or a request that WorkOS answers slowly,
-/// can take longer than a lease lasts.
-pub async fn keeping<L: BackgroundLoop, T>(background_loop: &L, work: impl Future<Output = T>) -> T {
+/// Awaits a tick or a pause of a loop, and renews the loop's lease meanwhile. A pause, or a slow request to WorkOS, can take
+/// longer than a lease lasts.
+pub async fn renewing<L: BackgroundLoop, T>(background_loop: &L, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             outcome = &mut work => return outcome,
-            () = tokio::time::sleep(RENEWAL) => background_loop.keep().await,
+            () = tokio::time::sleep(RENEWAL) => background_loop.renew().await,
         }
     }
 }
@@ -38,38 +38,38 @@ pub async fn keeping<L: BackgroundLoop, T>(background_loop: &L, work: impl Futur
 #[derive(Debug)]
 pub struct Runner<J> {
     context: JobContext,
-    state: Mutex<State<J>>,
+    state: Mutex<JobState<J>>,
 }
 
 #[derive(Debug)]
-struct State<J> {
+struct JobState<J> {
     job: J,
-    /// Failed steps since the last one that succeeded.
+    /// Number of consecutive failed steps.
     failures: u32,
 }
 
 impl<J: Job> Runner<J> {
-    /// Runs `job` with the lease, the status and the metrics of `context`.
-    pub(crate) fn run(context: JobContext, job: J) -> Self {
-        Self { context, state: Mutex::new(State { job, failures: 0 }) }
+    /// Creates a runner for `job` with the lease, the status and the metrics of `context`.
+    pub(crate) fn of_job(context: JobContext, job: J) -> Self {
+        Self { context, state: Mutex::new(JobState { job, failures: 0 }) }
     }
 
-    /// Runs one step, whether or not it is due. `None` if another process has the lease.
+    /// Runs one step now, even if it is not due. Returns `None` if another process has the lease.
     ///
     /// # Errors
-    /// [`JobError`]: the step can be repeated.
+    /// [`JobError`]. The step can be repeated.
     pub async fn step(&self) -> Result<Option<J::Output>, JobError> {
         self.step_of(&mut self.state.lock().await.job).await
     }
 
     async fn step_of(&self, job: &mut J) -> Result<Option<J::Output>, JobError> {
-        if job.needs_lease() && !self.context.leads(J::NAME).await? {
+        if job.needs_lease() && !self.context.hold_lease(J::NAME).await? {
             job.reset();
             return Ok(None);
         }
         let output = job.step().await?;
         if job.needs_lease() && J::is_last(&output) {
-            self.context.yield_job(J::NAME).await;
+            self.context.release_lease(J::NAME).await;
         }
         Ok(Some(output))
     }
@@ -86,12 +86,12 @@ impl<J: Job> BackgroundLoop for Runner<J> {
     const NAME: &'static str = J::NAME;
 
     async fn tick(&self) -> Duration {
-        let State { job, failures } = &mut *self.state.lock().await;
+        let JobState { job, failures } = &mut *self.state.lock().await;
         let outcome = self.step_if_due(job).await;
-        self.context.rest(J::NAME, failures, outcome).await
+        self.context.finish_step(J::NAME, failures, outcome).await
     }
 
-    async fn keep(&self) {
-        self.context.keep(J::NAME).await;
+    async fn renew(&self) {
+        self.context.renew_lease(J::NAME).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A page of a scan: only users that differ are locked and written. What that rests on is written at [`ScanStart`].
+//! Applies a page of a scan. Only users that differ are locked and written. [`ScanStart`] explains why this is safe.
 
 use super::batch::Batch;
 use super::records::Inbox;
@@ -8,8 +8,8 @@ use crate::domain::event::{Observation, Origin};
 use crate::store::scans::ScanStart;
 use crate::store::{Store, StoreError};
 
-/// Applies a page of WorkOS's list, and returns the outcome of each user, in order. Every snapshot counts as observed when the
-/// scan began. A row that says what WorkOS says is neither locked nor written.
+/// Applies a page of WorkOS's list, and returns the outcome of each user, in order. The observation time of every snapshot is the
+/// start of the scan. A row that equals WorkOS's user is neither locked nor written.
 ///
 /// # Errors
 /// As [`apply`](super::apply).
@@ -20,7 +20,7 @@ pub async fn apply_scan_page(
 ) -> Result<Vec<Applied>, StoreError> {
     let observations: Vec<Observation> = observations.iter().map(|listed| as_of(scan, listed)).collect();
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
-    // In this order: a row that is written between the two reads shows what was written.
+    // In this order, so that a row that is written between the two reads is read with the new content.
     let unwritten = store.unwritten_since(&ids, scan.database_started_at).await?;
     let stored = store.users(&ids).await?;
     let unchanged: Vec<Option<Applied>> = observations
@@ -53,7 +53,7 @@ fn as_of(scan: &ScanStart, listed: &Observation) -> Observation {
     listed
 }
 
-/// The result for a user of whom nothing has to be written.
+/// Returns the result for a user whose row needs no write, or `None`.
 fn unchanged(scan: &ScanStart, listed: &Observation, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
     let mut after = stored.clone();
     let effect = decide(Some(&mut after), listed);

@@ -1,4 +1,4 @@
-//! Actions on WorkOS's wire: a context in, a signed verdict out.
+//! The wire format of actions: parses the context, and signs the verdict.
 
 use super::json::{self, Object};
 use super::signature::{Secret, VerifiedBody};
@@ -6,19 +6,19 @@ use super::wire::{bounded_id, usable_id};
 use crate::domain::action::{Action, ActionContext, ActionKind, Invitation, Verdict};
 use crate::domain::timestamp::Timestamp;
 
-/// Why a signed body is no action. WorkOS hears 400, and its own dashboard setting decides.
+/// The signed body is not an action. The service answers 400, and WorkOS applies the failure setting of the dashboard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnAction {
-    /// A kind of action we do not know: never taken for one we do.
-    #[error("the body is signed, but its object is neither of the two kinds of action this release knows")]
+    /// The kind of action is unknown.
+    #[error("the signature is valid, but `object` is not a kind of action that this release knows")]
     Unknown,
-    /// Something an action cannot do without is missing.
-    #[error("the body is signed, but {0}")]
+    /// A required field is missing, or the body cannot be parsed.
+    #[error("the signature is valid, but the body cannot be used: {0}")]
     Unusable(&'static str),
 }
 
 impl NotAnAction {
-    /// A short stable word for callers, metrics and logs.
+    /// Returns the stable code for callers, metrics and logs.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -28,20 +28,20 @@ impl NotAnAction {
     }
 }
 
-/// Reads an action's context.
+/// Parses an action.
 ///
 /// # Errors
-/// [`NotAnAction`]; every other oddity is normalised, as in events.
+/// [`NotAnAction`]. Unexpected values of other fields are normalized, as in events.
 pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
     let payload = body.bytes();
     let no_object = NotAnAction::Unusable("it is not a JSON object");
     let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
     let text = std::str::from_utf8(without_bom).map_err(|_| no_object)?;
-    let fit = json::fit(text);
-    if fit.too_deep {
+    let sanitized = json::sanitize(text);
+    if sanitized.too_deep {
         return Err(NotAnAction::Unusable("it nests deeper than 128 levels"));
     }
-    let object = json::object(&fit.text).ok_or(no_object)?;
+    let object = json::object(&sanitized.text).ok_or(no_object)?;
     let within = |name: &str| object.get(name).and_then(|value| json::object(value.get())).unwrap_or_default();
     let (context, person) = match json::string(object.get("object").map(|value| &**value)).as_deref() {
         Some("authentication_action_context") => {
@@ -96,20 +96,22 @@ fn field(object: &Object, name: &str) -> Option<String> {
     json::text(object.get(name).map(|value| &**value))
 }
 
-/// The body that answers an action: the verdict, signed at `at` with the secret that signed the action.
+/// Returns the body of the answer: the verdict, signed at `at` with the secret that signed the action.
 ///
-/// The payload's text is made once, signed, and put into the body as it is: WorkOS may compare the signature with our text or
-/// with its own serialisation of it, and in this order, without spaces and with letters beyond ASCII as they are, both agree.
+/// The signed text is copied into the body unchanged. WorkOS may verify the signature over this text or over its own
+/// serialization of the payload. With this field order, without spaces, and with non-ASCII letters unescaped, both are equal.
 #[must_use]
 pub fn answer(kind: ActionKind, verdict: &Verdict, at: Timestamp, secret: &Secret) -> String {
     let timestamp = at.unix_millis();
-    let word = match verdict {
+    let verdict_name = match verdict {
         Verdict::Allow => "Allow",
         Verdict::Deny { .. } => "Deny",
     };
     let message = verdict.message().map(|message| format!(",\"error_message\":{}", serde_json::Value::from(message)));
-    let payload =
-        format!("{{\"timestamp\":{timestamp},\"verdict\":\"{word}\"{}}}", message.as_deref().unwrap_or_default());
+    let payload = format!(
+        "{{\"timestamp\":{timestamp},\"verdict\":\"{verdict_name}\"{}}}",
+        message.as_deref().unwrap_or_default()
+    );
     let signature = secret.signature(at, payload.as_bytes());
     let object = kind.as_str();
     format!("{{\"object\":\"{object}_action_response\",\"payload\":{payload},\"signature\":\"{signature}\"}}")

@@ -1,11 +1,12 @@
-//! Which addresses a guarded client dials: those of the public internet, by IANA's registries of special ones.
+//! The addresses that a guarded HTTP client may connect to: those of the public internet, according to IANA's registries of
+//! special-purpose addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// Blocks that are not the public internet: this host, private and shared networks, cloud metadata (in link-local),
-/// documentation, benchmarks, relays, multicast, reserved.
+/// IPv4 blocks that are not part of the public internet: this host, private and shared networks, link-local addresses (cloud
+/// metadata), documentation, benchmarks, relays, multicast, and reserved blocks.
 const SPECIAL: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -24,8 +25,8 @@ const SPECIAL: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// Public IPv6 is this block alone, without the next ones in it: protocol assignments (Teredo is there), documentation twice,
-/// and 6to4.
+/// The block of public IPv6 addresses, and the blocks in it that are not public: protocol assignments (with Teredo), two
+/// documentation blocks, and 6to4.
 const PUBLIC_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 const SPECIAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -34,11 +35,11 @@ const SPECIAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// IPv4 inside IPv6: mapped, and translated (NAT64), as names resolve where there is no IPv4.
+/// IPv6 blocks that contain IPv4 addresses: mapped addresses, and NAT64 addresses, which DNS returns in networks without IPv4.
 const EMBEDDING: [(Ipv6Addr, u32); 2] =
     [(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96), (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96)];
 
-/// Whether an address belongs to the public internet.
+/// Returns whether an address belongs to the public internet.
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !SPECIAL.iter().any(|(block, bits)| {
@@ -59,15 +60,15 @@ pub(super) fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// A name that leads nowhere a guarded client may go.
+/// A host name without an address that a guarded client may connect to.
 #[derive(Debug, thiserror::Error)]
-#[error("the name resolves to no public address")]
-pub(super) struct Refused;
+#[error("the host name has no public address")]
+pub(super) struct NoPublicAddress;
 
-/// Resolves names to the addresses that are then dialled, those that may be.
+/// Resolves a host name to the addresses that the client may connect to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resolver {
-    /// Every address may.
+    /// Whether private addresses are allowed too.
     pub(super) private: bool,
 }
 
@@ -76,11 +77,11 @@ impl Resolve for Resolver {
         let private = self.private;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let dialled: Vec<SocketAddr> = found.filter(|address| private || is_public(address.ip())).collect();
-            if dialled.is_empty() {
-                return Err(Refused.into());
+            let allowed: Vec<SocketAddr> = found.filter(|address| private || is_public(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err(NoPublicAddress.into());
             }
-            Ok(Box::new(dialled.into_iter()) as Addrs)
+            Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_public_internet_is_public() {
+    fn only_addresses_of_the_public_internet_are_allowed() {
         for inside in [
             "0.0.0.0",
             "10.255.255.255",

@@ -1,6 +1,6 @@
-//! WorkOS's REST API, as far as background work reads it: events, users, one user.
+//! A client of WorkOS's REST API: lists events and users, and reads a user by ID.
 //!
-//! Nothing here retries: who calls knows how long to rest. Every answer carries the instant it is true of.
+//! It does not retry, because the caller decides about pauses. Every response has the time at which it was correct.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -22,16 +22,16 @@ use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Observation};
 use crate::domain::timestamp::Timestamp;
 
-/// Items on a page: the most WorkOS gives (OpenAPI: `limit`, 1 to 100).
+/// Items on a page, the maximum of WorkOS (OpenAPI: `limit`, 1 to 100).
 pub const PAGE: usize = 100;
 
-/// The longest answer read. A page of a hundred large users is well below it.
-const ANSWER_LIMIT: usize = 32 * 1024 * 1024;
+/// Maximum size of a response in bytes. A page of a hundred large users is much smaller.
+const RESPONSE_LIMIT: usize = 32 * 1024 * 1024;
 
-/// WorkOS is believed when it asks for a rest, up to here.
-const LONGEST_REST: Duration = Duration::from_secs(120);
+/// Upper limit of the pause that WorkOS asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
-/// An environment's API key. It is never shown.
+/// The API key of an environment. `Debug` does not show it.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
@@ -49,26 +49,26 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why WorkOS gave no usable answer. Its texts hold nothing of a payload.
+/// Why a request to WorkOS failed. The message contains nothing of a payload.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
-    /// 401 or 403: nothing will help but another key.
-    #[error("WorkOS refuses the API key ({0}): check WORKOS_API_KEY")]
+    /// Status 401 or 403. Only another key helps.
+    #[error("WorkOS rejected the API key (status {0}); check WORKOS_API_KEY")]
     KeyRefused(u16),
-    /// 400, 404 or 422: the request itself is at fault.
-    #[error("WorkOS refuses the request ({status} {code})")]
+    /// Status 400, 404 or 422: WorkOS does not accept the request.
+    #[error("WorkOS rejected the request (status {status}, code {code:?})")]
     Refused {
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// WorkOS's code for it.
+        /// WorkOS's error code. Empty if there is none.
         code: String,
     },
-    /// 429, 5xx, no answer, or one that cannot be read: try again later.
-    #[error("WorkOS cannot be asked: {why}")]
+    /// Status 429 or 5xx, no response, or a response that cannot be parsed. A retry can succeed.
+    #[error("the request to WorkOS failed: {why}")]
     Unavailable {
-        /// What happened.
+        /// The reason.
         why: String,
-        /// How long WorkOS wants to be left alone.
+        /// The pause that WorkOS asked for.
         retry_after: Option<Duration>,
     },
 }
@@ -82,28 +82,28 @@ impl ApiError {
 /// One page of a list.
 #[derive(Debug)]
 pub struct Page<T> {
-    /// In WorkOS's order.
+    /// The items, in WorkOS's order.
     pub items: Vec<T>,
-    /// More follow.
+    /// Whether there are more pages.
     pub more: bool,
-    /// What the next page is asked for by: the last item with a usable ID, or, where no item has one, what WorkOS names.
+    /// The cursor of the next page: the ID of the last item that has a usable ID, or else the cursor that WorkOS returned.
     pub resume: Option<String>,
-    /// WorkOS's clock when the request set out, at the latest: everything it knew by then could be on the page. Judged by
-    /// our clock and the database's; see `clocks::DATE_TOLERANCE`.
+    /// When the request was sent, or a little earlier, by WorkOS's clock. The page reflects everything that WorkOS knew then. It
+    /// is checked against our clock and the database's clock (`clocks::DATE_TOLERANCE`).
     pub observed_at: Timestamp,
-    /// The latest of all these clocks: what lies well ahead of it was recorded under a wrong one.
+    /// The latest of these clocks. A stored time that is much later was recorded with a wrong clock.
     pub latest: Timestamp,
 }
 
-/// Where a page of events begins.
+/// The start of a page of events.
 #[derive(Clone, Copy, Debug)]
-pub enum Start<'a> {
-    /// Behind this event.
+pub enum EventsFrom<'a> {
+    /// After the event with this ID.
     After(&'a str),
-    /// At this instant.
-    Since(Timestamp),
-    /// Wherever WorkOS begins.
-    Anywhere,
+    /// At this time.
+    Time(Timestamp),
+    /// At the oldest event that WorkOS lists.
+    Oldest,
 }
 
 #[derive(Deserialize)]
@@ -135,37 +135,38 @@ struct NotFound {
 }
 
 #[derive(Deserialize)]
-struct Fault {
+struct ErrorBody {
     #[serde(default)]
     code: Option<String>,
 }
 
-struct Answer {
+/// A response, and when it was correct.
+struct ApiResponse {
     body: Bytes,
     /// See [`Page::latest`].
     latest: Timestamp,
     /// See [`Page::observed_at`].
     observed_at: Timestamp,
-    /// WorkOS's clock when it answered, at the earliest plausible end: the `Date` header has whole seconds.
+    /// When WorkOS answered, by its clock, rounded up to a second, because the `Date` header has whole seconds.
     answered_at: Timestamp,
 }
 
-/// What WorkOS says of one user.
+/// The result of reading a user by ID.
 #[derive(Debug)]
 pub enum Found {
-    /// It is alive.
+    /// The user exists.
     Live(Box<Observation>),
-    /// WorkOS does not know it.
+    /// WorkOS does not know the user.
     Unknown {
-        /// As of this instant by WorkOS's clock.
+        /// When WorkOS answered, by its clock.
         at: Timestamp,
-        /// The answer names the ID that was asked for. Without that, a missing route or another server may have answered: it
-        /// counts once a live user was read by ID.
-        names_it: bool,
+        /// Whether the response contains the requested ID. A response without the ID may come from another server, or mean a
+        /// missing route. So it is accepted only after a live user was read by ID.
+        has_id: bool,
     },
 }
 
-/// Reads one environment. Cloning is cheap.
+/// A client for one WorkOS environment. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Api {
     client: reqwest::Client,
@@ -175,43 +176,43 @@ pub struct Api {
 }
 
 impl Api {
-    /// Reads from `base` (`https://api.workos.com`) with an API key.
+    /// Creates a client for `base` (`https://api.workos.com`) with an API key.
     ///
     /// # Errors
-    /// [`HttpClientError`] when `base` is no URL or no TLS can be set up.
+    /// [`HttpClientError`] if `base` is not a URL or TLS cannot be set up.
     pub fn new(base: &str, key: ApiKey, clock: Clock) -> Result<Self, HttpClientError> {
         let base = Url::parse(base).ok().filter(|url| !url.cannot_be_a_base());
-        let base = base.ok_or_else(|| HttpClientError::new("the API's address is malformed"))?;
+        let base = base
+            .ok_or_else(|| HttpClientError::new("the URL of the WorkOS API is malformed; check WORKOS_API_HOSTNAME"))?;
         Ok(Self { client: workos_client(&base)?, base, key, clocks: Arc::new(Clocks::new(clock)) })
     }
 
-    /// Notes what another clock, the database's, says now: [`Page::observed_at`] is judged by both. Clones share it.
+    /// Records the current time of the database's clock, which is used to check `Date` headers. Clones share it.
     pub(crate) fn note_second_clock(&self, now: Timestamp) {
         self.clocks.note_second(now);
     }
 
-    /// A page of events of these types, oldest first. WorkOS demands that types are named, and some of its emulators give
-    /// every type regardless: the caller filters again.
+    /// Returns a page of events of these types, oldest first. Some emulators return every type, so the caller must filter again.
     ///
     /// # Errors
     /// [`ApiError`]
-    pub async fn events(&self, types: &[String], start: Start<'_>, limit: usize) -> Result<Page<Event>, ApiError> {
+    pub async fn events(&self, types: &[String], start: EventsFrom<'_>, limit: usize) -> Result<Page<Event>, ApiError> {
         let mut url = self.url(&["events"]);
         {
             let mut query = url.query_pairs_mut();
             query.append_pair("events", &types.join(","));
             query.append_pair("order", "asc").append_pair("limit", &limit.to_string());
             match start {
-                Start::After(id) => query.append_pair("after", id),
-                Start::Since(instant) => query.append_pair("range_start", &instant.to_string()),
-                Start::Anywhere => &mut query,
+                EventsFrom::After(id) => query.append_pair("after", id),
+                EventsFrom::Time(instant) => query.append_pair("range_start", &instant.to_string()),
+                EventsFrom::Oldest => &mut query,
             };
         }
         let answer = self.get(url).await?;
         list(&answer, |item| reading(item, wire::listed_event).unwrap_or_else(|panicked| *panicked))
     }
 
-    /// A page of users, oldest first, behind the user `after`: snapshots, and events that hold what is none.
+    /// Returns a page of users after the user `after`, oldest first: snapshots, and events for users that cannot be applied.
     ///
     /// # Errors
     /// [`ApiError`]
@@ -226,20 +227,20 @@ impl Api {
         list(&answer, |item| reading(item, read).unwrap_or_else(|panicked| Observation::Event(*panicked)))
     }
 
-    /// One user by id.
+    /// Reads one user by ID.
     ///
     /// # Errors
-    /// [`ApiError`]; a 404 that is not WorkOS's own is one too, because a deletion may be inferred from a true one.
+    /// [`ApiError`], also for a 404 that does not come from WorkOS, because a deletion may be inferred from a 404 of WorkOS.
     pub async fn user(&self, id: &str) -> Result<Found, ApiError> {
-        let answer = match self.ask(self.url(&["user_management", "users", id])).await? {
+        let answer = match self.request(self.url(&["user_management", "users", id])).await? {
             (StatusCode::NOT_FOUND, headers, answer) => match not_found(&answer.body, id) {
-                Some(names_it) => return Ok(Found::Unknown { at: answer.answered_at, names_it }),
+                Some(has_id) => return Ok(Found::Unknown { at: answer.answered_at, has_id }),
                 None => check_status(StatusCode::NOT_FOUND, &headers, answer)?,
             },
             (status, headers, answer) => check_status(status, &headers, answer)?,
         };
         let text = String::from_utf8_lossy(&answer.body);
-        let raw: &RawValue = serde_json::from_str(&text).map_err(|_| garbled())?;
+        let raw: &RawValue = serde_json::from_str(&text).map_err(|_| invalid_json())?;
         Ok(Found::Live(Box::new(wire::listed_user(raw, answer.observed_at))))
     }
 
@@ -251,27 +252,27 @@ impl Api {
         url
     }
 
-    async fn get(&self, url: Url) -> Result<Answer, ApiError> {
-        let (status, headers, answer) = self.ask(url).await?;
+    async fn get(&self, url: Url) -> Result<ApiResponse, ApiError> {
+        let (status, headers, answer) = self.request(url).await?;
         check_status(status, &headers, answer)
     }
 
-    async fn ask(&self, url: Url) -> Result<(StatusCode, HeaderMap, Answer), ApiError> {
+    async fn request(&self, url: Url) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
         let began = Instant::now();
         let request = self.client.get(url).bearer_auth(&self.key.0);
         let response = request.send().await.map_err(|error| ApiError::unavailable(why(&error)))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
-        let body = read_body(response, ANSWER_LIMIT).await.map_err(|error| match error {
-            BodyError::TooLong => ApiError::unavailable("its answer is longer than 32 MiB"),
+        let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {
+            BodyError::TooLong => ApiError::unavailable("the response is larger than 32 MiB"),
             BodyError::Broken(why) => ApiError::unavailable(why),
         })?;
         let Answered { at, latest } = self.clocks.answered(date_of(&headers));
-        let answer = Answer {
+        let answer = ApiResponse {
             body,
             latest,
             observed_at: at.minus(took),
-            // The header cuts off fractions of a second; a deletion confirmed by this answer was made before then.
+            // The header has no fractions of a second. A deletion that this response confirms happened before this time.
             answered_at: at.plus_seconds(1),
         };
         Ok((status, headers, answer))
@@ -282,31 +283,31 @@ fn date_of(headers: &HeaderMap) -> Option<Timestamp> {
     http_date(headers.get(DATE)?.to_str().ok()?)
 }
 
-/// An answer, or which kind of refusal it is.
-fn check_status(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Answer, ApiError> {
+/// Returns the response, or the error for its status.
+fn check_status(status: StatusCode, headers: &HeaderMap, answer: ApiResponse) -> Result<ApiResponse, ApiError> {
     match status.as_u16() {
         200..=299 => Ok(answer),
         status @ (401 | 403) => Err(ApiError::KeyRefused(status)),
         status @ (400 | 404 | 422) => Err(ApiError::Refused { status, code: code(&answer.body) }),
         status => {
-            let wish = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-            // A date is reckoned from the answer's own, so that it does not matter what our clock says.
-            let seconds = wish.and_then(|wish| {
-                wish.trim().parse().ok().or_else(|| {
+            let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            // A date is compared with the response's own date, so that our clock does not matter.
+            let seconds = value.and_then(|value| {
+                value.trim().parse().ok().or_else(|| {
                     let answered_at = date_of(headers).unwrap_or(answer.answered_at);
-                    u64::try_from(http_date(wish)?.unix_seconds() - answered_at.unix_seconds()).ok()
+                    u64::try_from(http_date(value)?.unix_seconds() - answered_at.unix_seconds()).ok()
                 })
             });
-            let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_REST));
-            Err(ApiError::Unavailable { why: format!("it answers {status}"), retry_after })
+            let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
+            Err(ApiError::Unavailable { why: format!("it answered {status}"), retry_after })
         }
     }
 }
 
-fn list<T>(answer: &Answer, read: impl Fn(&RawValue) -> T) -> Result<Page<T>, ApiError> {
-    // One event's broken letter must not hold up the page.
+fn list<T>(answer: &ApiResponse, read: impl Fn(&RawValue) -> T) -> Result<Page<T>, ApiError> {
+    // Invalid UTF-8 in one event must not block the page.
     let text = String::from_utf8_lossy(&answer.body);
-    let list: List<'_> = serde_json::from_str(&text).map_err(|_| garbled())?;
+    let list: List<'_> = serde_json::from_str(&text).map_err(|_| invalid_json())?;
     let after = list.list_metadata.and_then(|metadata| metadata.after);
     let more = after.is_some() && !list.data.is_empty();
     let resume = list.data.iter().rev().find_map(|item| usable_id(item)).or(after);
@@ -314,24 +315,24 @@ fn list<T>(answer: &Answer, read: impl Fn(&RawValue) -> T) -> Result<Page<T>, Ap
     Ok(Page { items, more, resume, observed_at: answer.observed_at, latest: answer.latest })
 }
 
-/// The ID under which WorkOS knows an item of a list.
+/// Returns the ID of a list item, if it can be a cursor.
 fn usable_id(item: &RawValue) -> Option<String> {
     let id = object::<Identified>(item.get().as_bytes())?.id;
     (!id.is_empty() && id.len() <= wire::ID_LIMIT && !id.contains('\0')).then_some(id)
 }
 
-/// Reads an item. One that makes us panic is handed over as an event for the quarantine, so that it stops no other.
+/// Parses an item. If that panics, returns an event for the quarantine, so that the item blocks no other.
 fn reading<T>(item: &RawValue, read: impl Fn(&RawValue) -> T) -> Result<T, Box<Event>> {
     let read = std::panic::catch_unwind(AssertUnwindSafe(|| read(item)));
     read.map_err(|_panic| Box::new(wire::unreadable(item, "it made authkit-sync panic")))
 }
 
-fn garbled() -> ApiError {
-    ApiError::unavailable("its answer is not the JSON it should be")
+fn invalid_json() -> ApiError {
+    ApiError::unavailable("the response is not the expected JSON")
 }
 
-/// Whether a 404 says that WorkOS does not know `id`, and, if so, whether it names that ID. WorkOS gives `entity_not_found` and
-/// the `entity_id`; its emulator `not_found` without it.
+/// Returns `Some` if a 404 means that WorkOS does not know `id`, with whether the body contains the ID. WorkOS answers
+/// `entity_not_found` with the `entity_id`. Its emulator answers `not_found` without it.
 fn not_found(body: &[u8], id: &str) -> Option<bool> {
     let NotFound { message, code, entity_id } = object(body)?;
     let is_code = code.is_none_or(|code| ["entity_not_found", "not_found"].contains(&code.as_str()));
@@ -339,14 +340,14 @@ fn not_found(body: &[u8], id: &str) -> Option<bool> {
     (!message.is_empty() && is_code && is_it).then_some(entity_id.is_some())
 }
 
-/// Reads a JSON object; serde would take a list for the fields of a struct, too.
+/// Parses a JSON object. Without this check, serde would also accept an array for a struct.
 fn object<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
     if text.trim_ascii_start().starts_with(b"{") { serde_json::from_slice(text).ok() } else { None }
 }
 
-/// WorkOS's code for a refusal, when it is a word.
+/// Returns WorkOS's error code if it is a plain word.
 fn code(body: &[u8]) -> String {
-    let code = serde_json::from_slice::<Fault>(body).ok().and_then(|fault| fault.code).unwrap_or_default();
+    let code = serde_json::from_slice::<ErrorBody>(body).ok().and_then(|error| error.code).unwrap_or_default();
     let word = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if word { code } else { String::new() }
 }
@@ -359,28 +360,28 @@ mod tests {
     #[test]
     fn retry_after_is_seconds_or_a_date_and_is_bounded() {
         let answered_at = http_date("Tue, 01 Sep 2026 09:00:00 GMT").unwrap();
-        for (wish, expected) in [
+        for (value, expected) in [
             ("7", Some(7)),
             ("Tue, 01 Sep 2026 09:00:30 GMT", Some(30)),
             ("Tue, 01 Sep 2026 08:00:00 GMT", None),
-            ("86400", Some(LONGEST_REST.as_secs())),
+            ("86400", Some(LONGEST_PAUSE.as_secs())),
             ("soon", None),
             ("-1", None),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, wish.parse().unwrap());
-            let answer = Answer { body: Bytes::new(), latest: answered_at, observed_at: answered_at, answered_at };
+            headers.insert(RETRY_AFTER, value.parse().unwrap());
+            let answer = ApiResponse { body: Bytes::new(), latest: answered_at, observed_at: answered_at, answered_at };
             let Err(ApiError::Unavailable { retry_after, .. }) =
                 check_status(StatusCode::TOO_MANY_REQUESTS, &headers, answer)
             else {
-                panic!("429 is no answer")
+                panic!("429 is an error")
             };
-            assert_eq!(retry_after, expected.map(Duration::from_secs), "{wish}");
+            assert_eq!(retry_after, expected.map(Duration::from_secs), "{value}");
         }
     }
 
     #[test]
-    fn a_404_says_unknown_only_in_the_words_of_workos_or_its_emulator() {
+    fn a_404_means_unknown_only_in_the_format_of_workos_or_its_emulator() {
         for (body, expected) in [
             (r#"{"message":"User not found: 'user_1'.","code":"entity_not_found","entity_id":"user_1"}"#, Some(true)),
             (r#"{"message":"User not found","code":"not_found"}"#, Some(false)),
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_makes_us_panic_is_kept_for_the_quarantine() {
+    fn an_item_that_causes_a_panic_is_quarantined() {
         let item = RawValue::from_string(r#"{"id":"event_1"}"#.to_owned()).unwrap();
         assert!(reading(&item, |item| item.get().len()).is_ok());
         let kept = reading(&item, |_| -> usize { panic!("a defect of ours") }).unwrap_err();

@@ -1,4 +1,4 @@
-//! When WorkOS answered: judges the `Date` header of an answer by our clock and by the database's.
+//! Determines when WorkOS answered: checks the `Date` header of a response against our clock and the database's clock.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,12 +7,12 @@ use tokio::time::Instant;
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 
-/// A `Date` header counts when it is no farther than this from one of two clocks: ours and the database's. Clocks that are
-/// kept in time agree to within seconds, and what half an hour can falsify is read again: whoever replaces a position in the
-/// Events API goes back an hour. Seconds.
+/// A `Date` header is used if it differs from our clock or from the database's clock by at most this many seconds. Synchronized
+/// clocks agree within seconds. An error of half an hour does no harm, because a replaced cursor of the Events API goes back an
+/// hour.
 pub(crate) const DATE_TOLERANCE: i64 = 30 * 60;
 
-/// When WorkOS answered.
+/// The time at which WorkOS answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answered {
     pub(super) at: Timestamp,
@@ -20,20 +20,20 @@ pub(super) struct Answered {
     pub(super) latest: Timestamp,
 }
 
-/// Our clock and the database's.
+/// Our clock and the database's clock.
 #[derive(Debug)]
 pub(super) struct Clocks {
     clock: Clock,
     second: Mutex<SecondClock>,
 }
 
-/// Another clock than ours, to judge dates by.
+/// The database's clock, and whether the last date was rejected.
 #[derive(Debug, Default)]
 struct SecondClock {
-    /// What it said, and when that was.
+    /// The last known time of this clock, and when it was read.
     noted: Option<(Timestamp, Instant)>,
-    /// The last date was refused; told once.
-    refuses: bool,
+    /// The last date was rejected. Only the first rejection in a row is logged.
+    is_rejecting: bool,
 }
 
 impl Clocks {
@@ -41,35 +41,35 @@ impl Clocks {
         Self { clock, second: Mutex::default() }
     }
 
-    /// Records what the second clock says now.
+    /// Records the current time of the second clock.
     pub(super) fn note_second(&self, now: Timestamp) {
         self.second.lock().unwrap_or_else(PoisonError::into_inner).noted = Some((now, Instant::now()));
     }
 
-    /// When WorkOS answered, judged by the clocks.
+    /// Returns when WorkOS answered. `date` is the response's `Date` header.
     pub(super) fn answered(&self, date: Option<Timestamp>) -> Answered {
         let ours = self.clock.now();
         let mut second_clock = self.second.lock().unwrap_or_else(PoisonError::into_inner);
         let since = |noted_at: Instant| i64::try_from(noted_at.elapsed().as_micros()).unwrap_or(i64::MAX);
         let theirs = second_clock.noted.map(|(then, noted_at)| then.plus_micros(since(noted_at)));
         let answered = judge(date, ours, theirs);
-        let refuses = date.is_some_and(|date| date != answered.at);
-        if refuses && !second_clock.refuses {
+        let is_rejecting = date.is_some_and(|date| date != answered.at);
+        if is_rejecting && !second_clock.is_rejecting {
             tracing::error!(
                 date = ?date.map(|date| date.to_string()),
                 clock = %ours,
                 database_clock = ?theirs.map(|clock| clock.to_string()),
-                "the Date header of WorkOS's answer is more than 30 minutes from our clocks and is ignored; check the clocks, \
-                 and the proxies between here and WorkOS"
+                "the Date header of WorkOS's response differs from our clocks by more than 30 minutes and is ignored; check the \
+                 clocks of this machine and of the database, and the proxies between the service and WorkOS"
             );
         }
-        second_clock.refuses = refuses;
+        second_clock.is_rejecting = is_rejecting;
         answered
     }
 }
 
-/// A date counts when one of our clocks confirms it. Otherwise our clocks count, if they confirm each other; and where no two
-/// of the three agree, the earliest, so that nothing is claimed to be known which may not be.
+/// Uses the date if one of our clocks agrees with it. If not, uses the earlier of our clocks, if they agree with each other. If
+/// no two of the three agree, uses the earliest, so that the service never claims to know more than it does.
 fn judge(date: Option<Timestamp>, ours: Timestamp, theirs: Option<Timestamp>) -> Answered {
     let agree = |one: Timestamp, other: Timestamp| (one.unix_seconds() - other.unix_seconds()).abs() <= DATE_TOLERANCE;
     let confirmed = date.filter(|date| agree(*date, ours) || theirs.is_some_and(|theirs| agree(*date, theirs)));
@@ -85,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_of_three_clocks_decide_and_else_the_earliest() {
+    fn two_of_three_clocks_decide_or_else_the_earliest() {
         let at = |hour: i64| Timestamp::from_unix_micros(hour * 3_600_000_000);
         for (date, ours, theirs, expected, latest) in [
             (Some(10), 10, Some(10), 10, 10),
-            // One is wrong.
+            // One clock is wrong.
             (Some(99), 10, Some(10), 10, 10),
             (Some(1), 10, Some(10), 10, 10),
             (Some(10), 99, Some(10), 10, 99),
@@ -99,7 +99,7 @@ mod tests {
             (Some(10), 50, Some(99), 10, 99),
             (Some(99), 50, Some(10), 10, 50),
             (None, 50, Some(10), 10, 50),
-            // The database's is not known yet.
+            // The database's clock is not known yet.
             (Some(10), 10, None, 10, 10),
             (Some(99), 10, None, 10, 10),
             (None, 10, None, 10, 10),

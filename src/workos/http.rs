@@ -1,7 +1,7 @@
-//! The one place where HTTP clients are made: bounded in time, and never sent to another host.
+//! Creates all HTTP clients. They have timeouts, and never follow a redirect to another host.
 //!
-//! Only requests to WorkOS use the proxy that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`). Requests to
-//! this service itself, to a server on this machine and to the action endpoint never do.
+//! Only requests to WorkOS use the proxy of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`). Requests to this service,
+//! to a server on this machine and to the action endpoint never use it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::addresses::{Refused, Resolver, is_public};
+use super::addresses::{NoPublicAddress, Resolver, is_public};
 use crate::domain::timestamp::Timestamp;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
-const REDIRECTS: usize = 3;
+const MAX_REDIRECTS: usize = 3;
 
-/// Shorter than servers keep idle connections (Node: 5 s), so that no request is sent into one that is being closed.
-const IDLE: Duration = Duration::from_secs(3);
+/// Idle connections are closed after this time. Servers close them later (Node: 5 s), so no request uses a closing connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// HTTP's form of a date (RFC 9110 section 5.6.7), which is always in UTC.
+/// The date format of HTTP (RFC 9110 section 5.6.7), always in UTC.
 pub(crate) const HTTP_DATE: &[BorrowedFormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
-/// Reads a date in HTTP's form.
+/// Parses a date in HTTP's format.
 pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
     PrimitiveDateTime::parse(text.trim(), HTTP_DATE).ok().map(|date| Timestamp::from(date.assume_utc()))
 }
 
-/// Why a body could not be read whole.
+/// Why the body of a response could not be read completely.
 pub(crate) enum BodyError {
-    /// It is longer than the bound.
+    /// It is longer than the limit.
     TooLong,
-    /// The connection failed on the way.
+    /// The connection failed.
     Broken(&'static str),
 }
 
-/// A response's body, of `limit` bytes at most.
+/// Reads the body of a response, at most `limit` bytes.
 pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Result<Bytes, BodyError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| BodyError::Broken(why(&error)))? {
@@ -51,20 +51,20 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
     Ok(body.freeze())
 }
 
-/// What went wrong with a request, in words that quote neither the URL nor the answer.
+/// Describes why a request failed. The text contains neither the URL nor the response.
 pub(crate) fn why(error: &reqwest::Error) -> &'static str {
     if error.is_timeout() {
-        "it timed out"
+        "the request timed out"
     } else if error.is_connect() {
         "the connection failed"
     } else if error.is_redirect() {
-        "it redirects elsewhere"
+        "the server redirects to another host"
     } else {
-        "the answer broke off"
+        "the connection was lost during the response"
     }
 }
 
-/// Why there is no HTTP client.
+/// An HTTP client could not be created.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct HttpClientError(String);
@@ -75,20 +75,20 @@ impl HttpClientError {
     }
 }
 
-/// A client for this service itself. It never uses a proxy, so that a proxy setting cannot make a healthy service look
-/// unhealthy. It gives up after 30 s and follows redirects within a host only.
+/// Creates a client for this service itself. It never uses a proxy, so that a proxy setting cannot make a healthy service look
+/// unhealthy. Its timeout is 30 seconds, and it follows redirects only within a host.
 ///
 /// # Errors
-/// [`HttpClientError`] when TLS cannot be set up.
+/// [`HttpClientError`] if TLS cannot be set up.
 pub fn http_client() -> Result<reqwest::Client, HttpClientError> {
     build(same_host_client().no_proxy())
 }
 
-/// A client for WorkOS at `base`. It uses the environment's proxy, except for a WorkOS on this machine (an emulator). It
-/// gives up after 30 s and follows redirects within a host only: what it sends may carry a key.
+/// Creates a client for WorkOS at `base`. It uses the environment's proxy, except for an emulator of WorkOS on this machine. Its
+/// timeout is 30 seconds. It follows redirects only within a host, because its requests contain the API key.
 ///
 /// # Errors
-/// [`HttpClientError`] when TLS cannot be set up.
+/// [`HttpClientError`] if TLS cannot be set up.
 pub(crate) fn workos_client(base: &reqwest::Url) -> Result<reqwest::Client, HttpClientError> {
     if is_loopback(base) { http_client() } else { build(same_host_client()) }
 }
@@ -98,7 +98,7 @@ fn is_loopback(url: &reqwest::Url) -> bool {
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// The URL's host; an IPv6 address without its brackets.
+/// Returns the URL's host. An IPv6 address has no brackets.
 fn host(url: &reqwest::Url) -> &str {
     let host = url.host_str().unwrap_or_default();
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
@@ -113,29 +113,29 @@ fn same_host_client() -> reqwest::ClientBuilder {
                 && first.port_or_known_default() == attempt.url().port_or_known_default()
         });
         match (same, attempt.previous().len()) {
-            (true, hops) if hops <= REDIRECTS => attempt.follow(),
-            _ => attempt.error("a redirect to another host, or too many"),
+            (true, hops) if hops <= MAX_REDIRECTS => attempt.follow(),
+            _ => attempt.error("redirect to another host, or too many redirects"),
         }
     }))
 }
 
-/// A client for an address that was configured and might point inside: it follows no redirect, ignores the environment's
-/// proxies, and, unless `private`, dials public addresses alone. What is checked is what is dialled: names are resolved here,
-/// and an address in the URL itself is for [`is_dialled`] to refuse.
+/// Creates a client for a configured URL, which must not reach internal services. It follows no redirects and uses no proxy.
+/// Unless `private` is true, it connects only to public addresses: it checks the resolved addresses of a host name, and
+/// [`is_allowed`] checks an address in the URL itself.
 pub(crate) fn guarded_client(private: bool) -> Result<reqwest::Client, HttpClientError> {
     let client = client().redirect(Policy::none()).no_proxy().dns_resolver(Resolver { private });
-    build(client.pool_idle_timeout(IDLE))
+    build(client.pool_idle_timeout(IDLE_TIMEOUT))
 }
 
-/// Whether a guarded client would dial the URL's host: names are judged when they are resolved.
-pub(crate) fn is_dialled(url: &reqwest::Url, private: bool) -> bool {
+/// Returns whether a guarded client may connect to the URL's host. Host names are checked later, when they are resolved.
+pub(crate) fn is_allowed(url: &reqwest::Url, private: bool) -> bool {
     private || host(url).parse().map_or(true, is_public)
 }
 
-/// Whether a guarded client found nothing but addresses it may not dial.
-pub(crate) fn was_refused(error: &reqwest::Error) -> bool {
+/// Returns whether a guarded client failed because the host name has no public address.
+pub(crate) fn is_blocked_address(error: &reqwest::Error) -> bool {
     let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    std::iter::successors(first, |error| error.source()).any(|error| error.is::<Refused>())
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<NoPublicAddress>())
 }
 
 fn client() -> reqwest::ClientBuilder {
@@ -146,6 +146,10 @@ fn client() -> reqwest::ClientBuilder {
 }
 
 fn build(client: reqwest::ClientBuilder) -> Result<reqwest::Client, HttpClientError> {
-    let missing = |_| HttpClientError::new("no HTTP client can be made: TLS or its root certificates are missing");
+    let missing = |_| {
+        HttpClientError::new(
+            "cannot create an HTTP client, because TLS or its root certificates are missing; install the package ca-certificates",
+        )
+    };
     client.build().map_err(missing)
 }

@@ -1,29 +1,28 @@
-//! JSON read the tolerant way: everything that is legal JSON is taken, whatever PostgreSQL or serde think of it.
+//! A tolerant JSON reader: accepts all valid JSON, including text that PostgreSQL or serde reject.
 //!
-//! Objects are maps of raw values, so that a number keeps its digits, however large, and nesting costs no stack.
+//! Objects are maps of raw values, so that large numbers keep their digits and nesting uses no stack.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-/// Nesting beyond this is quarantined: PostgreSQL's own parser gives up a little later, and no reader needs it.
+/// Events that are nested deeper are quarantined. PostgreSQL's own limit is a little higher, and no reader needs more.
 const DEPTH_LIMIT: usize = 128;
 
-/// An object's fields; of two with one name the last counts, as in PostgreSQL and JavaScript.
+/// An object's fields. If a name is repeated, the last field wins, as in PostgreSQL and JavaScript.
 pub(crate) type Object = BTreeMap<String, Box<RawValue>>;
 
-/// A JSON text made fit for PostgreSQL.
-pub(crate) struct Fit<'a> {
+/// A JSON text that PostgreSQL accepts.
+pub(crate) struct Sanitized<'a> {
     /// The text with every escaped NUL and every lone surrogate replaced by U+FFFD.
     pub(crate) text: Cow<'a, str>,
-    /// Whether it nests deeper than the bound.
+    /// Whether it is nested deeper than the limit.
     pub(crate) too_deep: bool,
 }
 
-/// Replaces what JSON allows in a string and PostgreSQL or UTF-8 does not. Every replacement has the length of what it
-/// replaces (`\uFFFD` for `\u0000`), so a text that needs none is not copied.
-pub(crate) fn fit(text: &str) -> Fit<'_> {
+/// Replaces escapes that JSON allows in a string, but PostgreSQL or UTF-8 does not. A text without such escapes is not copied.
+pub(crate) fn sanitize(text: &str) -> Sanitized<'_> {
     let bytes = text.as_bytes();
     let (mut at, mut depth, mut deepest, mut in_string) = (0, 0_usize, 0_usize, false);
     let mut replaced: Vec<usize> = Vec::new();
@@ -47,10 +46,10 @@ pub(crate) fn fit(text: &str) -> Fit<'_> {
         }
         at += 1;
     }
-    Fit { text: replace(text, &replaced), too_deep: deepest > DEPTH_LIMIT }
+    Sanitized { text: replace(text, &replaced), too_deep: deepest > DEPTH_LIMIT }
 }
 
-/// The length of the escape that `rest` begins with, and whether it stands for a NUL or a lone surrogate.
+/// Returns the length of the escape at the beginning of `rest`, and whether it is a NUL or a lone surrogate.
 fn escape(rest: &[u8]) -> (usize, bool) {
     match unit(rest) {
         Some(0) => (6, true),
@@ -64,7 +63,7 @@ fn escape(rest: &[u8]) -> (usize, bool) {
     }
 }
 
-/// The UTF-16 unit of a `\uXXXX` escape.
+/// Returns the UTF-16 code unit of a `\uXXXX` escape.
 fn unit(escape: &[u8]) -> Option<u16> {
     let digits = escape.strip_prefix(b"\\u")?.get(..4)?;
     if !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -88,12 +87,12 @@ fn replace<'a>(text: &'a str, escapes: &[usize]) -> Cow<'a, str> {
     Cow::Owned(copy)
 }
 
-/// Reads an object, or `None` where the value is something else.
+/// Parses an object. Returns `None` for any other value.
 pub(crate) fn object(text: &str) -> Option<Object> {
     text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten()
 }
 
-/// A value where text belongs: a string as it is, a number or boolean as its JSON text, anything else as nothing.
+/// Converts a value to text: a string is unchanged, a number or boolean becomes its JSON text, any other value `None`.
 pub(crate) fn text(value: Option<&RawValue>) -> Option<String> {
     let json = value?.get();
     match json.as_bytes().first()? {
@@ -103,17 +102,17 @@ pub(crate) fn text(value: Option<&RawValue>) -> Option<String> {
     }
 }
 
-/// A string, and only a string.
+/// Returns the value if it is a string.
 pub(crate) fn string(value: Option<&RawValue>) -> Option<String> {
     value.filter(|value| value.get().starts_with('"')).and_then(|value| serde_json::from_str(value.get()).ok())
 }
 
-/// A boolean, and only a boolean.
+/// Returns the value if it is a boolean.
 pub(super) fn boolean(value: Option<&RawValue>) -> Option<bool> {
     serde_json::from_str(value?.get()).ok()
 }
 
-/// Writes a value with its object keys sorted and its white space gone, so that equal values hash equally.
+/// Writes a value with sorted keys and without white space, so that equal values have equal hashes.
 pub(super) fn canonical(value: &RawValue, out: &mut String) {
     let json = value.get();
     if let Some(object) = object(json) {

@@ -1,8 +1,8 @@
-//! WorkOS's signature on webhooks and actions.
+//! Verifies WorkOS's signature of webhooks and actions.
 //!
 //! The header is `WorkOS-Signature: t=<unix milliseconds>, v1=<64 hex digits>` and `v1` is the HMAC-SHA256, keyed with the
-//! bytes of the whole secret (a `whsec_` prefix included), over the text of `t`, a dot and the body as it was sent. A
-//! body that was parsed and written again does not verify. Source: the five official SDKs and the webhook guide.
+//! bytes of the complete secret (including a `whsec_` prefix), over the text of `t`, a dot and the raw body. A body that was
+//! parsed and serialized again has another signature. Source: the five official SDKs and the webhook guide.
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -12,23 +12,23 @@ use std::time::Duration;
 
 use crate::domain::timestamp::Timestamp;
 
-/// The header's name; compare without regard to case.
+/// The name of the header, in lower case.
 pub const HEADER: &str = "workos-signature";
 
-/// How far `t` may lie from now by default: what every official SDK allows for webhooks.
+/// Default tolerance for the time of a webhook's signature, as in every official SDK.
 pub const WEBHOOK_TOLERANCE: Duration = Duration::from_secs(180);
 
-/// The same for actions.
+/// Default tolerance for the time of an action's signature.
 pub const ACTION_TOLERANCE: Duration = Duration::from_secs(30);
 
-/// A longer header is refused unread.
+/// A longer header is rejected without parsing it. Bytes.
 const HEADER_LIMIT: usize = 1024;
 
-/// WorkOS sends one `v1`; more than a rotation could need are refused, so that a header cannot buy us work.
+/// Maximum number of `v1` in a header. WorkOS sends one. The limit bounds the work that a header can cause.
 const SIGNATURE_LIMIT: usize = 4;
 
-/// A body that WorkOS signed. Nothing but [`SignatureHeader::verify`] makes one, and only it can be parsed as an event or an
-/// action.
+/// A body with a valid signature of WorkOS. Only [`SignatureHeader::verify`] creates it, and only a `VerifiedBody` can be parsed
+/// as an event or an action.
 #[derive(Clone)]
 pub struct VerifiedBody {
     bytes: Bytes,
@@ -36,54 +36,56 @@ pub struct VerifiedBody {
 }
 
 impl VerifiedBody {
-    /// The bytes as they were received.
+    /// Returns the raw body.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The secret that made the signature: while rotating, the one to answer with.
+    /// Returns the secret that verified the signature. During a rotation, the answer to an action must be signed with it.
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.secret
     }
 }
 
-/// What was sent may be personal data.
+/// Shows only the length, because the body can contain personal data.
 impl fmt::Debug for VerifiedBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VerifiedBody").field("length", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
-/// Why a request is not from WorkOS, or cannot be shown to be. Safe to show: it holds nothing the sender wrote.
+/// Why a signature was rejected. The message contains nothing that the sender wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// There is no signature header.
+    /// The request has no signature header.
     #[error("the WorkOS-Signature header is missing")]
     Missing,
-    /// There is one, in a form WorkOS never sends.
+    /// The header has a format that WorkOS never sends.
     #[error("the WorkOS-Signature header is malformed: {0}")]
     Malformed(&'static str),
-    /// It was signed too long ago, or too far in the future.
+    /// The signature is too old, or too far in the future.
     #[error(
         "the signature is {seconds} s {direction}, more than the tolerance of {tolerance} s; check this machine's clock"
     )]
     Stale {
-        /// Distance from now, whole seconds.
+        /// Difference from the current time, in seconds.
         seconds: u64,
         /// `old` or `in the future`.
         direction: &'static str,
-        /// The tolerance, whole seconds.
+        /// The tolerance, in seconds.
         tolerance: u64,
     },
-    /// No configured secret made it.
-    #[error("no configured secret made this signature; compare the endpoint's secret in the WorkOS dashboard")]
+    /// No configured secret matches the signature.
+    #[error(
+        "the signature matches no configured secret; compare the secret with the endpoint's in the WorkOS dashboard"
+    )]
     Mismatch,
 }
 
 impl SignatureError {
-    /// A short stable word for metrics and logs.
+    /// Returns the stable reason for metrics and logs.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
@@ -95,18 +97,18 @@ impl SignatureError {
     }
 }
 
-/// One signing secret. Its text never appears in `Debug`.
+/// A signing secret. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the secret whole, prefix included, as the WorkOS dashboard shows it.
+    /// Creates a secret from the complete text that the WorkOS dashboard shows, including the prefix.
     #[must_use]
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
     }
 
-    /// How long it is, characters.
+    /// Returns its length in characters.
     pub(crate) fn length(&self) -> usize {
         self.0.chars().count()
     }
@@ -120,13 +122,13 @@ impl Secret {
         mac
     }
 
-    /// The signature alone: 64 hex digits over the milliseconds of `at`, a dot and `body`.
+    /// Returns the signature, 64 hex digits, of `body` at the time `at`.
     #[must_use]
     pub fn signature(&self, at: Timestamp, body: &[u8]) -> String {
         hex::encode(self.mac(&at.unix_millis().to_string(), body).finalize().into_bytes())
     }
 
-    /// The header value WorkOS would send for `body` at `at`.
+    /// Returns the header value that WorkOS sends for `body` at the time `at`.
     #[must_use]
     pub fn sign(&self, at: Timestamp, body: &[u8]) -> String {
         format!("t={}, v1={}", at.unix_millis(), self.signature(at, body))
@@ -139,7 +141,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A header that has the right form and a fresh time; only the body is missing to verify it.
+/// A well-formed header with a recent time. The signature itself is not verified yet, because that needs the body.
 #[derive(Debug)]
 pub struct SignatureHeader {
     t: String,
@@ -147,43 +149,42 @@ pub struct SignatureHeader {
 }
 
 impl SignatureHeader {
-    /// Reads the header's value and checks its time: everything that can be refused before the body is read.
+    /// Parses the header and checks its time, before the body is read.
     ///
-    /// Parts are split at commas, trimmed and split at the first `=`; `t` must be there once, all its `v1` are kept, other
-    /// keys are ignored.
+    /// Parts are separated by commas. Exactly one `t` is required, and at least one `v1`. Other keys are ignored.
     ///
     /// # Errors
     /// [`SignatureError::Missing`], [`SignatureError::Malformed`] or [`SignatureError::Stale`].
     pub fn parse(value: Option<&[u8]>, now: Timestamp, tolerance: Duration) -> Result<Self, SignatureError> {
         let value = value.ok_or(SignatureError::Missing)?;
         if value.len() > HEADER_LIMIT {
-            return Err(SignatureError::Malformed("longer than 1 KiB"));
+            return Err(SignatureError::Malformed("it is longer than 1 KiB"));
         }
-        let value = std::str::from_utf8(value).map_err(|_| SignatureError::Malformed("not text"))?;
+        let value = std::str::from_utf8(value).map_err(|_| SignatureError::Malformed("it is not UTF-8"))?;
         let (mut t, mut signatures) = (None, Vec::new());
         for part in value.split(',') {
             match part.trim().split_once('=') {
-                Some(("t", _)) if t.is_some() => return Err(SignatureError::Malformed("more than one t")),
+                Some(("t", _)) if t.is_some() => return Err(SignatureError::Malformed("it has more than one t")),
                 Some(("t", time)) => t = Some(time),
                 Some(("v1", _)) if signatures.len() == SIGNATURE_LIMIT => {
-                    return Err(SignatureError::Malformed("more than four v1"));
+                    return Err(SignatureError::Malformed("it has more than four v1"));
                 }
                 Some(("v1", signature)) => signatures.push(decode(signature)?),
                 _ => {}
             }
         }
-        let t = t.ok_or(SignatureError::Malformed("no t"))?;
+        let t = t.ok_or(SignatureError::Malformed("it has no t"))?;
         if signatures.is_empty() {
-            return Err(SignatureError::Malformed("no v1"));
+            return Err(SignatureError::Malformed("it has no v1"));
         }
         check_time(t, now, tolerance)?;
         Ok(Self { t: t.to_owned(), signatures })
     }
 
-    /// Compares in constant time with what each secret would have made of the body.
+    /// Verifies the signature of the body with each secret, in constant time.
     ///
     /// # Errors
-    /// [`SignatureError::Mismatch`] when no secret made any of the header's signatures.
+    /// [`SignatureError::Mismatch`] if no secret matches any signature of the header.
     pub fn verify(&self, secrets: &[Secret], body: Bytes) -> Result<VerifiedBody, SignatureError> {
         let mut genuine = None;
         for secret in secrets {
@@ -213,7 +214,7 @@ fn check_time(t: &str, now: Timestamp, tolerance: Duration) -> Result<(), Signat
     let age = i128::from(now.unix_millis()) - i128::from(t);
     if age.unsigned_abs() > tolerance.as_millis() {
         return Err(SignatureError::Stale {
-            // Rounded up: 30 s would not be more than 30 s.
+            // Rounded up, so that the message does not say that 30 s is more than the tolerance of 30 s.
             seconds: u64::try_from(age.unsigned_abs().div_ceil(1_000)).unwrap_or(u64::MAX),
             direction: if age > 0 { "old" } else { "in the future" },
             tolerance: tolerance.as_secs(),

@@ -1,7 +1,7 @@
-//! WorkOS's JSON into observations.
+//! Parses WorkOS's JSON into observations.
 //!
-//! WorkOS adds fields and types without notice, and strict readers have lost events to that. So only what an event cannot
-//! do without is demanded; odd values are normalised, and what cannot be applied is kept with a reason (promise 2).
+//! WorkOS adds fields and types without notice, and a strict parser would lose events. So only the essential fields are required.
+//! Unexpected values are normalized, and what cannot be applied is stored with a reason (promise 2).
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -14,28 +14,29 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::{FIELDS, User};
 use crate::domain::version::Version;
 
-/// A longer id is no id WorkOS would make, and PostgreSQL could not index it: an event is then kept under a hash of its
-/// id, and a user is unusable.
+/// Maximum length of an ID in bytes. WorkOS's IDs are shorter, and PostgreSQL cannot index longer ones. An event with a longer ID
+/// is stored under a hash of its ID, and a user with a longer ID is quarantined.
 pub(super) const ID_LIMIT: usize = 512;
 
-/// A signed body that is not a JSON object with text `id` and `event`; WorkOS hears 400, so that it shows in its dashboard.
+/// The signed body is not an event: a JSON object with text `id` and `event`. The service answers 400, which the WorkOS dashboard
+/// shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnEvent {
-    /// Not UTF-8, not JSON, or not an object.
-    #[error("the body is signed, but it is not a JSON object")]
+    /// The body is not UTF-8, not JSON, or not an object.
+    #[error("the signature is valid, but the body is not a JSON object")]
     NotAnObject,
-    /// No `id`, or one that is no text.
-    #[error("the body is signed, but it has no text id")]
+    /// `id` is missing or is not a string.
+    #[error("the signature is valid, but the body has no string `id`")]
     NoId,
-    /// No `event`, or one that is no text.
-    #[error("the body is signed, but it has no text event")]
+    /// `event` is missing or is not a string.
+    #[error("the signature is valid, but the body has no string `event`")]
     NoType,
 }
 
-/// Reads a webhook's body.
+/// Parses a webhook's body.
 ///
 /// # Errors
-/// [`NotAnEvent`]; every other oddity is normalised, or kept in the event as [`Content::Unusable`].
+/// [`NotAnEvent`]. Other unexpected values are normalized, or make the event [`Content::Unusable`].
 pub fn event(body: &VerifiedBody) -> Result<Event, NotAnEvent> {
     read_event(body.bytes())
 }
@@ -43,8 +44,8 @@ pub fn event(body: &VerifiedBody) -> Result<Event, NotAnEvent> {
 fn read_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
     let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
     let text = std::str::from_utf8(without_bom).map_err(|_| NotAnEvent::NotAnObject)?;
-    let fit = json::fit(text);
-    let envelope = json::object(&fit.text).ok_or(NotAnEvent::NotAnObject)?;
+    let sanitized = json::sanitize(text);
+    let envelope = json::object(&sanitized.text).ok_or(NotAnEvent::NotAnObject)?;
     let field = |name: &str| envelope.get(name).map(|value| &**value);
     let id = json::string(field("id")).filter(|id| !id.is_empty()).ok_or(NotAnEvent::NoId)?;
     let event_type = json::string(field("event")).filter(|name| !name.is_empty()).ok_or(NotAnEvent::NoType)?;
@@ -52,7 +53,7 @@ fn read_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
     let data = field("data").and_then(|data| json::object(data.get()));
     let id = bounded_id(id);
     let user_id = data.as_ref().and_then(|data| subject(&event_type, data));
-    let content = if fit.too_deep {
+    let content = if sanitized.too_deep {
         Content::Unusable("nested deeper than 128 levels")
     } else {
         match data {
@@ -63,8 +64,8 @@ fn read_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
     Ok(Event { id, event_type, created_at, user_id, content, payload: payload.clone() })
 }
 
-/// The user an event is about: `data.id` of the three types that describe a user; of any other, `data.user_id`. A `user.*`
-/// type we do not know may use either, as a link between a user and something else would.
+/// Returns the ID of the user that an event is about: `data.id` for the three types that describe a user, `data.user_id` for
+/// others. An unknown `user.*` type can use either field.
 fn subject(event_type: &str, data: &Object) -> Option<String> {
     let named = |name: &str| usable_id(data.get(name).map(|value| &**value));
     match event_type {
@@ -76,7 +77,7 @@ fn subject(event_type: &str, data: &Object) -> Option<String> {
 
 fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut data: Object) -> Content {
     if event_type.starts_with("user.") && usable_id(data.get("id").map(|value| &**value)).is_none() {
-        return Content::Unusable("data.id is missing or no id");
+        return Content::Unusable("data.id is missing or is not an ID");
     }
     match event_type {
         "user.deleted" => Content::Deleted,
@@ -96,7 +97,7 @@ fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut 
     }
 }
 
-/// When a session's user signed in; somebody who impersonates the user did not.
+/// Returns when the user of a session signed in, or `None` if an administrator impersonates the user.
 fn signed_in(data: &Object, fallback: Option<Timestamp>) -> Option<Timestamp> {
     let field = |name: &str| data.get(name).map(|value| &**value);
     let impersonated = field("impersonator").is_some_and(|by| by.get() != "null")
@@ -104,11 +105,10 @@ fn signed_in(data: &Object, fallback: Option<Timestamp>) -> Option<Timestamp> {
     if impersonated { None } else { timestamp(field("created_at")).or(fallback) }
 }
 
-/// The type under which the inbox keeps what cannot even be read as an event.
+/// The type of inbox rows for list items that are not events.
 pub(crate) const UNREADABLE: &str = "unreadable";
 
-/// Reads an event of the Events API. What cannot be read as one is kept all the same: an item of a list has no sender who
-/// could be told.
+/// Parses an item of the Events API. An item that is not an event is stored too, because no sender could be answered 400.
 pub(crate) fn listed_event(item: &RawValue) -> Event {
     let payload = Bytes::copy_from_slice(item.get().as_bytes());
     read_event(&payload).unwrap_or_else(|error| {
@@ -121,7 +121,7 @@ pub(crate) fn listed_event(item: &RawValue) -> Event {
     })
 }
 
-/// What the inbox keeps of an item that is no event: its bytes, under a hash of them.
+/// Returns the inbox row for a list item that is not an event. Its ID is a hash of its bytes.
 pub(crate) fn unreadable(item: &RawValue, why: &'static str) -> Event {
     let payload = Bytes::copy_from_slice(item.get().as_bytes());
     Event {
@@ -134,9 +134,13 @@ pub(crate) fn unreadable(item: &RawValue, why: &'static str) -> Event {
     }
 }
 
-/// Reads what the inbox has kept; its signature or its source was checked when it came. `None` where it still cannot be
-/// read as what it is.
-pub(crate) fn kept(event_type: &str, created_at: Option<Timestamp>, payload: &Bytes) -> Option<Observation> {
+/// Parses a payload of the inbox. Its signature or source was verified when it was received. Returns `None` if it still cannot
+/// be parsed.
+pub(crate) fn stored_observation(
+    event_type: &str,
+    created_at: Option<Timestamp>,
+    payload: &Bytes,
+) -> Option<Observation> {
     if event_type == SNAPSHOT {
         let text = std::str::from_utf8(payload).ok()?;
         return snapshot(text, created_at?).ok().map(Observation::Snapshot);
@@ -144,14 +148,14 @@ pub(crate) fn kept(event_type: &str, created_at: Option<Timestamp>, payload: &By
     read_event(payload).ok().map(Observation::Event)
 }
 
-/// The `data` of an event that the inbox has kept, fit for PostgreSQL's JSON.
-pub(crate) fn kept_data(payload: &[u8]) -> Option<Box<RawValue>> {
+/// Returns the `data` of a stored event, as JSON that PostgreSQL accepts.
+pub(crate) fn stored_data(payload: &[u8]) -> Option<Box<RawValue>> {
     let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
-    let fit = json::fit(std::str::from_utf8(without_bom).ok()?);
-    json::object(&fit.text)?.remove("data")
+    let sanitized = json::sanitize(std::str::from_utf8(without_bom).ok()?);
+    json::object(&sanitized.text)?.remove("data")
 }
 
-/// Reads a user of WorkOS's REST API. What cannot be applied becomes an event that holds it, for the quarantine.
+/// Parses a user of the REST API. A user that cannot be applied becomes an event with its payload, for the quarantine.
 pub(crate) fn listed_user(item: &RawValue, observed_at: Timestamp) -> Observation {
     match snapshot(item.get(), observed_at) {
         Ok(snapshot) => Observation::Snapshot(snapshot),
@@ -159,10 +163,10 @@ pub(crate) fn listed_user(item: &RawValue, observed_at: Timestamp) -> Observatio
     }
 }
 
-/// The type under which the inbox keeps snapshots that could not be applied.
+/// The type of inbox rows for snapshots that could not be applied.
 pub(crate) const SNAPSHOT: &str = "snapshot";
 
-/// What the inbox keeps of a snapshot that PostgreSQL refuses.
+/// Returns the inbox row for a snapshot that PostgreSQL rejects.
 pub(crate) fn kept_snapshot(snapshot: &Snapshot) -> Event {
     Event {
         id: snapshot.version.id.clone(),
@@ -174,9 +178,9 @@ pub(crate) fn kept_snapshot(snapshot: &Snapshot) -> Event {
     }
 }
 
-/// What the inbox keeps of a user object that is no snapshot; its `created_at` is when it was observed.
+/// Returns the inbox row for a user object that cannot be applied. Its `created_at` is the time of the observation.
 fn unusable_snapshot(text: &str, observed_at: Timestamp, reason: &'static str) -> Event {
-    let data = json::object(&json::fit(text).text);
+    let data = json::object(&json::sanitize(text).text);
     let id = data.as_ref().map_or_else(|| hashed(SNAPSHOT, text.as_bytes()), snapshot_id);
     Event {
         id,
@@ -188,7 +192,7 @@ fn unusable_snapshot(text: &str, observed_at: Timestamp, reason: &'static str) -
     }
 }
 
-/// The same user object has the same id, whatever the order of its fields.
+/// Returns the ID of a snapshot. Equal user objects have equal IDs, in any order of their fields.
 fn snapshot_id(data: &Object) -> String {
     let mut canonical = String::new();
     for (name, value) in data {
@@ -203,30 +207,31 @@ fn hashed(kind: &str, bytes: &[u8]) -> String {
     format!("{kind}:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Reads a user object of WorkOS's REST API, observed at `observed_at` (its `Date` header less the request's duration).
+/// Parses a user object of the REST API. `observed_at` is the `Date` header minus the duration of the request.
 ///
 /// # Errors
-/// The reason, in words that hold nothing of the object, why it cannot be applied.
+/// Why the object cannot be applied. The text contains nothing of the object.
 pub fn snapshot(object: &str, observed_at: Timestamp) -> Result<Snapshot, &'static str> {
-    let fit = json::fit(object);
-    if fit.too_deep {
+    let sanitized = json::sanitize(object);
+    if sanitized.too_deep {
         return Err("nested deeper than 128 levels");
     }
-    let mut data = json::object(&fit.text).ok_or("the user is not a JSON object")?;
+    let mut data = json::object(&sanitized.text).ok_or("the user is not a JSON object")?;
     let id = snapshot_id(&data);
     let user = user(&mut data, Some(observed_at))?;
     let version = Version { updated_at: user.updated_at, observed_at, id };
     Ok(Snapshot { user, version, payload: Bytes::copy_from_slice(object.as_bytes()) })
 }
 
-/// Takes the user's fields out of `data`; what is left is its [`User::extra`].
+/// Moves the user's fields out of `data`. The remaining fields become [`User::extra`].
 fn user(data: &mut Object, fallback: Option<Timestamp>) -> Result<User, &'static str> {
     let known: Object = FIELDS.iter().filter_map(|name| data.remove_entry(*name)).collect();
     let field = |name: &str| known.get(name).map(|value| &**value);
     Ok(User {
-        id: usable_id(field("id")).ok_or("data.id is missing or no id")?,
-        email: json::string(field("email")).ok_or("email is missing or no text")?,
-        email_verified: json::boolean(field("email_verified")).ok_or("email_verified is missing or no boolean")?,
+        id: usable_id(field("id")).ok_or("data.id is missing or is not an ID")?,
+        email: json::string(field("email")).ok_or("email is missing or is not a string")?,
+        email_verified: json::boolean(field("email_verified"))
+            .ok_or("email_verified is missing or is not a boolean")?,
         first_name: json::text(field("first_name")),
         last_name: json::text(field("last_name")),
         name: json::text(field("name")),
@@ -239,7 +244,9 @@ fn user(data: &mut Object, fallback: Option<Timestamp>) -> Result<User, &'static
         last_sign_in_at: timestamp(field("last_sign_in_at")),
         locale: json::text(field("locale")),
         created_at: timestamp(field("created_at")),
-        updated_at: timestamp(field("updated_at")).or(fallback).ok_or("there is no time to order it by")?,
+        updated_at: timestamp(field("updated_at"))
+            .or(fallback)
+            .ok_or("it has no updated_at and no created_at, so it cannot be ordered")?,
         extra: std::mem::take(data),
     })
 }
@@ -285,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_values_are_normalised_and_absent_ones_are_null() {
+    fn unexpected_values_are_normalized_and_absent_ones_are_null() {
         let user = live(
             r#"{"id":"user_1","email":"a@example.test","email_verified":true,"first_name":42,"last_name":true,
                 "name":{"x":1},"locale":["en"],"external_id":1.50,"metadata":{"n":1E+2,"b":false,"o":{},"s":"x"},
@@ -298,12 +305,12 @@ mod tests {
         let metadata: Vec<_> = user.metadata.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
         assert_eq!(metadata, [("b", Some("false")), ("n", Some("1E+2")), ("o", None), ("s", Some("x"))]);
         assert_eq!(user.created_at.unwrap().to_string(), "2026-09-01T08:15:30.412Z");
-        assert_eq!(user.updated_at.to_string(), "2026-09-01T08:00:00.000Z", "the event's time stands in");
+        assert_eq!(user.updated_at.to_string(), "2026-09-01T08:00:00.000Z", "the event's time is the fallback");
         assert!(live(r#"{"id":"u","email":"a","email_verified":false,"metadata":"none"}"#).metadata.is_empty());
     }
 
     #[test]
-    fn what_postgres_and_utf8_refuse_becomes_a_replacement_character() {
+    fn characters_that_postgres_or_utf8_rejects_are_replaced() {
         let user = live(
             r#"{"id":"user_1","email":"a@example.test","email_verified":true,
                 "first_name":"N\u0000L \ud83d lone \udc00 pair \ud83e\udd80 slash \\u0000","metadata":{"k\u0000":"v\uD800"}}"#,
@@ -313,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_without_a_column_are_kept_to_the_digit() {
+    fn fields_without_a_column_keep_every_digit() {
         let user = live(
             r#"{"object":"user","id":"u","email":"a","email_verified":true,"big":12345678901234567890123,"e":1e400,"n":null}"#,
         );
@@ -322,19 +329,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_applied_names_its_reason_and_keeps_its_user() {
+    fn an_unusable_event_has_a_reason_and_its_user_id() {
         for (data, expected) in [
             ("[1]", "data is not an object"),
-            (r#"{"email":"a","email_verified":true}"#, "data.id is missing or no id"),
-            (r#"{"id":{},"email":"a","email_verified":true}"#, "data.id is missing or no id"),
-            (r#"{"id":"","email":"a","email_verified":true}"#, "data.id is missing or no id"),
-            (r#"{"id":"u","email":7,"email_verified":true}"#, "email is missing or no text"),
-            (r#"{"id":"u","email":"a","email_verified":"yes"}"#, "email_verified is missing or no boolean"),
+            (r#"{"email":"a","email_verified":true}"#, "data.id is missing or is not an ID"),
+            (r#"{"id":{},"email":"a","email_verified":true}"#, "data.id is missing or is not an ID"),
+            (r#"{"id":"","email":"a","email_verified":true}"#, "data.id is missing or is not an ID"),
+            (r#"{"id":"u","email":7,"email_verified":true}"#, "email is missing or is not a string"),
+            (r#"{"id":"u","email":"a","email_verified":"yes"}"#, "email_verified is missing or is not a boolean"),
         ] {
             assert_eq!(reason(&with_data(data)), Some(expected), "{data}");
         }
         let timeless = read(r#"{"id":"e","event":"user.created","data":{"id":"u","email":"a","email_verified":true}}"#);
-        assert_eq!(reason(&timeless), Some("there is no time to order it by"));
+        assert_eq!(reason(&timeless), Some("it has no updated_at and no created_at, so it cannot be ordered"));
         let deep = format!(r#"{{"id":"u","x":{}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
         let deep = with_data(&deep);
         assert_eq!(reason(&deep), Some("nested deeper than 128 levels"));
@@ -342,14 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_needs_only_an_id_and_a_number_will_do() {
+    fn a_delete_needs_only_an_id_which_can_be_a_number() {
         let event = read(r#"{"id":"e","event":"user.deleted","data":{"id":42}}"#);
         assert!(matches!(event.content, Content::Deleted));
         assert_eq!(event.user_id.as_deref(), Some("42"));
     }
 
     #[test]
-    fn an_event_of_any_type_is_tied_to_the_user_it_names() {
+    fn an_event_of_any_type_has_the_id_of_its_user() {
         let of = |event_type: &str, data: &str| {
             read(&format!(r#"{{"id":"e","event":"{event_type}","data":{data}}}"#)).user_id
         };
@@ -376,11 +383,11 @@ mod tests {
         }
         assert_eq!(read("\u{FEFF}{\"id\":\"e\",\"event\":\"x\",\"data\":{}}").id, "e");
         let long = read(&format!(r#"{{"id":"{}","event":"x","data":{{}}}}"#, "e".repeat(5_000)));
-        assert!(long.id.starts_with("sha256:"), "an id no index takes is kept under its hash");
+        assert!(long.id.starts_with("sha256:"), "an ID that cannot be indexed is replaced by its hash");
     }
 
     #[test]
-    fn equal_snapshots_have_equal_ids_whatever_their_key_order() {
+    fn equal_snapshots_have_equal_ids_in_any_key_order() {
         let at = Timestamp::from_unix_micros(0);
         let one = snapshot(r#"{"id":"u","email":"a","email_verified":true,"x":{"b":1,"a":[ 1, 2]}}"#, at).unwrap();
         let two = snapshot(r#"{"x":{"a":[1,2],"b":1},"email_verified":true, "email":"a","id":"u"}"#, at).unwrap();

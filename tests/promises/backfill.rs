@@ -164,15 +164,15 @@ async fn a_list_that_starts_over_for_ever_ends_the_walk_not_the_process() {
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
     let backfill = Backfill::new(JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1), false);
     let mut steps = 0;
-    let trouble = loop {
+    let error = loop {
         match backfill.step().await {
-            Err(trouble) => break trouble,
+            Err(error) => break error,
             Ok(step) => assert!(!matches!(step, Some(BackfillStep::Done(_))), "it never came to an end"),
         }
         steps += 1;
         assert!(steps < 1_000, "it goes round and round");
     };
-    assert!(matches!(trouble, JobError::Endless), "{trouble}");
+    assert!(matches!(error, JobError::Endless), "{error}");
     assert!(matches!(store.user(&ids[1]).await.unwrap(), Stored::Live { .. }), "what it met is here");
     server.abort();
 }
@@ -201,7 +201,7 @@ async fn the_wrong_key_changes_nothing_and_says_why() {
     assert_eq!(lab.count(rows).await, before);
     let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_API_KEY", "sk_test_mistyped")]).await;
     assert_eq!(code, 78, "{err}");
-    assert!(err.contains("refuses the API key (401)"), "{err}");
+    assert!(err.contains("rejected the API key (status 401)"), "{err}");
     let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_API_KEY", "")]).await;
     assert_eq!((code, err.contains("WORKOS_API_KEY is not set")), (78, true), "{err}");
     let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_CLIENT_ID", "client_other")]).await;

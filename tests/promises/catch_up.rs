@@ -44,8 +44,8 @@ pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
     panic!("the end is never reached");
 }
 
-pub(crate) async fn trouble(context: &JobContext) -> String {
-    context.jobs.standing()["catch_up"].trouble.clone().unwrap_or_default()
+pub(crate) async fn last_error(context: &JobContext) -> String {
+    context.jobs.current()["catch_up"].error.clone().unwrap_or_default()
 }
 
 #[tokio::test]
@@ -151,22 +151,22 @@ async fn a_refused_key_suspends_and_every_other_failure_backs_off() {
     let catch_up = lab.catch_up_of(context.clone());
     for (faults, says) in [
         (ApiFaults { refuse_key: true, ..ApiFaults::default() }, "check WORKOS_API_KEY"),
-        (ApiFaults { error: 100, ..ApiFaults::default() }, "it answers 50"),
-        (ApiFaults { rate_limit: 100, ..ApiFaults::default() }, "it answers 429"),
-        (ApiFaults { cut: 100, ..ApiFaults::default() }, "broke off"),
-        (ApiFaults { garbage: 100, ..ApiFaults::default() }, "not the JSON"),
+        (ApiFaults { error: 100, ..ApiFaults::default() }, "it answered 50"),
+        (ApiFaults { rate_limit: 100, ..ApiFaults::default() }, "it answered 429"),
+        (ApiFaults { cut: 100, ..ApiFaults::default() }, "connection was lost"),
+        (ApiFaults { garbage: 100, ..ApiFaults::default() }, "not the expected JSON"),
     ] {
         let key_refused = faults.refuse_key;
         lab.workos.set_api_faults(faults);
         let rest = catch_up.tick().await;
-        assert!(trouble(&context).await.contains(says), "{}", trouble(&context).await);
+        assert!(last_error(&context).await.contains(says), "{}", last_error(&context).await);
         assert_eq!(rest >= Duration::from_secs(120), key_refused, "{says}: {rest:?}");
         // And with them the pause that a 429 may ask for.
         lab.free_leases().await;
     }
     lab.workos.set_api_faults(ApiFaults::default());
     to_the_end(&lab, &catch_up).await;
-    assert_eq!(trouble(&context).await, "");
+    assert_eq!(last_error(&context).await, "");
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
     }
     lab.workos.set_api_faults(ApiFaults { backwards: true, ..ApiFaults::default() });
     catch_up.tick().await;
-    assert!(trouble(&context).await.contains("newest first"));
+    assert!(last_error(&context).await.contains("newest first"));
     assert_eq!(lab.count("select count(*) from workos.users").await, 4, "applied all the same");
     assert_eq!(context.store.catch_up_state().await.unwrap().unwrap(), before);
     lab.workos.set_api_faults(ApiFaults::default());
@@ -241,7 +241,7 @@ async fn another_environments_key_is_noticed_before_anything_is_read() {
     let context = lab.context_of(&other, &other.api_key());
     let before = context.store.catch_up_state().await.unwrap();
     let rest = lab.catch_up_of(context.clone()).tick().await;
-    assert!(trouble(&context).await.contains("WORKOS_API_KEY is the suspect"), "{}", trouble(&context).await);
+    assert!(last_error(&context).await.contains("WORKOS_API_KEY is the suspect"), "{}", last_error(&context).await);
     assert!(rest >= Duration::from_secs(60), "{rest:?}");
     assert_eq!(context.store.catch_up_state().await.unwrap(), before);
     let stored = context.store.user(stranger["id"].as_str().unwrap()).await.unwrap();

@@ -16,7 +16,7 @@ use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::{Api, ApiKey};
 use serde_json::Value;
 
-use crate::catch_up::{to_the_end, trouble};
+use crate::catch_up::{last_error, to_the_end};
 use crate::support::events;
 use crate::support::lab::Lab;
 
@@ -62,7 +62,7 @@ async fn a_late_event_is_applied_and_the_cursor_moves_on() {
             let place = place(&lab).await;
             assert_eq!(place.cursor.map(|cursor| cursor.id).as_deref(), last["id"].as_str(), "{late_by_s} s late");
             assert_eq!(name(&lab, &ids[0]).await, format!("Late {round}"));
-            assert_eq!(trouble(&context).await, "");
+            assert_eq!(last_error(&context).await, "");
         }
         lab.workos.set_api_faults(ApiFaults { late: 100, late_by_s: 600, page_limit, ..ApiFaults::default() });
         lab.workos.delete_user(&ids[1]).unwrap();
@@ -154,7 +154,7 @@ async fn cursors_that_are_refused_again_and_again_are_replaced_with_a_long_rest(
     }
     assert!(rests[0] < Duration::from_secs(1), "once is nothing to wait for: {rests:?}");
     assert!(rests[1..].iter().all(|rest| *rest >= Duration::from_secs(30)), "{rests:?}");
-    assert!(trouble(&context).await.contains("rejected catch-up's cursor again"));
+    assert!(last_error(&context).await.contains("rejected a new catch-up cursor"));
     to_the_end(&lab, &catch_up).await;
     assert_eq!(lab.count("select count(*) from workos.users").await, 3);
 }

@@ -123,7 +123,7 @@ fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
         ("AUTHKIT_SYNC_ACTION_URL", "https://10.0.0.1/", "not public"),
         ("AUTHKIT_SYNC_ACTION_URL", "https://me:hunter2@decide.example.com/", "a user name or password"),
         ("AUTHKIT_SYNC_ACTION_URL", "decide.example.com", "absolute"),
-        ("AUTHKIT_SYNC_ACTION_RULES", "allow * *; deny sign-up hunter2@example.com", "rule 2 must say"),
+        ("AUTHKIT_SYNC_ACTION_RULES", "allow * *; deny sign-up hunter2@example.com", "rule 2 has a wrong second word"),
         ("WORKOS_ACTION_SECRET", "an-endpoint-key-of-32-characters-", "also a secret of WorkOS"),
         ("AUTHKIT_SYNC_WEBHOOK_PATH", "/workos/action", "the path of actions"),
     ] {

@@ -363,7 +363,7 @@ async fn header_log_and_explanation_give_one_reason() {
         until("the request is logged", async || served.log().contains(&request_id)).await;
         let log = served.log();
         let line = log.lines().find(|line| line.contains(&request_id)).unwrap();
-        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["refused"], reason, "{line}");
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["reason"], reason, "{line}");
         if answer.status == 401 {
             // An expired token is some seconds older by now.
             let message = explained["message"].as_str().unwrap().split(" s ago").next().unwrap();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use authkit_sync::domain::event::Origin;
-use authkit_sync::domain::handler::{TRIES, Types};
+use authkit_sync::domain::handler::{MAX_ATTEMPTS, Types};
 use authkit_sync::store::handlers::BoxError;
 use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::sync::{apply, erasure};
@@ -63,7 +63,7 @@ async fn one_users_failure_waits_in_order_while_everybody_else_goes_on_and_is_se
     assert!(error.message.unwrap().contains("is refused"));
     let tries: i32 =
         sqlx::query_scalar("select attempts from workos.handler_backlog").fetch_one(&app.pool).await.unwrap();
-    assert_eq!(tries, TRIES);
+    assert_eq!(tries, MAX_ATTEMPTS);
     // The operator has mended the cause.
     mended.store(1, Ordering::SeqCst);
     assert_eq!(app.store.redrive_handler("mirror", None).await.unwrap(), Some(1));

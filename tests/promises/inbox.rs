@@ -44,7 +44,7 @@ async fn one_user_is_explained_from_first_to_last() {
     assert!(lines[2].contains("quarantined") && lines[2].contains("email"), "{out}");
     let (_, out, _) = lab.run(&["user", &id, "--json"]).await;
     let json: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((&json["stands"]["state"], &json["received"][2]["id"]), (&json!("alive"), &json!(poison)));
+    assert_eq!((&json["state"], &json["events"][2]["id"]), (&json!("live"), &json!(poison)));
     let (code, _, err) = lab.run(&["user", &id, "--erase"]).await;
     assert_eq!((code, err.contains("delete the user at WorkOS first")), (1, true), "{err}");
     apply(&store, Origin::Webhook, &[observed("user.deleted", 30, &json!({"id": id}))]).await.unwrap();
@@ -248,7 +248,7 @@ async fn a_step_of_housekeeping_that_fails_prevents_no_other() {
         sqlx::raw_sql(broken).execute(&lab.pool).await.unwrap();
         let housekeeping = Housekeeping::new(context.clone(), 10 * day, Some(vec!["x".to_owned()]));
         housekeeping.tick().await;
-        assert_eq!(context.jobs.standing()["housekeeping"].state, "trouble", "{broken}");
+        assert_eq!(context.jobs.current()["housekeeping"].state, "failing", "{broken}");
         let left = [
             lab.count("select count(*) from workos.erasures").await,
             lab.count("select count(*) from workos.action_verdicts").await,

@@ -24,7 +24,7 @@ async fn run(lab: &Lab, sql: &'static str) {
 }
 
 fn state(context: &JobContext) -> &'static str {
-    context.jobs.standing()["catch_up"].state
+    context.jobs.current()["catch_up"].state
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn every_replica_keeps_the_pause_that_workos_asked_one_of_them_for() {
         to_the_end(&lab, &first).await;
         lab.workos.set_api_faults(pausing());
         assert!(first.tick().await >= WISH);
-        assert_eq!(state(&one), "trouble");
+        assert_eq!(state(&one), "failing");
         lab.workos.set_api_faults(ApiFaults::default());
         let asked = lab.workos.requests("/events");
         assert!(first.tick().await > Duration::from_secs(1), "the pause is not over");
@@ -85,9 +85,9 @@ async fn a_lease_is_renewed_by_its_holder_alone_and_taken_over_when_it_ends_too_
     let firsts = holder().await;
     run(&lab, "update workos.leases set expires_at = now() + interval '2 seconds'").await;
     second.tick().await;
-    second.keep().await;
+    second.renew().await;
     assert!(holder().await == firsts && lab.count(left).await <= 2, "a process that stands by renews nothing");
-    first.keep().await;
+    first.renew().await;
     assert!(lab.count(left).await >= 5);
     // A year ahead: written under a wrong clock, and its holder is gone.
     run(&lab, "update workos.leases set expires_at = now() + interval '15 seconds'").await;
@@ -97,7 +97,7 @@ async fn a_lease_is_renewed_by_its_holder_alone_and_taken_over_when_it_ends_too_
     second.tick().await;
     assert_ne!(holder().await, firsts);
     assert!(lab.count(left).await <= i64::try_from(LEASE.as_secs()).unwrap());
-    first.keep().await;
+    first.renew().await;
     assert_ne!(holder().await, firsts, "what was lost is not renewed");
 }
 

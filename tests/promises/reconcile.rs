@@ -42,7 +42,7 @@ async fn drift_is_shown_by_id_and_field_and_then_repaired() {
     for line in [
         format!("{}  outdated: first_name, name, updated_at", ids[0]),
         format!("{}  outdated: last_sign_in_at", ids[1]),
-        format!("{}  alive here, gone at WorkOS", ids[2]),
+        format!("{}  live here, but WorkOS does not know it", ids[2]),
         format!("{missing}  missing here"),
         "check, nothing changed: 1 new, 2 updated, 5 unchanged, 1 deleted, 0 quarantined".to_owned(),
     ] {
@@ -71,7 +71,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
     lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
     let (code, _, err) = lab.run(&["reconcile"]).await;
     assert_eq!(code, 1);
-    assert!(err.contains("more than 5 users are gone") && err.contains("--accept-deletions"), "{err}");
+    assert!(err.contains("more than 5 users no longer exist") && err.contains("--accept-deletions"), "{err}");
     assert_eq!(dead(&lab).await, 0);
     let (code, out, err) = lab.run(&["reconcile", "--accept-deletions"]).await;
     assert_eq!((code, dead(&lab).await), (0, 6), "{out}{err}");
@@ -100,7 +100,7 @@ async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
     let context = lab.context_of(&empty, &empty.api_key());
     context.store.accept_deletions().await.unwrap();
     let outcome = crate::support::lab::reconcile(context, Mode::Repair).await;
-    assert!(matches!(outcome, Err(JobError::NobodyListed { live: 3 })), "{outcome:?}");
+    assert!(matches!(outcome, Err(JobError::EmptyList { live: 3 })), "{outcome:?}");
     assert_eq!(dead(&lab).await, 0);
 }
 
@@ -133,9 +133,9 @@ async fn a_tombstone_workos_contradicts_is_reported_and_stays() {
     let word = observed("user.deleted", 0, &json!({"id": ids[1]}));
     apply(&lab.context().store, Origin::Webhook, &[word]).await.unwrap();
     let (code, out, _) = lab.run(&["reconcile", "--check"]).await;
-    assert_eq!((code, out.contains(&format!("{}  deleted here, alive at WorkOS", ids[1]))), (1, true), "{out}");
+    assert_eq!((code, out.contains(&format!("{}  deleted here, but live at WorkOS", ids[1]))), (1, true), "{out}");
     let (code, out, _) = lab.run(&["reconcile"]).await;
-    assert_eq!((code, out.contains("a tombstone is never undone")), (0, true), "{out}");
+    assert_eq!((code, out.contains("a deleted user is never revived")), (0, true), "{out}");
     assert_eq!(dead(&lab).await, 1);
 }
 
@@ -273,7 +273,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
 async fn a_reconcile_that_another_process_overtook_starts_over() {
     let (lab, _) = silent(250).await;
     let slow = Reconcile::new(lab.context(), Mode::Repair, None);
-    assert!(matches!(slow.step().await.unwrap(), Some(ReconcileStep::Going { .. })));
+    assert!(matches!(slow.step().await.unwrap(), Some(ReconcileStep::InProgress { .. })));
     lab.free_leases().await;
     lab.clock.set(lab.clock.now().plus_seconds(60));
     lab.reconcile(Mode::Repair).await.unwrap();

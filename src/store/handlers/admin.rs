@@ -75,7 +75,7 @@ impl Store {
         if !rights.present {
             return Err(AddError::NoRole(role));
         }
-        if !rights.settable || !self.may_become(&role).await? {
+        if !rights.settable || !self.can_set_role(&role).await? {
             return Err(AddError::RoleNotOurs { role: rights.quoted, service: rights.service });
         }
         if !rights.callable {
@@ -170,8 +170,8 @@ impl Store {
     }
 
     /// Whether the service can set the role, found out by doing it: from PostgreSQL 16 on, a member may be denied it.
-    async fn may_become(&self, role: &str) -> Result<bool, StoreError> {
-        match self.transaction("become", &Become { role }).await {
+    async fn can_set_role(&self, role: &str) -> Result<bool, StoreError> {
+        match self.transaction("set role", &SetRole { role }).await {
             Ok(()) => Ok(true),
             Err(StoreError::Unavailable(why)) if why.starts_with("SQLSTATE 42501") => Ok(false),
             Err(error) => Err(error),
@@ -246,11 +246,11 @@ struct Rights {
     callable: bool,
 }
 
-struct Become<'a> {
+struct SetRole<'a> {
     role: &'a str,
 }
 
-impl Work for Become<'_> {
+impl Work for SetRole<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {

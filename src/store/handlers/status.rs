@@ -65,7 +65,7 @@ pub struct HandlerLag {
     pub dead_lettered: i64,
 }
 
-struct Row {
+struct StatusRow {
     name: String,
     types: Vec<String>,
     function: Option<String>,
@@ -85,8 +85,8 @@ struct Row {
     message: Option<String>,
 }
 
-impl From<Row> for HandlerStatus {
-    fn from(row: Row) -> Self {
+impl From<StatusRow> for HandlerStatus {
+    fn from(row: StatusRow) -> Self {
         Self {
             last_error: row.failed_position.map(|position| LastError {
                 at: row.failed_at.map(Timestamp::from),
@@ -120,7 +120,7 @@ impl Store {
         let rows = self
             .lookup(async |connection| {
                 sqlx::query_as!(
-                    Row,
+                    StatusRow,
                     r#"-- handlers.statuses
                     select
                         handlers.name,

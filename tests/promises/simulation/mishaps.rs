@@ -317,14 +317,14 @@ impl World<'_> {
         let before = self.digest().await;
         let done = self.replicas[at].step(job, polls).await;
         assert_eq!(self.digest().await, before, "changed by a process of another client");
-        let trouble = self.replicas[at].trouble(job).unwrap_or_default();
-        if done.is_none() || trouble.contains(NOT_OURS) {
+        let error = self.replicas[at].error(job).unwrap_or_default();
+        if done.is_none() || error.contains(NOT_OURS) {
             return self.restart(at).await;
         }
         // These two begin every step with a lease. A connection may be broken, or lead to a read-only server.
         self.replicas[at].unaware += u32::from(matches!(job, JobKind::CatchUp | JobKind::Housekeeping));
         let unaware = self.replicas[at].unaware;
-        assert!(unaware <= POOL, "{} does not notice that the database is another's: {trouble}", job.name());
+        assert!(unaware <= POOL, "{} does not notice that the database is another's: {error}", job.name());
     }
 
     pub(super) async fn handle_at_stray(&mut self, at: usize, which: usize) {

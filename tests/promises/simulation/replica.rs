@@ -186,11 +186,11 @@ impl Replica {
     }
 
     /// What a process does every few seconds, also while it rests.
-    pub(super) async fn keep(&self) {
-        self.catch_up.keep().await;
-        self.backfill.keep().await;
-        self.reconcile.keep().await;
-        self.housekeeping.keep().await;
+    pub(super) async fn renew(&self) {
+        self.catch_up.renew().await;
+        self.backfill.renew().await;
+        self.reconcile.renew().await;
+        self.housekeeping.renew().await;
     }
 
     /// Whether a job rests, because its last step failed.
@@ -200,7 +200,7 @@ impl Replica {
 
     /// A process rests after a failure for as long as its step said. Other rests are left out: the world is impatient.
     pub(super) fn note_rest(&mut self, job: JobKind, now: Timestamp, rest: Duration) {
-        if self.trouble(job).is_some() {
+        if self.error(job).is_some() {
             self.due.insert(job.name(), now.plus_micros(rest.as_micros().try_into().unwrap()));
         } else {
             self.due.remove(job.name());
@@ -208,8 +208,8 @@ impl Replica {
     }
 
     /// What is wrong with a job, after its last step.
-    pub(super) fn trouble(&self, job: JobKind) -> Option<String> {
-        self.context.jobs.standing().get(job.name()).and_then(|status| status.trouble.clone())
+    pub(super) fn error(&self, job: JobKind) -> Option<String> {
+        self.context.jobs.current().get(job.name()).and_then(|status| status.error.clone())
     }
 
     /// One step of a handler, along the feed or through its backlog; `None` when it was cut off.

@@ -63,10 +63,10 @@ impl World<'_> {
             }
             self.look().await;
             // Only of these two: a reconcile may still say what it met long ago.
-            let trouble = [JobKind::CatchUp, JobKind::Backfill].map(|job| self.replicas[0].trouble(job));
-            let suspect = trouble.iter().flatten().any(|trouble| trouble.contains("suspect"));
+            let error = [JobKind::CatchUp, JobKind::Backfill].map(|job| self.replicas[0].error(job));
+            let suspect = error.iter().flatten().any(|error| error.contains("suspect"));
             if suspect {
-                assert!(self.here().has_gaps(), "the key is suspected: {trouble:?}");
+                assert!(self.here().has_gaps(), "the key is suspected: {error:?}");
                 store.accept_deletions().await.unwrap();
             }
             let through = store.catch_up_state().await.unwrap().and_then(|place| place.synced_through);
@@ -75,7 +75,7 @@ impl World<'_> {
                 return;
             }
         }
-        let standings: Vec<_> = self.replicas.iter().map(|replica| replica.context.jobs.standing()).collect();
+        let standings: Vec<_> = self.replicas.iter().map(|replica| replica.context.jobs.current()).collect();
         panic!("catch-up does not come to an end: {standings:?}");
     }
 
@@ -87,8 +87,8 @@ impl World<'_> {
             match replica.reconcile.step().await {
                 Ok(Some(ReconcileStep::Done(_))) => return true,
                 Ok(None) => self.expire_leases().await,
-                Ok(Some(ReconcileStep::Going { .. })) => {}
-                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::NobodyListed { .. })
+                Ok(Some(ReconcileStep::InProgress { .. })) => {}
+                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::EmptyList { .. })
                     if self.environments.iter().any(|environment| environment.has_gaps()) =>
                 {
                     if self.here().workos.users().is_empty() {
@@ -97,10 +97,10 @@ impl World<'_> {
                     replica.context.store.accept_deletions().await.unwrap();
                 }
                 // A world in which everybody was deleted, and we know it, lists nobody.
-                Err(JobError::NobodyListed { live }) => panic!("{live} alive here, nobody at WorkOS"),
+                Err(JobError::EmptyList { live }) => panic!("{live} alive here, nobody at WorkOS"),
                 // A connection may still lead to a server that can only be read.
-                Err(trouble) if trouble.may_pass() => {}
-                Err(trouble) => panic!("{trouble}"),
+                Err(error) if error.is_temporary() => {}
+                Err(error) => panic!("{error}"),
             }
         }
         panic!("reconcile does not come to an end");

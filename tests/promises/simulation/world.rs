@@ -326,7 +326,7 @@ impl<'a> World<'a> {
         while sqlx::query(age).bind(millis).execute(&self.pool).await.is_err() {}
         for at in 0..self.replicas.len() {
             if !self.is_stray(at) && self.random.u8(0..4) > 0 {
-                self.replicas[at].keep().await;
+                self.replicas[at].renew().await;
             }
         }
     }

@@ -141,7 +141,7 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
         match reconcile.step().await? {
             Some(ReconcileStep::Done(report)) => return Ok(report),
             None => panic!("another process reconciles"),
-            Some(ReconcileStep::Going { .. }) => {}
+            Some(ReconcileStep::InProgress { .. }) => {}
         }
     }
 }
