@@ -97,7 +97,7 @@ async fn main() {
     // Kept data is flushed, as in production.
     let folder = std::env::temp_dir().join(format!("authkit-sync-changes-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
-    let data = Data::Kept(folder.join("postgres"));
+    let data = Data::Persistent(folder.join("postgres"));
     let postgres = PrivatePostgres::start(Programs::find().unwrap(), &data, &[]).unwrap();
     let pool = PgPoolOptions::new().max_connections(6).connect(&postgres.url("postgres")).await.unwrap();
     migrations::run(&pool).await.unwrap();

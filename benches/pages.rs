@@ -53,7 +53,7 @@ async fn main() {
     // Kept data is flushed, as in production.
     let folder = std::env::temp_dir().join(format!("authkit-sync-pages-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
-    let postgres = PrivatePostgres::start(programs, &Data::Kept(folder.join("postgres")), &[]).unwrap();
+    let postgres = PrivatePostgres::start(programs, &Data::Persistent(folder.join("postgres")), &[]).unwrap();
     let pool = PgPoolOptions::new().max_connections(4).connect(&postgres.url("postgres")).await.unwrap();
     migrations::run(&pool).await.unwrap();
     let clock = Clock::system();

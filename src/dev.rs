@@ -1,7 +1,7 @@
-//! A private PostgreSQL and a simulated WorkOS: what `authkit-sync dev` runs on, and our own tests.
+//! A private PostgreSQL and a simulated WorkOS, for `authkit-sync dev` and for our tests.
 //!
-//! Nothing here is for production. It works without any setting, keeps to this machine, and leaves nothing running however
-//! it ends.
+//! They are not for production. They need no settings, listen only on this machine, and stop when the process ends, even after
+//! `kill -9`.
 
 pub mod postgres;
 pub mod tour;

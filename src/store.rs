@@ -1,4 +1,4 @@
-//! The adapter to PostgreSQL: the pools, the one transaction runner, and a file per table. The only SQL is below here.
+//! The adapter to PostgreSQL: the pools, the transaction runner, and a file per table. All SQL is in this module.
 
 pub mod action_verdicts;
 pub(crate) mod batch;
@@ -30,30 +30,30 @@ pub use pool::Pool;
 pub use transaction::Work;
 pub use unfit::Unfit;
 
-/// How long one transaction or lookup may take by default, waiting for a connection included.
+/// Default timeout of a transaction or lookup, including the wait for a connection.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Access to the database. Cloning is cheap.
 ///
-/// Writes and lookups draw on pools of their own, so that a storm of one starves no other. Nothing is read or written
-/// before the database was found [fit](Store::check): migrated, and this environment's own.
+/// Writes and lookups have separate pools, so that many of one kind do not block the other. Nothing is read or written before the
+/// [check](Store::check) of the database has passed.
 #[derive(Clone, Debug)]
 pub struct Store {
     writes: Pool,
     lookups: Pool,
-    /// Where handlers run.
+    /// The pool of handlers' transactions.
     handlers: Pool,
     client_id: Arc<str>,
     timeout: Duration,
     begin_write: Arc<str>,
     begin_read: Arc<str>,
     fitness: Arc<Fitness>,
-    /// Asked before a database is bound to the client ID.
+    /// Called before the database is bound to the client ID.
     verifier: Option<Arc<dyn ClientVerifier>>,
 }
 
 impl Store {
-    /// Serves the environment of `client_id`; `timeout` bounds each transaction and each lookup.
+    /// Creates a store for the environment of `client_id`. `timeout` limits each transaction and each lookup.
     #[must_use]
     pub fn new(writes: impl Into<Pool>, lookups: impl Into<Pool>, client_id: &str, timeout: Duration) -> Self {
         let writes = writes.into();
@@ -70,39 +70,38 @@ impl Store {
         }
     }
 
-    /// Serves whichever environment the database belongs to, as an operator's commands do: it records no client ID, and
-    /// refuses none.
+    /// Creates a store for a database of any environment, for an operator's commands. It neither binds the database to a client ID
+    /// nor checks it.
     #[must_use]
     pub fn of_any_client(pool: impl Into<Pool>, timeout: Duration) -> Self {
         let pool = pool.into();
         Self::new(pool.clone(), pool, "", timeout)
     }
 
-    /// The number of connections for writes.
+    /// Returns the maximum number of connections for writes.
     pub(crate) fn write_connections(&self) -> usize {
         usize::try_from(self.writes.connections().options().get_max_connections()).unwrap_or(usize::MAX)
     }
 
-    /// Bounds each transaction and each lookup.
+    /// Returns the timeout of each transaction and each lookup.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The same store, which binds a database to its client ID only once `verifier` has confirmed that WorkOS knows it.
+    /// Returns the store with a verifier. It binds the database to its client ID only if the verifier confirms that WorkOS knows it.
     #[must_use]
     pub fn verifying_client(self, verifier: Arc<dyn ClientVerifier>) -> Self {
         Self { verifier: Some(verifier), ..self }
     }
 
-    /// The same store on a pool of its own, so that background work starves neither webhooks nor lookups.
+    /// Returns the store with another pool, so that background jobs block neither webhooks nor lookups.
     #[must_use]
     pub fn on_pool(&self, pool: impl Into<Pool>) -> Self {
         let pool = pool.into();
         Self { writes: pool.clone(), lookups: pool, ..self.clone() }
     }
 
-    /// The same store with a pool of its own for handlers' transactions: however slow handlers are, their administration has
-    /// a connection.
+    /// Returns the store with a separate pool for handlers' transactions, so that slow handlers do not block their administration.
     #[must_use]
     pub fn handlers_on(&self, pool: impl Into<Pool>) -> Self {
         Self { handlers: pool.into(), ..self.clone() }

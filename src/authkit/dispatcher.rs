@@ -22,7 +22,7 @@ pub(super) struct Dispatcher {
     feed: Feed,
     rust: Vec<RustHandler>,
     /// Whether the handlers in Rust are registered in the database.
-    is_enrolled: bool,
+    is_registered: bool,
     /// Handlers whose loops run, with true for SQL: a name can move from Rust to SQL.
     started: HashSet<(String, bool)>,
     /// Handlers that have metrics.
@@ -36,7 +36,7 @@ impl Dispatcher {
         let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
         let (feed, started) = (Feed::new(context.store.clone()), HashSet::new());
         let job =
-            Self { context: context.clone(), feed, rust, is_enrolled: false, started, measured: Vec::new(), loops };
+            Self { context: context.clone(), feed, rust, is_registered: false, started, measured: Vec::new(), loops };
         Runner::of_job(context, job)
     }
 }
@@ -56,15 +56,15 @@ impl Job for Dispatcher {
 
     async fn step(&mut self) -> Result<(), JobError> {
         let store = &self.context.store;
-        // A handler that cannot start does not prevent the others.
-        let mut taken = None;
-        if !self.is_enrolled {
+        // A handler with a name that is already used does not prevent the others.
+        let mut used_name = None;
+        if !self.is_registered {
             for handler in &self.rust {
                 if !store.register_handler(&handler.name, &handler.types, handler.from_start).await? {
-                    taken = Some(handler.name.to_string());
+                    used_name = Some(handler.name.to_string());
                 }
             }
-            self.is_enrolled = taken.is_none();
+            self.is_registered = used_name.is_none();
         }
         for handler in store.handlers(None).await? {
             let in_sql = handler.sql.is_some();
@@ -78,13 +78,13 @@ impl Job for Dispatcher {
             }
         }
         let lags = store.handler_lags().await?;
-        for gone in self.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
-            self.context.metrics.forget_handler(gone);
+        for removed in self.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
+            self.context.metrics.forget_handler(removed);
         }
         for lag in &lags {
             self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.dead_lettered);
         }
         self.measured = lags.into_iter().map(|lag| lag.name).collect();
-        taken.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))
+        used_name.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))
     }
 }

@@ -214,7 +214,7 @@ impl Machine {
 }
 
 async fn start_postgres(home: Option<&Path>) -> Result<PrivatePostgres, Failure> {
-    let data = home.map_or(Data::Throwaway, |home| Data::Kept(home.join("postgres")));
+    let data = home.map_or(Data::Temporary, |home| Data::Persistent(home.join("postgres")));
     let cache = home.map_or_else(default_home, |home| Ok(home.to_owned()))?;
     let started = tokio::task::spawn_blocking(move || {
         let programs = Programs::find_or_fetch(&cache, |step| eprintln!("{step}"))?;

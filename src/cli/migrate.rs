@@ -33,9 +33,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         return Ok(if only_look && !is_current { Exit::No } else { Exit::Yes });
     }
     let applied = migrations::run(&pool).await?;
-    let refused = roles::assert(&pool).await?;
+    let not_allowed = roles::assert(&pool).await?;
     if json {
-        println!("{}", json!({ "applied": applied, "not_allowed": refused }));
+        println!("{}", json!({ "applied": applied, "not_allowed": not_allowed }));
     } else if applied.is_empty() {
         println!("no pending migrations: the schema is current");
     } else {
@@ -43,9 +43,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             println!("applied {migration}");
         }
     }
-    if !json && !refused.is_empty() {
+    if !json && !not_allowed.is_empty() {
         println!("this role lacks the privilege for these statements; let a superuser run them:");
-        for statement in refused {
+        for statement in not_allowed {
             println!("    {statement};");
         }
     }

@@ -1,8 +1,8 @@
-//! A PostgreSQL server of our own, from the programs installed on this machine or fetched.
+//! Starts a private PostgreSQL server with the programs on this machine, or with downloaded ones.
 //!
-//! It listens on a Unix socket in a directory nobody else may enter, so it needs no port and no password. It runs as an
-//! ordinary user even when we are root, which PostgreSQL demands. However we end, a small child that holds a pipe to us
-//! stops it when the pipe closes, and removes what was temporary.
+//! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password. If the process
+//! is root, it runs as another user, because PostgreSQL requires that. A watchdog process holds a pipe to this process. When the
+//! pipe closes, it stops the server and removes temporary files, even after `kill -9`.
 
 mod npm;
 mod programs;
@@ -19,17 +19,17 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 pub use programs::Programs;
 
-/// How long a start or a stop may take. A first start on a slow disk takes seconds.
+/// Timeout of a start or a stop. A first start on a slow disk takes seconds.
 const STATE_CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a start waits for a predecessor on the same data to end.
+/// How long a start waits for an earlier server on the same data to stop.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where memory serves as a disk, on Linux.
+/// The file system in memory, on Linux.
 const MEMORY: &str = "/dev/shm";
 
-/// Stops the server once our end of the pipe closes, and removes what is temporary: arguments are the signal, the server's
-/// process id and the directory. A zombie has ended: when we were killed, its new parent may take a long time to reap it.
+/// Stops the server when this process closes the pipe, and removes temporary files. Arguments: the signal, the server's process
+/// ID, and the directory. A zombie has ended: when we were killed, its new parent may take a long time to reap it.
 const WATCHDOG: &str = r#"
 cat >/dev/null
 kill "$1" "$2" 2>/dev/null
@@ -41,7 +41,7 @@ done
 rm -rf "$3"
 "#;
 
-/// Why there is no server; the text says what to do.
+/// The server could not be started or stopped. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct PostgresError(String);
@@ -56,13 +56,13 @@ impl PostgresError {
     }
 }
 
-/// Where the data is, and what becomes of it.
+/// Where the data is stored.
 #[derive(Clone, Debug)]
 pub enum Data {
-    /// Kept between runs, and flushed to disk as production would.
-    Kept(PathBuf),
-    /// In memory where there is a gigabyte free; gone when the server is.
-    Throwaway,
+    /// In this directory, between runs, with `fsync` as in production.
+    Persistent(PathBuf),
+    /// In a temporary directory, in memory if a gigabyte is free. Removed when the server stops.
+    Temporary,
 }
 
 /// A running server. It stops when dropped.
@@ -71,9 +71,9 @@ pub struct PrivatePostgres {
     programs: Programs,
     owner: Option<(u32, u32)>,
     data: PathBuf,
-    /// Holds the socket, the log, and throwaway data.
+    /// The directory with the socket, the log, and temporary data.
     scratch: PathBuf,
-    throwaway: bool,
+    is_temporary: bool,
     settings: Vec<String>,
     server: Option<Running>,
 }
@@ -82,57 +82,57 @@ pub struct PrivatePostgres {
 struct Running {
     postgres: Child,
     watchdog: Child,
-    leash: Option<ChildStdin>,
+    pipe: Option<ChildStdin>,
 }
 
 impl PrivatePostgres {
-    /// Starts a server, with fresh data where there is none. `settings` are `name=value`, as `postgres -c` takes them.
+    /// Starts a server, and initializes the data directory if it is empty. `settings` are `name=value`, as for `postgres -c`.
     ///
     /// # Errors
-    /// [`PostgresError`], with the last lines of the server's log where it has one.
+    /// [`PostgresError`], with the last lines of the server's log if there is one.
     pub fn start(programs: Programs, data: &Data, settings: &[&str]) -> Result<Self, PostgresError> {
-        let scratch = scratch_directory(matches!(data, Data::Throwaway))?;
+        let scratch = scratch_directory(matches!(data, Data::Temporary))?;
         let owner = owner()?;
-        give(&scratch, owner)?;
-        let (data, throwaway) = match data {
-            Data::Kept(path) => (path.clone(), false),
-            Data::Throwaway => (scratch.join("data"), true),
+        change_owner(&scratch, owner)?;
+        let (data, is_temporary) = match data {
+            Data::Persistent(path) => (path.clone(), false),
+            Data::Temporary => (scratch.join("data"), true),
         };
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut server = Self { programs, owner, data, scratch, throwaway, settings, server: None };
-        server.initialise()?;
+        let mut server = Self { programs, owner, data, scratch, is_temporary, settings, server: None };
+        server.initialize()?;
         server.resume()?;
         Ok(server)
     }
 
-    /// Where to connect for this database.
+    /// Returns the connection URL of a database.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        // The port is written out, because drivers fall back to PGPORT.
+        // The port is explicit, because drivers would use PGPORT.
         format!("postgres://postgres@localhost:5432/{database}?host={}", self.scratch.display())
     }
 
-    /// The server's process id, while it runs.
+    /// Returns the server's process ID while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(|running| running.postgres.id())
     }
 
-    /// The directory with everything temporary.
+    /// Returns the directory with the temporary files.
     #[must_use]
     pub fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// Stops the server as an orderly shutdown would; the data stays until this is dropped.
+    /// Stops the server in an orderly way. The data stays until this value is dropped.
     ///
     /// # Errors
-    /// [`PostgresError`] when it does not end.
+    /// [`PostgresError`] if it does not stop.
     pub fn pause(&mut self) -> Result<(), PostgresError> {
         self.end(Signal::INT)
     }
 
-    /// Starts it again on the same data, at the same URL.
+    /// Starts the server again with the same data and URL.
     ///
     /// # Errors
     /// [`PostgresError`]
@@ -141,12 +141,12 @@ impl PrivatePostgres {
         loop {
             match self.spawn() {
                 Err(error) if error.0.contains("postmaster.pid") && Instant::now() < deadline => {
-                    // A predecessor that was killed is still being stopped by its watchdog.
+                    // The watchdog of a killed process is still stopping its server.
                     std::thread::sleep(Duration::from_millis(200));
                 }
                 Err(error) if error.0.contains("postmaster.pid") => {
                     return Err(PostgresError::new(format!(
-                        "another server uses {}; is another `authkit-sync dev` running?",
+                        "another server uses the data in {}; stop the other `authkit-sync dev`, or choose another folder with --data",
                         self.data.display()
                     )));
                 }
@@ -155,7 +155,7 @@ impl PrivatePostgres {
         }
     }
 
-    fn initialise(&self) -> Result<(), PostgresError> {
+    fn initialize(&self) -> Result<(), PostgresError> {
         let version = self.data.join("PG_VERSION");
         if let Ok(found) = fs::read_to_string(&version) {
             let found = found.trim();
@@ -163,7 +163,7 @@ impl PrivatePostgres {
                 Ok(())
             } else {
                 Err(PostgresError::new(format!(
-                    "{} was made by PostgreSQL {found}, and the programs here are PostgreSQL {}; install PostgreSQL {found}, or remove that directory to start anew",
+                    "the data in {} was created by PostgreSQL {found}, but this machine has PostgreSQL {}; install PostgreSQL {found}, or remove that directory to start with empty data",
                     self.data.display(),
                     self.programs.major()
                 )))
@@ -174,20 +174,20 @@ impl PrivatePostgres {
             .mode(0o700)
             .create(&self.data)
             .map_err(|error| PostgresError::io("create", &self.data, &error))?;
-        give(&self.data, self.owner)?;
+        change_owner(&self.data, self.owner)?;
         let common = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"];
-        // Tests must not pass only because the database sorts bytewise.
-        let locale: &[&str] = if self.throwaway {
+        // Tests must pass with a database that does not sort bytewise.
+        let locale: &[&str] = if self.is_temporary {
             &["--locale=C", "--locale-provider=icu", "--icu-locale=en-US"]
         } else {
             &["--no-locale"]
         };
         let mut initdb = self.command("initdb");
         initdb.arg("-D").arg(&self.data).args(common).args(locale);
-        if self.throwaway {
+        if self.is_temporary {
             initdb.arg("--no-sync");
         }
-        let output = initdb.output().map_err(|error| PostgresError::new(format!("initdb cannot be run: {error}")))?;
+        let output = initdb.output().map_err(|error| PostgresError::new(format!("cannot run initdb: {error}")))?;
         if output.status.success() {
             return Ok(());
         }
@@ -211,22 +211,22 @@ impl PrivatePostgres {
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(&self.data).arg("-k").arg(&self.scratch);
         postgres.args(["-c", "listen_addresses=", "-c", "port=5432"]);
-        // A POSIX segment would stay behind when the server is killed; a file goes with its data.
+        // A POSIX shared memory segment would remain if the server is killed. A file is removed with the data.
         postgres.args(["-c", "dynamic_shared_memory_type=mmap"]);
-        if self.throwaway {
+        if self.is_temporary {
             postgres.args(["-c", "fsync=off", "-c", "max_connections=300"]);
         }
         for setting in &self.settings {
             postgres.arg("-c").arg(setting);
         }
         let postgres = postgres.stdout(log).stderr(log_too).spawn();
-        let postgres = postgres.map_err(|error| PostgresError::new(format!("postgres cannot be run: {error}")))?;
+        let postgres = postgres.map_err(|error| PostgresError::new(format!("cannot run postgres: {error}")))?;
         let mut watchdog = Command::new("sh")
             .args([
                 "-c",
                 WATCHDOG,
                 "watchdog",
-                if self.throwaway { "-QUIT" } else { "-INT" },
+                if self.is_temporary { "-QUIT" } else { "-INT" },
                 &postgres.id().to_string(),
             ])
             .arg(&self.scratch)
@@ -236,13 +236,13 @@ impl PrivatePostgres {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| PostgresError::new(format!("sh cannot be run: {error}")))?;
-        let leash = watchdog.stdin.take();
-        self.server = Some(Running { postgres, watchdog, leash });
+            .map_err(|error| PostgresError::new(format!("cannot run sh: {error}")))?;
+        let pipe = watchdog.stdin.take();
+        self.server = Some(Running { postgres, watchdog, pipe });
         self.wait_until_ready(&log_path)
     }
 
-    /// The eighth line of `postmaster.pid` says `ready`, or `standby` on a standby, once connections are taken.
+    /// Waits until the eighth line of `postmaster.pid` is `ready`, or `standby` on a standby: then the server accepts connections.
     fn wait_until_ready(&mut self, log: &Path) -> Result<(), PostgresError> {
         let deadline = Instant::now() + STATE_CHANGE_TIMEOUT;
         let state = self.data.join("postmaster.pid");
@@ -252,7 +252,7 @@ impl PrivatePostgres {
                 let text = fs::read_to_string(log).unwrap_or_default();
                 let lines: Vec<&str> = text.lines().rev().take(5).collect();
                 let tail: Vec<&str> = lines.into_iter().rev().collect();
-                self.forget();
+                self.end_watchdog();
                 return Err(PostgresError::new(format!("the private PostgreSQL did not start:\n{}", tail.join("\n"))));
             }
             let own = running.postgres.id().to_string();
@@ -266,15 +266,15 @@ impl PrivatePostgres {
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = self.end(Signal::QUIT);
-        Err(PostgresError::new("the private PostgreSQL did not get ready within a minute"))
+        Err(PostgresError::new("the private PostgreSQL did not become ready within a minute"))
     }
 
-    /// Data that nobody will read need not be flushed.
+    /// Returns the signal for the last stop. Temporary data need not be flushed.
     fn last_signal(&self) -> Signal {
-        if self.throwaway { Signal::QUIT } else { Signal::INT }
+        if self.is_temporary { Signal::QUIT } else { Signal::INT }
     }
 
-    /// Signals the server and waits for it.
+    /// Sends a signal to the server and waits until it stops.
     fn end(&mut self, signal: Signal) -> Result<(), PostgresError> {
         let Some(running) = &mut self.server else { return Ok(()) };
         let _ = kill_process(Pid::from_child(&running.postgres), signal);
@@ -283,21 +283,23 @@ impl PrivatePostgres {
             if Instant::now() > deadline {
                 let _ = running.postgres.kill();
                 let _ = running.postgres.wait();
-                self.forget();
-                return Err(PostgresError::new("the private PostgreSQL did not stop within a minute, and was killed"));
+                self.end_watchdog();
+                return Err(PostgresError::new(
+                    "the private PostgreSQL did not stop within a minute, so it was killed",
+                ));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.forget();
+        self.end_watchdog();
         Ok(())
     }
 
-    /// The server has ended: ends the watchdog without letting it do its work, so that a pause keeps the data.
-    fn forget(&mut self) {
+    /// Ends the watchdog after the server has stopped, so that it does not remove the data.
+    fn end_watchdog(&mut self) {
         let Some(mut running) = self.server.take() else { return };
         let _ = running.watchdog.kill();
         let _ = running.watchdog.wait();
-        drop(running.leash.take());
+        drop(running.pipe.take());
     }
 }
 
@@ -308,7 +310,7 @@ impl Drop for PrivatePostgres {
     }
 }
 
-/// A new directory, short enough for a socket's path, entered by nobody else.
+/// Creates a directory that other users cannot enter. Its path is short enough for a socket.
 fn scratch_directory(large: bool) -> Result<PathBuf, PostgresError> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let memory = Path::new(MEMORY);
@@ -328,7 +330,7 @@ fn has_a_gigabyte(path: &Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= 1 << 30)
 }
 
-/// Whom PostgreSQL must run as: ourselves (`None`), or, when we are root, `postgres`, else `nobody`.
+/// Returns the user that runs PostgreSQL: the current user (`None`), or, if it is root, `postgres` or else `nobody`.
 fn owner() -> Result<Option<(u32, u32)>, PostgresError> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -341,12 +343,12 @@ fn owner() -> Result<Option<(u32, u32)>, PostgresError> {
     };
     find("postgres").or_else(|| find("nobody")).map(Some).ok_or_else(|| {
         PostgresError::new(
-            "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody to run it as",
+            "PostgreSQL cannot run as root, and this machine has neither the user postgres nor the user nobody; create the user postgres",
         )
     })
 }
 
-fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<(), PostgresError> {
+fn change_owner(path: &Path, owner: Option<(u32, u32)>) -> Result<(), PostgresError> {
     let Some((uid, gid)) = owner else { return Ok(()) };
-    chown(path, Some(uid), Some(gid)).map_err(|error| PostgresError::io("give away", path, &error))
+    chown(path, Some(uid), Some(gid)).map_err(|error| PostgresError::io("change the owner of", path, &error))
 }

@@ -1,4 +1,4 @@
-//! The short tour: a user's life at WorkOS, as the service tells it.
+//! The short tour: creates, renames and deletes a user at WorkOS, and shows what the service answers.
 
 use std::time::Duration;
 
@@ -6,37 +6,37 @@ use serde_json::{Map, Value, json};
 
 use super::workos::{Faults, SimulatedWorkos};
 
-/// How long a step may take: far more than it does.
+/// Timeout of a step, much longer than a step takes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A step that did not end as promised.
+/// A step of the tour had the wrong result.
 #[derive(Debug, thiserror::Error)]
 #[error("the tour failed: {0}")]
 pub struct TourError(String);
 
-/// Plays the tour against the service at `url`, saying each step as it happens.
+/// Plays the tour with the service at `url`, and passes a line about each step to `say`.
 ///
 /// # Errors
-/// [`TourError`] naming the step that did not end as promised.
+/// [`TourError`] if a step has the wrong result.
 pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Result<(), TourError> {
     let guide =
         Guide { client: crate::workos::http::http_client().map_err(|error| TourError(error.to_string()))?, url };
-    // A tour that was cut short may have left her behind.
+    // An interrupted tour may have left this user.
     let ada = |user: &&Value| user.get("email").and_then(Value::as_str) == Some("ada@example.test");
     if let Some(id) = workos.users().iter().find(ada).and_then(|user| user.get("id")).and_then(Value::as_str) {
         let _ = workos.delete_user(id);
     }
     let ada = object(json!({"email": "ada@example.test", "first_name": "Ada", "last_name": "Quill"}));
-    let user = workos.create_user(&ada).map_err(|fault| TourError(format!("WorkOS refused a user: {fault:?}")))?;
+    let user = workos.create_user(&ada).map_err(|fault| TourError(format!("WorkOS rejected a user: {fault:?}")))?;
     let id = user.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     say(&format!("1. WorkOS      user.created   {id} (Ada Quill), signed and posted to /workos/webhook"));
-    let token = workos.sign_in(&id).map_err(|fault| TourError(format!("WorkOS refused a sign-in: {fault:?}")))?;
-    let answer = guide.until("the new user to answer", &token, |status, _| status == 200).await?;
+    let token = workos.sign_in(&id).map_err(|fault| TourError(format!("WorkOS rejected a sign-in: {fault:?}")))?;
+    let answer = guide.until("the new user", &token, |status, _| status == 200).await?;
     say(&format!("2. get_auth_user with Ada's access token   → 200 {}", brief(&answer)));
 
     let rename = |name: &str| {
         let given = object(json!({"first_name": name, "metadata": {"plan": "team"}}));
-        workos.update_user(&id, &given).map_err(|fault| TourError(format!("WorkOS refused a change: {fault:?}")))
+        workos.update_user(&id, &given).map_err(|fault| TourError(format!("WorkOS rejected a change: {fault:?}")))
     };
     let named =
         |name: &'static str| move |_, body: &Value| body.get("first_name").and_then(Value::as_str) == Some(name);
@@ -49,11 +49,11 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     let lost = rename("Augusta");
     workos.set_faults(Faults::default());
     lost?;
-    say("5. WorkOS      user.updated   Adaline is renamed Augusta, and this webhook is lost for good");
+    say("5. WorkOS      user.updated   Adaline is renamed Augusta, and this webhook is lost");
     let answer = guide.until("the name whose webhook was lost", &token, named("Augusta")).await?;
     say(&format!("6. get_auth_user   → 200 {}, read by catch-up", brief(&answer)));
 
-    workos.delete_user(&id).map_err(|fault| TourError(format!("WorkOS refused a deletion: {fault:?}")))?;
+    workos.delete_user(&id).map_err(|fault| TourError(format!("WorkOS rejected a deletion: {fault:?}")))?;
     say("7. WorkOS      user.deleted");
     let gone = |status, body: &Value| status == 404 && body.get("code").and_then(Value::as_str) == Some("user_deleted");
     guide.until("the deletion", &token, gone).await?;
@@ -65,8 +65,8 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     if workos.attempts().len() == before {
         return Err(TourError("the late update was not delivered".to_owned()));
     }
-    say("9. WorkOS      user.updated   a late one, after the deletion: taken, and changes nothing");
-    let (status, body) = guide.ask(&token).await?;
+    say("9. WorkOS      user.updated   a late one, after the deletion: accepted, and changes nothing");
+    let (status, body) = guide.look_up(&token).await?;
     if !gone(status, &body) {
         return Err(TourError(format!("a late update revived the user: {status}")));
     }
@@ -80,7 +80,7 @@ struct Guide<'a> {
 }
 
 impl Guide<'_> {
-    async fn ask(&self, token: &str) -> Result<(u16, Value), TourError> {
+    async fn look_up(&self, token: &str) -> Result<(u16, Value), TourError> {
         let unreachable = |error: reqwest::Error| TourError(format!("the service does not answer: {error}"));
         let request = self.client.get(format!("{}/auth/user", self.url)).bearer_auth(token);
         let answer = request.send().await.map_err(unreachable)?;
@@ -91,12 +91,12 @@ impl Guide<'_> {
     async fn until(&self, what: &str, token: &str, done: impl Fn(u16, &Value) -> bool) -> Result<Value, TourError> {
         let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
         loop {
-            let (status, body) = self.ask(token).await?;
+            let (status, body) = self.look_up(token).await?;
             if done(status, &body) {
                 return Ok(body);
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(TourError(format!("waited in vain for {what}; the last answer was {status} {body}")));
+                return Err(TourError(format!("timed out waiting for {what}; the last answer was {status} {body}")));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -107,7 +107,7 @@ fn object(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-/// What fits on a line.
+/// Returns the most important fields of the user, for one line.
 fn brief(user: &Value) -> String {
     let shown = ["id", "email", "name", "metadata", "updated_at"];
     let shown = shown.iter().filter_map(|name| Some(((*name).to_owned(), user.get(*name)?.clone())));

@@ -1,16 +1,16 @@
-//! A simulated WorkOS: users, events, webhooks, signing keys, over HTTP on this machine.
+//! A simulated WorkOS on this machine: users, events, webhooks and signing keys over HTTP.
 //!
-//! It answers the real API's paths with the real shapes: create, update, delete, get and list users, `GET /events`, the
-//! JWKS, `POST /user_management/authenticate` (grant type `password`, any password). Every change is an event, signed and
-//! posted to the endpoints, retried until it is taken. Beside those it can be steered:
+//! It has the paths and JSON formats of the real API: create, update, delete, get and list users, `GET /events`, the JWKS, and
+//! `POST /user_management/authenticate` (grant type `password`, any password). Every change creates an event, which is signed and
+//! posted to the endpoints, with retries. These paths control the simulation:
 //!
-//! | path | body | does |
+//! | path | body | effect |
 //! |---|---|---|
 //! | `POST /_simulate/deliveries` | `{"duplicate":%,"reorder":%,"delay_ms":n,"drop":%}` | makes deliveries unreliable |
 //! | `POST /_simulate/api` | [`ApiFaults`] | makes the API unreliable |
 //! | `POST /_simulate/users/{id}/token` | | signs the user in and returns an access token |
-//! | `POST /_simulate/actions` | `{"email":…}` or `{"user_id":…}` | asks the application whether somebody may sign up, or in |
-//! | `POST /_simulate/events` | `{"event":"type","data":{…}}` | makes an event of any type |
+//! | `POST /_simulate/actions` | `{"email":…}` or `{"user_id":…}` | asks the application whether a person may sign up or sign in |
+//! | `POST /_simulate/events` | `{"event":"type","data":{…}}` | creates an event of any type |
 
 mod actions;
 mod api;
@@ -39,7 +39,7 @@ use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::http::HTTP_DATE;
 use crate::workos::signature::Secret;
-pub use actions::{Attempt as ActionAttempt, Judged};
+pub use actions::{ActionResult, Attempt as ActionAttempt};
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults, Held};
 pub use fault::{Fault, SimulationError};
@@ -48,23 +48,23 @@ use fault_injector::FaultInjector;
 use state::{State, text};
 use tokens::SigningKey;
 
-/// How long an access token lives, seconds, as by default at WorkOS.
+/// Lifetime of an access token in seconds, the default of WorkOS.
 const TOKEN_LIFE: i64 = 300;
 
-/// How to start one.
+/// Options of the simulation.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on. Port 0 means a free port.
     pub listen: SocketAddr,
-    /// Tells it the time.
+    /// The clock.
     pub clock: Clock,
-    /// Decides faults, and the ids of a state that is not kept from an earlier run.
+    /// Determines the faults, and the IDs of a new state.
     pub seed: u64,
-    /// The file that keeps users, events, ids, secrets and keys between runs.
+    /// The file that stores users, events, IDs, secrets and keys between runs.
     pub state: Option<PathBuf>,
 }
 
-/// A running one. Cloning is cheap; it stops with [`SimulatedWorkos::stop`].
+/// A running simulation. Cloning is cheap. [`SimulatedWorkos::stop`] stops it.
 #[derive(Clone, Debug)]
 pub struct SimulatedWorkos(Arc<Inner>);
 
@@ -84,10 +84,10 @@ struct Inner {
 }
 
 impl SimulatedWorkos {
-    /// Starts listening.
+    /// Starts the simulation.
     ///
     /// # Errors
-    /// [`SimulationError`] when the address is taken or the state file cannot be read.
+    /// [`SimulationError`] if the address is in use or the state file cannot be read.
     pub async fn start(options: Options) -> Result<Self, SimulationError> {
         let listener = TcpListener::bind(options.listen).await;
         let listener =
@@ -124,80 +124,80 @@ impl SimulatedWorkos {
         Ok(workos)
     }
 
-    /// `http://host:port`, without a slash at the end.
+    /// Returns `http://host:port`, without a slash at the end.
     #[must_use]
     pub fn base_url(&self) -> &str {
         &self.0.base_url
     }
 
-    /// The environment's client id.
+    /// Returns the client ID of the environment.
     #[must_use]
     pub fn client_id(&self) -> String {
         self.state().client_id.clone()
     }
 
-    /// The environment's API key.
+    /// Returns the API key of the environment.
     #[must_use]
     pub fn api_key(&self) -> String {
         self.state().api_key.clone()
     }
 
-    /// What deliveries to endpoints without a secret of their own are signed with.
+    /// Returns the secret of endpoints that were added without their own secret.
     #[must_use]
     pub fn webhook_secret(&self) -> String {
         self.state().webhook_secret.clone()
     }
 
-    /// Delivers every event from now on to `url`, signed with [`SimulatedWorkos::webhook_secret`].
+    /// Adds an endpoint: delivers every new event to `url`, signed with [`SimulatedWorkos::webhook_secret`].
     pub fn add_endpoint(&self, url: &str) {
         self.add_endpoint_for(url, Secret::new(self.webhook_secret()), &[]);
     }
 
-    /// Delivers events of these types (none: of every type) to `url`, signed with a secret of the endpoint's own.
+    /// Adds an endpoint for events of these types (empty: all types) with its own secret.
     pub fn add_endpoint_for(&self, url: &str, secret: Secret, events: &[&str]) {
         self.0.deliveries.add_endpoint(url, secret, events);
     }
 
-    /// How deliveries go wrong from now on.
+    /// Sets the faults of deliveries.
     pub fn set_faults(&self, faults: Faults) {
         self.0.deliveries.set_faults(faults);
     }
 
-    /// How the API goes wrong from now on.
+    /// Sets the faults of the API.
     pub fn set_api_faults(&self, faults: ApiFaults) {
         self.0.fault_injector.set(faults);
     }
 
-    /// Forgets every cursor into the events made so far; the events themselves stay.
+    /// Makes every cursor of an existing event unknown. The events themselves stay.
     pub fn lose_cursors(&self) {
         self.0.fault_injector.lose_cursors(self.now());
     }
 
-    /// How often API clients have asked for this path.
+    /// Returns the number of API requests for this path.
     #[must_use]
     pub fn requests(&self, path: &str) -> usize {
         self.0.fault_injector.requests(path)
     }
 
-    /// How often API clients have asked for anything.
+    /// Returns the number of all API requests.
     #[must_use]
     pub fn all_requests(&self) -> usize {
         self.0.fault_injector.all_requests()
     }
 
-    /// The deliveries that are held, which from now on are the caller's to make.
+    /// Removes and returns the held deliveries. The caller delivers them.
     #[must_use]
     pub fn take_held(&self) -> Vec<Held> {
         self.0.deliveries.take_held()
     }
 
-    /// Every attempt to deliver so far.
+    /// Returns every delivery attempt so far.
     #[must_use]
     pub fn attempts(&self) -> Vec<Attempt> {
         self.0.deliveries.attempts()
     }
 
-    /// Waits until every delivery has arrived or was given up.
+    /// Waits until every delivery has succeeded or has failed at the last attempt.
     pub async fn wait_until_delivered(&self) {
         self.0.deliveries.wait_until_delivered().await;
     }
@@ -205,7 +205,7 @@ impl SimulatedWorkos {
     /// `POST /user_management/users`
     ///
     /// # Errors
-    /// [`Fault`] as WorkOS would answer.
+    /// [`Fault`], the error of WorkOS.
     pub fn create_user(&self, given: &Map<String, Value>) -> Result<Value, Fault> {
         self.change(|state, now| state.create(given, now))
     }
@@ -213,19 +213,19 @@ impl SimulatedWorkos {
     /// `PUT /user_management/users/{id}`
     ///
     /// # Errors
-    /// [`Fault`] as WorkOS would answer.
+    /// [`Fault`], the error of WorkOS.
     pub fn update_user(&self, id: &str, given: &Map<String, Value>) -> Result<Value, Fault> {
         self.change(|state, now| state.update(id, given, now))
     }
 
-    /// Makes a field of a user what the real WorkOS never would; no event tells of it.
+    /// Sets a field of a user to any value, without an event. The real WorkOS would not do that.
     pub fn spoil(&self, id: &str, field: &str, value: Value) {
         if let Some(user) = self.state().users.get_mut(id) {
             user.insert(field.to_owned(), value);
         }
     }
 
-    /// Leaves a user out of every list, although it lives.
+    /// Removes a live user from every list.
     pub fn unlist(&self, id: &str) {
         self.state().unlisted.insert(id.to_owned());
     }
@@ -233,12 +233,12 @@ impl SimulatedWorkos {
     /// `DELETE /user_management/users/{id}`
     ///
     /// # Errors
-    /// [`Fault`] as WorkOS would answer.
+    /// [`Fault`], the error of WorkOS.
     pub fn delete_user(&self, id: &str) -> Result<(), Fault> {
         self.change(|state, now| state.delete(id, now))
     }
 
-    /// Makes an event of any type, and returns its data.
+    /// Creates an event of any type, and returns its data.
     #[must_use]
     pub fn emit(&self, event_type: &str, data: Value) -> Value {
         self.change(|state, now| state.emit(event_type, data.clone(), None, now));
@@ -248,24 +248,24 @@ impl SimulatedWorkos {
     /// Signs the user in and returns an access token.
     ///
     /// # Errors
-    /// [`Fault`] when there is no such user.
+    /// [`Fault`] if the user does not exist.
     pub fn sign_in(&self, id: &str) -> Result<String, Fault> {
         let session = self.change(|state, now| state.sign_in(id, now))?;
         self.token(id, &session, TOKEN_LIFE).map_err(|_| Fault::bad("internal", "the token could not be signed"))
     }
 
-    /// An access token of a user and a session, known or not, that lives for so many seconds.
+    /// Returns an access token with a lifetime of `life` seconds. The user and the session need not exist.
     ///
     /// # Errors
-    /// [`SimulationError`] when it cannot be signed.
+    /// [`SimulationError`] if it cannot be signed.
     pub fn token(&self, user: &str, session: &str, life: i64) -> Result<String, SimulationError> {
         self.token_with(json!({"sub": user, "sid": session}), life)
     }
 
-    /// A token with these claims beside, or in place of, those every token has; null takes a claim away.
+    /// Returns a token with additional or replaced claims. A claim that is null is removed.
     ///
     /// # Errors
-    /// [`SimulationError`] when it cannot be signed.
+    /// [`SimulationError`] if it cannot be signed.
     pub fn token_with(&self, more: Value, life: i64) -> Result<String, SimulationError> {
         let now = self.0.clock.now();
         let (client_id, jti, now) = (self.client_id(), self.state().ids.ulid(now), now.unix_seconds());
@@ -276,25 +276,25 @@ impl SimulatedWorkos {
             claims.retain(|_, value| !value.is_null());
         }
         let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.last().ok_or_else(|| SimulationError::new("there is no signing key"))?.sign(&claims)
+        keys.last().ok_or_else(|| SimulationError::new("the simulated WorkOS has no signing key"))?.sign(&claims)
     }
 
-    /// Every user, oldest first.
+    /// Returns every user, oldest first.
     #[must_use]
     pub fn users(&self) -> Vec<Value> {
         self.read(|state| state.oldest_first().into_iter().cloned().map(Value::Object).collect())
     }
 
-    /// Every event, oldest first.
+    /// Returns every event, oldest first.
     #[must_use]
     pub fn events(&self) -> Vec<Value> {
         self.read(|state| state.events.iter().cloned().map(Value::Object).collect())
     }
 
-    /// Signs with a new key from now on; the older ones stay published, as while WorkOS rotates.
+    /// Signs new tokens with a new key. Older keys stay published, as during a rotation at WorkOS.
     ///
     /// # Errors
-    /// [`SimulationError`] when no key can be made.
+    /// [`SimulationError`] if no key can be generated.
     pub fn rotate_keys(&self) -> Result<(), SimulationError> {
         let key = SigningKey::generate(self.next_id("sso_oidc_key_pair"))?;
         self.state().signing_keys.push((key.kid.clone(), key.export()?));
@@ -303,19 +303,19 @@ impl SimulatedWorkos {
         Ok(())
     }
 
-    /// Answers requests for the keys with this status; `None` serves them again.
+    /// Answers requests for the keys with this status. `None` serves the keys again.
     pub fn refuse_keys(&self, status: Option<StatusCode>) {
         *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 
-    /// The published keys.
+    /// Returns the published keys.
     #[must_use]
     pub fn jwks(&self) -> Value {
         let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
         json!({ "keys": keys.iter().map(SigningKey::jwk).collect::<Vec<_>>() })
     }
 
-    /// Stops listening and delivering, and waits until it has, five seconds at most.
+    /// Stops the server and the deliveries, and waits for them, for at most five seconds.
     pub async fn stop(&self) {
         self.0.stop.cancel();
         let stopped = async { tokio::join!(self.wait_until_delivered(), self.0.server.wait()) };
@@ -335,7 +335,7 @@ impl SimulatedWorkos {
         self.state().ids.next(prefix, now)
     }
 
-    fn keys_refused(&self) -> Option<StatusCode> {
+    fn jwks_status(&self) -> Option<StatusCode> {
         *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -347,12 +347,12 @@ impl SimulatedWorkos {
         self.0.clock.now()
     }
 
-    /// The `Date` header's form of an instant.
-    fn date_of(&self, at: Timestamp) -> String {
+    /// Returns the time in the format of the `Date` header.
+    fn http_date(&self, at: Timestamp) -> String {
         OffsetDateTime::from(at).format(HTTP_DATE).unwrap_or_default()
     }
 
-    /// Changes the state, keeps it, and delivers the events that came of it.
+    /// Changes the state, saves it, and delivers the new events.
     fn change<T>(&self, change: impl FnOnce(&mut State, Timestamp) -> T) -> T {
         let now = self.0.clock.now();
         let mut state = self.state();
@@ -373,17 +373,17 @@ impl SimulatedWorkos {
         outcome
     }
 
-    /// Writes the file whole and puts it in place at once, so that a kill leaves the old one or the new one.
+    /// Writes a new file and renames it, so that a kill leaves either the old or the new file.
     fn save(&self) {
         let Some(file) = &self.0.file else { return };
         let state = self.state();
-        let kept = serde_json::to_vec(&*state).map_err(std::io::Error::from).and_then(|bytes| {
+        let saved = serde_json::to_vec(&*state).map_err(std::io::Error::from).and_then(|bytes| {
             let next = file.with_extension("next");
             std::fs::write(&next, bytes)?;
             std::fs::rename(next, file)
         });
-        if let Err(error) = kept {
-            tracing::warn!(error = %error, "the simulated WorkOS could not be kept for the next run");
+        if let Err(error) = saved {
+            tracing::warn!(error = %error, "the state of the simulated WorkOS could not be saved for the next run");
         }
     }
 }
@@ -393,7 +393,12 @@ fn load(options: &Options) -> Result<State, SimulationError> {
     let Some(file) = options.state.as_ref().filter(|file| file.exists()) else {
         return Ok(State::new(options.seed, now));
     };
-    let unreadable = |_| SimulationError::new(format!("{} cannot be read; remove it to start anew", file.display()));
+    let unreadable = |_| {
+        SimulationError::new(format!(
+            "cannot read the state file {}; remove it to start with empty data",
+            file.display()
+        ))
+    };
     let bytes = std::fs::read(file).map_err(unreadable)?;
     serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)
 }
@@ -434,7 +439,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn once_stopped_it_answers_nobody_and_its_port_is_free() {
+    async fn after_stop_it_answers_no_request_and_its_port_is_free() {
         let workos = SimulatedWorkos::start(options(None)).await.unwrap();
         let (client, url) = (http_client().unwrap(), workos.base_url().to_owned());
         let jwks = format!("{url}/sso/jwks/{}", workos.client_id());
@@ -447,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn its_date_is_its_clocks() {
+    async fn the_date_header_is_the_time_of_its_clock() {
         let workos = SimulatedWorkos::start(options(None)).await.unwrap();
         let answer = http_client().unwrap().get(format!("{}/nowhere", workos.base_url())).send().await.unwrap();
         assert_eq!(answer.headers()["date"], "Tue, 01 Sep 2026 12:00:00 GMT");
@@ -455,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_says_what_workos_says() {
+    async fn a_token_has_the_claims_of_workos() {
         let workos = SimulatedWorkos::start(options(None)).await.unwrap();
         let user = workos.create_user(&ada()).unwrap();
         let claims = claims(&workos.sign_in(user["id"].as_str().unwrap()).unwrap());
@@ -466,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redirect_takes_no_delivery() {
+    async fn a_redirect_is_a_failed_delivery() {
         let endpoint = Router::new()
             .route("/old", post(async || Redirect::temporary("/new")))
             .route("/new", post(async || "taken"));
@@ -484,20 +489,20 @@ mod tests {
         server.abort();
     }
 
-    /// An endpoint that keeps what is posted to it.
+    /// Starts an endpoint that returns the received requests through a channel.
     async fn endpoint() -> (String, mpsc::UnboundedReceiver<(HeaderMap, Bytes)>, JoinHandle<std::io::Result<()>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let take = post(async move |headers: HeaderMap, body: Bytes| {
+        let receive = post(async move |headers: HeaderMap, body: Bytes| {
             let _ = sender.send((headers, body));
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let server = axum::serve(listener, Router::new().route("/hook", take));
+        let server = axum::serve(listener, Router::new().route("/hook", receive));
         (url, receiver, tokio::spawn(async move { server.await }))
     }
 
     #[tokio::test]
-    async fn an_endpoint_gets_the_types_it_asked_for_signed_with_its_own_secret() {
+    async fn an_endpoint_receives_its_event_types_signed_with_its_own_secret() {
         let workos = SimulatedWorkos::start(options(None)).await.unwrap();
         let (url, mut received, server) = endpoint().await;
         let secret = Secret::new("whsec_its_own");
@@ -510,14 +515,14 @@ mod tests {
         let header = SignatureHeader::parse(header, noon(), signature::WEBHOOK_TOLERANCE).unwrap();
         header.verify(&[secret], body.clone()).unwrap();
         let event: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(event, workos.events()[1], "what was posted is what the Events API lists");
-        assert!(received.try_recv().is_err(), "it asked for nothing else");
+        assert_eq!(event, workos.events()[1], "the webhook and the Events API contain the same event");
+        assert!(received.try_recv().is_err(), "no other type is delivered");
         workos.stop().await;
         server.abort();
     }
 
     #[tokio::test]
-    async fn the_same_seed_makes_the_same_deliveries_go_wrong() {
+    async fn the_same_seed_causes_the_same_delivery_faults() {
         let mut runs = Vec::new();
         for _ in 0..2 {
             let workos = SimulatedWorkos::start(options(None)).await.unwrap();
@@ -540,7 +545,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_rotate_and_fail_and_what_signed_stays_published() {
+    async fn keys_rotate_and_old_keys_stay_published() {
         let folder = tempfile::tempdir().unwrap();
         let file = Some(folder.path().join("workos.json"));
         let workos = SimulatedWorkos::start(options(file.clone())).await.unwrap();
@@ -568,7 +573,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ids_go_on_after_a_restart_even_when_the_clock_does_not() {
+    async fn ids_ascend_after_a_restart_even_if_the_clock_stands_still() {
         let folder = tempfile::tempdir().unwrap();
         let file = Some(folder.path().join("workos.json"));
         let mut ids = Vec::new();

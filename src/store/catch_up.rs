@@ -1,4 +1,4 @@
-//! `workos.catch_up`: the position in the Events API.
+//! `workos.catch_up`: the progress of catch-up in the Events API.
 
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
@@ -6,48 +6,48 @@ use time::OffsetDateTime;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
-/// An event that was read and applied, and behind which reading goes on.
+/// The last event that was applied. Catch-up continues after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The event's id.
+    /// The ID of the event.
     pub id: String,
-    /// When WorkOS made it.
+    /// When WorkOS created the event.
     pub created_at: Option<Timestamp>,
 }
 
 /// The progress of catch-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatchUpState {
-    /// Changes with every move; a move is made from the revision it was read at, or not at all.
+    /// Increases with every change. A change fails if the revision is no longer the one that was read.
     pub revision: i64,
-    /// The last event applied.
+    /// The last applied event.
     pub cursor: Option<Cursor>,
-    /// Where reading begins while there is no cursor.
+    /// The start of reading while there is no cursor.
     pub range_start: Timestamp,
-    /// The earliest `range_start` so far. What WorkOS did before is not applied: nobody listened then.
+    /// The earliest `range_start` so far. Earlier events are not applied, because their deletions may have been missed.
     pub earliest_range_start: Timestamp,
-    /// When that was decided, by WorkOS's clock.
+    /// When `range_start` was set, by WorkOS's clock.
     pub range_decided_at: Timestamp,
-    /// Everything WorkOS had done by then is in the table.
+    /// The table contains everything that happened at WorkOS until this time.
     pub synced_through: Option<Timestamp>,
-    /// Events may be lost for good; a full reconcile has to make up for them.
+    /// Events may have been lost, so a full reconcile is needed.
     pub needs_reconcile: bool,
 }
 
-/// How far the table is complete.
+/// The progress of the sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Everything WorkOS had done by then is in the table. `None` until WorkOS's list of users was read to its end once, by a
-    /// backfill or a reconcile, and catch-up has reached the end of the events.
+    /// The table contains everything that happened at WorkOS until this time. `None` until a backfill or a reconcile has completed
+    /// and catch-up has reached the end of the events.
     pub synced_through: Option<Timestamp>,
-    /// A backfill has been completed.
+    /// Whether a backfill has completed.
     pub backfilled: bool,
-    /// Events waiting in quarantine; counted up to 10,000.
+    /// Number of quarantined events. Counted up to 10,000.
     pub quarantined: i64,
 }
 
 impl Store {
-    /// Returns the progress of catch-up; `None` before it has begun.
+    /// Returns the progress of catch-up, or `None` before its first start.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -82,7 +82,7 @@ impl Store {
         }))
     }
 
-    /// Whether catch-up has brought one of these events already. What webhooks alone have brought does not count.
+    /// Returns whether catch-up has read one of these events before. Events that only webhooks delivered do not count.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -106,7 +106,7 @@ impl Store {
         Ok(has_read)
     }
 
-    /// How far the table is complete.
+    /// Returns the progress of the sync.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -141,7 +141,7 @@ impl Store {
         })
     }
 
-    /// Makes the place, unless there is one already; `now` is WorkOS's clock.
+    /// Stores the start of catch-up if it has not started yet. `now` is the time of WorkOS's clock.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -151,13 +151,13 @@ impl Store {
     }
 }
 
-/// Reading begins this much before whatever it must not miss, seconds.
+/// Reading starts this many seconds before the time from which no event may be missed.
 pub(crate) const OVERLAP: i64 = 3_600;
 
-/// Makes the place, unless there is one, or the database has been given to another environment meanwhile.
+/// Stores the start of catch-up, unless it has started or the database was bound to another environment meanwhile.
 pub(crate) struct BeginCatchUp<'a> {
     pub(crate) client_id: &'a str,
-    /// WorkOS's clock.
+    /// The current time of WorkOS's clock.
     pub(crate) now: Timestamp,
 }
 
@@ -182,9 +182,9 @@ impl Work for BeginCatchUp<'_> {
     }
 }
 
-/// Moves catch-up past a page.
+/// Moves the cursor after a page.
 pub(crate) struct AdvanceCatchUp<'a> {
-    /// The revision the page was read at.
+    /// The revision at which the page was read.
     pub(crate) revision: i64,
     pub(crate) cursor: Option<&'a Cursor>,
     pub(crate) synced_through: Option<Timestamp>,
@@ -214,15 +214,15 @@ impl Work for AdvanceCatchUp<'_> {
     }
 }
 
-/// Discards the cursor and restarts at an instant.
+/// Discards the cursor and restarts at a time.
 pub(crate) struct RestartCatchUp {
     pub(crate) revision: i64,
     pub(crate) range_start: Timestamp,
-    /// WorkOS's clock.
+    /// The current time of WorkOS's clock.
     pub(crate) now: Timestamp,
-    /// What lies before that instant may be lost.
+    /// Events before this time may have been lost.
     pub(crate) needs_reconcile: bool,
-    /// `synced_through` is wrong: it is unknown until the end is reached again.
+    /// `synced_through` is wrong and becomes unknown until catch-up reaches the end of the events again.
     pub(crate) forget_synced_through: bool,
 }
 

@@ -1,4 +1,4 @@
-//! `workos.environment` and `workos.contract`: whose database this is, and whether this release can read it.
+//! `workos.environment`: the WorkOS environment that the database belongs to, and decisions of the operator.
 
 use sqlx::postgres::PgConnection;
 
@@ -6,20 +6,21 @@ use super::unfit::Unfit;
 use super::{Store, StoreError, Work, changes, pool};
 
 impl Store {
-    /// The client ID that the database belongs to, if any is recorded.
+    /// Returns the client ID that the database is bound to, if any.
     pub(super) async fn recorded_client(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
             .fetch_optional(connection)
             .await
     }
 
-    /// Records this store's client ID unless one is recorded, and returns the recorded one. Of several first starts one wins.
+    /// Binds the database to this store's client ID if it is not bound yet, and returns the client ID that it is bound to. If several
+    /// processes do this at the same time, the first one wins.
     pub(super) async fn bind(&self) -> Result<String, StoreError> {
         self.attempt(&pool::begin_write(self.timeout, ""), &Bind { client_id: &self.client_id }).await
     }
 
     pub(super) async fn check_writable(self) -> Result<(), StoreError> {
-        self.attempt(&pool::begin_write(self.timeout, ""), &Ping).await
+        self.attempt(&pool::begin_write(self.timeout, ""), &CheckWritable).await
     }
 }
 
@@ -44,9 +45,9 @@ impl Work for Bind<'_> {
     }
 }
 
-struct Ping;
+struct CheckWritable;
 
-impl Work for Ping {
+impl Work for CheckWritable {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -65,11 +66,11 @@ impl Work for Ping {
     }
 }
 
-/// Said of a standby, and of a primary that an operator has closed for writes.
-const READ_ONLY: &str = "the server is read-only (a standby, or default_transaction_read_only is on)";
+/// The reason for a standby, and for a primary that an operator made read-only.
+const READ_ONLY: &str = "the server is read-only (it is a standby, or default_transaction_read_only is on)";
 
 impl Store {
-    /// Whether the operator has said that deletions beyond the bound are meant.
+    /// Returns whether an operator has accepted any number of deletions for the next reconcile.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -86,7 +87,7 @@ impl Store {
         Ok(accepted.unwrap_or_default())
     }
 
-    /// Records the operator's word that deletions beyond the bound are meant; a complete reconcile uses it up.
+    /// Accepts any number of deletions for the next reconcile. A complete reconcile resets this.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -98,7 +99,7 @@ impl Store {
         Ok(())
     }
 
-    /// The release that last tried the quarantine again.
+    /// Returns the release that last retried the quarantined events.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -115,12 +116,12 @@ impl Store {
         Ok(release.flatten())
     }
 
-    /// Notes that this release has tried the quarantine again.
+    /// Stores that this release has retried the quarantined events.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn set_quarantine_retried_by(&self, release: &str) -> Result<(), StoreError> {
-        self.write("note retried", || {
+        self.write("set quarantine retried by", || {
             sqlx::query!(
                 "-- environment.set_quarantine_retried_by\nupdate workos.environment set quarantine_retried_by = $1",
                 release
@@ -130,13 +131,13 @@ impl Store {
         Ok(())
     }
 
-    /// Gives the database to this store's client id, whatever is recorded: forgets every position in the old environment,
-    /// and gives the operator's word for the reconcile that will make tombstones of its users. Returns the old client id.
+    /// Binds the database to this store's client ID, and returns the old client ID. Resets the progress of catch-up and of scans,
+    /// and accepts the deletions of the reconcile that deletes the users of the old environment.
     ///
-    /// Positions in the change feed become void in any case; to the same client id nothing else happens.
+    /// All positions in the change feed become invalid. If the client ID is the current one, this is the only effect.
     ///
     /// # Errors
-    /// [`StoreError`], also when migrations are pending.
+    /// [`StoreError`], also if migrations are pending.
     pub async fn rebind(&self) -> Result<Option<String>, StoreError> {
         match self.check().await {
             Ok(()) | Err(StoreError::Unfit(Unfit::OtherClient { .. })) => {}

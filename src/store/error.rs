@@ -1,4 +1,4 @@
-//! What can go wrong with the database, told apart by who must act.
+//! Errors of the database, distinguished by who must act.
 
 use std::borrow::Cow;
 
@@ -6,37 +6,38 @@ use sqlx::postgres::PgDatabaseError;
 
 use super::unfit::Unfit;
 
-/// What `workos.check_client` raises: for a database of another client ID, and for one of none yet.
+/// SQLSTATEs that `workos.check_client` raises: the database is bound to another client ID, or to none yet.
 const OTHER_CLIENT: &str = "AK001";
 const NO_CLIENT: &str = "AK002";
 
-/// A failed transaction or lookup; nothing was written. It shows SQLSTATE and constraint, never a value.
+/// A failed transaction or lookup. Nothing was written. The message contains the SQLSTATE and the constraint, never a value.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// PostgreSQL refuses this data and always will (SQLSTATE class 22 or 54): quarantine it.
-    #[error("PostgreSQL refuses the data: SQLSTATE {sqlstate}")]
+    /// PostgreSQL rejects the data, also on a retry (SQLSTATE class 22 or 54). An event with such data is quarantined.
+    #[error("PostgreSQL rejected the data: SQLSTATE {sqlstate}")]
     Refused {
         /// PostgreSQL's five-character code.
         sqlstate: String,
     },
-    /// Anything else: ours to mend and the caller's to retry.
+    /// Any other error of the database. The caller can retry.
     #[error("database unavailable: {0}")]
     Unavailable(Cow<'static, str>),
-    /// It took longer than its timeout, or waited that long for a lock or a connection.
+    /// The timeout ended the transaction, or the wait for a lock or a connection.
     #[error("database unavailable: {0}")]
     TimedOut(Cow<'static, str>),
-    /// The connection is lost, or leads to a server that shuts down or cannot be written to (after a failover: the old
-    /// primary).
+    /// The connection was lost, or the server is shutting down or read-only (for example the old primary after a failover).
     #[error("database unavailable: {0}")]
     Disconnected(Cow<'static, str>),
-    /// The database belongs to no client ID yet: WorkOS has not been reached since the first start.
-    #[error("the database is not bound to a WorkOS environment yet: WorkOS has not been reached since the first start")]
+    /// The database is not bound to a client ID yet, because WorkOS has been unreachable since the first start.
+    #[error(
+        "the database is not bound to a WorkOS environment yet, because WorkOS has been unreachable since the first start; retry"
+    )]
     Unbound,
-    /// The database answers, and must not be served by this process.
+    /// This process must not serve the database.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// Another process has moved on since this one looked: what it was about to do is done, or is no longer right.
-    #[error("another process has moved on meanwhile")]
+    /// Another process changed the state after this one read it, so nothing was written.
+    #[error("another process has changed the state meanwhile, so nothing was written")]
     Overtaken,
     /// Too many writes wait already.
     #[error("too many writes wait for the database")]
@@ -44,7 +45,7 @@ pub enum StoreError {
     /// Our code panicked. Nothing was written.
     #[error("authkit-sync panicked; this is a defect, please report it")]
     Panicked,
-    /// PostgreSQL asks for a retry (40001 serialization failure, 40P01 deadlock).
+    /// A serialization failure (40001) or a deadlock (40P01).
     #[error("database unavailable: SQLSTATE {sqlstate} at every attempt")]
     Conflict {
         /// PostgreSQL's five-character code.
@@ -71,11 +72,11 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let Some(database) = error.as_database_error() else {
             return match error {
-                sqlx::Error::PoolTimedOut => Self::TimedOut(kind(&error).into()),
+                sqlx::Error::PoolTimedOut => Self::TimedOut(describe(&error).into()),
                 sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-                    Self::Disconnected(kind(&error).into())
+                    Self::Disconnected(describe(&error).into())
                 }
-                _ => Self::Unavailable(kind(&error).into()),
+                _ => Self::Unavailable(describe(&error).into()),
             };
         };
         let sqlstate = database.code().unwrap_or_default().into_owned();
@@ -101,15 +102,15 @@ fn other_client(error: &dyn sqlx::error::DatabaseError) -> StoreError {
     Unfit::OtherClient { recorded: error.message().to_owned(), given: given.to_owned() }.into()
 }
 
-/// The kind of a failure that PostgreSQL did not report itself. The error's own text may quote values.
-fn kind(error: &sqlx::Error) -> &'static str {
+/// Describes an error that PostgreSQL did not report. The error's own message could contain values.
+fn describe(error: &sqlx::Error) -> &'static str {
     match error {
-        sqlx::Error::Io(_) => "connection lost or refused",
+        sqlx::Error::Io(_) => "the connection was lost or refused",
         sqlx::Error::Tls(_) => "TLS failed",
-        sqlx::Error::PoolTimedOut => "no connection free in time",
+        sqlx::Error::PoolTimedOut => "no connection of the pool became free in time",
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => "the pool is closed",
-        sqlx::Error::Protocol(_) => "protocol error",
-        sqlx::Error::Configuration(_) => "the connection's configuration is wrong",
+        sqlx::Error::Protocol(_) => "unexpected protocol message",
+        sqlx::Error::Configuration(_) => "the configuration of the connection is wrong; check DATABASE_URL",
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => "a value could not be decoded",
         _ => "unexpected driver error",
     }

@@ -1,4 +1,4 @@
-//! Whether this process can serve this database: migrated, readable by this release, and this environment's own.
+//! Checks whether this process may serve the database: it is migrated, this release can read it, and it belongs to this environment.
 
 use std::fmt;
 use std::future::Future;
@@ -13,73 +13,74 @@ use super::migrations::{self, MigrationStatus};
 use super::unfit::Unfit;
 use super::{Store, StoreError, pooler};
 
-/// Tells whether WorkOS knows this store's client ID, before a database is bound to it for good.
+/// Checks whether WorkOS knows this store's client ID, before the database is bound to it.
 pub trait ClientVerifier: fmt::Debug + Send + Sync {
-    /// `Ok(false)`: WorkOS answered, and does not know it. `Err`: WorkOS could not be reached; the text says why.
+    /// Returns false if WorkOS does not know the client ID.
+    ///
+    /// # Errors
+    /// Why WorkOS could not be reached.
     fn is_known(&self) -> BoxFuture<'_, Result<bool, String>>;
 }
 
 type Check = Shared<BoxFuture<'static, Result<(), StoreError>>>;
 
-/// Something that is checked by one task at a time. Everybody who asks meanwhile hears that task's answer.
+/// A check that one task at a time runs. All concurrent callers get the result of this task.
 #[derive(Debug)]
-struct Checked {
-    /// The first yes is remembered.
-    remembers: bool,
-    holds: AtomicBool,
-    under_way: Mutex<Option<Check>>,
+struct SharedCheck {
+    /// Whether the first success is final.
+    is_final: bool,
+    has_passed: AtomicBool,
+    running: Mutex<Option<Check>>,
 }
 
-impl Checked {
-    fn new(remembers: bool) -> Self {
-        Self { remembers, holds: AtomicBool::new(false), under_way: Mutex::default() }
+impl SharedCheck {
+    fn new(is_final: bool) -> Self {
+        Self { is_final, has_passed: AtomicBool::new(false), running: Mutex::default() }
     }
 }
 
-/// What is known of the database. Stores of one process share it.
+/// The checks of the database, shared by all stores of a process.
 #[derive(Debug)]
 pub(super) struct Fitness {
-    fit: Checked,
-    bound: Checked,
-    ready: Checked,
-    /// Set when a fit database turns out to be none.
+    fit: SharedCheck,
+    bound: SharedCheck,
+    ready: SharedCheck,
+    /// Set when a database that passed the checks becomes unfit.
     unfit: watch::Sender<Option<Unfit>>,
 }
 
 impl Default for Fitness {
     fn default() -> Self {
         Self {
-            fit: Checked::new(true),
-            bound: Checked::new(true),
-            ready: Checked::new(false),
+            fit: SharedCheck::new(true),
+            bound: SharedCheck::new(true),
+            ready: SharedCheck::new(false),
             unfit: watch::Sender::new(None),
         }
     }
 }
 
 impl Store {
-    /// Whether this release can serve this database for this client: asked until the first yes, then remembered. Every
-    /// caller is answered within the store's timeout.
+    /// Checks whether this process may serve the database. The first success is final. Returns within the store's timeout.
     ///
     /// # Errors
-    /// [`StoreError::Unfit`] when it must not be served, any other when it cannot be asked.
+    /// [`StoreError::Unfit`] if it may not, any other error if the check could not run.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.once(|fitness| &fitness.fit, || self.clone().check_fitness()).await
     }
 
-    /// [`Store::check`], and whether the database is bound to this client ID. A database that is bound to none yet is bound
-    /// now, if WorkOS knows the client ID.
+    /// Does [`Store::check`], and checks that the database is bound to this client ID. If it is not bound yet, binds it, if WorkOS
+    /// knows the client ID.
     ///
     /// # Errors
-    /// As [`Store::check`]; [`StoreError::Unbound`] when WorkOS could not be reached to find out.
+    /// As [`Store::check`], and [`StoreError::Unbound`] if WorkOS could not be reached.
     pub async fn check_bound(&self) -> Result<(), StoreError> {
         self.check().await?;
         let bound = self.once(|fitness| &fitness.bound, || self.clone().check_binding()).await;
         self.noting_unfit(bound)
     }
 
-    /// Whether the database can be written to and our table can be read. However many ask at once, as anybody may, it costs one
-    /// connection.
+    /// Checks that the database is writable and that our table can be read. Concurrent calls use one connection.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -90,27 +91,27 @@ impl Store {
 
     async fn once<F: Future<Output = Result<(), StoreError>> + Send + 'static>(
         &self,
-        which: fn(&Fitness) -> &Checked,
+        which: fn(&Fitness) -> &SharedCheck,
         ask: impl FnOnce() -> F,
     ) -> Result<(), StoreError> {
         let checked = which(&self.fitness);
-        if checked.holds.load(Ordering::Acquire) {
+        if checked.has_passed.load(Ordering::Acquire) {
             return Ok(());
         }
         let check = {
-            let mut under_way = checked.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            under_way
+            let mut running = checked.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running
                 .get_or_insert_with(|| {
                     let (asked, fitness, timeout) = (ask(), self.fitness.clone(), self.timeout);
                     let check = async move {
                         let answer = tokio::time::timeout(timeout, asked).await;
                         let outcome = answer.unwrap_or_else(|late| Err(StoreError::late(late)));
                         let checked = which(&fitness);
-                        checked.holds.store(checked.remembers && outcome.is_ok(), Ordering::Release);
-                        *checked.under_way.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        checked.has_passed.store(checked.is_final && outcome.is_ok(), Ordering::Release);
+                        *checked.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
                         outcome
                     };
-                    // It goes on when its caller gives up: nobody else would poll it, and it may hold a connection.
+                    // It continues when its caller is dropped, because other callers wait for it and it may hold a connection.
                     let check = tokio::spawn(check);
                     let stopped = |_| Err(StoreError::Unavailable("the runtime is shutting down".into()));
                     async move { check.await.unwrap_or_else(stopped) }.boxed().shared()
@@ -143,7 +144,7 @@ impl Store {
             self.require_client(recorded)?;
         }
         if !status.newer.is_empty() {
-            tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated this database; served as it is");
+            tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated the database; this release can still serve it");
         }
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Store {
             Ok(false) => Err(Unfit::UnknownClient(self.client_id.to_string()).into()),
             Err(why) => {
                 tracing::warn!(
-                    "WorkOS must be reached once before this database is bound to WORKOS_CLIENT_ID; until then webhooks are answered 503: {why}"
+                    "WorkOS could not be reached: {why}. The database is bound to WORKOS_CLIENT_ID only after WorkOS was reached once; until then, webhooks are answered 503"
                 );
                 Err(StoreError::Unbound)
             }
@@ -183,17 +184,17 @@ impl Store {
         Err(Unfit::OtherClient { recorded, given: self.client_id.to_string() }.into())
     }
 
-    /// Resolves when a database that was found fit turns out to be none: it was given to another client ID.
+    /// Waits until a database that passed the checks becomes unfit, because it was bound to another client ID.
     pub(crate) async fn becomes_unfit(&self) -> Unfit {
         let mut unfit = self.fitness.unfit.subscribe();
         match unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
             Ok(Some(unfit)) => unfit,
-            // The sender lives as long as this store.
+            // The sender exists as long as this store.
             _ => std::future::pending().await,
         }
     }
 
-    /// Remembers that a write found the database unfit.
+    /// Records if a write found the database unfit.
     pub(super) fn noting_unfit<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Unfit(unfit)) = &outcome {
             self.fitness.unfit.send_if_modified(|known| {

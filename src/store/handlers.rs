@@ -1,4 +1,4 @@
-//! `workos.handlers` and `workos.handler_backlog`: handlers of changes, their progress, and their backlog.
+//! `workos.handlers` and `workos.handler_backlog`: handlers, their progress, and the changes that wait for a retry.
 
 mod admin;
 mod progress;
@@ -20,19 +20,19 @@ use crate::domain::handler::Types;
 /// A handler and its progress.
 #[derive(Clone, Debug)]
 pub struct Handler {
-    /// Under which its progress is kept.
+    /// The name under which its progress is stored.
     pub name: String,
-    /// What it takes.
+    /// The event types that it selects.
     pub types: Types,
     /// The details of a SQL handler; `None` for a Rust handler.
     pub sql: Option<SqlHandler>,
-    /// An operator paused it.
+    /// Whether an operator paused it.
     pub paused: bool,
-    /// Every change up to this position is done or in the backlog.
+    /// Every change up to this position was processed or is in the backlog.
     pub position: i64,
     /// The position at which it started.
     pub start_position: i64,
-    /// While it receives every live user first: the ID of the last user that it received.
+    /// While a new handler receives every live user: the ID of the last user that it received.
     pub initial_users_through: Option<String>,
     /// Why the whole handler is blocked.
     pub problem: Option<String>,
@@ -41,28 +41,28 @@ pub struct Handler {
 /// The function of a SQL handler, and how it runs.
 #[derive(Clone, Debug)]
 pub struct SqlHandler {
-    /// Its function, with schema and argument type.
+    /// The function with its schema and argument type.
     pub function: String,
-    /// The role it runs as.
+    /// The role that runs the function.
     pub role: String,
-    /// How long it may take.
+    /// The timeout of one call.
     pub timeout: Duration,
-    /// The function exists.
+    /// Whether the function exists.
     pub present: bool,
-    /// The role exists, and the service may set it.
+    /// Whether the role exists and the service may set it.
     pub settable: bool,
 }
 
 /// A change that a handler processes outside the order of the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogChange {
-    /// Its position in the feed.
+    /// The position of the change in the feed.
     pub position: i64,
-    /// The user of the change; empty if it is about no user.
+    /// The user of the change. Empty if it is about no user.
     pub user_id: String,
-    /// It is a live user at the start of the handler, not a row of the feed.
+    /// Whether it is a live user that a new handler receives, not a row of the feed.
     pub from_start: bool,
-    /// The number of attempts.
+    /// The number of failed attempts.
     pub attempts: i32,
 }
 
@@ -102,7 +102,7 @@ impl From<HandlerRow> for Handler {
 }
 
 impl Store {
-    /// Every handler, or the one of this name.
+    /// Returns every handler, or the one with this name.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -139,15 +139,14 @@ impl Store {
         Ok(rows.into_iter().map(Handler::from).collect())
     }
 
-    /// Notes a handler in Rust under its name; one that is new starts at the end of the feed. `false` when the name is a
-    /// handler's in SQL.
+    /// Registers a Rust handler. A new handler starts at the end of the feed. Returns false if a SQL handler has this name.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn register_handler(&self, name: &str, types: &Types, from_start: bool) -> Result<bool, StoreError> {
         let start = self.feed_head().await?.horizon;
-        let enrolled = self
-            .write("enrol handler", || {
+        let registered = self
+            .write("register handler", || {
                 sqlx::query!(
                     "-- handlers.register
                     insert into workos.handlers as known (name, types, position, start_position, initial_users_through)
@@ -162,10 +161,10 @@ impl Store {
                 )
             })
             .await?;
-        Ok(enrolled > 0)
+        Ok(registered > 0)
     }
 
-    /// Of these users those of whom the handler has changes waiting: their later ones stand behind those.
+    /// Returns the users among these whose changes wait in the backlog. Later changes of these users must wait too.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -191,8 +190,7 @@ impl Store {
         Ok(users.into_iter().collect())
     }
 
-    /// What is due of the backlog, by the database's clock, so that replicas need not agree on theirs: of each user the first
-    /// that waits.
+    /// Returns the changes of the backlog that are due by the database's clock: for each user only the first one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -236,7 +234,8 @@ impl Store {
         .await
     }
 
-    /// Live users behind `after`, in id order, and of each whether the feed tells of its creation behind `start`.
+    /// Returns live users after the ID `after`, ordered by ID, and for each whether the feed contains its creation after position
+    /// `start`.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -279,7 +278,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id, row.later)).collect())
     }
 
-    /// Stores why a handler is blocked; `None` when it no longer is.
+    /// Stores why a handler is blocked, or `None` if it is no longer blocked.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -1,7 +1,8 @@
-//! `workos.leases`: which process does a background job, and until when the job must leave WorkOS alone.
+//! `workos.leases`: which process runs a background job, and how long the job must pause its requests to WorkOS.
 //!
-//! Rows, not session locks: those fail behind a pooler. The database's clock decides, so that replicas need not agree on
-//! theirs. A lease keeps work from being done twice; what must not go wrong is checked again where it is committed.
+//! Leases are rows instead of session locks, because session locks do not work with a pooler. The database's clock decides, so the
+//! clocks of replicas need not agree. A lease only avoids duplicate work. Correctness does not depend on it, because each commit
+//! checks the state again.
 
 use std::time::Duration;
 
@@ -10,31 +11,30 @@ use sqlx::postgres::PgConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
-/// How long a job stays its holder's without another word. A killed holder is replaced after that long.
+/// Duration of a lease. After this time, another process takes over from a holder that was killed.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// How often a holder renews a lease that it keeps: a renewal may fail twice before the lease runs out.
+/// Interval of renewals. Two renewals can fail before the lease expires.
 pub const RENEWAL: Duration = Duration::from_secs(3);
 
-/// The longest pause that is kept. One that ends later was written under a wrong clock.
+/// Longest pause. A pause that ends later was stored with a wrong clock and is ignored.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
-/// What a process learns that asked for a job.
+/// The result of taking or renewing a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The job is its own for [`LEASE`] from now.
+    /// Whether this process holds the lease, for [`LEASE`] from now.
     pub held: bool,
-    /// What is left of the pause that WorkOS asked this job for; `None` when there is none.
+    /// The remaining pause that WorkOS asked this job for, if any.
     pub pause: Option<Duration>,
-    /// The database's clock.
+    /// The current time of the database's clock.
     pub now: Timestamp,
 }
 
 impl Store {
-    /// Takes the job, or keeps it, for [`LEASE`] from now, unless another holder has it.
+    /// Takes or renews the lease of a job for [`LEASE`] from now, unless another process holds it.
     ///
-    /// A lease that ends later than any lease can was written under a wrong clock; it is taken over like one that has run
-    /// out.
+    /// A lease that ends later than possible was stored with a wrong clock. It is taken over like an expired one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -42,7 +42,7 @@ impl Store {
         self.transaction("hold lease", &HoldLease { job, holder }).await
     }
 
-    /// Keeps every process from doing the job for so long, [`LONGEST_PAUSE`] at most.
+    /// Pauses a job in every process, for at most [`LONGEST_PAUSE`].
     ///
     /// # Errors
     /// [`StoreError`]
@@ -61,7 +61,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up a job, or every job, of a holder that has done with it, so that nobody waits for a lease to run out. A pause
+    /// Releases the lease of a job, or every lease of this holder, so that other processes need not wait until it expires. A pause
     /// stays.
     ///
     /// # Errors

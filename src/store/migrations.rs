@@ -1,4 +1,4 @@
-//! The schema's migrations: what is pending, and running them while other replicas try the same.
+//! The migrations of the schema: lists pending ones, and runs them safely on several replicas at the same time.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,38 +10,40 @@ use sqlx::{AssertSqlSafe, Connection};
 use super::unfit::Unfit;
 use super::{StoreError, pooler};
 
-/// Where applied migrations are recorded: inside our schema, so that nothing of the application's is touched.
+/// The table of applied migrations. It is in our schema, apart from the application's tables.
 const TABLE: &str = "workos.migrations";
 
-/// The advisory lock that a run holds; the number is arbitrary and never changes.
+/// The key of the advisory lock of a run. It is arbitrary, and never changes.
 const LOCK: i64 = 0x6175_7468_6B69_7401;
 
-/// How long a run waits for another one, asking this often.
+/// Number of attempts to get the lock, and the pause between them: one minute in total.
 const LOCK_ATTEMPTS: u32 = 600;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the database's migrations table says, beside what this release knows.
+/// The applied migrations, compared with those of this release.
 #[derive(Debug, Default)]
 pub struct MigrationStatus {
-    /// Applied and known, as `0001 users`.
+    /// Applied migrations of this release, for example `0001 users`.
     pub applied: Vec<String>,
-    /// Known and not applied.
+    /// Migrations of this release that are not applied.
     pub pending: Vec<String>,
-    /// Applied by a newer release.
+    /// Versions that a newer release applied.
     pub newer: Vec<i64>,
 }
 
 /// Why migrations could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationsError {
-    /// The database could not be asked.
+    /// The database could not be reached.
     #[error(transparent)]
     Database(#[from] StoreError),
-    /// A migration failed or was found changed.
+    /// A migration failed, or was changed after it was applied.
     #[error("{0}")]
     Migration(String),
     /// Another run holds the lock.
-    #[error("another `migrate` has held the lock for a minute; if none is running, look for its session in pg_locks")]
+    #[error(
+        "another `authkit-sync migrate` has held the migration lock for a minute; wait for it, or, if none is running, find the session that holds the advisory lock in pg_locks and end it"
+    )]
     Locked,
 }
 
@@ -51,7 +53,7 @@ impl From<sqlx::Error> for MigrationsError {
     }
 }
 
-/// The migrations of this release.
+/// Returns the migrations of this release.
 #[must_use]
 pub fn migrator() -> Migrator {
     let mut migrator = sqlx::migrate!();
@@ -68,21 +70,21 @@ fn title(migration: &Migration) -> String {
     format!("{:04} {}", migration.version, migration.description)
 }
 
-/// The newest version this release knows.
+/// Returns the latest version that this release knows.
 #[must_use]
 pub fn newest() -> i64 {
     migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Compares what is applied with what this release knows. Writes nothing.
+/// Compares the applied migrations with those of this release. Writes nothing.
 ///
 /// # Errors
-/// Any of sqlx's.
+/// Any error of sqlx.
 pub async fn status(connection: &mut PgConnection) -> Result<MigrationStatus, sqlx::Error> {
     status_of(connection, &migrator()).await
 }
 
-/// Compares what is applied with the migrations of `migrator`; see [`status`].
+/// Compares the applied migrations with those of `migrator`; see [`status`].
 ///
 /// # Errors
 /// Any error of sqlx.
@@ -112,17 +114,16 @@ pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Re
     Ok(status)
 }
 
-/// How a session of migrations begins. What a migration binds to a constraint, an index or a default is what every later
-/// statement runs, so no unqualified name may reach an object outside `pg_catalog`. Building an index takes longer than the
-/// timeouts of other sessions allow; migrations set the timeout of their locks themselves.
+/// The settings of a migration session. Names in constraints, indexes and defaults are resolved when a migration runs, so an
+/// unqualified name must only find objects in `pg_catalog`. Timeouts are disabled, because building an index takes long. Migrations
+/// set the timeout of their locks themselves.
 const SESSION: &str = "set search_path = pg_catalog, pg_temp; set statement_timeout = 0; set lock_timeout = 0; \
      set idle_in_transaction_session_timeout = 0";
 
-/// Opens a session for migrations: with settings of its own, and no part of the pool.
+/// Opens a session for migrations, with its own settings and outside of the pool.
 ///
 /// # Errors
-/// [`StoreError`], also behind a pooler that shares sessions: there the settings and the lock of a run would stay behind in a
-/// session of the application's.
+/// [`StoreError`], also with a pooler that shares sessions, because the settings and the lock would remain in a shared session.
 pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
     if pooler::shares_sessions(pool).await? {
         return Err(Unfit::TransactionPooler.into());
@@ -132,11 +133,11 @@ pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
     Ok(connection)
 }
 
-/// Runs what is pending, waiting for any other run, and returns what it applied or rebuilt. Safe from any number of replicas
-/// at once.
+/// Runs the pending migrations, and returns the applied migrations and rebuilt indexes. Several replicas can call it at the same
+/// time: it waits for other runs.
 ///
 /// # Errors
-/// [`MigrationsError`]; what was applied before the failure stays applied.
+/// [`MigrationsError`]. Migrations that were applied before the failure stay applied.
 pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
     run_migrator(pool, &migrator()).await
 }
@@ -144,9 +145,9 @@ pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
 /// Runs the pending migrations of `migrator`; see [`run`].
 ///
 /// # Errors
-/// [`MigrationsError`]; what was applied before the failure stays applied.
+/// [`MigrationsError`]. Migrations that were applied before the failure stay applied.
 pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
-    // A session's lock is released when the session ends: a failure cannot leave it held.
+    // The lock belongs to the session, so it is released even after a failure.
     let mut connection = session(pool).await?;
     lock(&mut connection).await?;
     create_schema(&mut connection).await?;
@@ -159,16 +160,16 @@ pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<Stri
     Ok(rebuilt.into_iter().chain(pending).collect())
 }
 
-/// The index that a migration outside a transaction creates. A test checks that each such migration creates exactly one.
+/// Returns the index that a migration outside of a transaction creates. A test checks that each one creates exactly one index.
 fn index_of(migration: &Migration) -> Option<&str> {
     let created = migration.sql.as_str().split_once("create index concurrently if not exists ")?.1;
     migration.no_tx.then_some(created)?.split_whitespace().next()
 }
 
-/// The indexes of the schema that PostgreSQL does not use, because their build was interrupted or has not ended.
+/// Returns the invalid indexes of the schema: their build was interrupted, or has not ended.
 ///
 /// # Errors
-/// Any of sqlx's.
+/// Any error of sqlx.
 pub async fn invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- migrations.invalid_indexes
@@ -184,9 +185,9 @@ pub async fn invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String
     .await
 }
 
-/// Drops what an interrupted `create index concurrently` left behind, because `if not exists` would accept it. sqlx records
-/// nothing about a migration that failed outside a transaction, so a pending one builds its index again by itself. The index
-/// of an applied one (an earlier release accepted an invalid index) is built here. Returns the rebuilt indexes.
+/// Drops the invalid indexes of interrupted migrations, because `if not exists` would accept them. A pending migration then creates
+/// its index itself. The invalid index of an applied migration (earlier releases accepted it) is rebuilt here. Returns the rebuilt
+/// indexes.
 async fn rebuild_invalid_indexes(
     connection: &mut PgConnection,
     migrator: &Migrator,
@@ -197,7 +198,7 @@ async fn rebuild_invalid_indexes(
     for migration in migrator.iter() {
         let Some(index) = index_of(migration).filter(|index| invalid.iter().any(|it| it == index)) else { continue };
         let failed = |error| explain(MigrateError::ExecuteMigration(error, migration.version));
-        // Not static, but text of our own migration.
+        // The text is not static, but it comes from our migration.
         let drop = format!("drop index concurrently if exists workos.{index}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await.map_err(failed)?;
         if !pending.contains(&title(migration)) {
@@ -208,7 +209,7 @@ async fn rebuild_invalid_indexes(
     Ok(rebuilt)
 }
 
-/// A run has succeeded only when PostgreSQL uses every index that our migrations create.
+/// Checks that every index of our migrations is valid.
 async fn check_indexes(connection: &mut PgConnection, migrator: &Migrator) -> Result<(), MigrationsError> {
     let invalid = invalid_indexes(connection).await?;
     let ours = invalid.iter().find(|name| migrator.iter().filter_map(index_of).any(|index| index == *name));
@@ -235,7 +236,7 @@ async fn lock(connection: &mut PgConnection) -> Result<(), MigrationsError> {
     Err(MigrationsError::Locked)
 }
 
-/// Makes the schema unless it is there: `create schema if not exists` asks for the right to create one even then.
+/// Creates the schema if it is missing. `create schema if not exists` would need the privilege even if the schema exists.
 async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrationsError> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.schema
@@ -249,7 +250,7 @@ async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrationsEr
     Ok(())
 }
 
-/// A migration's failure in our words; PostgreSQL's message is about our own statements and holds no data.
+/// Explains the failure of a migration. PostgreSQL's message is about our own statements, so it contains no data.
 fn explain(error: MigrateError) -> MigrationsError {
     MigrationsError::Migration(match error {
         MigrateError::VersionMismatch(version) => format!(

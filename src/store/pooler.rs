@@ -1,21 +1,22 @@
-//! Is there a pooler that gives one session of PostgreSQL to several clients? (PgBouncer's transaction and statement modes.)
+//! Detects a connection pooler that shares one PostgreSQL session among several clients (transaction and statement mode of
+//! PgBouncer).
 //!
-//! Such a pooler breaks the driver: a prepared statement is parsed in one session and executed in another, which may know
-//! another statement under its name. Only the simple protocol is used here, which such a pooler carries faithfully.
+//! Such a pooler breaks the driver: a prepared statement is parsed in one session and executed in another, which may have a
+//! different statement with the same name. The detection uses only the simple protocol, which works with such a pooler.
 
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Connection, Executor, Row};
 
 use super::StoreError;
 
-/// Clients opened beside the first one. Each holds a session of its own, so that a pooler runs out of idle ones to offer and
-/// has to give the first client's away.
+/// Number of connections beside the first one. Each uses a session, so a pooler has no other idle session and must share the
+/// first one.
 const CLIENTS: usize = 3;
 
-/// Whether two clients are served by one session while both are connected.
+/// Returns whether two open connections share one session.
 ///
 /// # Errors
-/// [`StoreError`] when the database cannot be reached.
+/// [`StoreError`] if the database cannot be reached.
 pub(super) async fn shares_sessions(pool: &PgPool) -> Result<bool, StoreError> {
     let options = pool.connect_options();
     let mut first = PgConnection::connect_with(&options).await?;
@@ -23,10 +24,10 @@ pub(super) async fn shares_sessions(pool: &PgPool) -> Result<bool, StoreError> {
     let mut others = Vec::with_capacity(CLIENTS);
     let mut shared = false;
     while !shared && others.len() < CLIENTS {
-        // A limit on connections is no reason to refuse: what could be asked was asked.
+        // The limit of connections may be reached. Then the result is based on the connections so far.
         let Ok(mut other) = PgConnection::connect_with(&options).await else { break };
         if other.execute("begin").await.is_err() {
-            // Statement mode refuses transactions.
+            // Statement mode rejects transactions.
             shared = true;
             break;
         }
@@ -34,13 +35,13 @@ pub(super) async fn shares_sessions(pool: &PgPool) -> Result<bool, StoreError> {
         others.push(other);
     }
     for connection in others.into_iter().chain([first]) {
-        // Nobody minds how they end.
+        // An error when closing does not matter.
         let _ = connection.close().await;
     }
     Ok(shared)
 }
 
-/// The process that serves this connection.
+/// Returns the process ID of the server process of this connection.
 async fn session(connection: &mut PgConnection) -> Result<i32, StoreError> {
     let row = connection.fetch_one("select pg_catalog.pg_backend_pid()").await?;
     Ok(row.try_get_unchecked(0)?)

@@ -1,26 +1,26 @@
-//! The group roles of applications, and what each may: asserted again at every `migrate`, because roles belong to the server
-//! and not to the database, and a dump does not bring them along.
+//! The group roles for applications and their privileges. Every `migrate run` creates them again if they are missing, because roles
+//! belong to the server, so a dump of the database does not contain them.
 //!
-//! | role | may |
+//! | role | privileges |
 //! |---|---|
-//! | `workos_end_user` | ask who it is: `workos.current_subject()`, `workos.current_auth_user()` |
-//! | `workos_reader` | that, read `workos.users`, ask `workos.get_auth_user` |
+//! | `workos_end_user` | call `workos.current_subject()` and `workos.current_auth_user()` |
+//! | `workos_reader` | also read `workos.users` and call `workos.get_auth_user` |
 //!
-//! Neither may read the inbox or the base table, nor reference it: PostgreSQL checks a foreign key as the owner of the
-//! referenced table, with the cast of the referencing column's type. A login that may reference a table and create a type can
-//! run code as that owner. Operators grant this right by hand to logins that they trust.
+//! Neither may read the inbox or the base table, or reference the base table. PostgreSQL checks a foreign key as the owner of the
+//! referenced table, with the cast of the referencing column's type. So a login that may reference a table and create a type can
+//! run code as that owner. Operators grant this privilege by hand to logins that they trust.
 
 use sqlx::postgres::{PgConnection, PgPool};
 
 use super::{StoreError, migrations};
 
-/// The roles, and how each is made.
+/// The roles, and the statements that create them.
 const ROLES: [(&str, &str); 2] = [
     ("workos_end_user", "create role workos_end_user nologin"),
     ("workos_reader", "create role workos_reader nologin"),
 ];
 
-/// What they may. Each statement may fail for lack of a right without the others.
+/// The statements that grant their privileges. If one fails because a privilege is missing, the others still run.
 const GRANTS: [&str; 5] = [
     "grant usage on schema workos to workos_end_user, workos_reader",
     "grant execute on function workos.current_subject() to workos_end_user, workos_reader",
@@ -29,17 +29,17 @@ const GRANTS: [&str; 5] = [
     "grant execute on function workos.get_auth_user(text) to workos_reader",
 ];
 
-/// Another process that does the same at the same moment is let through so often.
+/// Number of attempts if another process runs the same statement at the same time.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Makes the roles unless they are there, and grants what they may; returns the statements that the database's own rights do
-/// not allow, for somebody who may.
+/// Creates missing roles and grants their privileges. Returns the statements for which the service's role lacks the privilege, so
+/// that a superuser can run them.
 ///
 /// # Errors
-/// [`StoreError`] when the database cannot be asked.
+/// [`StoreError`] if the database cannot be reached.
 pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
     let mut connection = migrations::session(pool).await?;
-    let mut refused = Vec::new();
+    let mut not_allowed = Vec::new();
     for (role, create) in ROLES {
         let present = sqlx::query_scalar!(
             r#"-- roles.present
@@ -47,28 +47,28 @@ pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
             role
         );
         if !present.fetch_one(&mut connection).await? && !run(&mut connection, create).await? {
-            refused.push(create);
+            not_allowed.push(create);
         }
     }
     for grant in GRANTS {
         if !run(&mut connection, grant).await? {
-            refused.push(grant);
+            not_allowed.push(grant);
         }
     }
     sqlx::Connection::close(connection).await?;
-    Ok(refused)
+    Ok(not_allowed)
 }
 
-/// `false` when the right is lacking, or the role is because the right to make it was.
+/// Runs a statement. Returns false if the service's role lacks the privilege, or the statement's role is missing for this reason.
 async fn run(connection: &mut PgConnection, statement: &'static str) -> Result<bool, StoreError> {
     for _ in 0..MAX_ATTEMPTS {
         let Err(error) = sqlx::raw_sql(statement).execute(&mut *connection).await else { return Ok(true) };
         let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
         match code.as_deref() {
-            // It is there, or another process has just made it.
+            // The role exists, or another process has just created it.
             Some("42710" | "23505") => return Ok(true),
             Some("42501" | "42704") => return Ok(false),
-            // Another process grants the same at the same moment ("tuple concurrently updated").
+            // Another process runs the same grant at the same time ("tuple concurrently updated").
             Some("XX000") => {}
             _ => return Err(error.into()),
         }

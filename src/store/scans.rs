@@ -19,7 +19,7 @@ pub enum ScanKind {
 }
 
 impl ScanKind {
-    /// The word used in the database and in logs; also the name of the job's lease.
+    /// Returns the word for the database and logs. It is also the name of the job's lease.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -29,23 +29,23 @@ impl ScanKind {
     }
 }
 
-/// What a scan has found so far.
+/// The numbers of users that a scan has found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ScanCounts {
-    /// Users that were not here.
+    /// Users that were not stored before.
     pub new: i64,
-    /// Users that differed.
+    /// Users that differed from WorkOS.
     pub updated: i64,
-    /// Users that were as WorkOS has them, or newer.
+    /// Users that were equal to WorkOS's, or newer.
     pub unchanged: i64,
-    /// Users that are deleted: for backfill those it passed over, for reconcile those it made tombstones of.
+    /// Deleted users: for a backfill those that it skipped, for a reconcile those that it deleted.
     pub tombstoned: i64,
     /// Users that could not be applied.
     pub quarantined: i64,
 }
 
 impl ScanCounts {
-    /// Adds another page's.
+    /// Adds the counts of a page.
     pub fn add(&mut self, page: Self) {
         self.new += page.new;
         self.updated += page.updated;
@@ -54,7 +54,7 @@ impl ScanCounts {
         self.quarantined += page.quarantined;
     }
 
-    /// All users seen.
+    /// Returns the number of all users.
     #[must_use]
     pub fn total(&self) -> i64 {
         self.new + self.updated + self.unchanged + self.tombstoned + self.quarantined
@@ -66,11 +66,11 @@ impl ScanCounts {
 pub struct ScanState {
     /// The last user of the last page applied, and when WorkOS created it.
     pub position: Option<(String, Option<Timestamp>)>,
-    /// When the one under way began.
+    /// When the current scan started. `None` if none is running.
     pub started_at: Option<Timestamp>,
-    /// When one last came to its end.
+    /// When a scan was last completed.
     pub completed_at: Option<Timestamp>,
-    /// Of the one under way, else of the last one.
+    /// The counts of the current scan, or else of the last one.
     pub counts: ScanCounts,
 }
 
@@ -116,7 +116,7 @@ impl Store {
         }))
     }
 
-    /// Records that a scan begins at `now` (WorkOS's clock), and makes catch-up read events from before that instant.
+    /// Starts a scan at `now` (WorkOS's clock). If catch-up has not started yet, it will read events from before this time.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -127,33 +127,33 @@ impl Store {
     }
 }
 
-/// A comparison of WorkOS's list with the table. A row that says what WorkOS lists is not written; instead the database
-/// records once that the scan confirmed all such rows.
+/// The start of a scan that compares WorkOS's list with the table. A row that equals the listed user is not written. Instead, one
+/// record confirms all such rows.
 ///
-/// Every snapshot of a scan counts as observed when the scan began. When all pages are applied, each live row whose version
-/// was written before the scan began is confirmed as of that instant: [`Store::confirm_scan`] records it, and
-/// `confirmation` is asked where it matters, which is before a version replaces one of the same `updated_at`. What a scan
-/// does not confirm is written when its page is applied, and so is told from the rest by the time of its version.
+/// The observation time of every snapshot of a scan is the start of the scan. After the last page, [`Store::confirm_scan`] confirms
+/// all live rows whose version was written before the scan started: they were observed at this time. `confirmation` is read before
+/// a version replaces one with the same `updated_at`, because only then it matters. A row that the scan does not confirm is written
+/// when its page is applied, so the time of its version distinguishes it.
 ///
-/// One case is left: an event older than the scan replaces a confirmed row of the same `updated_at` after the row's page is
-/// applied and before the confirmation is recorded. Reconcile finds such rows when it looks through the live users, and reads them by ID.
+/// There is one exception: an event that is older than the scan replaces a confirmed row with the same `updated_at`, after the page
+/// is applied and before the confirmation is stored. Reconcile finds such rows in the table and reads them by ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanStart {
-    /// When it began, by WorkOS's clock.
+    /// When it started, by WorkOS's clock.
     pub started_at: Timestamp,
-    /// The same by the database's clock.
+    /// When it started, by the database's clock.
     pub database_started_at: Timestamp,
 }
 
-/// What the last scan confirmed: live rows whose version was written before `before` (the database's clock), as of `at`
-/// (WorkOS's clock).
+/// The confirmation of the last scan: live rows whose version was written before `before` (the database's clock) were observed at
+/// `at` (WorkOS's clock).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Confirmation {
     pub(crate) at: Timestamp,
     pub(crate) before: Timestamp,
 }
 
-/// What the last scan confirmed, as committed by now: the caller holds the locks of the rows that it is about.
+/// Returns the confirmation of the last scan. The caller holds locks on the rows, so that it cannot be outdated for them.
 pub(crate) async fn confirmation(connection: &mut PgConnection) -> Result<Option<Confirmation>, StoreError> {
     let row = sqlx::query!(
         r#"-- scans.confirmation
@@ -192,24 +192,24 @@ impl Work for ConfirmScan<'_> {
 }
 
 impl Store {
-    /// Records that every page of a scan is applied.
+    /// Confirms the unchanged rows of a scan after its last page.
     ///
     /// # Errors
-    /// [`StoreError`], [`StoreError::Overtaken`] when another scan has begun meanwhile.
+    /// [`StoreError`], and [`StoreError::Overtaken`] if another scan has started meanwhile.
     pub async fn confirm_scan(&self, scan: &ScanStart) -> Result<(), StoreError> {
         self.transaction("confirm scan", &ConfirmScan(scan)).await
     }
 
-    /// Records that a scan is complete.
+    /// Stores the result of a complete scan.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub(crate) async fn complete_scan(&self, tally: &SaveScanResult) -> Result<(), StoreError> {
-        self.transaction("complete scan", tally).await
+    pub(crate) async fn complete_scan(&self, result: &SaveScanResult) -> Result<(), StoreError> {
+        self.transaction("complete scan", result).await
     }
 
-    /// Whether `interval` has passed, by the database's clock, since a walk of any kind was completed; before the first, since
-    /// the database was given to its environment.
+    /// Returns whether `interval` has passed, by the database's clock, since the last completed scan of any kind. Before the first
+    /// scan, since the database was bound to its environment.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -244,7 +244,7 @@ impl Work for BeginScan<'_> {
         self.catch_up.run(connection).await?;
         let database_started_at = sqlx::query_scalar!(
             r#"-- scans.begin
-            insert into workos.scans as walk (kind, started_at, database_started_at)
+            insert into workos.scans as scan (kind, started_at, database_started_at)
             values ($1, $2, clock_timestamp())
             on conflict (kind) do update
             set
@@ -267,10 +267,10 @@ impl Work for BeginScan<'_> {
     }
 }
 
-/// Moves a scan past a page.
+/// Stores the position after a page.
 pub(crate) struct AdvanceScan<'a> {
     pub(crate) kind: ScanKind,
-    /// Where the page began: a process that lost the walk to another one fails here.
+    /// The position before the page. If another process has moved it, this fails.
     pub(crate) from: Option<&'a str>,
     pub(crate) position: Option<&'a (String, Option<Timestamp>)>,
 }
@@ -300,7 +300,7 @@ impl Work for AdvanceScan<'_> {
     }
 }
 
-/// Saves what a scan has found so far, and whether it is complete.
+/// Stores the counts of a scan, and whether it is complete.
 pub(crate) struct SaveScanResult {
     pub(crate) kind: ScanKind,
     pub(crate) counts: ScanCounts,
@@ -336,7 +336,7 @@ impl Work for SaveScanResult {
         .execute(&mut *connection)
         .await?;
         if self.kind == ScanKind::Reconcile && self.is_complete {
-            // A complete reconcile makes up for lost events, and uses up the operator's word.
+            // A complete reconcile repairs the effects of lost events, and uses the permission of the operator.
             sqlx::query!("-- scans.reconciled\nupdate workos.catch_up set needs_reconcile = false")
                 .execute(&mut *connection)
                 .await?;

@@ -1,39 +1,39 @@
-//! Why a database must not be served.
+//! Why a process must not serve a database.
 
-/// Why this process must not serve this database. Each names the way out.
+/// Why this process must not serve the database. Each message says what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Unfit {
     /// Migrations are pending.
     #[error("the database has pending migrations ({0}); run `authkit-sync migrate`, or start with `serve --migrate`")]
     Pending(String),
-    /// A contract migration took away what this release reads.
+    /// A later migration removed something that this release reads.
     #[error(
-        "the database's schema is too new for this release: it asks for version {wanted}, this release knows {known}; install a newer release"
+        "the schema of the database is too new for this release: it requires schema version {wanted}, and this release knows version {known}; install a newer release"
     )]
     TooNew {
-        /// The oldest schema version that can still read it.
+        /// The schema version that the database requires.
         wanted: i64,
-        /// The newest this release knows.
+        /// The latest version that this release knows.
         known: i64,
     },
-    /// Another environment's users live here.
+    /// The database belongs to another WorkOS environment.
     #[error(
-        "this database belongs to WorkOS client {recorded}, but WORKOS_CLIENT_ID is {given}; point DATABASE_URL at this environment's own database, or, if this one was copied from the other environment, run `authkit-sync rebind`"
+        "the database belongs to the WorkOS client ID {recorded}, but WORKOS_CLIENT_ID is {given}; set DATABASE_URL to the database of this environment, or, if the database was copied from the other environment, run `authkit-sync rebind`"
     )]
     OtherClient {
-        /// The client ID recorded at the first start.
+        /// The client ID that the database is bound to.
         recorded: String,
-        /// The one configured now.
+        /// The configured client ID.
         given: String,
     },
-    /// A pooler between us and PostgreSQL shares one session among several clients.
+    /// A connection pooler shares one PostgreSQL session among several clients.
     #[error(
-        "DATABASE_URL leads to a connection pooler in transaction or statement mode (such as PgBouncer with pool_mode = transaction), which this release does not support: results of statements can be mixed up there; use PostgreSQL's own address, or one with pool_mode = session"
+        "DATABASE_URL is the address of a connection pooler in transaction or statement mode (for example PgBouncer with pool_mode = transaction), which can return the results of other statements; use the address of PostgreSQL itself, or a pooler with pool_mode = session"
     )]
     TransactionPooler,
     /// WorkOS does not know the client ID.
     #[error(
-        "WorkOS publishes no signing keys for the client ID {0}, so nothing was recorded; copy WORKOS_CLIENT_ID from the API Keys page of the WorkOS dashboard"
+        "WorkOS publishes no signing keys for the client ID {0}, so the database was not bound to it; copy WORKOS_CLIENT_ID from the page API Keys of the WorkOS dashboard"
     )]
     UnknownClient(String),
 }

@@ -205,7 +205,7 @@ async fn the_wrong_key_changes_nothing_and_says_why() {
     let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_API_KEY", "")]).await;
     assert_eq!((code, err.contains("WORKOS_API_KEY is not set")), (78, true), "{err}");
     let (code, _, err) = lab.run_with(&["backfill"], &[("WORKOS_CLIENT_ID", "client_other")]).await;
-    assert_eq!((code, err.contains("belongs to WorkOS client")), (78, true), "{err}");
+    assert_eq!((code, err.contains("belongs to the WorkOS client ID")), (78, true), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

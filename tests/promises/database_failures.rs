@@ -92,7 +92,7 @@ async fn statements_of_lookups_depend_on_no_session_setting() {
 /// A server of the test's own, because it is made read-only as a whole.
 async fn private_server() -> (PrivatePostgres, PgPool, PgConnectOptions) {
     let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
-    let server = PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap();
+    let server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let options = PgConnectOptions::from_str(&server.url("postgres")).unwrap();
     let admin = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();
     migrations::run(&admin).await.unwrap();

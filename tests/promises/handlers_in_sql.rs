@@ -19,15 +19,15 @@ async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_comma
     let app = Application::new().await;
     app.pool.execute(LOG).await.unwrap();
     let (code, said) = app.command(&["add", "public.on_nobody"]).await;
-    assert_eq!((code, said.contains("there is no function public.on_nobody(jsonb)")), (78, true), "{said}");
+    assert_eq!((code, said.contains("the function public.on_nobody(jsonb) does not exist")), (78, true), "{said}");
     let (code, said) = app.command(&["add", "on_user"]).await;
-    assert_eq!((code, said.contains("without its schema; add it, for example public.on_user")), (78, true), "{said}");
+    assert_eq!((code, said.contains("has no schema; add it, for example public.on_user")), (78, true), "{said}");
     let (code, said) = app.command(&["add", "public.on_user", "--types", "User"]).await;
     assert_eq!((code, said.contains("user.created, user.* or *")), (64, true), "{said}");
     let (code, said) = app.command(&["add", "public.on_user", "--types", "user.created,user.deleted"]).await;
     assert_eq!((code, said.contains("starts at the end of the feed")), (0, true), "{said}");
     let (code, said) = app.command(&["add", "public.on_user"]).await;
-    assert_eq!((code, said.contains("there is a handler public.on_user already")), (78, true), "{said}");
+    assert_eq!((code, said.contains("a handler with the name public.on_user already exists")), (78, true), "{said}");
     let process = app.run(|builder| builder).await;
     let id = unique("user");
     app.create(&id).await;
@@ -162,7 +162,7 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     let refused = store(&narrow).add_handler(&new(None)).await.unwrap_err().to_string();
     assert!(refused.contains(&format!("grant {owner} to {service}")), "{refused}");
     let refused = store(&narrow).add_handler(&new(Some("nobody_at_all"))).await.unwrap_err().to_string();
-    assert!(refused.contains("there is no role nobody_at_all"), "{refused}");
+    assert!(refused.contains("the role nobody_at_all does not exist"), "{refused}");
     narrow.close().await;
 
     for (name, role) in [("on_user", None), ("peeks", None), ("defers", None), ("as_other", Some(&other))] {

@@ -19,7 +19,7 @@ use crate::support::service::{Answer, CLIENT_ID, SECRET, Service, store, until};
 
 async fn own_server() -> (PrivatePostgres, PgPool) {
     let programs = Programs::find().unwrap();
-    let server = tokio::task::spawn_blocking(move || PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap())
+    let server = tokio::task::spawn_blocking(move || PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap())
         .await
         .unwrap();
     let pool = PgPoolOptions::new().max_connections(4).connect(&server.url("postgres")).await.unwrap();

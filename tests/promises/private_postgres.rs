@@ -23,7 +23,7 @@ fn child_that_holds_a_server() {
     if std::env::var_os("HOLD_A_SERVER").is_none() {
         return;
     }
-    let server = PrivatePostgres::start(Programs::find().unwrap(), &Data::Throwaway, &[]).unwrap();
+    let server = PrivatePostgres::start(Programs::find().unwrap(), &Data::Temporary, &[]).unwrap();
     println!("\nholding {} {}", server.pid().unwrap(), server.scratch().display());
     std::io::stdout().flush().unwrap();
     let mut forever = String::new();
@@ -56,7 +56,7 @@ async fn kept_data_survives_a_restart_and_another_version_is_refused_by_name() {
     // Below a directory that the server's own user can enter, which a root-only home is not.
     let folder = tempfile::Builder::new().prefix("authkit-sync-kept-").tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let data = Data::Kept(folder.path().join("postgres"));
+    let data = Data::Persistent(folder.path().join("postgres"));
     let start = || tokio::task::block_in_place(|| PrivatePostgres::start(Programs::find().unwrap(), &data, &[]));
     let server = start().unwrap();
     let mut connection = PgConnection::connect(&server.url("postgres")).await.unwrap();

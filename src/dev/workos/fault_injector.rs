@@ -1,4 +1,4 @@
-//! What goes wrong at the simulated API, as told.
+//! Injects faults into the simulated API.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -20,55 +20,55 @@ use super::fault::Fault;
 use super::ids::Random;
 use crate::domain::timestamp::Timestamp;
 
-/// How the API goes wrong. Chances are percentages of requests, decided by the simulation's seed.
+/// Faults of the API. Probabilities are percentages of requests. The seed of the simulation determines when they occur.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiFaults {
-    /// 429, with `Retry-After` as seconds, as a date, or without.
+    /// Probability of status 429, with `Retry-After` in seconds, as a date, or without it.
     pub rate_limit: u8,
-    /// 500, 502 or 503.
+    /// Probability of status 500, 502 or 503.
     pub error: u8,
-    /// The connection breaks in the middle of the answer.
+    /// Probability that the connection breaks in the middle of the response.
     pub cut: u8,
-    /// 200 with a page for people.
+    /// Probability of status 200 with an HTML page.
     pub garbage: u8,
-    /// 401, whatever the key.
+    /// Status 401 for every API key.
     pub refuse_key: bool,
-    /// The Events API does not list the newest events yet, milliseconds.
+    /// The Events API lists an event only after this many milliseconds.
     pub hold_back_ms: u64,
-    /// The Events API has forgotten what is older, seconds; a `range_start` before then is refused.
+    /// The Events API has no events older than this many seconds, and rejects an earlier `range_start`.
     pub retention_s: Option<u32>,
-    /// A cursor that is no longer known begins the list anew, instead of being refused.
+    /// With an unknown cursor, the Events API starts from the first page instead of rejecting the request.
     pub lost_cursors_start_over: bool,
-    /// Types whose name makes the Events API refuse the whole call.
+    /// Event types for which the Events API rejects the request.
     pub unknown_types: Vec<String>,
     /// The Events API lists newest first.
     pub backwards: bool,
-    /// Lists give so many items at most, whatever is asked for.
+    /// Maximum number of items on a page, even if the request asks for more.
     pub page_limit: Option<usize>,
-    /// A list of users asked for behind a user who was deleted begins anew, instead of going on.
+    /// With the cursor of a deleted user, the list of users starts from the first page instead of continuing.
     pub lists_start_over: bool,
-    /// `Retry-After` of every 429 and of every error, which is then a 503; seconds.
+    /// `Retry-After` in seconds of every 429 and every error. Every error is then a 503.
     pub retry_after_s: Option<u32>,
-    /// The `Date` header of every answer is off by this many seconds.
+    /// Seconds added to the `Date` header of every response.
     pub date_offset_s: i64,
-    /// An event is late: its `created_at` lies [`ApiFaults::late_by_s`] before the change. Its ID keeps the listing order.
+    /// Probability that the `created_at` of an event is [`ApiFaults::late_by_s`] before the change. Its ID is in order.
     pub late: u8,
-    /// How late, seconds.
+    /// Seconds for [`ApiFaults::late`].
     pub late_by_s: u32,
     /// The last event of every page has no usable ID.
     pub unreadable_last: bool,
     /// Every event of every page has no usable ID.
     pub unreadable_page: bool,
-    /// 404 as WorkOS's emulator answers it: the code is `not_found`, and there is no `entity_id`.
+    /// A 404 has the format of WorkOS's emulator: the code `not_found`, and no `entity_id`.
     pub emulator_not_found: bool,
-    /// Paths that begin so are no routes, as behind a wrong base URL: 404 with a `message`.
+    /// Path prefixes that are answered 404 with a `message`, as with a wrong base URL.
     pub missing_routes: Vec<String>,
     /// The 404 of a missing route is an HTML page.
     pub missing_routes_html: bool,
 }
 
-/// The faults in force, and the dice.
+/// The current faults, and the random numbers that decide when they occur.
 #[derive(Debug)]
 pub(super) struct FaultInjector(Mutex<Inner>);
 
@@ -76,20 +76,20 @@ pub(super) struct FaultInjector(Mutex<Inner>);
 struct Inner {
     faults: ApiFaults,
     random: Random,
-    /// Events made until then are no cursors any more, but those listed since.
+    /// Events created until then are unknown cursors, unless they were listed again since.
     cursors_lost: Option<Timestamp>,
     listed_since: HashSet<String>,
-    /// Requests of API clients, by path.
+    /// Number of API requests by path.
     requests: HashMap<String, usize>,
 }
 
-/// What becomes of one request.
-enum Fate {
-    Well,
+/// The fault of one request.
+enum RequestFault {
+    None,
     RateLimited(u64),
     Failed(StatusCode),
     Cut,
-    Garbled,
+    Garbage,
 }
 
 impl FaultInjector {
@@ -123,7 +123,7 @@ impl FaultInjector {
         });
     }
 
-    /// Notes the events a list showed: they are cursors again.
+    /// Records the listed events, whose cursors are valid again.
     pub(super) fn listed(&self, page: &Value) {
         let events = page.get("data").and_then(Value::as_array);
         let ids = events.into_iter().flatten().filter_map(|event| event.get("id")?.as_str().map(str::to_owned));
@@ -134,22 +134,22 @@ impl FaultInjector {
         });
     }
 
-    /// Until when cursors are lost, as far as this one is concerned.
+    /// Returns until when cursors are unknown, or `None` if this cursor is valid.
     pub(super) fn cursors_lost(&self, cursor: Option<&str>) -> Option<Timestamp> {
         self.inner(|inner| inner.cursors_lost.filter(|_| cursor.is_none_or(|id| !inner.listed_since.contains(id))))
     }
 
-    /// Requests made so far for lists and single users, well or not.
+    /// Returns the number of requests for this path, including failed ones.
     pub(super) fn requests(&self, path: &str) -> usize {
         self.inner(|inner| inner.requests.get(path).copied().unwrap_or_default())
     }
 
-    /// Requests made so far, whatever their path.
+    /// Returns the number of all requests.
     pub(super) fn all_requests(&self) -> usize {
         self.inner(|inner| inner.requests.values().sum())
     }
 
-    /// How long before its change an event says that it was made.
+    /// Returns by how much the `created_at` of the next event is too early.
     pub(super) fn late_by(&self) -> Option<Duration> {
         self.inner(|Inner { faults, random, .. }| {
             let is_late = faults.late > 0 && random.happens(faults.late);
@@ -161,27 +161,27 @@ impl FaultInjector {
         self.inner(|inner| *inner.requests.entry(path.to_owned()).or_default() += 1);
     }
 
-    fn fate(&self) -> Fate {
+    fn next_fault(&self) -> RequestFault {
         self.inner(|Inner { faults, random, .. }| {
-            let dice = random.next();
+            let number = random.next();
             if random.happens(faults.rate_limit) {
-                Fate::RateLimited(dice)
+                RequestFault::RateLimited(number)
             } else if random.happens(faults.error) {
                 let all = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE];
-                Fate::Failed(all[usize::try_from(dice % 3).unwrap_or_default()])
+                RequestFault::Failed(all[usize::try_from(number % 3).unwrap_or_default()])
             } else if random.happens(faults.cut) {
-                Fate::Cut
+                RequestFault::Cut
             } else if random.happens(faults.garbage) {
-                Fate::Garbled
+                RequestFault::Garbage
             } else {
-                Fate::Well
+                RequestFault::None
             }
         })
     }
 }
 
-/// Lets a request of an API client go wrong.
-pub(super) async fn meet(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Response {
+/// Middleware that applies the faults to an API request.
+pub(super) async fn inject(State(workos): State<SimulatedWorkos>, request: Request, next: Next) -> Response {
     workos.fault_injector().count(request.uri().path());
     let faults = workos.fault_injector().faults();
     if faults.refuse_key {
@@ -190,16 +190,16 @@ pub(super) async fn meet(State(workos): State<SimulatedWorkos>, request: Request
     if faults.missing_routes.iter().any(|missing| request.uri().path().starts_with(missing)) {
         return missing_route(request.uri().path(), faults.missing_routes_html);
     }
-    match (workos.fault_injector().fate(), faults.retry_after_s) {
-        (Fate::Well, _) => next.run(request).await,
-        (Fate::RateLimited(_), Some(seconds)) => retry_after(Fault::rate_limited(), seconds),
-        (Fate::RateLimited(dice), None) => rate_limited(&workos, dice),
-        (Fate::Failed(_), Some(seconds)) => retry_after(StatusCode::SERVICE_UNAVAILABLE, seconds),
-        (Fate::Failed(status), None) => (status, "upstream connect error").into_response(),
-        (Fate::Garbled, _) => {
+    match (workos.fault_injector().next_fault(), faults.retry_after_s) {
+        (RequestFault::None, _) => next.run(request).await,
+        (RequestFault::RateLimited(_), Some(seconds)) => retry_after(Fault::rate_limited(), seconds),
+        (RequestFault::RateLimited(number), None) => rate_limited(&workos, number),
+        (RequestFault::Failed(_), Some(seconds)) => retry_after(StatusCode::SERVICE_UNAVAILABLE, seconds),
+        (RequestFault::Failed(status), None) => (status, "upstream connect error").into_response(),
+        (RequestFault::Garbage, _) => {
             ([(header::CONTENT_TYPE, "text/html")], "<html>We'll be right back</html>").into_response()
         }
-        (Fate::Cut, _) => cut(next.run(request).await).await,
+        (RequestFault::Cut, _) => cut(next.run(request).await).await,
     }
 }
 
@@ -217,19 +217,19 @@ fn missing_route(path: &str, html: bool) -> Response {
     (status, Json(body)).into_response()
 }
 
-fn rate_limited(workos: &SimulatedWorkos, dice: u64) -> Response {
+fn rate_limited(workos: &SimulatedWorkos, number: u64) -> Response {
     let mut response = Fault::rate_limited().into_response();
-    let date = workos.date_of(workos.now().plus_seconds(1));
-    let wish = match dice % 3 {
+    let date = workos.http_date(workos.now().plus_seconds(1));
+    let value = match number % 3 {
         0 => HeaderValue::from_static("1"),
         1 => HeaderValue::from_str(&date).unwrap_or(HeaderValue::from_static("1")),
         _ => return response,
     };
-    response.headers_mut().insert(header::RETRY_AFTER, wish);
+    response.headers_mut().insert(header::RETRY_AFTER, value);
     response
 }
 
-/// The first half of the answer, and then nothing.
+/// Returns the first half of the response, then breaks the connection.
 async fn cut(response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let whole = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();

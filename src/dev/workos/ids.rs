@@ -1,4 +1,4 @@
-//! Ids as WorkOS makes them: a prefix and a ULID, so that their order is that of creation.
+//! IDs in WorkOS's format: a prefix and a ULID. They are in the order of creation.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::domain::timestamp::Timestamp;
 
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// A small seeded generator (splitmix64): the same seed, the same sequence.
+/// A seeded generator of random numbers (splitmix64). The same seed gives the same sequence.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Random(u64);
 
@@ -23,13 +23,13 @@ impl Random {
         word ^ (word >> 31)
     }
 
-    /// Whether something that happens in `percent` of all cases happens now.
+    /// Returns true with a probability of `percent`.
     pub(super) fn happens(&mut self, percent: u8) -> bool {
         self.next() % 100 < u64::from(percent)
     }
 }
 
-/// Makes ids that increase, even within a millisecond, and when the clock goes back.
+/// Creates ascending IDs, even within a millisecond and when the clock goes back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Ids {
     random: Random,
@@ -41,15 +41,15 @@ impl Ids {
         Self { random: Random::new(seed), last: 0 }
     }
 
-    /// An id that begins with `prefix`.
+    /// Returns the next ID with this prefix.
     pub(super) fn next(&mut self, prefix: &str, now: Timestamp) -> String {
         format!("{prefix}_{}", self.ulid(now))
     }
 
-    /// A bare ULID.
+    /// Returns the next ULID.
     pub(super) fn ulid(&mut self, now: Timestamp) -> String {
         let millis = u128::from(now.unix_millis().unsigned_abs());
-        // 48 bits of time, then 80 of chance; within one millisecond the last one plus one.
+        // 48 bits of time and 80 random bits. Within a millisecond: the last one plus one.
         let fresh = (millis << 80) | (u128::from(self.random.next()) << 8);
         self.last = fresh.max(self.last + 1);
         let digit = |place: u32| {
@@ -65,12 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_have_the_form_of_workos_and_increase() {
+    fn ids_have_the_format_of_workos_and_ascend() {
         let mut ids = Ids::new(7);
         let at = Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap();
         let made: Vec<String> = (0..100).map(|_| ids.next("user", at)).collect();
         assert!(made.is_sorted() && made.iter().all(|id| id.len() == 31));
-        // The ULID of a fixture of that millisecond begins alike.
+        // A fixture of the same millisecond has the same beginning.
         assert!(made[0].starts_with("user_01M1E0K8K"), "{}", made[0]);
     }
 }

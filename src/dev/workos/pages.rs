@@ -1,4 +1,4 @@
-//! Lists in pages, as WorkOS cuts them.
+//! Pages of lists, as WorkOS returns them.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ fn limit(parameters: &Parameters, faults: &ApiFaults) -> Result<usize, Fault> {
     if (1..=100).contains(&limit) { Ok(limit.min(most)) } else { Err(Fault::invalid("limit_out_of_range", "limit")) }
 }
 
-/// `GET /user_management/users`: newest first unless told otherwise; cursors are user ids.
+/// `GET /user_management/users`: newest first by default. Cursors are user IDs.
 ///
-/// A cursor whose user was deleted meanwhile keeps its place, unless told otherwise; one that was never a user starts the
-/// list over.
+/// With the cursor of a deleted user, the list continues, unless a fault is set. With an unknown cursor, it starts from the first
+/// page.
 pub(super) fn users(state: &State, parameters: &Parameters, faults: &ApiFaults) -> Result<Value, Fault> {
     let (limit, starts_over) = (limit(parameters, faults)?, faults.lists_start_over);
     let ascending = match parameter(parameters, "order") {
@@ -40,13 +40,14 @@ pub(super) fn users(state: &State, parameters: &Parameters, faults: &ApiFaults) 
         all.retain(|user| text(user, "email").to_lowercase() == email);
     }
     let known = |id: &&str| !starts_over || state.users.contains_key(*id);
-    let place = |name: &str| parameter(parameters, name).filter(known).and_then(|id| state.place(id));
-    let ahead = |user: &Object, place| if ascending { creation(user) < place } else { creation(user) > place };
-    let (start, end) = if let Some(before) = place("before") {
+    let position = |name: &str| parameter(parameters, name).filter(known).and_then(|id| state.position(id));
+    let ahead = |user: &Object, at| if ascending { creation(user) < at } else { creation(user) > at };
+    let (start, end) = if let Some(before) = position("before") {
         let end = all.partition_point(|user| ahead(user, before));
         (end.saturating_sub(limit), end)
     } else {
-        let passed = |user: &Object| place("after").is_some_and(|after| ahead(user, after) || creation(user) == after);
+        let passed =
+            |user: &Object| position("after").is_some_and(|after| ahead(user, after) || creation(user) == after);
         let start = all.partition_point(|user| passed(user));
         (start, all.len().min(start + limit))
     };
@@ -56,21 +57,21 @@ pub(super) fn users(state: &State, parameters: &Parameters, faults: &ApiFaults) 
     Ok(json!({"object": "list", "data": page, "list_metadata": {"before": before, "after": after}}))
 }
 
-/// What the Events API shows just now.
+/// The events that the Events API lists at this time.
 pub(super) struct Window {
     pub(super) faults: ApiFaults,
-    /// Until when cursors are lost.
+    /// Cursors of events until this time are unknown.
     pub(super) lost: Option<Timestamp>,
     pub(super) now: Timestamp,
 }
 
 impl Window {
-    /// What is older is forgotten.
+    /// Returns the time of the oldest listed event.
     fn oldest(&self) -> Option<Timestamp> {
         self.faults.retention_s.map(|seconds| self.now.plus_seconds(-i64::from(seconds)))
     }
 
-    /// An event that is not listed yet. Nothing after it is listed either, however late it is: a cursor would pass this one.
+    /// Returns whether an event is not listed yet. Later events are not listed either, because a cursor would skip this one.
     fn holds_back(&self, event: &Object) -> bool {
         let newest = self.now.minus(Duration::from_millis(self.faults.hold_back_ms));
         Timestamp::parse(text(event, "created_at")).is_some_and(|at| at > newest)
@@ -81,7 +82,7 @@ impl Window {
         created_at.is_none_or(|at| self.oldest().is_none_or(|oldest| at >= oldest))
     }
 
-    /// Whether a list can begin behind this event.
+    /// Returns whether the event is a valid cursor.
     fn knows(&self, events: &[Object], id: &str) -> bool {
         let event = events.iter().find(|event| text(event, "id") == id);
         event
@@ -90,7 +91,7 @@ impl Window {
     }
 }
 
-/// `GET /events`: always oldest first, whatever `order` says, as observed of the real one; types must be named.
+/// `GET /events`: always oldest first, even with another `order`, as observed at WorkOS. Event types are required.
 pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window) -> Result<Value, Fault> {
     let limit = limit(parameters, &window.faults)?;
     let named = parameters.iter().filter(|(key, _)| key == "events" || key == "events[]");
@@ -142,7 +143,7 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
     Ok(page)
 }
 
-/// Takes the usable ID from the events that the faults name.
+/// Removes the ID of the events that the faults select.
 fn spoil_ids(page: &mut Value, faults: &ApiFaults) {
     let events = page.get_mut("data").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
     let first = match events.len() {
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn users_stand_in_the_order_of_creation_whatever_their_ids() {
+    fn users_are_listed_in_the_order_of_creation() {
         let mut state = State::new(7, at(0));
         for (second, id) in ["user_z", "user_m", "user_a"].iter().enumerate() {
             let given = json!({"id": id, "email": format!("{id}@example.test")});
@@ -186,20 +187,20 @@ mod tests {
         assert_eq!(ids(&page(&state, &[("order", "asc")])), ["user_z", "user_m", "user_a"]);
         assert_eq!(ids(&page(&state, &[])), ["user_a", "user_m", "user_z"]);
         assert_eq!(ids(&page(&state, &[("order", "asc"), ("before", "user_a"), ("limit", "1")])), ["user_m"]);
-        // A walk goes on where it stood although its last user was deleted meanwhile.
+        // A scan continues even if the user of its cursor was deleted.
         state.delete("user_z", at(9)).unwrap();
         assert_eq!(ids(&page(&state, &[("order", "asc"), ("after", "user_z")])), ["user_m", "user_a"]);
     }
 
     #[test]
-    fn a_range_that_is_no_time_is_refused() {
+    fn a_range_start_that_is_not_a_time_is_rejected() {
         let query = |since: &str| asked(&[("events", "user.created"), ("range_start", since)]);
         assert!(events(&[], &query("yesterday"), &window()).is_err());
         assert!(events(&[], &query("2026-09-01T08:15:30.412Z"), &window()).is_ok());
     }
 
     #[test]
-    fn the_newest_are_held_back_the_oldest_forgotten_and_lost_cursors_refused() {
+    fn newest_events_are_not_listed_yet_and_unknown_cursors_are_rejected() {
         let mut state = State::new(7, at(0));
         for second in 0..4 {
             state.emit("user.updated", json!({}), None, at(second * 10));

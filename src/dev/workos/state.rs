@@ -1,4 +1,4 @@
-//! What the simulated WorkOS knows, and how it changes. No I/O.
+//! The state of the simulated WorkOS, and its changes. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,26 +12,26 @@ use crate::domain::timestamp::Timestamp;
 /// A user object or an event, as JSON.
 pub(super) type Object = Map<String, Value>;
 
-/// Everything that outlives a run.
+/// The state that is stored between runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) client_id: String,
     pub(super) api_key: String,
     pub(super) webhook_secret: String,
-    /// PKCS#8 of each signing key, base64, by key id; the last one signs.
+    /// The signing keys as key ID and base64 PKCS#8. The last one signs.
     pub(super) signing_keys: Vec<(String, String)>,
-    /// By id.
+    /// The users by ID.
     pub(super) users: BTreeMap<String, Object>,
-    /// Users that lists leave out, although they live.
+    /// Live users that are missing in lists.
     #[serde(default)]
     pub(super) unlisted: BTreeSet<String>,
-    /// Oldest first.
+    /// The events, oldest first.
     pub(super) events: Vec<Object>,
-    /// Kept too: an id that came back, or stood before older ones, would break the order of events.
+    /// Stored too, because a repeated or smaller ID would break the order of events.
     pub(super) ids: Ids,
 }
 
-/// What a caller may set on a user.
+/// The fields of a user that a client can set.
 const SETTABLE: [&str; 8] =
     ["email", "email_verified", "first_name", "last_name", "name", "profile_picture_url", "external_id", "locale"];
 
@@ -54,9 +54,9 @@ impl State {
         if given.get("email").is_none_or(Value::is_null) {
             return Err(Fault::invalid("email_required", "email"));
         }
-        refuse_unfit(given)?;
-        self.refuse_taken(given, None)?;
-        // A seed may bring ids of its own.
+        check_types(given)?;
+        self.check_unique(given, None)?;
+        // A seed file can contain IDs.
         let id = given.get("id").and_then(Value::as_str).map(str::to_owned);
         let id = id.unwrap_or_else(|| self.ids.next("user", now));
         if self.users.contains_key(&id) {
@@ -85,14 +85,14 @@ impl State {
 
     pub(super) fn update(&mut self, id: &str, given: &Object, now: Timestamp) -> Result<Value, Fault> {
         self.user(id)?;
-        refuse_unfit(given)?;
-        self.refuse_taken(given, Some(id))?;
+        check_types(given)?;
+        self.check_unique(given, Some(id))?;
         let user = self.users.get_mut(id).ok_or_else(|| Fault::not_found(id))?;
         let before = user.clone();
         for name in SETTABLE {
-            // These two cannot be taken away.
-            let kept = |value: &Value| value.is_null() && ["email", "email_verified"].contains(&name);
-            if let Some(value) = given.get(name).filter(|value| !kept(value)) {
+            // These two fields cannot be set to null.
+            let is_required = |value: &Value| value.is_null() && ["email", "email_verified"].contains(&name);
+            if let Some(value) = given.get(name).filter(|value| !is_required(value)) {
                 user.insert(name.into(), value.clone());
             }
         }
@@ -118,7 +118,7 @@ impl State {
         Ok(())
     }
 
-    /// A sign-in: `last_sign_in_at` moves and `updated_at` does not; only `session.created` tells of it. Returns the session.
+    /// A sign-in: `last_sign_in_at` moves and `updated_at` does not; only `session.created` reports it. Returns the session ID.
     pub(super) fn sign_in(&mut self, id: &str, now: Timestamp) -> Result<String, Fault> {
         let user = self.users.get_mut(id).ok_or_else(|| Fault::not_found(id))?;
         user.insert("last_sign_in_at".into(), json!(now));
@@ -132,7 +132,7 @@ impl State {
         Ok(session)
     }
 
-    /// Makes an event of any type.
+    /// Creates an event of any type.
     pub(super) fn emit(&mut self, event_type: &str, data: Value, previous: Option<Object>, now: Timestamp) {
         let mut context = json!({"client_id": self.client_id});
         if let Some(previous) = previous {
@@ -161,7 +161,7 @@ impl State {
         self.users.values().find(same).cloned().map(Value::Object)
     }
 
-    /// Every user that is listed, oldest first.
+    /// Returns every listed user, oldest first.
     pub(super) fn oldest_first(&self) -> Vec<&Object> {
         let listed = self.users.iter().filter(|(id, _)| !self.unlisted.contains(*id));
         let mut users: Vec<&Object> = listed.map(|(_, user)| user).collect();
@@ -169,8 +169,8 @@ impl State {
         users
     }
 
-    /// Where in [`State::oldest_first`] a user stands, or stood before it was deleted.
-    pub(super) fn place(&self, id: &str) -> Option<(&str, &str)> {
+    /// Returns the position of a user in [`State::oldest_first`], also of a deleted one.
+    pub(super) fn position(&self, id: &str) -> Option<(&str, &str)> {
         let deleted = || {
             let is_deleted = |event: &&Object| text(event, "event") == "user.deleted";
             let users = self.events.iter().rev().filter(is_deleted).filter_map(|event| event.get("data")?.as_object());
@@ -179,8 +179,8 @@ impl State {
         self.users.get(id).or_else(deleted).map(creation)
     }
 
-    /// WorkOS holds these two unique in an environment.
-    fn refuse_taken(&self, given: &Object, but: Option<&str>) -> Result<(), Fault> {
+    /// Checks the fields that WorkOS requires to be unique in an environment.
+    fn check_unique(&self, given: &Object, but: Option<&str>) -> Result<(), Fault> {
         for (field, code) in [("email", "email_not_available"), ("external_id", "external_id_not_available")] {
             let holder = given.get(field).and_then(Value::as_str).and_then(|value| self.user_by(field, value));
             if holder.is_some_and(|user| user.get("id").and_then(Value::as_str) != but) {
@@ -191,18 +191,18 @@ impl State {
     }
 }
 
-/// A text field; nothing where it is none.
+/// Returns a text field, or an empty text.
 pub(super) fn text<'a>(object: &'a Object, name: &str) -> &'a str {
     object.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// What users are listed by. Times are all of one form, so that text orders them; an id given by a seed tells no time.
+/// Returns the sort key of a user. All times have the same format, so they are compared as text.
 pub(super) fn creation(user: &Object) -> (&str, &str) {
     (text(user, "created_at"), text(user, "id"))
 }
 
-/// Refuses what is not of its field's type; null means absent, as to WorkOS's SDKs.
-fn refuse_unfit(given: &Object) -> Result<(), Fault> {
+/// Rejects values of a wrong type. Null means absent, as in WorkOS's SDKs.
+fn check_types(given: &Object) -> Result<(), Fault> {
     for (name, value) in given.iter().filter(|(_, value)| !value.is_null()) {
         let fits = match name.as_str() {
             "email" => value.as_str().is_some_and(|email| email.contains('@')),
@@ -219,7 +219,7 @@ fn refuse_unfit(given: &Object) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Partial: null deletes a key, an empty object clears.
+/// Updates the metadata: null deletes a key, an empty object deletes all keys.
 fn change_metadata(user: &mut Object, given: &Object) {
     let mut metadata = user.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
     if let Some(Value::Object(changes)) = given.get("metadata") {
@@ -232,7 +232,7 @@ fn change_metadata(user: &mut Object, given: &Object) {
     user.insert("metadata".into(), Value::Object(metadata));
 }
 
-/// WorkOS's display name, from the two others.
+/// Sets the display name from the first and last name.
 fn full_name(user: &mut Object) {
     let name = format!("{} {}", text(user, "first_name"), text(user, "last_name"));
     let name = name.trim();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_given_stays_until_another_is_given_or_its_parts_change() {
+    fn a_given_display_name_stays_until_it_or_its_parts_change() {
         let (mut state, user) = with_user(json!({"email": "a@example.test", "name": "Dr Ada", "first_name": "Ada"}));
         assert_eq!(user["name"], "Dr Ada");
         assert_eq!(update(&mut state, &user, json!({"locale": "pt-BR"})).unwrap()["name"], "Dr Ada");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_workos_would_not_store_is_refused_and_changes_nothing() {
+    fn invalid_values_are_rejected_and_change_nothing() {
         let (mut state, user) = with_user(json!({"email": "a@example.test", "metadata": {"plan": "team"}}));
         let events = state.events.len();
         for given in [
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_e_mails_and_external_ids_are_held_by_one_user_only() {
+    fn ids_emails_and_external_ids_are_unique() {
         let (mut state, user) = with_user(json!({"id": "user_1", "email": "a@example.test", "external_id": "crm-1"}));
         for taken in [
             json!({"email": "A@EXAMPLE.test"}),
@@ -310,20 +310,20 @@ mod tests {
     }
 
     #[test]
-    fn null_for_what_cannot_be_taken_away_changes_nothing() {
+    fn null_for_a_required_field_changes_nothing() {
         let (mut state, user) = with_user(json!({"email": "a@example.test", "email_verified": true}));
         let nulls = json!({"email": null, "email_verified": null, "metadata": null});
         assert_eq!(update(&mut state, &user, nulls).unwrap(), user);
     }
 
     #[test]
-    fn a_key_created_as_null_is_no_key() {
+    fn a_metadata_key_that_is_null_is_not_created() {
         let (_, user) = with_user(json!({"email": "a@example.test", "metadata": {"a": null, "b": "2"}}));
         assert_eq!(user["metadata"], json!({"b": "2"}));
     }
 
     #[test]
-    fn a_sign_in_is_silent_but_for_its_session() {
+    fn a_sign_in_creates_only_a_session_event() {
         let (mut state, user) = with_user(json!({"email": "a@example.test"}));
         let id = user["id"].as_str().unwrap();
         state.sign_in(id, at(60)).unwrap();

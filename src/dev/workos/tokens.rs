@@ -1,4 +1,4 @@
-//! Signing keys, their JWKS, and access tokens as WorkOS makes them.
+//! Signing keys, their JWKS, and access tokens in WorkOS's format.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
@@ -10,46 +10,48 @@ use serde_json::{Value, json};
 
 use super::SimulationError;
 
-/// One RSA key.
+/// An RSA key.
 #[derive(Debug)]
 pub(super) struct SigningKey {
     pub(super) kid: String,
     pair: KeyPair,
 }
 
-fn broken(_: impl Sized) -> SimulationError {
-    SimulationError::new("a signing key could not be made, read or used")
+fn key_error(_: impl Sized) -> SimulationError {
+    SimulationError::new("a signing key could not be generated, read or used")
 }
 
 impl SigningKey {
     pub(super) fn generate(kid: String) -> Result<Self, SimulationError> {
-        Ok(Self { kid, pair: KeyPair::generate(KeySize::Rsa2048).map_err(broken)? })
+        Ok(Self { kid, pair: KeyPair::generate(KeySize::Rsa2048).map_err(key_error)? })
     }
 
-    /// From what [`SigningKey::export`] wrote.
+    /// Reads a key that [`SigningKey::export`] wrote.
     pub(super) fn import(kid: &str, pkcs8: &str) -> Result<Self, SimulationError> {
-        let der = STANDARD.decode(pkcs8).map_err(broken)?;
-        Ok(Self { kid: kid.to_owned(), pair: KeyPair::from_pkcs8(&der).map_err(broken)? })
+        let der = STANDARD.decode(pkcs8).map_err(key_error)?;
+        Ok(Self { kid: kid.to_owned(), pair: KeyPair::from_pkcs8(&der).map_err(key_error)? })
     }
 
     pub(super) fn export(&self) -> Result<String, SimulationError> {
-        let der = AsDer::<Pkcs8V1Der<'_>>::as_der(&self.pair).map_err(broken)?;
+        let der = AsDer::<Pkcs8V1Der<'_>>::as_der(&self.pair).map_err(key_error)?;
         Ok(STANDARD.encode(der.as_ref()))
     }
 
-    /// Its entry in the JWKS document.
+    /// Returns its entry in the JWKS document.
     pub(super) fn jwk(&self) -> Value {
         let public: RsaPublicKeyComponents<Vec<u8>> = self.pair.public_key().into();
         let (n, e) = (URL_SAFE_NO_PAD.encode(public.n), URL_SAFE_NO_PAD.encode(public.e));
         json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": self.kid, "n": n, "e": e})
     }
 
-    /// A compact JWS over `claims`.
+    /// Returns a compact JWS of the claims.
     pub(super) fn sign(&self, claims: &Value) -> Result<String, SimulationError> {
         let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.kid}).to_string();
         let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims.to_string()));
         let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature).map_err(broken)?;
+        self.pair
+            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature)
+            .map_err(key_error)?;
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }

@@ -1,94 +1,79 @@
-//! `workos.events` as it is read: by operators, by another try of the quarantine, by the audit and by retention.
-
-use std::time::Duration;
+//! Reads `workos.events`: for operators, for a retry or replay of events, and for the change feed.
 
 use bytes::Bytes;
 use serde::Serialize;
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
 use crate::domain::timestamp::Timestamp;
-use crate::store::{Store, StoreError, Work};
+use crate::store::{Store, StoreError};
 
-/// Rows that the audit looks at.
-const AUDITED: i64 = 100_000;
-
-/// One row, as an operator sees it.
+/// A row of the inbox without its payload.
 #[derive(Clone, Debug, Serialize)]
 pub struct EventSummary {
-    /// The event's id.
+    /// The ID of the event.
     pub id: String,
     /// For example `user.updated`.
     #[serde(rename = "type")]
     pub event_type: String,
-    /// The user it is about.
+    /// The user of the event.
     pub user_id: Option<String>,
-    /// When WorkOS made it.
+    /// When WorkOS created the event.
     pub created_at: Option<Timestamp>,
-    /// When it came here.
+    /// When it was received.
     pub received_at: Timestamp,
-    /// When a webhook first brought it.
+    /// When a webhook first delivered it.
     pub webhook_at: Option<Timestamp>,
-    /// When catch-up first brought it.
+    /// When catch-up first read it.
     pub catch_up_at: Option<Timestamp>,
-    /// What became of it.
+    /// `applied`, `stale`, `ignored` or `quarantined`.
     pub outcome: String,
-    /// Why.
+    /// Why it was not applied.
     pub reason: Option<String>,
-    /// Its bytes are no longer kept.
+    /// Whether the payload was erased or has expired.
     pub erased: bool,
 }
 
-/// Which rows; what is `None` does not matter.
+/// Selects rows of the inbox. A field that is `None` selects all.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
-    /// Of this outcome.
+    /// Events with this outcome.
     pub outcome: Option<String>,
-    /// Of this type.
+    /// Events of this type.
     pub event_type: Option<String>,
-    /// About this user.
+    /// Events about this user.
     pub user: Option<String>,
-    /// Received at this instant or later.
+    /// Events received at this time or later.
     pub since: Option<Timestamp>,
-    /// Received before this instant.
+    /// Events received before this time.
     pub until: Option<Timestamp>,
 }
 
-/// What is kept of an event, to apply it once more.
+/// A stored payload, to apply the event again.
 #[derive(Clone, Debug)]
 pub struct StoredPayload {
-    /// The event's id.
+    /// The ID of the event.
     pub id: String,
-    /// Its type.
+    /// The type of the event.
     pub event_type: String,
-    /// When WorkOS made it.
+    /// When WorkOS created the event.
     pub created_at: Option<Timestamp>,
-    /// When it came here.
+    /// When it was received.
     pub received_at: Timestamp,
-    /// Its bytes.
+    /// The payload, byte for byte.
     pub payload: Bytes,
 }
 
-/// Which kept events to go through.
+/// Selects stored payloads.
 #[derive(Clone, Copy, Debug)]
 pub struct EventSelection<'a> {
-    /// Only this one.
+    /// Only the event with this ID.
     pub id: Option<&'a str>,
-    /// Only what is in quarantine.
+    /// Only quarantined events.
     pub quarantined: bool,
 }
 
-/// Events that one feed has brought and the other has not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MissedEvents {
-    /// How many.
-    pub events: i64,
-    /// Since when.
-    pub since: Option<Timestamp>,
-}
-
 impl Store {
-    /// The present instant by the database's clock.
+    /// Returns the current time of the database's clock.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -106,7 +91,7 @@ impl Store {
         Ok(now.into())
     }
 
-    /// The newest rows that match, newest first.
+    /// Returns the matching rows, newest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -161,7 +146,7 @@ impl Store {
         Ok(entries.collect())
     }
 
-    /// An event's bytes, as long as they are kept.
+    /// Returns the payload of an event, unless it was erased or has expired.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -176,25 +161,25 @@ impl Store {
         Ok(payload.flatten().map(Bytes::from))
     }
 
-    /// One event, as an operator sees it.
+    /// Returns one row.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn event_summary(&self, id: &str) -> Result<Option<EventSummary>, StoreError> {
-        let user = self
+        let received_at = self
             .lookup(async |connection| {
                 sqlx::query_scalar!("-- events.summary\nselect received_at from workos.events where id = $1", id)
                     .fetch_optional(connection)
                     .await
             })
             .await?;
-        let Some(received_at) = user.map(Timestamp::from) else { return Ok(None) };
-        let at =
+        let Some(received_at) = received_at.map(Timestamp::from) else { return Ok(None) };
+        let filter =
             EventFilter { since: Some(received_at), until: Some(received_at.plus_micros(1)), ..EventFilter::default() };
-        Ok(self.event_summaries(&at, i64::MAX).await?.into_iter().find(|entry| entry.id == id))
+        Ok(self.event_summaries(&filter, i64::MAX).await?.into_iter().find(|entry| entry.id == id))
     }
 
-    /// Stored payloads behind `after`, in the order in which they came.
+    /// Returns the stored payloads after `after`, in the order in which they were received.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -232,201 +217,13 @@ impl Store {
                 .await
             })
             .await?;
-        let kept = rows.into_iter().map(|row| StoredPayload {
+        let payloads = rows.into_iter().map(|row| StoredPayload {
             id: row.id,
             event_type: row.event_type,
             created_at: row.created_at.map(Timestamp::from),
             received_at: row.received_at.into(),
             payload: row.payload.into(),
         });
-        Ok(kept.collect())
-    }
-
-    /// Drops payloads that are older than `retention`, at most `limit`, and returns how many. Quarantined ones stay, but for
-    /// snapshots: WorkOS can be asked for those again.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn expire_payloads(&self, retention: Duration, limit: i64) -> Result<u64, StoreError> {
-        self.transaction("expire payloads", &ExpirePayloads { seconds: retention.as_secs_f64(), limit }).await
-    }
-
-    /// Drops rows that are older than `retention`, at most `limit`, and returns how many; see
-    /// [`expire_payloads`](Self::expire_payloads).
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn expire_rows(&self, retention: Duration, limit: i64) -> Result<u64, StoreError> {
-        self.transaction("expire rows", &ExpireRows { seconds: retention.as_secs_f64(), limit }).await
-    }
-
-    /// Events that catch-up has brought and no webhook, although webhooks bring events of that type. It looks at events
-    /// received within `recent` but not within `late`, at the newest 100,000 of them that one feed alone has brought.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn missed_by_webhooks(&self, recent: Duration, late: Duration) -> Result<MissedEvents, StoreError> {
-        let row = self
-            .lookup(async |connection| {
-                sqlx::query!(
-                    r#"-- events.missed_by_webhooks
-                    with one_feed as (
-                        select type, received_at
-                        from workos.events
-                        where
-                            -- The index's own words: PostgreSQL does not see that they follow.
-                            (webhook_at is null) <> (catch_up_at is null)
-                            and webhook_at is null
-                            and received_at >= now() - make_interval(secs => $1)
-                            and received_at < now() - make_interval(secs => $2)
-                        order by received_at desc
-                        limit $3
-                    ),
-                    missed as (
-                        select type, count(*) as events, min(received_at) as since
-                        from one_feed
-                        group by type
-                    )
-                    select coalesce(sum(events), 0)::bigint as "events!", min(since) as since
-                    from missed
-                    -- The order makes it one probe of an index for each type, whatever the table's size.
-                    cross join lateral (
-                        select sent.type
-                        from workos.events as sent
-                        where sent.type >= missed.type and sent.webhook_at is not null
-                        order by sent.type
-                        limit 1
-                    ) as sent
-                    where sent.type = missed.type"#,
-                    recent.as_secs_f64(),
-                    late.as_secs_f64(),
-                    AUDITED
-                )
-                .fetch_one(connection)
-                .await
-            })
-            .await?;
-        Ok(MissedEvents { events: row.events, since: row.since.map(Timestamp::from) })
-    }
-
-    /// Events of these types, received within `recent`, that a webhook brought and catch-up did not, although it has read
-    /// past them. It looks at the newest 100,000 that one feed alone has brought.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn missed_by_catch_up(&self, types: &[String], recent: Duration) -> Result<MissedEvents, StoreError> {
-        let row = self
-            .lookup(async |connection| {
-                sqlx::query!(
-                    r#"-- events.missed_by_catch_up
-                    with one_feed as (
-                        select type, created_at, received_at
-                        from workos.events
-                        where
-                            (webhook_at is null) <> (catch_up_at is null)
-                            and catch_up_at is null
-                            and received_at >= now() - make_interval(secs => $2)
-                        order by received_at desc
-                        limit $3
-                    )
-                    select count(*) as "events!", min(received_at) as since
-                    from one_feed, workos.catch_up
-                    where
-                        type = any($1)
-                        and created_at >= catch_up.range_start
-                        and created_at < catch_up.synced_through"#,
-                    types,
-                    recent.as_secs_f64(),
-                    AUDITED
-                )
-                .fetch_one(connection)
-                .await
-            })
-            .await?;
-        Ok(MissedEvents { events: row.events, since: row.since.map(Timestamp::from) })
-    }
-}
-
-struct ExpirePayloads {
-    seconds: f64,
-    limit: i64,
-}
-
-impl Work for ExpirePayloads {
-    type Output = u64;
-
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
-        let payloads = sqlx::query!(
-            "-- events.expire_payloads
-            update workos.events
-            set payload = null
-            -- By place, so that no plan reads the whole table.
-            where ctid = any(array(
-                select ctid
-                from workos.events
-                where
-                    received_at < now() - make_interval(secs => $1)
-                    and payload is not null
-                    and (outcome <> 'quarantined' or type = 'snapshot')
-                order by received_at
-                limit $2
-                for update skip locked
-            ))",
-            self.seconds,
-            self.limit
-        )
-        .execute(connection)
-        .await?;
-        Ok(payloads.rows_affected())
-    }
-}
-
-struct ExpireRows {
-    seconds: f64,
-    limit: i64,
-}
-
-impl Work for ExpireRows {
-    type Output = u64;
-
-    /// Rows with and without a payload have an index each.
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
-        let rows = sqlx::query!(
-            "-- events.expire_rows
-            with without_payload as (
-                select ctid as place
-                from workos.events
-                where
-                    received_at < now() - make_interval(secs => $1)
-                    and payload is null
-                    and (outcome <> 'quarantined' or type = 'snapshot')
-                order by received_at
-                limit $2
-                for update skip locked
-            ),
-            with_payload as (
-                select ctid as place
-                from workos.events
-                where
-                    received_at < now() - make_interval(secs => $1)
-                    and payload is not null
-                    and (outcome <> 'quarantined' or type = 'snapshot')
-                order by received_at
-                limit $2
-                for update skip locked
-            )
-            delete from workos.events
-            where ctid = any(array(
-                select place from without_payload
-                union all
-                select place from with_payload
-                limit $2
-            ))",
-            self.seconds,
-            self.limit
-        )
-        .execute(connection)
-        .await?;
-        Ok(rows.rows_affected())
+        Ok(payloads.collect())
     }
 }

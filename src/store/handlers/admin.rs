@@ -1,4 +1,4 @@
-//! Administration of handlers: add, pause, remove and redrive.
+//! Administration of handlers: add, pause, resume, remove and redrive.
 
 use std::time::Duration;
 
@@ -7,63 +7,63 @@ use sqlx::postgres::PgConnection;
 use crate::domain::handler::Types;
 use crate::store::{Store, StoreError, Work};
 
-/// A handler in SQL, to be added.
+/// A SQL handler to add.
 #[derive(Clone, Debug)]
 pub struct NewHandler {
-    /// Under which its progress is kept; nothing takes the function's.
+    /// The name under which its progress is stored. `None`: the name of the function.
     pub name: Option<String>,
     /// The function with its schema, with or without `(jsonb)`.
     pub function: String,
-    /// The role it runs as; nothing takes the function's owner.
+    /// The role that runs the function. `None`: the owner of the function.
     pub role: Option<String>,
-    /// What it takes.
+    /// The event types that it selects.
     pub types: Types,
-    /// How long it may take.
+    /// The timeout of one call.
     pub timeout: Duration,
-    /// It is first told of every live user.
+    /// Whether it first receives every live user.
     pub from_start: bool,
 }
 
-/// Why a handler cannot be added. Each says what to do.
+/// Why a handler cannot be added. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
-    /// There is no such function.
-    #[error("there is no function {0}(jsonb); create it first")]
+    /// The function does not exist.
+    #[error("the function {0}(jsonb) does not exist; create it first")]
     NoFunction(String),
-    /// No search path decides which function is meant.
-    #[error("the function {0} is named without its schema; add it, for example public.{0}")]
+    /// The name of the function has no schema.
+    #[error("the function name {0} has no schema; add it, for example public.{0}")]
     NoSchema(String),
-    /// There is no such role.
-    #[error("there is no role {0}")]
+    /// The role does not exist.
+    #[error("the role {0} does not exist; create it, or choose another one with --role")]
     NoRole(String),
-    /// The service may not become that role.
+    /// The service may not set the role.
     #[error(
-        "the service ({service}) may not set role {role}; run `grant {role} to {service}`, or choose another with --role"
+        "the service's role {service} is not a member of role {role}; run `grant {role} to {service}`, or choose another role with --role"
     )]
     RoleNotOurs {
-        /// The role it would run as.
+        /// The role that would run the function.
         role: String,
         /// The service's own role.
         service: String,
     },
-    /// The role may not call it.
+    /// The role may not call the function.
     #[error("role {role} may not call {function}; grant it usage on the schema and execute on the function")]
     NotCallable {
-        /// The role it would run as.
+        /// The role that would run the function.
         role: String,
         /// The function.
         function: String,
     },
-    /// There is a handler of this name.
-    #[error("there is a handler {0} already; remove it first, or choose another --name")]
+    /// A handler with this name exists.
+    #[error("a handler with the name {0} already exists; remove it first, or choose another name with --name")]
     NameTaken(String),
-    /// The database could not be asked.
+    /// A statement or a transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl Store {
-    /// Adds a handler in SQL; it starts at the end of the feed. Returns its name and the role it runs as.
+    /// Adds a SQL handler, which starts at the end of the feed. Returns its name and the role that runs the function.
     ///
     /// # Errors
     /// [`AddError`]
@@ -136,7 +136,7 @@ impl Store {
                 let callee = found.function.zip(found.owner);
                 callee.map(|(function, owner)| Callee { function, owner }).ok_or_else(no_function)
             }
-            // It is not an identifier.
+            // The text is not an identifier.
             Err(StoreError::Refused { .. }) => Err(no_function()),
             Err(error) => Err(error.into()),
         }
@@ -169,7 +169,7 @@ impl Store {
         .await
     }
 
-    /// Whether the service can set the role, found out by doing it: from PostgreSQL 16 on, a member may be denied it.
+    /// Returns whether the service can set the role. It tries to, because since PostgreSQL 16 a member may lack this right.
     async fn can_set_role(&self, role: &str) -> Result<bool, StoreError> {
         match self.transaction("set role", &SetRole { role }).await {
             Ok(()) => Ok(true),
@@ -204,8 +204,8 @@ impl Store {
         Ok(removed > 0)
     }
 
-    /// Gives a handler's changes that were set aside another round of attempts, all of them or one user's, and lets those that
-    /// wait be tried at once. Returns how many; `None` when there is no such handler.
+    /// Retries the dead-lettered changes of a handler, with all attempts, and retries the waiting ones now: all of them, or those of
+    /// one user. Returns their number, or `None` if the handler does not exist.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -255,7 +255,7 @@ impl Work for SetRole<'_> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         // The setting ends with the transaction.
-        sqlx::query!("-- handlers.become\nselect set_config('role', $1, true)", self.role)
+        sqlx::query!("-- handlers.set_role\nselect set_config('role', $1, true)", self.role)
             .fetch_one(connection)
             .await?;
         Ok(())

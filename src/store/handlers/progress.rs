@@ -1,4 +1,4 @@
-//! The progress of handlers: running or postponing a change and moving the handler past it, in one transaction.
+//! The progress of handlers. One transaction runs or postpones a change and moves the handler to the next one.
 
 use std::time::Duration;
 
@@ -8,36 +8,36 @@ use super::transaction::{BoxError, HandlerFailure, Tx};
 use super::{BacklogChange, SqlHandler};
 use crate::store::{Store, StoreError, Work};
 
-/// How a handler moves by having dealt with a change. A move is made from where the handler was read, or not at all: of two
-/// processes that do the same, one loses everything it did.
+/// How a handler moves after it has processed a change. A move fails if the handler is no longer at the position that was read. So if
+/// two processes run the same change, one of them is rolled back.
 #[derive(Clone, Copy, Debug)]
 pub enum HandlerMove<'a> {
-    /// Past a change of the feed.
+    /// To the next change of the feed.
     Feed {
         /// The previous position.
         from: i64,
         /// The new position.
         to: i64,
     },
-    /// Past one of the live users that it receives first.
+    /// To the next of the live users that a new handler receives.
     InitialUsers {
         /// The previous position.
         from: &'a str,
         /// The new position.
         to: &'a str,
     },
-    /// Out of the backlog.
+    /// Removes a change from the backlog.
     Backlog(&'a BacklogChange),
 }
 
-/// How a change that is not done waits in the backlog.
+/// How a change waits in the backlog.
 #[derive(Clone, Debug)]
 pub struct Postponement {
-    /// The number of attempts.
+    /// The number of failed attempts.
     pub attempts: i32,
-    /// The time until the next attempt; `None` dead-letters the change.
+    /// The delay before the next attempt. `None` dead-letters the change.
     pub delay: Option<Duration>,
-    /// Why it failed; `None` where it only stands behind another of its user.
+    /// Why it failed. `None` if it only waits for an earlier change of its user.
     pub failure: Option<HandlerFailure>,
 }
 
@@ -45,7 +45,7 @@ impl Store {
     /// Runs a handler, and moves it in the same transaction.
     ///
     /// # Errors
-    /// [`StoreError`]: nothing was written; [`StoreError::Overtaken`] when another process has moved it.
+    /// [`StoreError`]: nothing was written. [`StoreError::Overtaken`] if another process has moved the handler.
     pub async fn run_handler<F: Future<Output = Result<(), BoxError>>>(
         &self,
         name: &str,
@@ -56,7 +56,7 @@ impl Store {
         self.run_in_transaction(timeout, handler, &MoveHandler { name, moved }).await
     }
 
-    /// Moves a handler without running it: past changes it does not take, or past the end of its walk.
+    /// Moves a handler without running it, for changes that it does not select.
     ///
     /// # Errors
     /// As [`Store::run_handler`].
@@ -64,12 +64,13 @@ impl Store {
         self.transaction("move handler", &MoveHandler { name, moved }).await
     }
 
-    /// The handler has been told of every live user up to `initial_users_through`, the last, and goes on with the feed.
+    /// Ends the phase in which a new handler receives every live user. `initial_users_through` is the last of them. The handler
+    /// continues with the feed.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn end_initial_users(&self, name: &str, initial_users_through: &str) -> Result<(), StoreError> {
-        self.write("end walk", || {
+        self.write("end initial users", || {
             sqlx::query!(
                 "-- handlers.end_initial_users
                 update workos.handlers
@@ -85,7 +86,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves a handler past a change that waits in its backlog.
+    /// Adds a change to the backlog, and moves the handler to the next one.
     ///
     /// # Errors
     /// As [`Store::run_handler`].
@@ -100,11 +101,11 @@ impl Store {
     }
 }
 
-/// Calls the function of a handler in SQL, as its role, inside the handler's transaction. The change is JSON text: numbers keep
-/// their digits.
+/// Calls the function of a SQL handler with its role, in the handler's transaction. The change is passed as JSON text, so that
+/// numbers keep their digits.
 ///
 /// # Errors
-/// Any of sqlx's.
+/// Any error of sqlx.
 pub(crate) async fn call(mut tx: Tx, handler: SqlHandler, change: String) -> Result<(), BoxError> {
     sqlx::query!(
         "-- handlers.call\nselect workos.run_handler($1, $2, $3::pg_catalog.text::pg_catalog.jsonb)",
@@ -194,7 +195,7 @@ impl Work for PostponeChange<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        // First, as a deletion does: it takes what is kept here of its user, and the message must go, whoever comes first.
+        // Locks the user first, as a deletion does. A deletion erases the message, whichever transaction commits first.
         let deleted = sqlx::query_scalar!(
             "-- handlers.lock_user
             select synced_deleted
@@ -207,9 +208,9 @@ impl Work for PostponeChange<'_> {
         .await?;
         self.moved.run(&mut *connection).await?;
         let failure = self.waiting.failure.as_ref();
-        // Nor does it stay of one who is not here: there is no row to meet a deletion at.
-        let may_stay = deleted == Some(false) || self.change.user_id.is_empty();
-        let message = failure.map(|failure| &*failure.message).filter(|_| may_stay);
+        // No message is stored for a missing user either, because there is no row on which a deletion would wait.
+        let may_store_message = deleted == Some(false) || self.change.user_id.is_empty();
+        let message = failure.map(|failure| &*failure.message).filter(|_| may_store_message);
         sqlx::query!(
             "-- handlers.postpone
             insert into workos.handler_backlog (

@@ -36,7 +36,7 @@ pub struct HandlerStatus {
 /// A stored failure.
 #[derive(Clone, Debug, Serialize)]
 pub struct LastError {
-    /// When.
+    /// When the attempt failed.
     pub at: Option<Timestamp>,
     /// The position of the change.
     pub position: i64,
@@ -154,10 +154,10 @@ impl Store {
                         where
                             position > handlers.position
                             and exists (
-                                select from unnest(handlers.types) as taken
+                                select from unnest(handlers.types) as selected
                                 where
-                                    type = taken
-                                    or (taken like '%*' and starts_with(type, left(taken, -1)))
+                                    type = selected
+                                    or (selected like '%*' and starts_with(type, left(selected, -1)))
                             )
                     ) as ahead
                     cross join lateral (

@@ -14,23 +14,22 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use crate::store::pool::begin_write;
 use crate::store::{Store, StoreError, Work};
 
-/// An error of an application's own.
+/// An error of the application.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// PostgreSQL ends a statement that takes too long by itself, and says where; this much later we end what is no statement.
+/// PostgreSQL ends a slow statement at the timeout and reports its location. Other slow code is ended this much later.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Whose transaction it is, for the time when the handler may have become somebody else. Kept in the transaction itself, where
-/// nobody waits for the answer.
+/// Remembers the role in the transaction, because the handler can change it. It is part of the first statement, so it needs no extra
+/// round trip.
 const REMEMBER_ROLE: &str =
     "select pg_catalog.set_config('authkit_sync.role', pg_catalog.current_setting('role'), true)";
 
-/// Characters of a failure's message that are kept.
+/// Maximum length of a stored error message in characters.
 const MESSAGE_LIMIT: usize = 500;
 
-/// A handler's transaction on the synced database: use it as the `&mut PgConnection` it derefs to. What is written through it
-/// commits together with the fact that the handler has run. It ends when the handler returns: do not commit it, and do not
-/// keep it.
+/// A handler's transaction on the synced database. It dereferences to `&mut PgConnection`. Everything written through it commits
+/// together with the progress of the handler. It ends when the handler returns, so do not commit it and do not keep it.
 #[derive(Debug)]
 pub struct Tx(OwnedMutexGuard<Transaction<'static, Postgres>>);
 
@@ -48,7 +47,7 @@ impl DerefMut for Tx {
     }
 }
 
-/// Why a handler failed. The message may hold personal data: it is never logged.
+/// Why a handler failed. The message can contain personal data, so it is never logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandlerFailure {
     /// PostgreSQL's five-character code.
@@ -57,7 +56,7 @@ pub struct HandlerFailure {
     pub constraint: Option<String>,
     /// The function and the line in it.
     pub location: Option<String>,
-    /// In words, without detail, cut to 500 characters.
+    /// The error message without details, truncated to 500 characters.
     pub message: String,
 }
 
@@ -66,28 +65,28 @@ impl HandlerFailure {
         Self { message: message.into(), ..Self::default() }
     }
 
-    /// Of a database error somewhere in the chain the telling parts, of any other its text.
+    /// Reads the fields of the database error in the chain of errors, if there is one, or else the message.
     fn of(error: &(dyn Error + 'static)) -> Self {
         let chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
-        let refused =
+        let database_error =
             chain.filter_map(|error| error.downcast_ref::<sqlx::Error>()).find_map(sqlx::Error::as_database_error);
-        let failure = match refused.and_then(|refused| refused.try_downcast_ref::<PgDatabaseError>()) {
-            Some(refused) => Self {
-                sqlstate: Some(refused.code().to_owned()),
-                constraint: refused.constraint().map(str::to_owned),
-                location: refused.r#where().and_then(location),
-                message: refused.message().to_owned(),
+        let failure = match database_error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) {
+            Some(error) => Self {
+                sqlstate: Some(error.code().to_owned()),
+                constraint: error.constraint().map(str::to_owned),
+                location: error.r#where().and_then(location),
+                message: error.message().to_owned(),
             },
             None => Self::new(error.to_string()),
         };
-        // PostgreSQL's text holds no NUL, and a failure that cannot be noted would be tried for ever.
+        // PostgreSQL text cannot contain NUL, and a failure that cannot be stored would be retried for ever.
         let message = failure.message.replace('\0', "\u{FFFD}");
         Self { message: message.chars().take(MESSAGE_LIMIT).collect(), ..failure }
     }
 }
 
-/// The innermost function of a context that is not ours, and its line. The rest of a context may quote values, of which one with
-/// a line break in it may pass for a function: what is no signature is none.
+/// Returns the innermost function of the application in an error context, and the line in it. Other lines of a context can contain
+/// values, and a value with a line break could look like a function. So only text with the form of a signature is accepted.
 fn location(context: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,()[] \"".contains(&byte);
     let signature = |name: &str| name.ends_with(')') && name.bytes().all(plain);
@@ -101,11 +100,11 @@ fn location(context: &str) -> Option<String> {
 }
 
 impl Store {
-    /// Runs `handler` in a transaction for at most `timeout`, checks deferred constraints, resets the role, does `then` in
-    /// it, and commits. A handler that fails, panics or takes too long leaves nothing behind.
+    /// Runs `handler` in a transaction for at most `timeout`, checks deferred constraints, resets the role, runs `then` in the
+    /// same transaction, and commits. If the handler fails, panics or times out, everything is rolled back.
     ///
     /// # Errors
-    /// [`StoreError`]: the database did not do its part, and nothing was written.
+    /// [`StoreError`]: the database failed, and nothing was written.
     pub(crate) async fn run_in_transaction<F: Future<Output = Result<(), BoxError>>>(
         &self,
         timeout: Duration,
@@ -116,30 +115,34 @@ impl Store {
         // As in `transaction`: a number and nothing else.
         let begun = self.begin_handler(timeout).await;
         let begun = self.noting_unfit(self.handlers.noting(begun))?;
-        let lent = Arc::new(Mutex::new(begun));
-        let tx = Tx(lent.clone().lock_owned().await);
+        let shared = Arc::new(Mutex::new(begun));
+        let tx = Tx(shared.clone().lock_owned().await);
         let ran =
             AssertUnwindSafe(async { tokio::time::timeout(timeout + GRACE, handler(tx)).await }).catch_unwind().await;
         match ran {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => return Ok(Err(HandlerFailure::of(&*error))),
-            Ok(Err(_late)) => return Ok(Err(HandlerFailure::new(format!("it took longer than {timeout:?}")))),
-            Err(_panic) => return Ok(Err(HandlerFailure::new("it panicked"))),
+            Ok(Err(_late)) => {
+                return Ok(Err(HandlerFailure::new(format!(
+                    "the handler took longer than its timeout of {timeout:?}"
+                ))));
+            }
+            Err(_panic) => return Ok(Err(HandlerFailure::new("the handler panicked"))),
         }
-        let Some(transaction) = Arc::into_inner(lent) else {
-            return Ok(Err(HandlerFailure::new("it kept its transaction after it returned")));
+        let Some(transaction) = Arc::into_inner(shared) else {
+            return Ok(Err(HandlerFailure::new("the handler kept its transaction after it returned")));
         };
         match self.finish(transaction.into_inner(), then).await {
-            // What a handler leaves behind (a role, a setting, a slow trigger) may keep its run from being recorded: its failure,
-            // or it would be tried for ever. Where the database is away instead, the failure cannot be noted either.
+            // A role, a setting or a slow trigger of the handler can prevent storing its progress. This is a failure of the
+            // handler, because otherwise it would be retried for ever. If the database is down, the failure cannot be stored either.
             Err(error) if !matches!(error, StoreError::Overtaken) => {
-                Ok(Err(HandlerFailure::new(format!("its run could not be recorded: {error}"))))
+                Ok(Err(HandlerFailure::new(format!("the progress of the handler could not be stored: {error}"))))
             }
             outcome => outcome,
         }
     }
 
-    /// Begins a handler's transaction. Names without a schema are looked up, and statements planned, as in any other session of
+    /// Begins a handler's transaction. `search_path` and the planning of statements have the role's defaults, as in other sessions of
     /// the application.
     async fn begin_handler(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
         // As in `attempt`: numbers and our own words.
@@ -148,7 +151,7 @@ impl Store {
             begin_write(timeout, "")
         );
         let begun = async {
-            // To its end even if the caller gives up: the driver would leave open what was begun and not answered yet.
+            // In its own task, because a dropped `begin` would leave the transaction open.
             let connections = self.handlers.connections().clone();
             let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
             let mut begun =
@@ -174,8 +177,8 @@ impl Store {
                 Err(error @ sqlx::Error::Database(_)) => return Ok(Err(HandlerFailure::of(&error))),
                 Err(error) => return Err(error.into()),
             }
-            // For the session, not only for this transaction: a role that the handler took for good would meet whoever gets the
-            // connection next.
+            // Resets the role for the session, not only for the transaction: the handler could have changed it for the session,
+            // and the next user of the connection would get that role.
             sqlx::query!(
                 "-- handlers.reset_role
                 select
@@ -197,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_the_innermost_function_of_the_application_and_quotes_no_value() {
+    fn a_location_is_the_innermost_function_of_the_application_and_contains_no_value() {
         let context = "SQL statement \"insert into t values ('ada@example.test')\"\n\
                        PL/pgSQL function inner(jsonb) line 3 at SQL statement\n\
                        PL/pgSQL function public.on_user(jsonb) line 7 at PERFORM\n\

@@ -19,7 +19,7 @@ const IMPATIENT: Duration = Duration::from_millis(500);
 const ATTEMPTS_IN_AN_OUTAGE: usize = 10;
 
 /// Of a process whose database belongs to another client.
-const NOT_OURS: &str = "belongs to WorkOS client";
+const NOT_OURS: &str = "belongs to the WorkOS client ID";
 
 impl World<'_> {
     /// The API behaves differently from now on.

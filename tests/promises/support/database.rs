@@ -39,7 +39,7 @@ fn server() -> &'static Server {
             Server { private: None, options, run, roles: OnceLock::new() }
         } else {
             let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
-            let private = PrivatePostgres::start(programs, &Data::Throwaway, &["max_prepared_transactions=4"])
+            let private = PrivatePostgres::start(programs, &Data::Temporary, &["max_prepared_transactions=4"])
                 .unwrap_or_else(|error| panic!("{error}"));
             let options = PgConnectOptions::from_str(&private.url("postgres")).unwrap();
             Server { private: Some(private), options, run, roles: OnceLock::new() }
