@@ -68,8 +68,8 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     let lookups = OpenApiRouter::with_openapi(openapi::empty())
         .routes(routes!(auth::user))
         .routes(routes!(auth::session))
-        .layer(middleware::map_response_with_state(state.clone(), auth::synced_through));
-    let mut cached = lookups.routes(routes!(auth::identity)).routes(routes!(openapi::document));
+        .routes(routes!(auth::identity));
+    let mut cached = OpenApiRouter::new().routes(routes!(openapi::document));
     let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
     let users = OpenApiRouter::new().nest("/user_management", user_management(state));
     if state.service_keys.is_empty() {
@@ -79,7 +79,8 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     } else {
         (cached, uncached) = (cached.merge(users), uncached.merge(feed(state)));
     }
-    let mut all = cached.layer(middleware::from_fn(conditional::answer)).merge(uncached);
+    // The lookups answer conditionally by themselves, because each layer costs them.
+    let mut all = lookups.merge(cached.layer(middleware::from_fn(conditional::answer))).merge(uncached);
     if !state.webhook_secrets.is_empty() {
         let (schemas, paths, receiver) = routes!(webhook::receive);
         all = all.routes((schemas, openapi::at(&state.webhook_path, paths), receiver));

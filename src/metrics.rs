@@ -1,8 +1,8 @@
 //! The metrics. No label contains a value that a caller can choose freely.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -29,7 +29,7 @@ pub struct Metrics {
     rejected_requests: Family<RejectionLabels, Counter>,
     actions: Family<ActionLabels, Counter>,
     endpoint_failures: Family<FailureLabels, Counter>,
-    requests: Family<RequestLabels, Histogram>,
+    requests: Requests,
     job_restarts: Family<JobLabels, Counter>,
     failing_jobs: Family<JobLabels, Gauge>,
     missed: Family<FeedLabels, Gauge>,
@@ -97,6 +97,31 @@ struct HandlerLabels {
 struct HandledLabels {
     handler: String,
     outcome: &'static str,
+}
+
+/// The durations of requests.
+struct Requests {
+    histograms: Family<RequestLabels, Histogram>,
+    /// The same histograms by route and status. A request finds its own without a label of its own.
+    known: RwLock<HashMap<String, Vec<(u16, Histogram)>>>,
+}
+
+impl Requests {
+    fn observe(&self, route: &str, status: u16, seconds: f64) {
+        {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let histogram = known.get(route).and_then(|known| known.iter().find(|(code, _)| *code == status));
+            if let Some((_, histogram)) = histogram {
+                histogram.observe(seconds);
+                return;
+            }
+        }
+        let labels = RequestLabels { route: route.to_owned(), status };
+        let histogram = self.histograms.get_or_create(&labels).clone();
+        histogram.observe(seconds);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(route.to_owned()).or_default().push((status, histogram));
+    }
 }
 
 /// Labels of a gauge that can be absent.
@@ -217,8 +242,9 @@ impl Default for Metrics {
             "Failed requests to the application's action endpoint by failure",
             endpoint_failures.clone(),
         );
-        let requests = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
-        registry.register("request_duration_seconds", "Duration of requests by route and status", requests.clone());
+        let histograms = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        registry.register("request_duration_seconds", "Duration of requests by route and status", histograms.clone());
+        let requests = Requests { histograms, known: RwLock::default() };
         let job_restarts = Family::default();
         registry.register("job_restarts", "Background jobs restarted after a panic", job_restarts.clone());
         let failing_jobs = Family::default();
@@ -298,8 +324,7 @@ impl Metrics {
 
     /// Records the duration of a request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
-        let labels = RequestLabels { route: route.to_owned(), status };
-        self.requests.get_or_create(&labels).observe(took.as_secs_f64());
+        self.requests.observe(route, status, took.as_secs_f64());
     }
 
     /// Counts a restarted job.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::conditional;
 use super::error::Rejection;
 use super::headers::SYNCED_THROUGH;
 use super::shapes::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
@@ -38,11 +38,10 @@ use crate::tokens::Identity;
         LookupRefused
     )
 )]
-pub(super) async fn user(
-    State(state): State<Arc<HttpState>>,
-    headers: HeaderMap,
-) -> Result<impl IntoResponse, Rejection> {
-    Ok(Json(state.lookups.auth_user(bearer(&headers)?).await?))
+pub(super) async fn user(State(state): State<Arc<HttpState>>, request: Request) -> Response {
+    let headers = request.headers();
+    let answer = async { Ok(conditional::json(headers, &state.lookups.auth_user(bearer(headers)?).await?)) };
+    with_synced_through(&state, answer.await.unwrap_or_else(Rejection::into_response))
 }
 
 /// Get the claims of the access token. The database is not used.
@@ -65,12 +64,9 @@ pub(super) async fn user(
         TokenRefused
     )
 )]
-pub(super) async fn identity(
-    State(state): State<Arc<HttpState>>,
-    headers: HeaderMap,
-) -> Result<impl IntoResponse, Rejection> {
-    let identity = state.lookups.identity(bearer(&headers)?).await?;
-    Ok(Json(identity))
+pub(super) async fn identity(State(state): State<Arc<HttpState>>, request: Request) -> Result<Response, Rejection> {
+    let headers = request.headers();
+    Ok(conditional::json(headers, &state.lookups.identity(bearer(headers)?).await?))
 }
 
 /// Get the user and the claims of the access token.
@@ -94,17 +90,22 @@ pub(super) async fn identity(
         LookupRefused
     )
 )]
-pub(super) async fn session(
-    State(state): State<Arc<HttpState>>,
-    headers: HeaderMap,
-) -> Result<impl IntoResponse, Rejection> {
-    let (user, identity) = state.lookups.session(bearer(&headers)?).await?;
-    let synced_through = state.watch.progress().synced_through;
-    Ok(Json(Session { user, identity, synced_through }))
+pub(super) async fn session(State(state): State<Arc<HttpState>>, request: Request) -> Response {
+    let headers = request.headers();
+    let answer = async {
+        let (user, identity) = state.lookups.session(bearer(headers)?).await?;
+        let synced_through = state.watch.progress().synced_through;
+        Ok(conditional::json(headers, &Session { user, identity, synced_through }))
+    };
+    with_synced_through(&state, answer.await.unwrap_or_else(Rejection::into_response))
 }
 
 /// Adds the time up to which the users table is complete.
-pub(super) async fn synced_through(State(state): State<Arc<HttpState>>, mut response: Response) -> Response {
+pub(super) async fn synced_through(State(state): State<Arc<HttpState>>, response: Response) -> Response {
+    with_synced_through(&state, response)
+}
+
+fn with_synced_through(state: &HttpState, mut response: Response) -> Response {
     let synced_through = state.watch.progress().synced_through.map(|at| at.to_string());
     if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
         response.headers_mut().insert(SYNCED_THROUGH, value);

@@ -1,10 +1,11 @@
 //! One log line and one measurement per request.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -44,29 +45,27 @@ impl LogFields {
 /// Measures and logs the request. The line contains no header, no query string and no body.
 pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let method = printable(request.method().as_str());
-    let route =
-        request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
     let mut response = next.run(request).await;
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    let route = path.as_ref().map_or("other", MatchedPath::as_str);
+    response.headers_mut().insert(REQUEST_ID, id.clone());
     let took = started.elapsed();
     let status = response.status().as_u16();
-    state.metrics.request(&route, status, took);
+    state.metrics.request(route, status, took);
     let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
     if let Some(reason) = fields.rejection {
-        state.metrics.rejected_request(&route, reason);
+        state.metrics.rejected_request(route, reason);
     }
     // Orchestrators probe every few seconds. At level info their lines would hide the others.
-    if matches!(route.as_str(), "/healthz" | "/readyz") {
+    if matches!(route, "/healthz" | "/readyz") {
         tracing::debug!(http.route = route, http.status = status, "probe");
         return response;
     }
     tracing::info!(
-        request.id = id,
-        http.method = method,
+        request.id = id.to_str().unwrap_or_default(),
+        http.method = &*method_name(&method),
         http.route = route,
         http.status = status,
         duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -87,11 +86,27 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
 }
 
 /// Returns the caller's request ID if it is short and plain, or a new one.
-fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let given = given.filter(|id| (1..=64).contains(&id.len()) && id.bytes().all(plain));
-    given.map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_usable = |id: &&HeaderValue| (1..=64).contains(&id.len()) && id.as_bytes().iter().all(plain);
+    if let Some(given) = headers.get(REQUEST_ID).filter(is_usable) {
+        return given.clone();
+    }
+    let mut digits = [b'0'; 32];
+    // It fails only for a slice of another length.
+    let _ = hex::encode_to_slice(fastrand::u128(..).to_be_bytes(), &mut digits);
+    HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// Returns the name of a method for the log. Anybody can send a method of their own.
+fn method_name(method: &Method) -> Cow<'static, str> {
+    match *method {
+        Method::GET => "GET".into(),
+        Method::POST => "POST".into(),
+        Method::HEAD => "HEAD".into(),
+        Method::OPTIONS => "OPTIONS".into(),
+        _ => printable(method.as_str()).into(),
+    }
 }
 
 /// Returns at most 64 characters of printable ASCII. An ID is opaque and could contain anything.
