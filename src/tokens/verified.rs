@@ -20,7 +20,7 @@ use super::keys::KeyFingerprint;
 use super::text::text;
 
 /// Memory for the cache, in bytes. A token of WorkOS takes about 1 KiB.
-const MEMORY: u64 = 32 * 1024 * 1024;
+const MEMORY: u64 = 16 * 1024 * 1024;
 
 /// What an entry takes beside its texts, in bytes, rounded up. It also bounds the number of entries.
 const ENTRY: usize = 384;
