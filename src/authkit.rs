@@ -220,7 +220,11 @@ impl AuthKit {
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
                 Err(RunError::Migrations(MigrationsError::Database(error))) => {
                     if !waiting {
-                        tracing::error!(error = %error, "the database is unreachable; the service answers 503 and retries every second");
+                        tracing::error!(
+                            error = %error,
+                            database = self.state.store.address(),
+                            "the database is unreachable; the service answers 503 and retries every second"
+                        );
                     }
                     waiting = true;
                 }
@@ -239,7 +243,7 @@ impl AuthKit {
             for statement in roles::assert(pool).await.map_err(MigrationsError::Database)? {
                 tracing::warn!(
                     statement,
-                    "this role lacks the privilege for a statement; a superuser can run it, so that the roles of applications work"
+                    "this role lacks the privilege for a statement that gives the roles of applications their rights; run it as a superuser"
                 );
             }
         }

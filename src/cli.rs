@@ -25,7 +25,8 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{Description, IS_LOG_JSON, LOG_FILTER, SETTINGS, Source, unknown_variables};
+use crate::config::{self, Description, IS_LOG_JSON, LOG_FILTER, SETTINGS, Source, unknown_variables};
+use crate::store::pool;
 use crate::telemetry;
 pub use exit::{Exit, Failure};
 
@@ -36,8 +37,8 @@ const AFTER: &str = "\
 Settings are environment variables. The environment overrides the file .env, and a flag overrides both. Secrets have no flag.
 
 Exit codes:
-   0  success, or the answer is yes
-   1  the answer is no
+   0  success, or a check passed
+   1  a check failed, or the object was not found
   64  the command line is wrong
   69  the database, WorkOS or a port is unavailable: retry
   70  a defect of authkit-sync: please report it
@@ -97,7 +98,7 @@ fn run(matches: &ArgMatches) -> Exit {
     let source = if name == "dev" { Source::default() } else { source(matches, &dotenv) };
     let filter = telemetry::start(&log_filter(name, &source), source.find(&IS_LOG_JSON) == Some(true));
     if let Some(problem) = dotenv.problem {
-        tracing::warn!(problem, "the .env file has a problem; its other lines are used");
+        tracing::warn!(problem, "a part of the file .env is ignored; correct the file");
     }
     if name != "dev" {
         warn_of_unknown_variables(&dotenv);
@@ -124,11 +125,23 @@ fn run(matches: &ArgMatches) -> Exit {
             }
         })
     });
-    outcome.unwrap_or_else(|failure| {
+    outcome.unwrap_or_else(|mut failure| {
+        if failure.is_database
+            && let Some(address) = database_address(&source)
+        {
+            failure.message += &format!(
+                ". The database is {address}. Check that PostgreSQL is running and that DATABASE_URL is correct"
+            );
+        }
         // Writing fails if the terminal is closed. The exit code still tells the result.
         let _ = writeln!(std::io::stderr(), "authkit-sync {name}: {}", failure.message);
         failure.exit
     })
+}
+
+/// Returns host, port and name of the configured database.
+fn database_address(source: &Source) -> Option<String> {
+    config::database(source).ok().map(|database| pool::address(&database.options))
 }
 
 /// Returns the names of the command and its subcommands, for example `events list`.
@@ -182,7 +195,7 @@ impl Dotenv {
         let lines = match dotenvy::dotenv_iter() {
             Ok(lines) => lines,
             Err(error) if error.not_found() => return read,
-            Err(_) => return Self { problem: Some("it cannot be read"), ..read },
+            Err(_) => return Self { problem: Some("the file cannot be read"), ..read },
         };
         for line in lines.take(DOTENV_LINES) {
             match line {

@@ -78,6 +78,11 @@ impl Store {
         Self::new(pool.clone(), pool, "", timeout)
     }
 
+    /// Returns host, port and name of the database, for messages.
+    pub(crate) fn address(&self) -> String {
+        pool::address(&self.writes.connections().connect_options())
+    }
+
     /// Returns the maximum number of connections for writes.
     pub(crate) fn write_connections(&self) -> usize {
         usize::try_from(self.writes.connections().options().get_max_connections()).unwrap_or(usize::MAX)

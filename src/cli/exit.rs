@@ -13,9 +13,9 @@ use crate::workos::api::ApiError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Success, or the answer is yes.
+    /// Success, or a check passed.
     Yes = 0,
-    /// The answer is no.
+    /// A check failed, or the object was not found.
     No = 1,
     /// The command line is wrong.
     Usage = 64,
@@ -34,11 +34,13 @@ pub struct Failure {
     pub message: String,
     /// The exit code.
     pub exit: Exit,
+    /// The database is unavailable. The message does not name it yet.
+    pub(super) is_database: bool,
 }
 
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
-        Self { message: message.to_string(), exit }
+        Self { message: message.to_string(), exit, is_database: false }
     }
 
     pub(super) fn unavailable(message: impl Display) -> Self {
@@ -58,8 +60,13 @@ impl From<Problems> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let exit = if matches!(error, StoreError::Unfit(_)) { Exit::Config } else { Exit::Unavailable };
-        Self::new(exit, error)
+        match error {
+            StoreError::Unfit(_) => Self::new(Exit::Config, error),
+            StoreError::Unavailable(_) | StoreError::TimedOut(_) | StoreError::Disconnected(_) => {
+                Self { is_database: true, ..Self::unavailable(error) }
+            }
+            _ => Self::unavailable(error),
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use crate::store::handlers::{AddError, NewHandler};
 
 const ADD: &str = "\
 Register a PL/pgSQL function (change jsonb) that the service calls for every change of the given types. Each call has its own
-transaction, which also stores that the call was made. The function runs as its owner, or as --role; the service's role must be
-a member of that role. This protects against mistakes, not against hostile code: a function can reset its role.";
+transaction, which also stores the progress of the handler. The function runs as its owner, or as --role. The service's role must
+be a member of that role. A role protects against mistakes, not against hostile code, because a function can reset its role.";
 
 pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
@@ -48,15 +48,16 @@ pub(super) fn command() -> Command {
         )
         .arg(option("role", "ROLE", "Role that runs the function. Default: the owner of the function"))
         .arg(option("timeout", "DURATION", "Timeout of one call").default_value("10s").value_parser(timeout))
-        .arg(flag("from-start", "Call it first for every live user, as a created change of origin backfill"));
+        .arg(flag("from-start", "First call the function once for every live user: kind created, origin backfill"));
     let list = Command::new("list").about("List all handlers with their progress and last error").arg(json());
     let pause = Command::new("pause").about("Pause a handler. Resume it with `handlers resume`").arg(name());
     let resume = Command::new("resume").about("Resume a paused handler at its position").arg(name());
     let remove = Command::new("remove").about("Remove a handler with its progress and its backlog").arg(name());
-    let redrive = Command::new("redrive")
-        .about("Retry dead-lettered changes, and changes that wait for a retry, now")
-        .arg(name())
-        .arg(option("user", "ID", "Only changes of this user"));
+    let redrive = Command::new("redrive").about("Retry dead-lettered and waiting changes now").arg(name()).arg(option(
+        "user",
+        "ID",
+        "Only changes of this user",
+    ));
     Command::new("handlers")
         .about("Manage handlers: code that runs for every change, in SQL or in Rust")
         .subcommand_required(true)
@@ -102,7 +103,7 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     if text("name").is_none() && !is_name(function.trim_end_matches("(jsonb)")) {
         return Err(Failure::new(
             Exit::Config,
-            format!("the function has no usable handler name: add --name ({NAME})"),
+            format!("a handler cannot have the name of this function: choose another name with --name ({NAME})"),
         ));
     }
     let new = NewHandler {

@@ -12,8 +12,9 @@ Assign this database to the environment of WORKOS_CLIENT_ID, for example after r
 resets the progress of catch-up and backfill. The first complete reconcile then deletes the users of the old environment.
 Restart all services that use this database.
 
-This also invalidates all positions of the change feed, so followers start again. With the current client ID, that is the only
-effect. Run it after restoring a disk snapshot, because the database cannot detect that.";
+This also invalidates all positions of the change feed, so followers read all users again. If the database already belongs to
+WORKOS_CLIENT_ID, this is the only effect. Run the command also after you restore a disk snapshot: the service cannot detect a
+restored snapshot.";
 
 pub(super) fn command() -> Command {
     Command::new("rebind")
@@ -30,7 +31,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         println!("{}", json!({ "from": old, "to": client_id }));
     } else if old.as_ref() == Some(&client_id) {
         println!(
-            "the client ID is still {client_id}; all positions of the change feed are invalid now, and followers start again"
+            "the client ID is still {client_id}; all positions of the change feed are invalid now, and followers read all users again"
         );
     } else {
         println!(

@@ -10,8 +10,8 @@ use crate::store::scans::ScanCounts;
 use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 
 pub(super) fn command() -> Command {
-    let accept = "Allow one complete reconcile to delete more than 5 % of the users (and more than 5), also if the API key looks \
-                  like another environment's";
+    let accept = "Allow one complete reconcile to delete more than 5 % of the users (and more than 5), even if the API key seems \
+                  to belong to another environment";
     Command::new("reconcile")
         .about("Compare all users with WorkOS and repair the table")
         .arg(flag(

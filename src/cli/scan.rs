@@ -72,7 +72,7 @@ pub(super) async fn run_steps<T, J: Job>(
                     context.store_pause(name, &error).await;
                     let rest = context.backoff(&error, failures);
                     failures += 1;
-                    progress.print(&format!("{error}: retrying in {} s", rest.as_secs().max(1)));
+                    progress.print(&format!("{error}; the next attempt is in {} s", rest.as_secs().max(1)));
                     rest
                 }
                 Err(error) => return Err(error.into()),

@@ -46,7 +46,8 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
 
 fn unreachable(error: &reqwest::Error, url: &str) -> Failure {
     if error.is_builder() {
-        return Failure::unavailable("the URL of --send is malformed: give an absolute http:// or https:// URL");
+        let message = "the URL of --send is malformed: it must be an absolute http:// or https:// URL";
+        return Failure::new(Exit::Usage, message);
     }
     Failure::unavailable(format!("{url} does not answer: {}; check the URL and that the service runs", why(error)))
 }

@@ -74,7 +74,7 @@ pub(crate) static WORKOS_API_KEY: Setting<ApiKey> = Setting::new(
 pub(crate) static WEBHOOK_SECRETS: Setting<Vec<Secret>> = Setting::new(
     "WORKOS_WEBHOOK_SECRET",
     value::signing_secrets,
-    "Signing secret of the webhook endpoint (dashboard, page Webhooks). During a rotation: NEW,OLD. Without it, the service only polls",
+    "Signing secret of the webhook endpoint (dashboard, page Webhooks). During a rotation: NEW,OLD. If it is not set, the service only polls",
 )
 .secret()
 .example("replace-me")
@@ -134,7 +134,7 @@ pub(crate) static LISTEN: Setting<SocketAddr> = Setting::new(
 pub(crate) static OPS_LISTEN: Setting<SocketAddr> = Setting::new(
     "AUTHKIT_SYNC_OPS_LISTEN",
     value::address,
-    "Address and port of the operator's listener: /metrics, and /readyz with details. Do not publish it",
+    "Address and port of the operator's listener: /metrics, and /readyz with details. Do not expose it to the internet",
 )
 .default("127.0.0.1:9464");
 
@@ -205,7 +205,7 @@ pub(crate) static AUDIENCES: Setting<Vec<String>> = Setting::new(
 pub(crate) static ALLOW_SHARED_ISSUER: Setting<bool> = Setting::new(
     "AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
     value::boolean,
-    "true: accept tokens of the issuer shared by all WorkOS customers even if they name no client",
+    "true: accept a token that names no client, although all WorkOS customers share its issuer",
 )
 .default_from(|| authkit::ALLOW_SHARED_ISSUER.to_string())
 .used_by(&["serve", "token"])
@@ -231,7 +231,7 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
 pub(crate) static BACKFILL: Setting<bool> = Setting::new(
     "AUTHKIT_SYNC_BACKFILL",
     value::auto_off,
-    "auto: read all existing users once. off: never. Then synced_through is empty until a reconcile has completed",
+    "auto: read all existing users once. off: do not read them; synced_through is then empty until a reconcile completes",
 )
 .default_from(|| if authkit::BACKFILL { "auto" } else { "off" }.to_owned())
 .passed_to(Builder::backfill);
@@ -347,7 +347,7 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
     &Setting::new(
         "AUTHKIT_SYNC_RETENTION",
         value::long_duration,
-        "How long the inbox keeps events. Below 35d it applies to the payloads only, and the rest of an event is kept for 35 days",
+        "How long the inbox keeps events. A value below 35d applies only to payloads: the rest of an event is kept for 35 days",
     )
     .default_from(|| value::duration_text(authkit::RETENTION))
     .passed_to(Builder::retention),

@@ -1,6 +1,7 @@
 //! Errors of the database, distinguished by who must act.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 
 use sqlx::postgres::PgDatabaseError;
 
@@ -37,16 +38,16 @@ pub enum StoreError {
     #[error(transparent)]
     Unfit(#[from] Unfit),
     /// Another process changed the state after this one read it, so nothing was written.
-    #[error("another process has changed the state meanwhile, so nothing was written")]
+    #[error("another process has changed the same row, so nothing was written; retry")]
     Overtaken,
     /// Too many writes wait already.
-    #[error("too many writes wait for the database")]
+    #[error("too many writes wait for the database; retry")]
     Busy,
     /// Our code panicked. Nothing was written.
     #[error("authkit-sync panicked; this is a defect, please report it")]
     Panicked,
     /// A serialization failure (40001) or a deadlock (40P01).
-    #[error("database unavailable: SQLSTATE {sqlstate} at every attempt")]
+    #[error("database unavailable: every attempt conflicted with another transaction (SQLSTATE {sqlstate})")]
     Conflict {
         /// PostgreSQL's five-character code.
         sqlstate: String,
@@ -55,7 +56,7 @@ pub enum StoreError {
 
 impl StoreError {
     pub(super) fn late(_: tokio::time::error::Elapsed) -> Self {
-        Self::TimedOut("timed out".into())
+        Self::TimedOut("the request timed out".into())
     }
 
     /// What was read has changed, so that the transaction has to start over.
@@ -81,7 +82,8 @@ impl From<sqlx::Error> for StoreError {
         };
         let sqlstate = database.code().unwrap_or_default().into_owned();
         let constraint = database.constraint().map(|name| format!(", constraint {name}")).unwrap_or_default();
-        let text = format!("SQLSTATE {sqlstate}{constraint}").into();
+        let meaning = meaning(&sqlstate).map(|meaning| format!(": {meaning}")).unwrap_or_default();
+        let text = format!("SQLSTATE {sqlstate}{constraint}{meaning}").into();
         match &*sqlstate {
             "40001" | "40P01" => Self::Conflict { sqlstate },
             "57014" | "55P03" => Self::TimedOut(text),
@@ -102,14 +104,32 @@ fn other_client(error: &dyn sqlx::error::DatabaseError) -> StoreError {
     Unfit::OtherClient { recorded: error.message().to_owned(), given: given.to_owned() }.into()
 }
 
+/// Says what an operator must know about a SQLSTATE. PostgreSQL's own message could contain values.
+fn meaning(sqlstate: &str) -> Option<&'static str> {
+    Some(match sqlstate {
+        "28P01" => "the password is wrong",
+        "28000" => "the role does not exist, or the server does not let it connect",
+        "3D000" => "the database does not exist",
+        "42501" => "the role lacks a privilege",
+        "53100" => "the disk of the server is full",
+        "53300" => "the server has too many connections",
+        "25006" => "the server is read-only",
+        "57P01" | "57P02" | "57P03" => "the server is starting or shutting down",
+        "57014" => "the statement timed out",
+        "55P03" => "the wait for a lock timed out",
+        _ => return None,
+    })
+}
+
 /// Describes an error that PostgreSQL did not report. The error's own message could contain values.
 fn describe(error: &sqlx::Error) -> &'static str {
     match error {
-        sqlx::Error::Io(_) => "the connection was lost or refused",
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "the server refused the connection",
+        sqlx::Error::Io(_) => "the connection was lost, or the server was not found",
         sqlx::Error::Tls(_) => "TLS failed",
         sqlx::Error::PoolTimedOut => "no connection of the pool became free in time",
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => "the pool is closed",
-        sqlx::Error::Protocol(_) => "unexpected protocol message",
+        sqlx::Error::Protocol(_) => "the server sent an unexpected message",
         sqlx::Error::Configuration(_) => "the configuration of the connection is wrong; check DATABASE_URL",
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => "a value could not be decoded",
         _ => "unexpected driver error",

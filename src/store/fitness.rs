@@ -170,7 +170,7 @@ impl Store {
             Ok(false) => Err(Unfit::UnknownClient(self.client_id.to_string()).into()),
             Err(why) => {
                 tracing::warn!(
-                    "WorkOS could not be reached: {why}. The database is bound to WORKOS_CLIENT_ID only after WorkOS was reached once; until then, webhooks are answered 503"
+                    "WorkOS is unreachable: {why}. The database is not bound to WORKOS_CLIENT_ID before WorkOS confirms the client ID; until then, webhooks get 503"
                 );
                 Err(StoreError::Unbound)
             }

@@ -117,6 +117,14 @@ impl Pool {
     }
 }
 
+/// Returns host, port and name of a database, for messages.
+#[must_use]
+pub fn address(options: &PgConnectOptions) -> String {
+    let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
+    let name = options.get_database().unwrap_or_else(|| options.get_username());
+    format!("{host}:{}/{name}", options.get_port())
+}
+
 /// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
 /// whose caller has given up, the statement's connection counts against its pool, and the other one is left.
 pub const MIN_CONNECTIONS: u32 = 4 * MIN_POOL;
