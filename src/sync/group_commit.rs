@@ -175,6 +175,8 @@ impl Inner {
     /// Commits batches until nothing waits.
     async fn commit_arrived(self: Arc<Self>) {
         loop {
+            // Requests that are ready to be read join this batch. A lone event waits for nothing.
+            tokio::task::yield_now().await;
             let group = {
                 let mut queue = self.queue();
                 let batch = queue.next_batch();
