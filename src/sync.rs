@@ -1,6 +1,6 @@
 //! The write path. Webhooks, catch-up, backfill, reconcile and read-through all end in [`apply`]; there is no other.
 //!
-//! Below it, a file per driver: each is a `tick` that does one step and says how long to rest.
+//! Below it there is one file per background job. A job does one step at a time and says when the next one is due ([`job`]).
 
 pub mod backfill;
 mod batch;
@@ -34,42 +34,43 @@ use batch::{Attempt, Batch, OneStatement, QuarantineBatch};
 use records::Inbox;
 pub use scan_page::apply_scan_page;
 
-/// What one observation did.
+/// The result of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// What it did to its user.
+    /// The effect on the user.
     pub effect: Effect,
-    /// The inbox already contained this event (always false for anything but an event).
+    /// The inbox already contained this event. Always false for a snapshot.
     pub is_duplicate: bool,
-    /// Its user is deleted, by this observation or an earlier one.
+    /// The user is deleted, by this observation or an earlier one.
     pub is_user_deleted: bool,
 }
 
 impl Applied {
-    /// The outcome for metrics, logs and answers: `duplicate`, or the outcome that the inbox stores.
+    /// Returns the outcome for metrics, logs and responses: `duplicate`, or the outcome that the inbox stores.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         if self.is_duplicate { "duplicate" } else { self.effect.outcome().as_str() }
     }
 }
 
-/// Applies a batch of observations in one durable transaction, in the batch's order, and says what became of each.
+/// Applies a batch of observations in one durable transaction, in the order of the batch, and returns the result of each one.
 ///
-/// It costs a fixed number of statements whatever the batch's length, converges whatever the order and the duplication,
-/// and may run beside any other. Where PostgreSQL refuses an observation's data, that one is quarantined and the rest of
-/// the batch applied, still in one transaction. A batch that exceeds the store's timeout is split: see `apply_with`.
+/// The number of statements does not depend on the length of the batch. The result does not depend on the order or on duplicates,
+/// and any number of batches can run concurrently. If PostgreSQL rejects the data of an observation, that observation is
+/// quarantined, and the same transaction applies the rest of the batch. A batch that exceeds the store's timeout is split: see
+/// `apply_with`.
 ///
 /// # Errors
-/// [`StoreError`]: nothing of the batch was written, or the first parts of one that was split. Applying it again is safe.
+/// [`StoreError`]: nothing was written, or, if the batch was split, only its first parts. Applying the batch again is safe.
 pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
     in_parts(store, &Batch::new(Inbox::Record(origin), observations, ONLY)).await
 }
 
-/// Applies a batch inside a transaction the caller holds open and commits; see [`apply`], which begins one itself. Until it
-/// ends, nobody is told of later changes either: keep it short.
+/// Applies a batch as [`apply`] does, inside a transaction that the caller has begun and commits. Until the transaction ends,
+/// readers of the feed do not get later changes either, so keep it short.
 ///
 /// # Errors
-/// As [`apply`], and [`StoreError::Refused`] where that would quarantine; the caller must roll back.
+/// As [`apply`], and [`StoreError::Refused`] where [`apply`] would quarantine. The caller must roll back.
 pub async fn apply_within(
     connection: &mut PgConnection,
     origin: Origin,
@@ -78,25 +79,25 @@ pub async fn apply_within(
     Batch::new(Inbox::Record(origin), observations, ONLY).run(connection).await
 }
 
-/// Applies a batch as [`apply`] does, and does `then` in the same transaction: a driver moves its position there.
+/// Applies a batch as [`apply`] does, and runs `follow_up` in the same transaction: a job moves its cursor there.
 ///
-/// When the transaction times out, the batch is applied in parts of half its length, and of half that again, each in a
-/// transaction of its own and in order; `then` runs in the last one, with the outcome of every observation. What a deletion
-/// has to erase is then left to the to-do list of erasures.
+/// If the transaction times out, the batch is split into parts of half its length, then into quarters, and so on. Each part has
+/// its own transaction, in order. `follow_up` runs in the last one, with the result of every observation. Payloads that a deletion
+/// must erase are then added to the list of pending erasures.
 ///
 /// # Errors
-/// [`StoreError`], also that of `then`, as [`apply`].
+/// As [`apply`], and the error of `follow_up`.
 pub(crate) async fn apply_with<T: FollowUp>(
     store: &Store,
     origin: Origin,
     observations: &[Observation],
-    then: &T,
+    follow_up: &T,
 ) -> Result<Vec<Applied>, StoreError> {
-    in_parts(store, &Batch::new(Inbox::Record(origin), observations, Some(then))).await
+    in_parts(store, &Batch::new(Inbox::Record(origin), observations, Some(follow_up))).await
 }
 
-/// Applies what the inbox holds once more. Rows converge as ever; of the inbox only a quarantined row changes, when it can
-/// be applied now.
+/// Applies observations from the inbox again. Users converge as in [`apply`]. Of the inbox, only quarantined rows that can be
+/// applied now change.
 ///
 /// # Errors
 /// As [`apply`].
@@ -104,7 +105,7 @@ pub(crate) async fn reapply(store: &Store, observations: &[Observation]) -> Resu
     in_parts(store, &Batch::new(Inbox::Retry, observations, ONLY)).await
 }
 
-/// Enters observations into the quarantine without trying them.
+/// Quarantines observations without an attempt to apply them. Runs `follow_up` in the same transaction.
 ///
 /// # Errors
 /// [`StoreError`]
@@ -113,14 +114,14 @@ pub(crate) async fn quarantine<T: FollowUp>(
     origin: Origin,
     observations: &[Observation],
     reason: &str,
-    then: &T,
+    follow_up: &T,
 ) -> Result<(), StoreError> {
-    let batch = Batch::new(Inbox::Record(origin), observations, Some(then));
+    let batch = Batch::new(Inbox::Record(origin), observations, Some(follow_up));
     store.transaction("quarantine", &QuarantineBatch { batch, reason }).await
 }
 
-/// Applies a batch, in as few parts as the store's timeout allows. Each timeout halves the parts, so their number is bounded:
-/// a batch whose single observations time out fails after a logarithmic number of attempts.
+/// Applies a batch, in parts if it exceeds the store's timeout. Each timeout halves the length of the parts, so the number of
+/// attempts is bounded: a batch whose single observations time out fails after a logarithmic number of them.
 async fn in_parts<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
     let mut batch = *batch;
     let mut length = batch.observations.len();
@@ -159,8 +160,8 @@ async fn attempt<T: FollowUp>(store: &Store, part: &Batch<'_, T>) -> Result<Vec<
     }
 }
 
-/// Applies a batch in one statement, if that is enough. A transaction can do more: it waits for locks, retries, and finds out
-/// whose data PostgreSQL refuses.
+/// Applies a batch in one statement, if possible. Otherwise a transaction is needed: it waits for locks, retries, and finds the
+/// observation whose data PostgreSQL rejects.
 async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Attempt, StoreError> {
     if !batch.may_be_one_statement() {
         return Ok(Attempt::NeedsTransaction(BTreeSet::new()));
@@ -175,14 +176,14 @@ async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Resu
     }
 }
 
-/// The observation may erase data of its user.
+/// Returns whether the observation may erase data of its user.
 fn deletes(observation: &Observation) -> bool {
     matches!(observation, Observation::Gone { .. } | Observation::Event(Event { content: Content::Deleted, .. }))
 }
 
-/// What a driver does in the transaction of its batch: it moves its position.
+/// What a job does in the transaction of its batch: it moves its cursor.
 pub(crate) trait FollowUp: Sync {
-    /// Runs last, with what became of the batch. An error rolls everything back.
+    /// Runs last, with the results of the batch. An error rolls the transaction back.
     fn after(
         &self,
         connection: &mut PgConnection,
@@ -196,7 +197,7 @@ impl<W: Work<Output = ()>> FollowUp for W {
     }
 }
 
-/// A batch comes with nothing else.
+/// A batch without a follow-up.
 const ONLY: Option<&NoFollowUp> = None;
 
 /// Work that does nothing.

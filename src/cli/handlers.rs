@@ -121,16 +121,16 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
 }
 
 async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {
-    let standings = store.handler_statuses().await?;
+    let statuses = store.handler_statuses().await?;
     if json {
-        println!("{}", json!(standings));
+        println!("{}", json!(statuses));
         return Ok(Exit::Yes);
     }
     let now = Clock::system().now();
     let mut out = std::io::stdout().lock();
-    for standing in &standings {
+    for handler in &statuses {
         // The reader closed the pipe.
-        if print(&mut out, standing, now).is_err() {
+        if print(&mut out, handler, now).is_err() {
             break;
         }
     }

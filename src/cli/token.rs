@@ -115,17 +115,17 @@ fn bare(pasted: &str) -> &str {
 /// Adds the state of the user. Returns a failure if the database belongs to another environment.
 async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Result<Option<Failure>, Failure> {
     let Some(store) = store else {
-        explanation.note_user(UserState::NotAsked);
+        explanation.note_user(UserState::NotChecked);
         return Ok(None);
     };
     // PostgreSQL text cannot contain NUL, so no user has such an ID.
     let Some(subject) = explanation.subject().filter(|subject| !subject.contains('\0')) else {
-        explanation.note_user(UserState::Asked(&Stored::Absent));
+        explanation.note_user(UserState::Known(&Stored::Absent));
         return Ok(None);
     };
     let stored = store.user(subject).await;
     match stored {
-        Ok(stored) => explanation.note_user(UserState::Asked(&stored)),
+        Ok(stored) => explanation.note_user(UserState::Known(&stored)),
         Err(error) => {
             explanation.note_user(UserState::Unavailable);
             if matches!(error, StoreError::Unfit(_)) {

@@ -1,8 +1,8 @@
 //! `workos.changes`: the change feed.
 //!
-//! Positions are drawn while writers run side by side, so a lower one may commit after a higher one. Readers go no further
-//! than the [`FeedHead`]'s horizon, below which nothing will appear any more; how that is known is written at
-//! `workos.feed_head()`.
+//! Concurrent writers take positions from a sequence, so a lower position can be committed after a higher one. Readers read up to
+//! the horizon of the [`FeedHead`]. No more changes appear at or before the horizon. The comment of `workos.feed_head()` explains
+//! how it is determined.
 
 use std::time::Duration;
 
@@ -15,52 +15,52 @@ use crate::domain::change::{Cause, ChangeKind};
 use crate::domain::event::{Event, Origin};
 use crate::domain::timestamp::Timestamp;
 
-/// The first half of the key of the lock that writers share. `workos.feed_head()` knows it too.
+/// The first half of the key of the advisory lock that writers share. `workos.feed_head()` uses the same number.
 pub(super) const LOCK: i32 = 1_717_921_124;
 
-/// Payloads in one page, bytes; the first of a page comes whatever its size.
-const PAYLOADS: i64 = 8 * 1024 * 1024;
+/// Maximum total size of the payloads in a page, bytes. The first payload of a page may be larger.
+const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 
-/// A change on its way into the feed.
+/// A change to write to the feed.
 pub(crate) struct NewChange<'a> {
     pub(crate) kind: &'a str,
     pub(crate) user_id: Option<&'a str>,
     pub(crate) changed: &'a [String],
     pub(crate) event: Option<&'a Event>,
     pub(crate) origin: Origin,
-    /// The change is the event itself: it is told only if the inbox did not hold the event before.
+    /// The change is the event itself: it is written only if the inbox did not contain the event before.
     pub(crate) only_if_new: bool,
 }
 
-/// How far the feed can be read.
+/// The end of the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeedHead {
-    /// Which history of the database positions belong to.
+    /// The history of the database that positions belong to. It changes with `rebind` and in a copied database.
     pub epoch: String,
-    /// Every change up to here is committed, and none will ever appear there.
+    /// Every change up to this position is committed, and no other change will appear there.
     pub horizon: i64,
-    /// The last position drawn.
+    /// The last position taken from the sequence.
     pub issued: i64,
-    /// Changes up to here are no longer kept.
+    /// Changes up to this position have expired.
     pub expired_through: i64,
 }
 
 /// A row of the feed.
 #[derive(Clone, Debug)]
 pub struct ChangeRow {
-    /// Where it stands.
+    /// Its position in the feed.
     pub position: i64,
-    /// What it is.
+    /// The kind of change.
     pub kind: ChangeKind,
-    /// The user it is about.
+    /// The ID of the changed user.
     pub user_id: Option<String>,
     /// The names of the fields that an update changed.
     pub changed: Vec<String>,
-    /// The event that brought it.
+    /// The event that caused it, if any.
     pub event: Option<Cause>,
-    /// How it reached us.
+    /// How the observation reached us.
     pub origin: Origin,
-    /// When it was committed here.
+    /// When it was written.
     pub at: Timestamp,
 }
 
@@ -97,7 +97,7 @@ impl TryFrom<Row> for ChangeRow {
 }
 
 impl Store {
-    /// How far the feed can be read now. What is asked afterwards sees every change up to the horizon.
+    /// Returns the current end of the feed. Later reads see every change up to its horizon.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -119,7 +119,7 @@ impl Store {
         self.head().await?.ok_or(StoreError::Overtaken)
     }
 
-    /// `None`: the epoch belongs to another database or server, of which this one is a copy.
+    /// Returns `None` if the epoch belongs to another database, of which this one is a copy.
     async fn head(&self) -> Result<Option<FeedHead>, StoreError> {
         let row = self
             .lookup(async |connection| {
@@ -140,7 +140,7 @@ impl Store {
         Ok(row.epoch.map(|epoch| FeedHead { epoch, horizon, issued, expired_through }))
     }
 
-    /// Changes up to here are no longer kept.
+    /// Returns the position up to which changes have expired.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -153,7 +153,7 @@ impl Store {
         .await
     }
 
-    /// The changes behind `after`, up to and with `through`, at most `limit`.
+    /// Returns the changes after position `after`, up to and including `through`, at most `limit`.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -189,7 +189,7 @@ impl Store {
         rows.into_iter().map(ChangeRow::try_from).collect()
     }
 
-    /// One change, if it is still kept.
+    /// Returns one change, unless it has expired.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -197,8 +197,8 @@ impl Store {
         Ok(self.changes(position - 1, position, 1).await?.pop())
     }
 
-    /// What the inbox still holds of these events, by id, as they were received: as many in the order given as go into one
-    /// page. An event that is not among the answer's ids was left for the next page.
+    /// Returns the payloads of these events from the inbox, with their IDs, in the given order. The page ends before the payload that
+    /// would exceed its size. IDs that are missing from the result belong to the next page.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -223,7 +223,7 @@ impl Store {
                         or bytes <= $2
                     order by n"#,
                     ids,
-                    PAYLOADS
+                    PAGE_BYTES
                 )
                 .fetch_all(connection)
                 .await
@@ -232,8 +232,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id, row.payload)).collect())
     }
 
-    /// Drops changes that are older than `retention`, at most so many; whether there were any. What a handler has yet to take
-    /// stays.
+    /// Deletes at most `limit` changes that are older than `retention`, except those that a handler has not processed yet. Returns
+    /// whether there were any.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -242,7 +242,7 @@ impl Store {
     }
 }
 
-/// Gives the feed another epoch: whoever holds a position has to begin anew.
+/// Gives the feed another epoch. All positions become invalid, so followers must read all users again.
 pub(crate) async fn renew_epoch(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query!("-- changes.renew_epoch\nupdate workos.feed set epoch = left(gen_random_uuid()::text, 8)")
         .execute(connection)
@@ -258,8 +258,8 @@ struct Expire {
 impl Work for Expire {
     type Output = bool;
 
-    /// From the front, so that followers meet no hole. What stands in a backlog stays for its handler alone; it is dropped
-    /// once no backlog holds it any more.
+    /// Deletes the oldest changes first, so followers find no gap. A change in the backlog of a handler stays for that handler, and
+    /// is deleted once no backlog contains it any more.
     async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
         let through = sqlx::query_scalar!(
             "-- changes.expire

@@ -1,8 +1,8 @@
-//! Connections to the database, and the settings that every session or transaction of ours runs with.
+//! Connections to the database, and the settings of our sessions and transactions.
 //!
 //! A statement must not depend on the session's `search_path`, and it must end on the server too when its caller gives up.
-//! Sessions of a [`Pool::connect`] get these settings once, right after they are opened. A pool that an application hands
-//! over is not ours to change: there each lookup runs in a read-only transaction that sets them for itself.
+//! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool must not be changed, so
+//! there each lookup runs in a read-only transaction with its own settings.
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
@@ -17,15 +17,15 @@ use tokio::time::Instant as TokioInstant;
 
 use super::StoreError;
 
-/// Where names without a schema are looked up: nowhere that another login can write to.
+/// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
 const SEARCH_PATH: &str = "pg_catalog, pg_temp";
 
-/// A connection that was used less than this ago is not tested before it is used again: that would cost each lookup a round
+/// A connection that was idle for longer than this is tested before its use. A test before each use would cost each lookup a round
 /// trip.
-const TESTED_AFTER: Duration = Duration::from_secs(1);
+const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// How much longer than its statement timeout a session is waited for before its connection is closed.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long to wait for a session beyond its statement timeout before its connection is closed.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 const USED_AFTER_END: StoreError = StoreError::Unavailable(Cow::Borrowed("a connection was used after its end"));
 
@@ -38,21 +38,21 @@ pub struct Pool {
 }
 
 impl From<PgPool> for Pool {
-    /// Takes an application's pool. Each lookup costs two round trips more than in a [`Pool::connect`].
+    /// Uses an application's pool. Each lookup costs two more round trips than with [`Pool::connect`].
     fn from(connections: PgPool) -> Self {
         Self { connections, cutoff: None }
     }
 }
 
 impl Pool {
-    /// A pool of at most `size` sessions with our settings; `timeout` bounds each statement on the server. It connects when
-    /// it is first used, so that a process can start while the database is down.
+    /// Creates a pool of at most `size` sessions with our settings. `timeout` limits each statement on the server. The pool connects
+    /// at first use, so a process can start while the database is down.
     #[must_use]
     pub fn connect(options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
         Self::sharing(Cutoff::default(), options, size, timeout)
     }
 
-    /// The same. It closes its connections together with every pool that shares `cutoff`.
+    /// Does the same as [`Pool::connect`]. All pools that share `cutoff` close their connections together.
     fn sharing(cutoff: Cutoff, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
         let settings: Arc<str> = settings("set", timeout).into();
         let limit = cutoff.clone();
@@ -73,7 +73,7 @@ impl Pool {
                     if limit.excludes(meta.age) {
                         return Ok(false);
                     }
-                    if meta.idle_for > TESTED_AFTER {
+                    if meta.idle_for > TEST_AFTER_IDLE {
                         // Half of the timeout is left to open another connection.
                         limit.ping(connection, timeout / 2).await?;
                     }
@@ -84,14 +84,14 @@ impl Pool {
         Self { connections, cutoff: Some(cutoff) }
     }
 
-    /// The connections themselves, for migrations.
+    /// Returns the connections, for migrations.
     #[must_use]
     pub fn connections(&self) -> &PgPool {
         &self.connections
     }
 
-    /// Notes an outcome on one of its connections. After a failure that tells of a server that must no longer be used, every
-    /// connection of the process that was opened before now is closed.
+    /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
+    /// connection that the process has opened so far is closed.
     pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if let (Err(StoreError::Disconnected(_)), Some(cutoff)) = (&outcome, &self.cutoff) {
             cutoff.set();
@@ -99,12 +99,12 @@ impl Pool {
         outcome
     }
 
-    /// Sessions carry our settings.
+    /// Returns whether the sessions have our settings.
     pub(super) fn has_settings(&self) -> bool {
         self.cutoff.is_some()
     }
 
-    /// A connection, by `deadline`; `statement_timeout` is how long the server lets a statement run on it.
+    /// Returns a connection, before `deadline`. `statement_timeout` is the server's limit for a statement on it.
     pub(super) async fn acquire(
         &self,
         deadline: TokioInstant,
@@ -130,12 +130,12 @@ pub fn address(options: &PgConnectOptions) -> String {
 pub const MIN_CONNECTIONS: u32 = 4 * MIN_POOL;
 const MIN_POOL: u32 = 2;
 
-/// The pools of one process of the service. No kind of work can take the connections of another. Once one of them finds that the
-/// server must no longer be used, all of them close the connections that were opened before: a write notices that the server has
-/// become a standby, and lookups on it, which would return old data, do not.
+/// The pools of one process of the service. No kind of work can take the connections of another. If a pool finds that the server
+/// must no longer be used, all pools close the connections that they have opened so far. Only a write notices that the server has
+/// become a standby. Lookups do not, and would return outdated data.
 #[derive(Clone, Debug)]
 pub struct Pools {
-    /// Webhooks and everything else that writes for a request.
+    /// Webhooks and all other requests that write.
     pub webhooks: Pool,
     /// Lookups.
     pub lookups: Pool,
@@ -167,16 +167,16 @@ fn divide(total: u32) -> [u32; 4] {
     [webhooks, requests - webhooks, fifth, fifth]
 }
 
-/// A connection out of a pool. When it is dropped, it goes back.
+/// A connection from a pool. Dropping it returns it to the pool.
 ///
-/// Where it is dropped before its use has [ended](Self::ended), the caller has given up and the server has not. Then the
-/// connection goes back when the server's own timeout has ended the statement. Until then it counts against the pool, so that
-/// there are never more sessions than the pool has room for.
+/// If it is dropped before its use has [ended](Self::ended), the caller has given up, but the server may still run the statement.
+/// Then the connection returns to the pool after the server's own timeout has ended the statement. Until then it counts against the
+/// pool, so the number of sessions never exceeds the size of the pool.
 pub(super) struct Checkout {
     connection: Option<PoolConnection<Postgres>>,
     cutoff: Option<Cutoff>,
     statement_timeout: Duration,
-    /// A begin was sent and did not succeed, or is not answered yet: the driver would leave open what was begun of it.
+    /// A BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
     is_beginning: bool,
     has_ended: bool,
 }
@@ -190,13 +190,13 @@ impl Checkout {
     pub(super) async fn begin(&mut self, begin: &str) -> Result<Transaction<'_, Postgres>, StoreError> {
         self.is_beginning = true;
         let connection = self.connection.as_deref_mut().ok_or(USED_AFTER_END)?;
-        // Begin takes no parameters. Its text holds numbers, our own words and an escaped literal.
+        // BEGIN takes no parameters. The text consists of constants, numbers and an escaped literal.
         let begun = connection.begin_with(AssertSqlSafe(begin)).await?;
         self.is_beginning = false;
         Ok(begun)
     }
 
-    /// Closes the connection instead of giving it back, because nobody should meet the state it is in.
+    /// Closes the connection instead of returning it to the pool, because its session has an unknown state.
     pub(super) fn close(&mut self) {
         self.has_ended = true;
         if let Some(connection) = &mut self.connection {
@@ -204,8 +204,8 @@ impl Checkout {
         }
     }
 
-    /// Says how its use ended. After a failure that tells of a server that shuts down or cannot be written to, this
-    /// connection is closed, and so is each one that was opened before now, in every pool of [`Pools`].
+    /// Records that its use has ended. If the outcome shows that the server is shutting down or read-only, this connection is closed,
+    /// and so is each connection that the pools of [`Pools`] have opened so far.
     pub(super) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
         self.has_ended = true;
         if matches!(outcome, Err(StoreError::Disconnected(_))) {
@@ -226,33 +226,33 @@ impl Drop for Checkout {
         if self.has_ended {
             return;
         }
-        let patience = self.statement_timeout + GRACE;
+        let limit = self.statement_timeout + CLOSE_GRACE;
         let cutoff = self.cutoff.take().unwrap_or_default();
         tokio::spawn(async move {
-            if cutoff.ping(&mut connection, patience).await.is_err() {
+            if cutoff.ping(&mut connection, limit).await.is_err() {
                 connection.close_on_drop();
             }
         });
     }
 }
 
-/// Connections that were opened before this instant lead to a server that must no longer be used.
+/// The instant before which connections were opened to a server that must no longer be used.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cutoff(Arc<AtomicU64>);
 
 impl Cutoff {
     fn set(&self) {
-        self.0.store(millis_up(), Ordering::Relaxed);
+        self.0.store(uptime_millis(), Ordering::Relaxed);
     }
 
     fn excludes(&self, age: Duration) -> bool {
-        let opened = millis_up().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let opened = uptime_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let cutoff = self.0.load(Ordering::Relaxed);
         cutoff > 0 && opened <= cutoff
     }
 
-    /// Asks the server for a sign of life. Where there is none in time, the path to the server is gone without a word, as
-    /// after a failover that closes no connection, and with it every connection that was opened before now.
+    /// Sends a ping to the server. If there is no response in time, the network path to the server is interrupted, for example after
+    /// a failover that closes no connection. Then every connection that was opened so far is unusable.
     async fn ping(&self, connection: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
         tokio::time::timeout(limit, connection.ping()).await.unwrap_or_else(|_| {
             self.set();
@@ -261,13 +261,13 @@ impl Cutoff {
     }
 }
 
-/// Milliseconds since this process first asked, from 1 on.
-fn millis_up() -> u64 {
+/// Returns the milliseconds since the first call in this process, at least 1.
+fn uptime_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
-/// The settings of a session (`set`) or a transaction (`set local`).
+/// Returns the statements that set our settings for a session (`set`) or a transaction (`set local`).
 ///
 /// Generic plans: every statement of ours has the same good plan for all values of its parameters (`tests/promises/plans.rs`), and
 /// planning costs several times as much as executing.
@@ -284,8 +284,8 @@ fn settings(set: &str, timeout: Duration) -> String {
     )
 }
 
-/// How a write begins: durable, bounded on the server too, and refused when the database belongs to another client ID. A
-/// transaction whose client is gone must not keep its locks, nor hold up the change feed.
+/// Returns the statements that begin a write: durable, limited in time on the server too, and rejected if the database belongs to
+/// another client ID. A transaction whose client is gone must not keep its locks or block the change feed.
 pub(super) fn begin_write(timeout: Duration, client_id: &str) -> String {
     let begin = format!("begin isolation level read committed; {}", settings("set local", timeout));
     if client_id.is_empty() {
@@ -294,12 +294,12 @@ pub(super) fn begin_write(timeout: Duration, client_id: &str) -> String {
     format!("{begin}; select workos.check_client({})", literal(client_id))
 }
 
-/// How a lookup begins in a session without our settings.
+/// Returns the statements that begin a lookup in a session without our settings.
 pub(super) fn begin_read(timeout: Duration) -> String {
     format!("begin isolation level read committed read only; {}", settings("set local", timeout))
 }
 
-/// A text as an SQL literal, whatever the session's `standard_conforming_strings` says.
+/// Returns the text as an SQL literal, valid for both values of `standard_conforming_strings`.
 fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\0', "").replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -1,4 +1,4 @@
-//! `workos.sign_ins`: what sessions tell of a user's last sign-in, whether or not the user is here.
+//! `workos.sign_ins`: the last sign-in of each user according to session events, also of users that are not synced yet.
 
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::StoreError;
 use crate::domain::timestamp::Timestamp;
 
-/// Keeps the latest of each user; the caller holds the users' locks, and none of them is deleted.
+/// Stores the latest sign-in of each user. The caller has locked the users, and none of them is deleted.
 pub(crate) async fn record(connection: &mut PgConnection, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
     let users: Vec<&str> = seen.iter().map(|(user, _)| *user).collect();
     let instants: Vec<OffsetDateTime> = seen.iter().map(|(_, at)| (*at).into()).collect();

@@ -1,4 +1,4 @@
-//! The one way to write: begin, bound, run, retry, commit. And the one way to read outside of a transaction.
+//! The only way to write: begin, set limits, run, retry, commit. And the only way to read outside of a transaction.
 
 use std::future::Future;
 
@@ -9,27 +9,27 @@ use tokio::time::Instant;
 use super::pool::Checkout;
 use super::{Store, StoreError};
 
-/// How often a transaction is attempted when PostgreSQL asks for a retry (40001, 40P01).
+/// Maximum number of attempts of a transaction if PostgreSQL asks for a retry (40001, 40P01).
 const ATTEMPTS: u32 = 5;
 
-/// What runs inside a transaction. It may run more than once, so it takes itself by reference, and it makes no network
-/// call other than to the database.
+/// The body of a transaction. It can run more than once, so it takes `self` by reference. It must not send any network request
+/// except to the database.
 pub trait Work: Sync {
-    /// What the transaction yields.
+    /// The result of the transaction.
     type Output: Send;
 
-    /// The transaction's body; an error rolls it back.
+    /// Runs in the transaction. An error rolls the transaction back.
     fn run(&self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Output, StoreError>> + Send;
 }
 
 impl Store {
-    /// Runs `work` in a transaction that is durable when this returns `Ok`. PostgreSQL's requests for a retry are granted.
+    /// Runs `work` in a transaction. `Ok` means that it is committed durably. Retries serialization failures and deadlocks.
     ///
     /// `name` is for the log.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] for data that PostgreSQL will never take, [`StoreError::Unfit`] when the database belongs to
-    /// another client ID, any other when the database is unavailable. Nothing was written.
+    /// [`StoreError::Refused`] if PostgreSQL rejects the data on every attempt, [`StoreError::Unfit`] if the database belongs to
+    /// another client ID, any other error if the database is unavailable. Nothing was written.
     pub async fn transaction<W: Work>(&self, name: &'static str, work: &W) -> Result<W::Output, StoreError> {
         self.check_bound().await?;
         let mut attempts = 1;
@@ -44,14 +44,14 @@ impl Store {
         }
     }
 
-    /// Runs `work`, which reads and then writes with one statement. Where sessions carry our settings, that statement is a durable
-    /// transaction of its own, so that a write costs no more round trips than the work has statements. Elsewhere a transaction
-    /// sets them.
+    /// Runs `work`, which reads and then writes with one statement. If the sessions have our settings, that statement is its own
+    /// durable transaction, so a write costs one round trip per statement of `work`. Otherwise `work` runs in a transaction with our
+    /// settings.
     ///
-    /// `work` gets the client ID, which its statement has to check.
+    /// `work` gets the client ID, which its statement must check.
     ///
     /// # Errors
-    /// As [`Store::transaction`]; nothing is retried.
+    /// As [`Store::transaction`]. Nothing is retried.
     pub(crate) async fn one_statement<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
@@ -74,7 +74,7 @@ impl Store {
         self.noting_unfit(outcome)
     }
 
-    /// Runs one statement in a transaction of its own, and returns the number of rows it wrote; see [`Store::transaction`].
+    /// Runs one statement in its own transaction, and returns the number of rows that it wrote. See [`Store::transaction`].
     pub(super) async fn write<'q>(
         &self,
         name: &'static str,
@@ -83,7 +83,7 @@ impl Store {
         self.transaction(name, &OneStatement(statement)).await
     }
 
-    /// One attempt of a transaction.
+    /// Attempts a transaction once.
     pub(super) async fn attempt<W: Work>(&self, begin: &str, work: &W) -> Result<W::Output, StoreError> {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
@@ -98,7 +98,7 @@ impl Store {
         outcome
     }
 
-    /// Runs a lookup, bounded in time on both sides. It must not write.
+    /// Runs a lookup, with a timeout here and on the server. It must not write.
     pub(super) async fn lookup<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -107,7 +107,7 @@ impl Store {
         self.ask(query).await
     }
 
-    /// A lookup before the database was found fit: only the check itself may do this.
+    /// Runs a lookup before the check of the database has passed. Only the check itself may call this.
     pub(super) async fn ask<T>(
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -119,7 +119,7 @@ impl Store {
         outcome
     }
 
-    /// A lookup on a connection that the caller holds. The outer error is a timeout: the use of the connection has not ended.
+    /// Runs a lookup on the caller's connection. The outer error is a timeout: the use of the connection has not ended.
     pub(super) async fn ask_on<T>(
         &self,
         held: &mut Checkout,

@@ -21,20 +21,20 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::{Extra, User};
 use crate::domain::version::Version;
 
-/// A row, as a comparison with WorkOS's list sees it.
+/// What a comparison with WorkOS's list needs to know about a row.
 #[derive(Clone, Debug)]
 pub struct ComparedRow {
-    /// The user.
+    /// The user ID.
     pub id: String,
     /// The row is live.
     pub is_live: bool,
-    /// The user was created before the walk, so that WorkOS has to list it.
+    /// The user was created before the scan, so WorkOS must list it.
     pub is_due_in_list: bool,
-    /// The version was written during the scan, from an observation of before the scan: the scan does not confirm it.
+    /// The version was written during the scan, but observed before it, so the scan does not confirm it.
     pub is_unconfirmed: bool,
 }
 
-/// A row, before it is known to be live, a tombstone, or a place held for locking.
+/// A row: a live user, a tombstone or a placeholder.
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) email: Option<String>,
@@ -61,7 +61,7 @@ impl Row {
         if self.synced_deleted {
             return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from) };
         }
-        // The table's check constraint makes these four null together, in a row that only holds a place.
+        // A check constraint of the table ensures that these four are null together, in a placeholder.
         let (Some(email), Some(updated_at), Some(observed_at), Some(observation)) =
             (self.email, self.updated_at, self.synced_observed_at, self.synced_observation_id)
         else {
@@ -91,7 +91,7 @@ impl Row {
 }
 
 impl Store {
-    /// The user with this id, dead or alive. One statement, one index lookup.
+    /// Returns the user with this ID, live or deleted. Needs one statement and one index lookup.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -132,7 +132,7 @@ impl Store {
     }
 }
 
-/// The rows of these users; absent ones are left out.
+/// Returns the rows of these users. Absent users are left out.
 async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as!(
         Row,
@@ -165,7 +165,7 @@ async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Ve
 }
 
 impl Store {
-    /// These users, dead or alive, as the table holds them; absent ones are left out.
+    /// Returns these users, live or deleted. Absent users are left out.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -174,8 +174,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
     }
 
-    /// Looks through the next `limit` rows after the user ID `after`, in order: a bounded range, however many of them are
-    /// tombstones. `scan` is the scan whose walk is over, if it repairs the table.
+    /// Returns the next `limit` rows after the user ID `after`, in order, including tombstones. `scan` is the scan that has read all
+    /// of WorkOS's list, if it repairs the table.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -208,16 +208,16 @@ impl Store {
                 .await
             })
             .await?;
-        let looked = rows.into_iter().map(|row| ComparedRow {
+        let compared = rows.into_iter().map(|row| ComparedRow {
             id: row.id,
             is_live: row.is_live,
             is_due_in_list: row.is_due_in_list,
             is_unconfirmed: row.is_unconfirmed,
         });
-        Ok(looked.collect())
+        Ok(compared.collect())
     }
 
-    /// Those of these users whose version was not written since that instant, by the database's clock.
+    /// Returns those of these users whose version was not written since that instant, by the database's clock.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -241,7 +241,7 @@ impl Store {
         Ok(ids.into_iter().collect())
     }
 
-    /// Those of these users whose row another session has locked at this moment. It waits for no lock.
+    /// Returns those of these users whose row another session has locked. Waits for no lock.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -273,13 +273,13 @@ impl Store {
         Ok(locked.into_iter().collect())
     }
 
-    /// Up to `limit` live users, picked at random.
+    /// Returns up to `limit` random live users.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn sample_live(&self, limit: i64) -> Result<Vec<String>, StoreError> {
         self.lookup(async |connection| {
-            // Of a large table only some pages are read, about two thousand rows; of a small one all.
+            // It reads all rows of a small table, and some pages with about 2,000 rows of a large one.
             sqlx::query_scalar!(
                 "-- users.sample_live
                 select id

@@ -1,7 +1,8 @@
-//! Read-through: reads a user from WorkOS that a caller needs before any event has delivered it.
+//! Read-through: reads a user from WorkOS if a caller needs it before its first event has arrived.
 //!
-//! At sign-up a user's first request often beats the webhook. One question per user and process is under way at a time,
-//! whoever waits for it; a "no" is remembered for some seconds; and a "no" never makes a tombstone.
+//! At sign-up, the first request of a user often arrives before the webhook. A process sends one request per user at a time, and
+//! all callers wait for its response. A user that WorkOS does not know is remembered for some seconds. It never becomes a
+//! tombstone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,12 +26,12 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// Timeout for a caller.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a user WorkOS does not know is not asked about again, and how many of them are remembered.
-const UNKNOWN_FOR: Duration = Duration::from_secs(5);
-const UNKNOWN_MOST: usize = 10_000;
+/// How long, and for how many users, a process remembers that WorkOS does not know them.
+const UNKNOWN_TTL: Duration = Duration::from_secs(5);
+const MAX_UNKNOWN: usize = 10_000;
 
-/// How long the key is taken for this environment's before that is judged anew, seconds.
-const TRUSTED_FOR: i64 = 3_600;
+/// How long a check of the API key stays valid, seconds.
+const KEY_CHECK_TTL: i64 = 3_600;
 
 /// WorkOS is unreachable, or its response could not be verified in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +46,7 @@ pub struct ReadThrough(Arc<Inner>);
 
 struct Inner {
     context: JobContext,
-    /// What was last found good. Held while that is judged, so that all wait for one judgement.
+    /// The last successful checks. Locked during a check, so that concurrent requests wait for the same one.
     trusted: AsyncMutex<Option<Trust>>,
     permits: Semaphore,
     in_flight: Mutex<InFlight>,
@@ -53,9 +54,9 @@ struct Inner {
 
 #[derive(Clone, Copy)]
 struct Trust {
-    /// When the key was found to be this environment's.
+    /// When the check of the API key succeeded: the key belongs to this environment.
     at: Timestamp,
-    /// Live users can be read by ID.
+    /// A live user could be read by ID.
     reads_by_id: bool,
 }
 
@@ -72,25 +73,25 @@ impl std::fmt::Debug for ReadThrough {
 }
 
 impl ReadThrough {
-    /// Reads with the API key of `context` and applies to its store.
+    /// Creates a reader with the API key of `context`. It applies what it reads to the store of `context`.
     #[must_use]
     pub fn new(context: JobContext) -> Self {
         let permits = Semaphore::new(MAX_CONCURRENT_READS);
         Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), permits, in_flight: Mutex::default() }))
     }
 
-    /// What WorkOS says of a user that the table does not know, applied before it is answered: alive, a tombstone that came
-    /// in meanwhile, or [`Stored::Absent`] when WorkOS does not know it either.
+    /// Reads a user from WorkOS that the table does not contain, applies it, and returns the stored state: a live user, a
+    /// tombstone that another process stored meanwhile, or [`Stored::Absent`] if WorkOS does not know the user either.
     ///
     /// # Errors
-    /// [`WorkosUnreachable`], within five seconds.
+    /// [`WorkosUnreachable`], within 5 seconds.
     pub async fn read(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
-        if !could_be(id) {
+        if !is_possible_id(id) {
             return Ok(Arc::new(Stored::Absent));
         }
         let request = {
             let mut in_flight = self.in_flight();
-            in_flight.unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
+            in_flight.unknown.retain(|_, since| since.elapsed() < UNKNOWN_TTL);
             if in_flight.unknown.contains_key(id) {
                 return Ok(Arc::new(Stored::Absent));
             }
@@ -103,14 +104,14 @@ impl ReadThrough {
         self.0.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the request in its own task, so that a caller that leaves does not cancel it for the others.
+    /// Starts the request in its own task, so that a caller that stops waiting does not cancel it for the others.
     fn start_request(&self, id: String) -> Request {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = tokio::time::timeout(READ_TIMEOUT, this.ask(&id)).await.unwrap_or(Err(WorkosUnreachable));
+            let outcome = tokio::time::timeout(READ_TIMEOUT, this.request(&id)).await.unwrap_or(Err(WorkosUnreachable));
             let mut in_flight = this.in_flight();
             in_flight.requests.remove(&id);
-            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && in_flight.unknown.len() < UNKNOWN_MOST {
+            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && in_flight.unknown.len() < MAX_UNKNOWN {
                 in_flight.unknown.insert(id, Instant::now());
             }
             outcome
@@ -118,12 +119,12 @@ impl ReadThrough {
         task.map(|done| done.unwrap_or(Err(WorkosUnreachable))).boxed().shared()
     }
 
-    /// Passes when the key has been found to be this environment's within the hour, or is now.
+    /// Checks that the API key belongs to this environment, unless that was checked within the last hour.
     async fn trust(&self) -> Result<(), JobError> {
         let context = &self.0.context;
         let mut trusted = self.0.trusted.lock().await;
         let now = context.clock.now();
-        if !trusted.is_some_and(|Trust { at, .. }| at <= now && now < at.plus_seconds(TRUSTED_FOR)) {
+        if !trusted.is_some_and(|Trust { at, .. }| at <= now && now < at.plus_seconds(KEY_CHECK_TTL)) {
             *trusted = None;
             key_check::check(context).await?;
             *trusted = Some(Trust { at: now, reads_by_id: false });
@@ -131,7 +132,7 @@ impl ReadThrough {
         Ok(())
     }
 
-    /// Passes when a 404 that names no ID can be believed.
+    /// Checks that a 404 without an ID means an unknown user: a live user can be read by ID.
     async fn trust_not_found(&self) -> Result<(), JobError> {
         let mut trusted = self.0.trusted.lock().await;
         if !trusted.is_some_and(|trust| trust.reads_by_id) {
@@ -141,11 +142,11 @@ impl ReadThrough {
         Ok(())
     }
 
-    async fn ask(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
+    async fn request(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
         let _permit = self.0.permits.acquire().await.map_err(|_| WorkosUnreachable)?;
-        let asked = async {
+        let outcome = async {
             let context = &self.0.context;
-            // Whoever looked just before another's answer was committed need not ask for it again.
+            // Another process may have committed the user since the caller read the table.
             let known = context.store.user(id).await?;
             if !matches!(known, Stored::Absent) {
                 return Ok(known);
@@ -163,23 +164,23 @@ impl ReadThrough {
             apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;
             Ok::<Stored, JobError>(context.store.user(id).await?)
         };
-        match asked.await {
+        match outcome.await {
             Ok(stored) => Ok(Arc::new(stored)),
             Err(error) => {
                 if matches!(error, JobError::Api(ApiError::KeyRefused(_))) {
-                    // What comes after a refused key may be another environment's.
+                    // The next key may belong to another environment.
                     *self.0.trusted.lock().await = None;
                 }
-                tracing::warn!("a user could not be read through: {error}");
+                tracing::warn!("a user could not be read from WorkOS, so the caller gets 503: {error}");
                 Err(WorkosUnreachable)
             }
         }
     }
 }
 
-/// Whether WorkOS could have assigned this ID. An ID made up by a caller must not become another path at WorkOS (`..`, a slash),
-/// requested with our key.
-fn could_be(id: &str) -> bool {
+/// Returns whether WorkOS could have assigned this ID. An ID from a caller must not change the path of a request that contains our
+/// API key (`..`, a slash).
+fn is_possible_id(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     (1..=128).contains(&id.len()) && id.bytes().all(plain)
 }

@@ -120,10 +120,10 @@ impl KeyCache {
         }
     }
 
-    /// Whether WorkOS publishes keys for the client ID: `Ok(false)` when it answered that it does not know it.
+    /// Returns whether WorkOS publishes keys for the client ID. `Ok(false)` means that WorkOS does not know the client ID.
     ///
     /// # Errors
-    /// Why WorkOS could not be asked.
+    /// Why the request to WorkOS failed.
     pub async fn are_published(&self) -> Result<bool, KeyFetchError> {
         self.refresh_when_due().await;
         let held = self.0.held.load();
@@ -131,7 +131,7 @@ impl KeyCache {
             _ if held.set.len() > 0 => Ok(true),
             Some(error) if error.is_unknown_client() => Ok(false),
             Some(error) => Err(error.clone()),
-            None => Err(KeyFetchError::new("it has not answered yet")),
+            None => Err(KeyFetchError::new("WorkOS has not answered yet")),
         }
     }
 
@@ -229,7 +229,12 @@ impl Inner {
                 Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), clock_ahead, ..Held::default() }
             }
             Err(error) => {
-                tracing::warn!(error = %error, keys = before.set.len(), "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
+                let keys = before.set.len();
+                if keys == 0 {
+                    tracing::warn!(error = %error, "WorkOS's signing keys could not be fetched, so tokens cannot be checked and lookups get 503; the service retries");
+                } else {
+                    tracing::warn!(error = %error, keys, "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
+                }
                 Held {
                     asked_at: Some(now),
                     failing_since: before.failing_since.or(Some(now)),

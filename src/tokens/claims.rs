@@ -31,7 +31,7 @@ pub(super) struct ClaimCheck {
     pub(super) expected: fn(&Claims<'_>) -> String,
 }
 
-/// Every check of a claim, in order; the first that fails is the reason.
+/// Every check of a claim, in order. The first one that fails gives the reason.
 pub(super) const CHECKS: [ClaimCheck; 8] = [
     ClaimCheck {
         name: "expiry",

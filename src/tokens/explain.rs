@@ -44,9 +44,9 @@ pub struct Check {
 #[derive(Clone, Copy, Debug)]
 pub enum UserState<'a> {
     /// The state of the row.
-    Asked(&'a Stored),
+    Known(&'a Stored),
     /// There is no database: only the token is checked.
-    NotAsked,
+    NotChecked,
     /// The database is unreachable.
     Unavailable,
 }
@@ -94,12 +94,12 @@ impl TokenVerifier {
             |_| form.algorithm().map_or_else(|| "none".to_owned(), plain),
             "RS256",
         );
-        let vouched = self.explain_signature(&mut it, &form, algorithm.is_some()).await;
+        let is_signed = self.explain_signature(&mut it, &form, algorithm.is_some()).await;
         it.clock_ahead_seconds = self.keys.status().clock_ahead_seconds;
-        it.trusted = vouched;
+        it.trusted = is_signed;
         let claims = it.note("claims", form.claims(), |claims| found_or(claims, "a JSON object"), "a JSON object");
         match claims {
-            Some(claims) => self.explain_claims(&mut it, &claims, vouched),
+            Some(claims) => self.explain_claims(&mut it, &claims, is_signed),
             None => it.skip(&CHECKS.map(|check| check.name)),
         }
         it
@@ -144,7 +144,7 @@ impl TokenVerifier {
         it.note("signature", made, |_| found.to_owned(), "matches the key").is_some()
     }
 
-    fn explain_claims(&self, it: &mut Explanation, claims: &Map<String, Value>, vouched: bool) {
+    fn explain_claims(&self, it: &mut Explanation, claims: &Map<String, Value>, is_signed: bool) {
         let read = Claims { claims, policy: &self.policy, now: self.clock.now() };
         for check in &CHECKS {
             let mut found = (check.found)(&read);
@@ -156,7 +156,7 @@ impl TokenVerifier {
             it.note(check.name, (check.run)(&read), |_| found, &(check.expected)(&read));
         }
         let subject = text(claims, "sub");
-        it.subject = (vouched && !subject.is_empty()).then(|| subject.to_owned());
+        it.subject = (is_signed && !subject.is_empty()).then(|| subject.to_owned());
     }
 }
 
@@ -186,29 +186,29 @@ impl Explanation {
     }
 
     /// Adds the last check: the user in our table.
-    pub fn note_user(&mut self, standing: UserState<'_>) {
+    pub fn note_user(&mut self, state: UserState<'_>) {
         let expected = "a live user";
         let add = |it: &mut Self, verdict, found: String| {
             let trusted = it.subject.is_some();
             it.checks.push(Check { check: "user", verdict, trusted, found, expected: expected.to_owned() });
         };
-        let (found, reason, message) = match standing {
-            UserState::NotAsked => return add(self, CheckResult::Skipped, "DATABASE_URL is not set".to_owned()),
+        let (found, reason, message) = match state {
+            UserState::NotChecked => return add(self, CheckResult::Skipped, "DATABASE_URL is not set".to_owned()),
             _ if self.subject.is_none() => {
                 return add(self, CheckResult::Skipped, "the subject is not trusted".to_owned());
             }
-            UserState::Asked(Stored::Live { version, .. }) => {
+            UserState::Known(Stored::Live { version, .. }) => {
                 let found = format!(
                     "synced with the state of {}; updated at WorkOS at {}",
                     version.observed_at, version.updated_at
                 );
                 return add(self, CheckResult::Pass, found);
             }
-            UserState::Asked(Stored::Tombstone { deleted_at }) => {
+            UserState::Known(Stored::Tombstone { deleted_at }) => {
                 let when = deleted_at.map_or_else(String::new, |at| format!(" at {at}"));
                 (format!("deleted at WorkOS{when}"), "user_deleted", "its user was deleted at WorkOS")
             }
-            UserState::Asked(Stored::Absent) => ("not synced".to_owned(), "user_not_found", "its user is not synced"),
+            UserState::Known(Stored::Absent) => ("not synced".to_owned(), "user_not_found", "its user is not synced"),
             UserState::Unavailable => {
                 ("the database is unreachable".to_owned(), "database_unavailable", "the database is unreachable")
             }

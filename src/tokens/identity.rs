@@ -23,7 +23,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The claims of a token that passed every check.
+    /// Creates the identity from the claims of a token that passed every check.
     pub(super) fn of(claims: Map<String, Value>) -> Self {
         let own = |name: &str| text(&claims, name).to_owned();
         let (subject, issuer, session_id) = (own("sub"), own("iss"), own("sid"));

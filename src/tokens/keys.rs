@@ -1,4 +1,4 @@
-//! A JWKS document as keys that can verify.
+//! The keys of a JWKS document (RFC 7517).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 /// Smaller keys are insecure, larger ones slow.
 const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
-/// The usable keys of one JWKS document, parsed once, by key id.
+/// The usable keys of one JWKS document, by key ID.
 #[derive(Default)]
 pub(super) struct KeySet(HashMap<String, PublishedKey>);
 
@@ -83,7 +83,7 @@ fn usable(entry: Value) -> Option<(String, PublishedKey)> {
         && !jwk.kid.is_empty();
     let n = URL_SAFE_NO_PAD.decode(jwk.n).ok()?;
     let e = URL_SAFE_NO_PAD.decode(jwk.e).ok()?;
-    // Leading zeros occur, and the parser refuses them.
+    // A JWKS document can contain leading zeros, which the parser rejects.
     let n: Vec<u8> = n.into_iter().skip_while(|byte| *byte == 0).collect();
     if !for_us || !MODULUS_BYTES.contains(&n.len()) {
         return None;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bad_entry_does_not_void_the_set_and_weak_or_foreign_keys_are_passed_over() {
+    fn an_unusable_entry_is_skipped_and_the_other_keys_of_the_set_stay_usable() {
         let good: Value = serde_json::from_slice(include_bytes!("../../tests/fixtures/jwks.document.json")).unwrap();
         let good = good["keys"][0].clone();
         let changed = |name: &str, value: Value| {

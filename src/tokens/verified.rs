@@ -3,7 +3,7 @@
 //! It remembers only what cannot change: which key signed the token, and what the claims are. Every use compares the key with
 //! WorkOS's current keys, and the times of the claims with the clock. A token whose key has changed or is gone is verified again.
 //!
-//! Refused tokens are not remembered: they would let anybody fill the cache with their own text.
+//! Refused tokens are not remembered: otherwise any caller could fill the cache.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::text::text;
 /// Memory for the cache, in bytes. A token of WorkOS takes about 1 KiB.
 const MEMORY: u64 = 16 * 1024 * 1024;
 
-/// What an entry takes beside its texts, in bytes, rounded up. It also bounds the number of entries.
+/// Memory of an entry without its texts, in bytes, rounded up. It also bounds the number of entries.
 const ENTRY: usize = 384;
 
 /// A token whose signature is valid and whose claims are accepted.
@@ -38,7 +38,7 @@ pub(super) struct Verified {
 }
 
 impl Verified {
-    /// Creates the entry of a token that has passed every check. `claims` is the text of `parsed`.
+    /// Creates the entry of a token that has passed every check. `claims` is the JSON text of `parsed`.
     pub(super) fn new(
         key_id: &str,
         key: KeyFingerprint,
@@ -60,7 +60,7 @@ impl Verified {
     }
 }
 
-/// The SHA-256 of a whole token, signature included. Nobody can make another token with the same one.
+/// The SHA-256 of a whole token, including the signature. No two tokens have the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct TokenHash([u8; 32]);
 
@@ -100,7 +100,7 @@ impl fmt::Debug for VerifiedTokens {
     }
 }
 
-/// Tells the cache what an entry takes, in bytes.
+/// Returns the memory of an entry to the cache, in bytes.
 #[derive(Clone)]
 struct Size;
 

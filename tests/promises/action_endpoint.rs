@@ -121,7 +121,7 @@ async fn the_endpoint_gets_the_action_byte_for_byte_signed_with_its_own_secret()
 }
 
 #[tokio::test]
-async fn whatever_goes_wrong_with_the_endpoint_comes_to_what_was_configured_and_is_counted() {
+async fn every_failure_of_the_endpoint_gives_the_configured_verdict_and_is_counted() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let (url, _asked) = application().await;
@@ -247,7 +247,7 @@ async fn a_name_that_leads_inside_is_not_dialled_unless_that_is_allowed() {
 
 /// The real binary, with proxies in its environment that would see every action.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn proxies_of_the_environment_see_nothing_and_the_log_names_nobody() {
+async fn no_request_uses_a_proxy_and_the_log_contains_no_personal_data() {
     let database = TestDatabase::new().await;
     let (url, mut asked) = application().await;
     let trap = Trap::bind("127.0.0.1:0").unwrap();

@@ -55,7 +55,7 @@ async fn a_verdict_answers_only_for_the_kind_id_and_content_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn housekeeping_drops_verdicts_nobody_can_ask_for_any_more() {
+async fn housekeeping_deletes_expired_verdicts() {
     let lab = Lab::new().await;
     lab.pool
         .execute(

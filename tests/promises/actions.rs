@@ -244,7 +244,7 @@ async fn rules_decide_and_nothing_else_is_allowed_or_denied_by_them() {
 }
 
 #[tokio::test]
-async fn a_handler_that_fails_panics_or_hangs_is_ours_and_allows_nobody() {
+async fn a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let start = |deadline| {
@@ -360,7 +360,7 @@ async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
 
 /// The real binary, by rule: counted, logged, and nobody is named.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_denial_is_counted_and_logged_by_rule_without_naming_anybody() {
+async fn a_denial_is_counted_and_logged_by_rule_without_personal_data() {
     let database = TestDatabase::new().await;
     let mut served = Served::start(
         &database.url(),

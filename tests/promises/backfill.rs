@@ -265,7 +265,7 @@ async fn two_processes_share_one_backfill() {
 
 /// A page of which nothing can be read says where the next one begins, and is no end.
 #[tokio::test]
-async fn a_page_of_users_that_cannot_be_read_is_quarantined_and_passed() {
+async fn an_unreadable_page_of_users_is_quarantined_and_skipped() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let id = unique("user");

@@ -30,7 +30,7 @@ use crate::support::events::{at, observed, unique, user};
 use crate::support::lab::{Lab, another_workos, object};
 use crate::support::service::CLIENT_ID;
 
-/// Ticks until everything that has happened by now has been read.
+/// Ticks until everything that has happened so far has been read.
 pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
     let (store, now) = (lab.context().store, lab.clock.now());
     for _ in 0..200 {
@@ -41,7 +41,7 @@ pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
             return through;
         }
     }
-    panic!("the end is never reached");
+    panic!("catch-up does not reach the last page");
 }
 
 pub(crate) async fn last_error(context: &JobContext) -> String {
@@ -68,10 +68,10 @@ async fn a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed() {
     }
 }
 
-/// SEED=145: WorkOS began anew with its first events, and one of them brought a user back whose deletion lay behind that page.
+/// SEED=145: WorkOS listed its events from the start again. An event revived a user whose deletion was after that page.
 #[tokio::test]
-async fn a_list_that_starts_over_brings_nobody_back_who_was_gone_before_anybody_listened() {
-    // One page that holds the creation alone; one that ends with the deletion; one that ends with what is known.
+async fn a_list_that_starts_over_revives_no_deleted_user() {
+    // A page with the creation only; one that ends with the deletion; one that ends with a known event.
     for page_limit in [Some(1), Some(2), None] {
         let lab = Lab::new().await;
         let gone = lab.create_user("Gone");
@@ -90,8 +90,8 @@ async fn a_list_that_starts_over_brings_nobody_back_who_was_gone_before_anybody_
 }
 
 #[tokio::test]
-async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconcile() {
-    // WorkOS may refuse a cursor it has forgotten, or say nothing and begin anew.
+async fn an_outage_beyond_retention_reads_all_remaining_events_and_requires_a_reconcile() {
+    // WorkOS can reject an expired cursor, or silently list from the first page.
     for lost_cursors_start_over in [false, true] {
         let lab = Lab::new().await;
         let old = lab.create_users(2);
@@ -110,14 +110,14 @@ async fn an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconc
         assert_eq!((report.counts.updated, report.counts.unchanged), (1, 2));
         assert!(
             !lab.context().store.catch_up_state().await.unwrap().unwrap().needs_reconcile,
-            "a complete one makes up for it"
+            "a complete reconcile resets it"
         );
     }
 }
 
-/// Reading later would skip events that WorkOS has not listed yet.
+/// A later start would skip events that WorkOS has not listed yet.
 #[tokio::test]
-async fn a_start_that_workos_refuses_is_moved_to_no_less_than_an_hour_ago() {
+async fn a_rejected_range_start_is_moved_to_at_least_an_hour_ago() {
     let lab = Lab::new().await;
     let catch_up = lab.catch_up();
     catch_up.tick().await;
@@ -132,7 +132,7 @@ async fn a_start_that_workos_refuses_is_moved_to_no_less_than_an_hour_ago() {
 }
 
 #[tokio::test]
-async fn an_unknown_event_name_is_found_named_and_left_out() {
+async fn an_unknown_event_type_is_logged_and_left_out() {
     let lab = Lab::new().await;
     let types = ["user.created", "user.updated", "user.deleted", "no.such_event"].map(str::to_owned).to_vec();
     lab.workos.set_api_faults(ApiFaults { unknown_types: vec!["no.such_event".to_owned()], ..ApiFaults::default() });
@@ -161,7 +161,7 @@ async fn a_refused_key_suspends_and_every_other_failure_backs_off() {
         let rest = catch_up.tick().await;
         assert!(last_error(&context).await.contains(says), "{}", last_error(&context).await);
         assert_eq!(rest >= Duration::from_secs(120), key_refused, "{says}: {rest:?}");
-        // And with them the pause that a 429 may ask for.
+        // This also removes the pause that a 429 can request.
         lab.free_leases().await;
     }
     lab.workos.set_api_faults(ApiFaults::default());
@@ -170,7 +170,7 @@ async fn a_refused_key_suspends_and_every_other_failure_backs_off() {
 }
 
 #[tokio::test]
-async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
+async fn a_page_in_descending_order_is_applied_and_does_not_move_the_cursor() {
     let lab = Lab::new().await;
     let context = lab.context();
     let catch_up = lab.catch_up_of(context.clone());
@@ -184,15 +184,15 @@ async fn a_page_that_runs_backwards_is_applied_and_moves_nothing() {
     lab.workos.set_api_faults(ApiFaults { backwards: true, ..ApiFaults::default() });
     catch_up.tick().await;
     assert!(last_error(&context).await.contains("newest first"));
-    assert_eq!(lab.count("select count(*) from workos.users").await, 4, "applied all the same");
+    assert_eq!(lab.count("select count(*) from workos.users").await, 4, "the events are applied");
     assert_eq!(context.store.catch_up_state().await.unwrap().unwrap(), before);
     lab.workos.set_api_faults(ApiFaults::default());
     to_the_end(&lab, &catch_up).await;
 }
 
-/// An Events API that answers the same page for ever, and says that more follow.
+/// The Events API returns the same page each time, and always announces more events.
 #[tokio::test]
-async fn a_page_that_repeats_for_ever_is_taken_for_the_end() {
+async fn a_page_that_repeats_is_treated_as_the_last_page() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let asked = Arc::new(AtomicUsize::new(0));
@@ -219,19 +219,23 @@ async fn a_page_that_repeats_for_ever_is_taken_for_the_end() {
     for _ in 0..4 {
         rest = catch_up.tick().await;
     }
-    assert!(rest > Duration::from_secs(5), "it rests as at the end: {rest:?}");
+    assert!(rest > Duration::from_secs(5), "it pauses as after the last page: {rest:?}");
     assert!(store.catch_up_state().await.unwrap().unwrap().synced_through.is_some());
     assert!(matches!(store.user(&id).await.unwrap(), Stored::Live { .. }));
     let kept: i64 = sqlx::query_scalar("select count(*) from workos.events where outcome = 'quarantined'")
         .fetch_one(&pool)
         .await
         .unwrap();
-    assert_eq!((kept, asked.load(Ordering::SeqCst)), (1, 4), "what is no event is kept; and it was asked once a step");
+    assert_eq!(
+        (kept, asked.load(Ordering::SeqCst)),
+        (1, 4),
+        "an item that is not an event is quarantined; one request per step"
+    );
     server.abort();
 }
 
 #[tokio::test]
-async fn another_environments_key_is_noticed_before_anything_is_read() {
+async fn a_key_of_another_environment_is_detected_before_anything_is_read() {
     let lab = Lab::new().await;
     lab.create_users(12);
     to_the_end(&lab, &lab.catch_up()).await;
@@ -248,9 +252,9 @@ async fn another_environments_key_is_noticed_before_anything_is_read() {
     assert!(matches!(stored, Stored::Absent));
 }
 
-/// Many users deleted in one outage look like a wrong key, but for their events.
+/// Many users deleted during one outage would look like a wrong key without their events.
 #[tokio::test]
-async fn mass_deletion_with_events_is_no_wrong_key() {
+async fn many_deletions_with_events_do_not_look_like_a_wrong_key() {
     let lab = Lab::new().await;
     let ids = lab.create_users(10);
     to_the_end(&lab, &lab.catch_up()).await;
@@ -264,11 +268,11 @@ async fn mass_deletion_with_events_is_no_wrong_key() {
 }
 
 #[tokio::test]
-async fn two_feeds_that_should_agree_are_an_audit() {
+async fn events_missing_from_webhooks_or_catch_up_are_counted() {
     let lab = Lab::new().await;
     let context = lab.context();
     let types = ["user.created", "user.updated", "user.deleted"].map(str::to_owned).to_vec();
-    // A process that has just started audits at once.
+    // A process audits right after its start.
     let audit = async |events_age: &'static str| {
         sqlx::query("update workos.events set received_at = received_at - $1::text::interval")
             .bind(events_age)
@@ -283,15 +287,15 @@ async fn two_feeds_that_should_agree_are_an_audit() {
         page.lines().find_map(|it| it.strip_prefix(&line)?.parse::<i64>().ok()).unwrap()
     };
     let here = user(&unique("user"), "Ada", 0);
-    // The endpoint gets creations; catch-up brings one of them, and an update, which it never got.
+    // The endpoint receives creations. Catch-up reads one of them, and an update that the endpoint never received.
     apply(&context.store, Origin::Webhook, &[observed("user.created", 0, &here)]).await.unwrap();
     apply(&context.store, Origin::CatchUp, &[observed("user.created", 0, &here)]).await.unwrap();
     apply(&context.store, Origin::CatchUp, &[observed("user.updated", 1, &here)]).await.unwrap();
     audit("0").await;
-    assert_eq!(gauge("webhook"), 0, "a webhook may be some minutes late");
+    assert_eq!(gauge("webhook"), 0, "a webhook can be some minutes late");
     audit("20 minutes").await;
     assert_eq!(gauge("webhook"), 1);
-    // What webhooks brought and catch-up has read past.
+    // Events that webhooks brought, and that catch-up should have read.
     sqlx::query(
         "insert into workos.catch_up (range_start, earliest_range_start, range_decided_at, synced_through)
         values ($1, $1, $1, $2)",
@@ -304,10 +308,10 @@ async fn two_feeds_that_should_agree_are_an_audit() {
     audit("20 minutes").await;
     assert_eq!(gauge("catch_up"), 1);
     audit("3 days").await;
-    assert_eq!((gauge("webhook"), gauge("catch_up")), (0, 0), "what is days ago is no alarm any more");
+    assert_eq!((gauge("webhook"), gauge("catch_up")), (0, 0), "a gap of some days ago is no longer an alarm");
 }
 
-/// Webhooks are applied at once; catch-up reads the same events behind them, and neither disturbs the other.
+/// Webhooks are applied at once. Catch-up reads the same events later. Neither affects the other.
 #[tokio::test]
 async fn a_webhook_never_moves_the_cursor_and_catch_up_confirms_it() {
     let lab = Lab::new().await;
@@ -324,7 +328,11 @@ async fn a_webhook_never_moves_the_cursor_and_catch_up_confirms_it() {
         .await
         .unwrap();
     catch_up.tick().await;
-    assert_eq!(lab.context().store.catch_up_state().await.unwrap().unwrap().cursor, before, "it is held back still");
+    assert_eq!(
+        lab.context().store.catch_up_state().await.unwrap().unwrap().cursor,
+        before,
+        "the event is still held back"
+    );
     to_the_end(&lab, &catch_up).await;
     for _ in 0..12 {
         lab.clock.set(lab.clock.now().plus_seconds(1));
@@ -335,13 +343,13 @@ async fn a_webhook_never_moves_the_cursor_and_catch_up_confirms_it() {
     assert!(matches!(lab.context().store.user(&id).await.unwrap(), Stored::Live { .. }));
 }
 
-/// A page that takes longer than the timeout is applied in parts; the cursor moves with the last of them, and not before.
+/// A page that takes longer than the timeout is applied in parts. The last part moves the cursor.
 #[tokio::test]
 async fn a_page_that_times_out_is_applied_in_parts() {
     let lab = Lab::new().await;
     lab.create_users(40);
     let catch_up = lab.catch_up();
-    // A statement that writes more than so many users fails as one that takes too long.
+    // A statement that writes more users than this fails like one that times out.
     let slow = "create function public.slow() returns trigger language plpgsql as $$
         begin
             if (select count(*) from changed where email is not null) > (select most from public.bound) then
@@ -366,7 +374,7 @@ async fn a_page_that_times_out_is_applied_in_parts() {
     sqlx::query("update public.bound set most = 7").execute(&lab.pool).await.unwrap();
     to_the_end(&lab, &catch_up).await;
     assert_eq!((lab.count("select count(*) from workos.users").await, lab.count(cursor).await), (40, 1));
-    // A walk's pages likewise, with every user counted once.
+    // The same holds for the pages of a scan. Each user is counted once.
     sqlx::query("delete from workos.user_records").execute(&lab.pool).await.unwrap();
     lab.free_leases().await;
     assert_eq!(lab.backfill().await.new, 40);

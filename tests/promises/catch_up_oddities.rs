@@ -1,4 +1,4 @@
-//! Promises 5 and 10: what is odd in the Events API's answers stops catch-up for nobody, and skips nothing.
+//! Promises 5 and 10: odd responses of the Events API neither stop catch-up nor make it skip events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +22,11 @@ use crate::support::lab::Lab;
 
 const DAY: i64 = 86_400;
 
-async fn place(lab: &Lab) -> CatchUpState {
+async fn state(lab: &Lab) -> CatchUpState {
     lab.context().store.catch_up_state().await.unwrap().unwrap()
 }
 
-/// The events of WorkOS from one on, as webhooks bring them.
+/// The events of WorkOS from an index on, as webhooks deliver them.
 fn delivered(lab: &Lab, from: usize) -> Vec<Observation> {
     let events = lab.workos.events();
     let read = |event: &Value| Observation::Event(events::event(&event.to_string().into()));
@@ -54,12 +54,12 @@ async fn a_late_event_is_applied_and_the_cursor_moves_on() {
             lab.rename(&ids[0], &format!("Late {round}"));
             lab.workos.set_api_faults(ApiFaults { page_limit, ..ApiFaults::default() });
             if round % 2 == 1 {
-                // A webhook that was faster is no evidence that the list starts over.
+                // An event that a webhook brought first does not mean that the list starts over.
                 apply(&context.store, Origin::Webhook, &delivered(&lab, known)).await.unwrap();
             }
             to_the_end(&lab, &catch_up).await;
             let last = lab.workos.events().pop().unwrap();
-            let place = place(&lab).await;
+            let place = state(&lab).await;
             assert_eq!(place.cursor.map(|cursor| cursor.id).as_deref(), last["id"].as_str(), "{late_by_s} s late");
             assert_eq!(name(&lab, &ids[0]).await, format!("Late {round}"));
             assert_eq!(last_error(&context).await, "");
@@ -73,7 +73,7 @@ async fn a_late_event_is_applied_and_the_cursor_moves_on() {
             8,
             "2 of the first, 4 of the rounds, 2 late ones"
         );
-        assert!(!place(&lab).await.needs_reconcile, "nothing was lost");
+        assert!(!state(&lab).await.needs_reconcile, "nothing was lost");
     }
 }
 
@@ -107,14 +107,18 @@ async fn an_unreadable_last_item_is_quarantined_and_never_becomes_the_cursor() {
     let before = lab.workos.requests("/events");
     to_the_end(&lab, &catch_up).await;
     let events = lab.workos.events();
-    assert_eq!(place(&lab).await.cursor.map(|cursor| cursor.id).as_deref(), events[1]["id"].as_str());
-    // It stands alone on the next page, which is the end.
+    assert_eq!(state(&lab).await.cursor.map(|cursor| cursor.id).as_deref(), events[1]["id"].as_str());
+    // It is alone on the next page, which is the last one.
     to_the_end(&lab, &catch_up).await;
-    assert_eq!(place(&lab).await.cursor.map(|cursor| cursor.id).as_deref(), events[1]["id"].as_str());
+    assert_eq!(state(&lab).await.cursor.map(|cursor| cursor.id).as_deref(), events[1]["id"].as_str());
     assert_eq!(lab.count("select count(*) from workos.events where outcome = 'quarantined'").await, 1);
     lab.create_users(2);
     to_the_end(&lab, &catch_up).await;
-    assert_eq!(lab.count("select count(*) from workos.users").await, 4, "all but the last, which is unreadable now");
+    assert_eq!(
+        lab.count("select count(*) from workos.users").await,
+        4,
+        "all except the last one, which is unreadable now"
+    );
     assert!(lab.workos.requests("/events") - before < 80, "WorkOS refused a cursor");
     lab.workos.set_api_faults(ApiFaults::default());
     to_the_end(&lab, &catch_up).await;
@@ -122,7 +126,7 @@ async fn an_unreadable_last_item_is_quarantined_and_never_becomes_the_cursor() {
 }
 
 #[tokio::test]
-async fn pages_of_which_nothing_can_be_read_are_quarantined_and_passed() {
+async fn unreadable_pages_are_quarantined_and_the_cursor_moves_on() {
     let lab = Lab::new().await;
     let catch_up = lab.catch_up();
     to_the_end(&lab, &catch_up).await;
@@ -133,12 +137,12 @@ async fn pages_of_which_nothing_can_be_read_are_quarantined_and_passed() {
     lab.workos.set_api_faults(ApiFaults::default());
     lab.create_users(1);
     to_the_end(&lab, &catch_up).await;
-    assert_eq!(lab.count("select count(*) from workos.users").await, 2, "the fifth can be read by now");
+    assert_eq!(lab.count("select count(*) from workos.users").await, 2, "the fifth one can be read now");
 }
 
-/// Promise 10: nothing is asked for without a rest.
+/// Promise 10: no request is repeated without a pause.
 #[tokio::test]
-async fn cursors_that_are_refused_again_and_again_are_replaced_with_a_long_rest() {
+async fn repeatedly_rejected_cursors_are_replaced_with_a_long_pause() {
     let lab = Lab::new().await;
     let context = lab.context();
     let catch_up = lab.catch_up_of(context.clone());
@@ -152,7 +156,7 @@ async fn cursors_that_are_refused_again_and_again_are_replaced_with_a_long_rest(
         lab.clock.set(lab.clock.now().plus_seconds(1));
         rests.push(catch_up.tick().await);
     }
-    assert!(rests[0] < Duration::from_secs(1), "once is nothing to wait for: {rests:?}");
+    assert!(rests[0] < Duration::from_secs(1), "no pause after the first rejection: {rests:?}");
     assert!(rests[1..].iter().all(|rest| *rest >= Duration::from_secs(30)), "{rests:?}");
     assert!(last_error(&context).await.contains("rejected a new catch-up cursor"));
     to_the_end(&lab, &catch_up).await;
@@ -166,28 +170,28 @@ async fn a_wrong_date_of_workos_moves_nothing_into_the_future_and_skips_nothing(
         let catch_up = lab.catch_up();
         lab.workos.set_api_faults(ApiFaults { date_offset_s, ..ApiFaults::default() });
         catch_up.tick().await;
-        let begun = place(&lab).await;
+        let begun = state(&lab).await;
         assert!(begun.range_start <= lab.clock.now().plus_seconds(-3_600), "{date_offset_s} s: {begun:?}");
         lab.workos.set_api_faults(ApiFaults::default());
         lab.create_users(1);
         to_the_end(&lab, &catch_up).await;
         lab.workos.set_api_faults(ApiFaults { date_offset_s, ..ApiFaults::default() });
         catch_up.tick().await;
-        let through = place(&lab).await.synced_through.unwrap();
+        let through = state(&lab).await.synced_through.unwrap();
         assert!(through <= lab.clock.now(), "{date_offset_s} s: {through}");
-        // Events that were not read when the cursor is lost are read all the same.
+        // Events that were not read before the cursor was lost are read.
         lab.create_users(2);
         lab.workos.lose_cursors();
         lab.clock.set(lab.clock.now().plus_seconds(1));
         lab.workos.set_api_faults(ApiFaults::default());
         to_the_end(&lab, &catch_up).await;
         assert_eq!(lab.count("select count(*) from workos.users").await, 3, "{date_offset_s} s");
-        assert!(!place(&lab).await.needs_reconcile, "{date_offset_s} s");
+        assert!(!state(&lab).await.needs_reconcile, "{date_offset_s} s");
     }
 }
 
 #[tokio::test]
-async fn a_wrong_clock_of_ours_does_not_stand_against_workos_and_the_database() {
+async fn a_wrong_local_clock_is_outvoted_by_workos_and_the_database() {
     for off in [20 * DAY, -20 * DAY] {
         let lab = Lab::new().await;
         let clock = Clock::manual(lab.clock.now().plus_seconds(off));
@@ -199,16 +203,16 @@ async fn a_wrong_clock_of_ours_does_not_stand_against_workos_and_the_database() 
         for _ in 0..5 {
             catch_up.tick().await;
         }
-        let CatchUpState { synced_through, range_start, .. } = place(&lab).await;
+        let CatchUpState { synced_through, range_start, .. } = state(&lab).await;
         let near = |at: Timestamp| (lab.clock.now().unix_seconds() - at.unix_seconds()).abs() < 2 * 3_600;
         assert!(near(synced_through.unwrap()) && near(range_start), "{off} s: {synced_through:?} {range_start}");
         assert_eq!(lab.count("select count(*) from workos.users").await, 2);
     }
 }
 
-/// An earlier release believed every date.
+/// An earlier release accepted every date.
 #[tokio::test]
-async fn a_place_that_was_recorded_under_a_wrong_date_is_given_up_for_a_reconcile() {
+async fn a_catch_up_state_stored_with_a_wrong_date_is_replaced_and_a_reconcile_follows() {
     for column in ["synced_through", "range_decided_at", "range_start"] {
         let lab = Lab::new().await;
         to_the_end(&lab, &lab.catch_up()).await;
@@ -227,7 +231,7 @@ async fn a_place_that_was_recorded_under_a_wrong_date_is_given_up_for_a_reconcil
             catch_up.tick().await;
         }
         assert_eq!(lab.count("select count(*) from workos.users").await, 2, "{column}");
-        let CatchUpState { synced_through, range_start, range_decided_at, needs_reconcile, .. } = place(&lab).await;
+        let CatchUpState { synced_through, range_start, range_decided_at, needs_reconcile, .. } = state(&lab).await;
         let now = lab.clock.now();
         assert!(
             needs_reconcile && range_start < now && range_decided_at <= now,

@@ -169,7 +169,7 @@ async fn nothing_appears_below_a_position_that_was_handed_out() {
 
 /// After a crash its number may be drawn again: whoever was told of it would miss what comes under it then.
 #[tokio::test]
-async fn a_position_of_a_writer_that_gave_up_is_handed_to_nobody() {
+async fn the_position_of_a_writer_that_gave_up_is_not_published() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);

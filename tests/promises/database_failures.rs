@@ -347,7 +347,7 @@ async fn a_client_id_that_workos_does_not_know_is_not_recorded_and_ends_the_proc
 }
 
 #[tokio::test]
-async fn a_database_bound_to_nobody_takes_no_write_whatever_the_process_believes() {
+async fn an_unbound_database_rejects_every_write() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let store = store(&pool);

@@ -1,4 +1,4 @@
-//! Promise 4: deleted stays deleted, and erased: whether its data came before, comes after, or is in flight.
+//! Promise 4: deleted stays deleted, and erased, whether the data arrived before, arrives later, or is in flight.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl Scene {
         apply(&self.store, Origin::Webhook, std::slice::from_ref(observation)).await.unwrap();
     }
 
-    /// Holds `first` in an open transaction, starts `second` beside it, commits only once `second` waits for it.
+    /// Applies `first` in an open transaction, starts `second` concurrently, and commits once `second` waits for `first`.
     async fn race(&self, first: Observation, second: Observation) {
         let mut connection = self.pool.acquire().await.unwrap();
         let mut open = connection.begin().await.unwrap();
@@ -62,9 +62,9 @@ impl Scene {
     }
 
     async fn assert_nothing_is_left(&self) {
-        // Whatever table or column may come: no row of the schema mentions the person.
+        // No row of any table mentions the person. This includes tables and columns that are added later.
         let tables: Vec<String> = sqlx::query_scalar(
-            // The schema's own record holds checksums, in which a name may appear by chance.
+            // The table of migrations contains checksums, which can contain a name by chance.
             "select format('%I.%I', schemaname, tablename) from pg_tables
             where schemaname = 'workos' and tablename <> 'migrations'",
         )
@@ -133,7 +133,7 @@ async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_aft
     let link = || observed("user.linked", 5, &json!({"id": "link_1", "user_id": scene.id, "note": "Ada"}));
     let broken = || observed("user.updated", 5, &json!({"id": scene.id, "email": 7, "first_name": "Ada"}));
     let refused = || {
-        // Incompressible and longer than an index entry may be: PostgreSQL refuses it with class 54.
+        // Not compressible and longer than the limit of an index entry: PostgreSQL rejects it with class 54.
         let mut seed = 1_u64;
         let long: String = std::iter::repeat_with(|| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -169,11 +169,11 @@ async fn a_user_only_named_by_other_events_gets_no_row() {
     scene.apply(&observed("session.created", 5, &json!({"id": "session_1", "user_id": scene.id}))).await;
     let rows: i64 =
         sqlx::query_scalar("select count(*) from workos.user_records").fetch_one(&scene.pool).await.unwrap();
-    assert_eq!(rows, 0, "the place held for locking was given back");
+    assert_eq!(rows, 0, "the placeholder was deleted");
 }
 
-/// Text, JSON and bytes of the schema that no erasure needs to reach, each with the reason. A user's ID is no personal data:
-/// a tombstone keeps it, so that foreign keys never break.
+/// Columns of text, JSON and bytes that need no erasure, each with the reason. A user ID is not personal data: a tombstone keeps it,
+/// so foreign keys never break.
 const HARMLESS: &[(&str, &str, &str)] = &[
     ("action_verdicts", "*", "dropped after five minutes; keyed by the action, which names no user"),
     ("catch_up", "*", "positions in the Events API"),
@@ -235,7 +235,7 @@ async fn no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased(
     assert!(missing.is_empty(), "erase them in store/erasure.rs, or say here why they are harmless: {missing:?}");
 }
 
-/// The list is not only a list: a row of each table on it is gone, or holds nothing, after a deletion.
+/// Proves the list: after a deletion, the row of each listed table is deleted, or the listed column is null.
 #[tokio::test]
 async fn everything_on_the_list_is_erased_by_a_deletion() {
     let scene = Scene::new().await;
@@ -248,7 +248,7 @@ async fn everything_on_the_list_is_erased_by_a_deletion() {
     for (table, column) in PERSONAL_DATA {
         assert_eq!(scene.left(table, column).await, 0, "{table}.{column}");
     }
-    // What slips in by a defect of ours is found by the command, too.
+    // The command also finds data that a defect of ours left.
     scene.fill().await;
     assert!(erasure::erase_user(&scene.store, &scene.id).await.unwrap().is_some());
     for (table, column) in PERSONAL_DATA {
@@ -276,7 +276,7 @@ impl Scene {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(&self.id).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// So many events of the user, as a long history leaves them.
+    /// Creates this many events of the user, like a long history.
     async fn history(&self, events: i32) {
         sqlx::query(
             "insert into workos.events (id, type, user_id, outcome, payload)
@@ -289,7 +289,7 @@ impl Scene {
         .unwrap();
     }
 
-    /// From now on a statement that erases more than so many payloads fails as one that takes too long.
+    /// From now on, a statement that erases more payloads than this fails like one that times out.
     async fn time_out_beyond(&self, payloads: i32) {
         let sql = format!(
             "create function public.slow() returns trigger language plpgsql as $$
@@ -319,7 +319,7 @@ async fn a_long_history_is_erased_in_bounded_batches_until_the_list_is_empty() {
     scene.history(2_500).await;
     scene.apply(&scene.delete()).await;
     assert_eq!((scene.left("events", "payload").await, scene.listed().await), (1_501, 1), "a thousand at once");
-    // What comes meanwhile is stored without payload.
+    // Events that arrive meanwhile are stored without payload.
     scene.apply(&scene.update(99)).await;
     assert_eq!(scene.left("events", "payload").await, 1_501);
     let metrics = lab.context().metrics;
@@ -338,7 +338,7 @@ async fn a_long_history_is_erased_in_bounded_batches_until_the_list_is_empty() {
     scene.assert_nothing_is_left().await;
 }
 
-/// A webhook that deletes a user with a long history, and a page of many deletions: the bound is the batch's.
+/// A webhook that deletes a user with a long history, and a page of many deletions: the limit is that of the batch.
 #[tokio::test]
 async fn a_page_of_deletions_erases_one_bounded_batch_and_lists_the_rest() {
     let scene = Scene::new().await;
@@ -354,7 +354,7 @@ async fn a_page_of_deletions_erases_one_bounded_batch_and_lists_the_rest() {
     let left: i64 = sqlx::query_scalar(left).fetch_one(&scene.pool).await.unwrap();
     assert_eq!(left, 4 * 401 - 1_000);
     let listed = scene.listed().await;
-    assert!((1..=2).contains(&listed), "only users of whom something is left: {listed}");
+    assert!((1..=2).contains(&listed), "only users with remaining payloads: {listed}");
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ async fn at_the_bound_the_connection_that_has_gone_longest_without_a_completed_r
 
 /// Many more silent connections than there is room for, and honest requests between them.
 #[tokio::test]
-async fn idle_connections_in_any_number_keep_nobody_out() {
+async fn idle_connections_in_any_number_block_no_other_client() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start_with(&pool, |builder| builder.connections(8)).await;

@@ -1,4 +1,4 @@
-//! Handlers, in Rust and in SQL: exactly once in effect, in order per user, and nobody held up by somebody else's mistake.
+//! Handlers in Rust and in SQL: exactly once in effect, in order per user, and no failure blocks another user or handler.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,75 +21,75 @@ use crate::support::lab::{Lab, object};
 use crate::support::service::{CLIENT_ID, until};
 
 #[tokio::test]
-async fn one_users_failure_waits_in_order_while_everybody_else_goes_on_and_is_set_aside_in_the_end() {
+async fn a_failing_change_blocks_only_its_user_and_is_dead_lettered_after_the_last_attempt() {
     let app = Application::new().await;
     let poisoned = unique("user");
-    let (poison, mended) = (poisoned.clone(), Arc::new(AtomicUsize::new(0)));
-    let healed = mended.clone();
+    let (poison, fixed) = (poisoned.clone(), Arc::new(AtomicUsize::new(0)));
+    let is_fixed = fixed.clone();
     let handler = move |change: Change, mut tx: Tx| {
-        let (poison, healed) = (poison.clone(), healed.clone());
+        let (poison, is_fixed) = (poison.clone(), is_fixed.clone());
         async move {
             note("mirror", &change, &mut tx).await?;
-            // Its writes before the failure leave no trace.
-            let sick = healed.load(Ordering::SeqCst) == 0 && change.kind.as_str() == "created";
-            if sick && change.user_id.as_deref() == Some(&poison) {
+            // Its writes before the failure are rolled back.
+            let fails = is_fixed.load(Ordering::SeqCst) == 0 && change.kind.as_str() == "created";
+            if fails && change.user_id.as_deref() == Some(&poison) {
                 return Err::<(), BoxError>("the recipient ada@example.test is refused".into());
             }
             Ok(())
         }
     };
     let process = app.run(|builder| builder.on("mirror", "user.*", handler)).await;
-    app.enrolled("mirror").await;
+    app.registered("mirror").await;
     let well = unique("user");
     app.create(&poisoned).await;
     app.create(&well).await;
     app.rename(&poisoned, 10).await;
     app.rename(&well, 20).await;
-    until("the others are done", async || app.done("mirror").await.len() == 2).await;
-    until("two wait", async || app.standing("mirror").await.unwrap().waiting == 2).await;
+    until("the changes of the other user are processed", async || app.done("mirror").await.len() == 2).await;
+    until("two changes wait", async || app.status("mirror").await.unwrap().waiting == 2).await;
     let done = |kinds: [&str; 2]| kinds.map(|kind| (well.clone(), kind.to_owned())).to_vec();
     assert_eq!(app.done("mirror").await, done(["created", "updated"]));
-    // Try after try, until it is set aside; then the later one of that user goes on.
-    until("it is set aside", async || {
-        app.rests_are_over().await;
-        app.standing("mirror").await.unwrap().dead_lettered == 1
+    // It is retried until it is dead-lettered. Then the later change of that user is processed.
+    until("it is dead-lettered", async || {
+        app.end_backoffs().await;
+        app.status("mirror").await.unwrap().dead_lettered == 1
     })
     .await;
-    until("the later one is done", async || app.done("mirror").await.len() == 3).await;
+    until("the later change is processed", async || app.done("mirror").await.len() == 3).await;
     assert_eq!(app.done("mirror").await[2], (poisoned.clone(), "updated".to_owned()));
-    let standing = app.standing("mirror").await.unwrap();
-    let error = standing.last_error.unwrap();
+    let status = app.status("mirror").await.unwrap();
+    let error = status.last_error.unwrap();
     assert_eq!((error.user_id.as_str(), error.sqlstate), (poisoned.as_str(), None));
     assert!(error.message.unwrap().contains("is refused"));
-    let tries: i32 =
+    let attempts: i32 =
         sqlx::query_scalar("select attempts from workos.handler_backlog").fetch_one(&app.pool).await.unwrap();
-    assert_eq!(tries, MAX_ATTEMPTS);
-    // The operator has mended the cause.
-    mended.store(1, Ordering::SeqCst);
+    assert_eq!(attempts, MAX_ATTEMPTS);
+    // The operator has fixed the cause.
+    fixed.store(1, Ordering::SeqCst);
     assert_eq!(app.store.redrive_handler("mirror", None).await.unwrap(), Some(1));
-    until("what was set aside is done", async || app.done("mirror").await.len() == 4).await;
-    assert_eq!(app.standing("mirror").await.unwrap().dead_lettered, 0);
+    until("the dead-lettered change is processed", async || app.done("mirror").await.len() == 4).await;
+    assert_eq!(app.status("mirror").await.unwrap().dead_lettered, 0);
     process.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn progress_outlives_the_process_and_a_new_name_starts_at_the_end() {
+async fn progress_survives_a_restart_and_a_new_handler_starts_at_the_end_of_the_feed() {
     let app = Application::new().await;
     app.create(&unique("user")).await;
     let log = |name: &'static str| move |change: Change, mut tx: Tx| async move { note(name, &change, &mut tx).await };
     let process = app.run(|builder| builder.on("first", "user.created", log("first"))).await;
-    app.enrolled("first").await;
+    app.registered("first").await;
     let second = unique("user");
     app.create(&second).await;
-    until("the new one is told", async || app.done("first").await.len() == 1).await;
+    until("the handler gets the new user", async || app.done("first").await.len() == 1).await;
     process.stop().await.unwrap();
-    // While nobody listens, and of a type it does not take.
+    // While no process runs the handler, and of a type that it does not take.
     let third = unique("user");
     app.create(&third).await;
     app.rename(&third, 5).await;
     let process =
         app.run(|builder| builder.on("first", "user.created", log("first")).on("late", "user.*", log("late"))).await;
-    until("the one it missed is told", async || app.done("first").await.len() == 2).await;
+    until("the handler gets the missed change", async || app.done("first").await.len() == 2).await;
     app.idle("late").await;
     let created = |id: &str| (id.to_owned(), "created".to_owned());
     assert_eq!(app.done("first").await, [created(&second), created(&third)]);
@@ -98,13 +98,13 @@ async fn progress_outlives_the_process_and_a_new_name_starts_at_the_end() {
 }
 
 #[tokio::test]
-async fn from_start_tells_of_every_live_user_once_and_then_of_what_happens() {
+async fn a_handler_from_start_gets_every_live_user_once_and_then_every_change() {
     let app = Application::new().await;
     let users: Vec<String> = (0..250).map(|_| unique("user")).collect();
     let created: Vec<_> = users.iter().map(|id| observed("user.created", 0, &user(id, "Ada", 0))).collect();
     apply(&app.store, Origin::CatchUp, &created).await.unwrap();
     app.delete(&users[0]).await;
-    // Enrolled, and not yet begun: what happens now is in the feed, and must not be told twice.
+    // The handler is registered but has not started: these changes are in the feed and must be processed once.
     app.store.register_handler("mirror", &Types::parse("user.*").unwrap(), true).await.unwrap();
     let late = unique("user");
     app.create(&late).await;
@@ -121,20 +121,20 @@ async fn from_start_tells_of_every_live_user_once_and_then_of_what_happens() {
         }
     };
     let process = app.run(|builder| builder.on_from_start("mirror", "user.*", handler)).await;
-    until("all are told", async || {
-        app.rests_are_over().await;
-        app.standing("mirror").await.is_some_and(|it| it.depth == 0 && it.state == "running")
+    until("all changes are processed", async || {
+        app.end_backoffs().await;
+        app.status("mirror").await.is_some_and(|it| it.depth == 0 && it.state == "running")
     })
     .await;
-    let told: Vec<(String, String, String)> =
+    let processed: Vec<(String, String, String)> =
         sqlx::query_as("select user_id, kind, origin from done order by n").fetch_all(&app.pool).await.unwrap();
     let mut by_user: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
-    for (id, kind, origin) in &told {
+    for (id, kind, origin) in &processed {
         by_user.entry(id).or_default().push((kind, origin));
     }
     assert_eq!(by_user.get(users[0].as_str()), None, "deleted before the start");
     assert_eq!(by_user[users[1].as_str()], [("created", "backfill"), ("updated", "webhook")]);
-    assert_eq!(by_user[users[2].as_str()], [("deleted", "webhook")], "gone before it was told of");
+    assert_eq!(by_user[users[2].as_str()], [("deleted", "webhook")], "deleted before the handler got it");
     assert_eq!(by_user[late.as_str()], [("created", "webhook")]);
     for id in &users[3..] {
         assert_eq!(by_user[id.as_str()], [("created", "backfill")], "{id}");
@@ -143,7 +143,7 @@ async fn from_start_tells_of_every_live_user_once_and_then_of_what_happens() {
 }
 
 #[tokio::test]
-async fn ten_thousand_backfilled_users_are_ten_thousand_changes_of_origin_backfill_and_no_live_one() {
+async fn ten_thousand_backfilled_users_are_ten_thousand_changes_of_origin_backfill() {
     let lab = Lab::new().await;
     let users = (0..10_000).map(|at| object(json!({"email": format!("u{at}@example.test"), "first_name": "Ada"})));
     for user in users {
@@ -155,7 +155,7 @@ async fn ten_thousand_backfilled_users_are_ten_thousand_changes_of_origin_backfi
         10_000
     );
     assert_eq!(lab.count("select count(*) from workos.changes").await, 10_000);
-    // Catch-up, which reads the same users' events behind it, has no news.
+    // Catch-up reads the events of the same users later and adds no change.
     let catch_up = lab.catch_up();
     for _ in 0..110 {
         catch_up.tick().await;
@@ -165,9 +165,9 @@ async fn ten_thousand_backfilled_users_are_ten_thousand_changes_of_origin_backfi
     assert!(!Origin::Backfill.is_live() && Origin::Webhook.is_live());
 }
 
-/// An application that serves by itself mounts the router, and runs the rest beside it.
+/// An application with its own listener mounts the router, and runs the background jobs itself.
 #[tokio::test]
-async fn without_a_listener_of_its_own_everything_behind_the_requests_runs_all_the_same() {
+async fn background_jobs_run_without_a_listener() {
     let app = Application::new().await;
     let log = |change: Change, mut tx: Tx| async move { note("mirror", &change, &mut tx).await };
     let authkit = AuthKit::builder(app.pool.clone(), CLIENT_ID).on("mirror", "*", log).build().unwrap();
@@ -175,31 +175,31 @@ async fn without_a_listener_of_its_own_everything_behind_the_requests_runs_all_t
     let running = tokio::spawn(authkit.clone().run_background(async {
         let _ = stopped.await;
     }));
-    app.enrolled("mirror").await;
+    app.registered("mirror").await;
     app.create(&unique("user")).await;
-    until("the handler is told", async || app.done("mirror").await.len() == 1).await;
+    until("the handler gets the change", async || app.done("mirror").await.len() == 1).await;
     let _ = stop.send(());
     running.await.unwrap().unwrap();
     let leases: i64 = sqlx::query_scalar("select count(*) from workos.leases").fetch_one(&app.pool).await.unwrap();
-    assert_eq!(leases, 0, "whoever takes over need not wait");
+    assert_eq!(leases, 0, "the next process need not wait for a lease");
 }
 
-/// A plain `serve` beside the application must not take what only the application can.
+/// A plain `serve` beside the application must not process changes for a handler that only the application has.
 #[tokio::test]
-async fn a_process_without_a_handler_takes_nothing_of_it() {
+async fn a_process_without_a_handler_does_not_process_its_changes() {
     let app = Application::new().await;
     app.store.register_handler("mirror", &Types::parse("*").unwrap(), false).await.unwrap();
     let plain = app.run(|builder| builder).await;
     let log = |change: Change, mut tx: Tx| async move { note("other", &change, &mut tx).await };
     let other = app.run(|builder| builder.on("other", "*", log)).await;
-    app.enrolled("other").await;
+    app.registered("other").await;
     app.create(&unique("user")).await;
-    until("the other is told", async || app.done("other").await.len() == 1).await;
-    assert_eq!(app.standing("mirror").await.unwrap().depth, 1);
+    until("the other handler gets the change", async || app.done("other").await.len() == 1).await;
+    assert_eq!(app.status("mirror").await.unwrap().depth, 1);
     plain.stop().await.unwrap();
     let log = |change: Change, mut tx: Tx| async move { note("mirror", &change, &mut tx).await };
     let application = app.run(|builder| builder.on("mirror", "*", log)).await;
-    until("it is told when it comes", async || app.done("mirror").await.len() == 1).await;
+    until("the handler gets the change when its process starts", async || app.done("mirror").await.len() == 1).await;
     application.stop().await.unwrap();
     other.stop().await.unwrap();
 }
@@ -210,12 +210,12 @@ async fn two_processes_with_the_same_handler_run_each_change_once() {
     let log = |change: Change, mut tx: Tx| async move { note("mirror", &change, &mut tx).await };
     let one = app.run(|builder| builder.on("mirror", "*", log)).await;
     let other = app.run(|builder| builder.on("mirror", "*", log)).await;
-    app.enrolled("mirror").await;
+    app.registered("mirror").await;
     for round in 0..4 {
         for _ in 0..10 {
             app.create(&unique("user")).await;
         }
-        // Whoever has it loses it, without knowing.
+        // The holder loses its lease without noticing.
         if round < 3 {
             app.pool.execute("delete from workos.leases").await.unwrap();
         }
@@ -232,7 +232,7 @@ async fn a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone() {
     let kept: Arc<Mutex<Vec<Tx>>> = Arc::default();
     let keeping = kept.clone();
     let panics = |_: Change, _: Tx| async move {
-        assert!(std::hint::black_box(false), "a handler's own defect");
+        assert!(std::hint::black_box(false), "a defect of the handler");
         Ok::<(), BoxError>(())
     };
     let hangs = |_: Change, _: Tx| std::future::pending::<Result<(), BoxError>>();
@@ -257,15 +257,15 @@ async fn a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone() {
         })
         .await;
     for name in ["panics", "hangs", "keeps", "swallows", "well"] {
-        app.enrolled(name).await;
+        app.registered(name).await;
     }
     app.create(&unique("user")).await;
-    until("the one that is well is told", async || app.done("well").await.len() == 1).await;
+    until("the working handler gets the change", async || app.done("well").await.len() == 1).await;
     for (name, why) in
         [("panics", "panicked"), ("hangs", "took longer"), ("keeps", "kept its transaction"), ("swallows", "aborted")]
     {
-        until(name, async || app.standing(name).await.unwrap().last_error.is_some()).await;
-        let error = app.standing(name).await.unwrap().last_error.unwrap();
+        until(name, async || app.status(name).await.unwrap().last_error.is_some()).await;
+        let error = app.status(name).await.unwrap().last_error.unwrap();
         assert!(error.message.clone().unwrap().contains(why), "{name}: {error:?}");
     }
     kept.lock().unwrap().clear();
@@ -273,7 +273,7 @@ async fn a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone() {
 }
 
 #[test]
-fn two_handlers_of_one_name_and_names_and_types_that_are_none_are_refused() {
+fn duplicate_handler_names_and_invalid_names_and_types_are_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _context = runtime.enter();
     let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy("postgres://localhost/nowhere").unwrap();
@@ -290,13 +290,13 @@ fn two_handlers_of_one_name_and_names_and_types_that_are_none_are_refused() {
 }
 
 #[tokio::test]
-async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
+async fn the_message_of_a_failure_is_erased_with_its_user_in_any_order() {
     let app = Application::new().await;
     app.pool
         .execute(
             "create function tells(change jsonb) returns void language plpgsql as $$
             begin
-                raise exception 'cannot welcome %', coalesce(change #>> '{user,email}', 'a user who is gone');
+                raise exception 'cannot welcome %', coalesce(change #>> '{user,email}', 'a deleted user');
             end $$",
         )
         .await
@@ -314,10 +314,10 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     until("it has failed", async || !messages().await.is_empty()).await;
     assert!(messages().await[0].as_deref().unwrap().contains(&id));
     app.delete(&id).await;
-    assert_eq!(messages().await[0], None, "gone with the transaction that deleted the user");
-    // And what fails afterwards says nothing either.
+    assert_eq!(messages().await[0], None, "erased by the transaction that deleted the user");
+    // Later failures store no message either.
     until("it has failed again", async || {
-        app.rests_are_over().await;
+        app.end_backoffs().await;
         let again: i32 =
             sqlx::query_scalar("select max(attempts) from workos.handler_backlog").fetch_one(&app.pool).await.unwrap();
         again > 1
@@ -325,14 +325,14 @@ async fn a_failures_message_goes_with_its_user_whichever_comes_first() {
     .await;
     assert!(messages().await.iter().all(Option::is_none), "{:?}", messages().await);
     process.stop().await.unwrap();
-    // Should one be there all the same, sweeping behind the user takes it along.
+    // If a message is there nevertheless, `erase_user` erases it.
     app.pool.execute("update workos.handler_backlog set message = 'Ada'").await.unwrap();
     assert!(erasure::erase_user(&app.store, &id).await.unwrap().is_some());
     assert!(messages().await.iter().all(Option::is_none));
 }
 
 #[tokio::test]
-async fn a_name_that_is_taken_holds_up_only_the_handler_that_wants_it() {
+async fn a_name_that_is_taken_blocks_only_its_handler() {
     let app = Application::new().await;
     app.pool.execute(LOG).await.unwrap();
     let (code, said) = app.command(&["add", "public.on_user", "--name", "taken"]).await;
@@ -340,7 +340,7 @@ async fn a_name_that_is_taken_holds_up_only_the_handler_that_wants_it() {
     let wants = |change: Change, mut tx: Tx| async move { note("wants", &change, &mut tx).await };
     let well = |change: Change, mut tx: Tx| async move { note("well", &change, &mut tx).await };
     let process = app.run(|builder| builder.on("taken", "*", wants).on("well", "*", well)).await;
-    app.enrolled("well").await;
+    app.registered("well").await;
     app.create(&unique("user")).await;
     for name in ["taken", "well"] {
         app.idle(name).await;
@@ -354,33 +354,34 @@ async fn a_name_that_is_taken_holds_up_only_the_handler_that_wants_it() {
     process.stop().await.unwrap();
 }
 
-/// While releases are exchanged, an older process may start after a newer one.
+/// During an upgrade, an older process can start after a newer one.
 #[tokio::test]
-async fn a_handler_in_rust_takes_the_types_it_was_built_with_whoever_started_last() {
+async fn a_rust_handler_gets_its_own_types_whichever_process_started_last() {
     let app = Application::new().await;
     let handler = |change: Change, mut tx: Tx| async move { note("both", &change, &mut tx).await };
     let newer = app.run(|builder| builder.on("both", "user.created,user.updated", handler)).await;
-    app.enrolled("both").await;
+    app.registered("both").await;
     let id = unique("user");
     app.create(&id).await;
     app.idle("both").await;
     let older = app.run(|builder| builder.on("both", "user.created", handler)).await;
-    until("the older one is there", async || app.standing("both").await.unwrap().types == ["user.created"]).await;
+    until("the older process has registered", async || app.status("both").await.unwrap().types == ["user.created"])
+        .await;
     app.rename(&id, 10).await;
-    until("the newer one hears of the update", async || app.done("both").await.len() == 2).await;
+    until("the newer process handles the update", async || app.done("both").await.len() == 2).await;
     newer.stop().await.unwrap();
     older.stop().await.unwrap();
 }
 
-/// Word of a user may fail before the user is here, at the moment it is deleted: the two meet in no row to lock.
+/// A change of a user without a row can fail while the user is deleted. The two transactions have no common row to lock.
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "the transaction is that of somebody who takes their time")]
-async fn a_message_about_a_user_who_is_not_here_does_not_outlive_a_deletion_at_the_same_moment() {
+#[expect(clippy::disallowed_methods, reason = "a slow transaction of another session")]
+async fn a_concurrent_deletion_erases_the_message_about_a_user_without_a_row() {
     let app = Application::new().await;
     let fails = |_: Change, _: Tx| async move { Err::<(), BoxError>("cannot greet ada@example.test".into()) };
     let process = app.run(|builder| builder.on("fails", "*", fails)).await;
-    app.enrolled("fails").await;
-    // The postponement has looked for the user and waits for its handler.
+    app.registered("fails").await;
+    // The transaction that stores the failure has looked for the user and waits for the handler's row.
     let mut held = app.pool.begin().await.unwrap();
     sqlx::query("select from workos.handlers for update").execute(&mut *held).await.unwrap();
     let id = unique("user");
@@ -388,10 +389,13 @@ async fn a_message_about_a_user_who_is_not_here_does_not_outlive_a_deletion_at_t
     apply(&app.store, Origin::Webhook, &[session]).await.unwrap();
     let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
         and query like '%handlers.move%'";
-    until("it waits", async || sqlx::query_scalar::<_, i64>(waits).fetch_one(&app.pool).await.unwrap() > 0).await;
+    until("the transaction waits", async || {
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(&app.pool).await.unwrap() > 0
+    })
+    .await;
     app.delete(&id).await;
     held.rollback().await.unwrap();
-    until("it is noted", async || app.standing("fails").await.unwrap().waiting > 0).await;
+    until("the failure is stored", async || app.status("fails").await.unwrap().waiting > 0).await;
     let messages: i64 =
         sqlx::query_scalar("select count(*) from workos.handler_backlog where user_id = $1 and message is not null")
             .bind(&id)

@@ -1,4 +1,4 @@
-//! Handlers that are functions in SQL: the guarantees of those in Rust, and the role that each runs as.
+//! Handlers that are SQL functions: they have the guarantees of handlers in Rust, and run as a role.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::events::{observed, unique};
 use crate::support::service::{store, until};
 
 #[tokio::test]
-async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_command_line() {
+async fn a_sql_function_has_the_same_guarantees_and_is_managed_on_the_command_line() {
     let app = Application::new().await;
     app.pool.execute(LOG).await.unwrap();
     let (code, said) = app.command(&["add", "public.on_nobody"]).await;
@@ -36,7 +36,7 @@ async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_comma
     app.idle("public.on_user").await;
     let kinds: Vec<String> = sqlx::query_scalar("select kind from done order by n").fetch_all(&app.pool).await.unwrap();
     assert_eq!(kinds, ["created", "deleted"]);
-    // Paused it takes nothing; resumed it goes on where it was.
+    // A paused handler processes nothing. After a resume it continues at its position.
     assert_eq!(app.command(&["pause", "public.on_user"]).await.0, 0);
     app.create(&unique("user")).await;
     let (_, said) = app.command(&["list"]).await;
@@ -54,9 +54,9 @@ async fn a_function_is_called_with_the_same_guarantees_and_worked_from_the_comma
     process.stop().await.unwrap();
 }
 
-/// One raises, one loops, one is dropped: each is named with its error, and none holds up another.
+/// One raises, one loops, one is dropped: each error is reported, and none blocks another handler.
 #[tokio::test]
-async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named() {
+async fn a_function_that_raises_loops_or_is_dropped_blocks_no_other_handler_and_is_reported() {
     let app = Application::new().await;
     app.pool.execute(LOG).await.unwrap();
     app.pool
@@ -78,7 +78,7 @@ async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named
         .await
         .unwrap();
     for function in ["raises", "loops", "dropped", "on_user"] {
-        // Only the one that loops is meant to take too long.
+        // Only the function that loops must time out.
         let timeout = if function == "loops" { "300ms" } else { "30s" };
         let (code, said) =
             app.command(&["add", &format!("public.{function}"), "--name", function, "--timeout", timeout]).await;
@@ -91,8 +91,8 @@ async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named
     }
     app.idle("on_user").await;
     let error = async |name: &str| {
-        until(name, async || app.standing(name).await.unwrap().last_error.is_some()).await;
-        app.standing(name).await.unwrap().last_error.unwrap()
+        until(name, async || app.status(name).await.unwrap().last_error.is_some()).await;
+        app.status(name).await.unwrap().last_error.unwrap()
     };
     let raised = error("raises").await;
     assert_eq!(raised.sqlstate.as_deref(), Some("23505"));
@@ -102,21 +102,21 @@ async fn a_function_that_raises_loops_or_is_dropped_holds_up_nobody_and_is_named
     let looped = error("loops").await;
     assert_eq!(looped.sqlstate.as_deref(), Some("57014"), "{looped:?}");
     until("the dropped one is named", async || {
-        app.standing("dropped")
+        app.status("dropped")
             .await
             .unwrap()
             .problem
             .is_some_and(|it| it.contains("public.dropped(jsonb) does not exist"))
     })
     .await;
-    assert_eq!(app.standing("dropped").await.unwrap().depth, 3, "it stands still, and loses nothing");
-    // Created again, it goes on.
+    assert_eq!(app.status("dropped").await.unwrap().depth, 3, "it stands still, and loses nothing");
+    // After the function is created again, the handler continues.
     app.pool.execute("create function dropped(change jsonb) returns void language sql as ''").await.unwrap();
     app.idle("dropped").await;
     process.stop().await.unwrap();
 }
 
-/// A role of this test's own, and what has to be dropped with it.
+/// Creates a role for this test.
 async fn role(app: &Application, name: &str) -> String {
     let role = format!("{name}_{}", unique("r"));
     app.pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
@@ -148,7 +148,7 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
         grant execute on all functions in schema workos to {service};",
     );
     app.pool.execute(AssertSqlSafe(prepare)).await.unwrap();
-    // A service that is no member of the owner's role may not become it.
+    // The service must be a member of the owner's role.
     let (narrow, set_role) = (app.database.pool(1).await, format!("set role {service}"));
     narrow.execute(AssertSqlSafe(set_role)).await.unwrap();
     let new = |role: Option<&str>| authkit_sync::store::handlers::NewHandler {
@@ -180,8 +180,8 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     let ran_as: Vec<String> = sqlx::query_scalar("select handler from done").fetch_all(&app.pool).await.unwrap();
     assert_eq!(ran_as, std::slice::from_ref(&owner));
     let failure = async |name: &str| {
-        until(name, async || app.standing(name).await.unwrap().last_error.is_some()).await;
-        app.standing(name).await.unwrap().last_error.unwrap()
+        until(name, async || app.status(name).await.unwrap().last_error.is_some()).await;
+        app.status(name).await.unwrap().last_error.unwrap()
     };
     assert_eq!(failure("peeks").await.sqlstate.as_deref(), Some("42501"), "the inbox is not the owner's");
     assert_eq!(failure("as_other").await.sqlstate.as_deref(), Some("42501"), "it may not write");
@@ -193,9 +193,9 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     }
 }
 
-/// The guide's own example: an application's table of users, kept in step from the first to the last.
+/// The example of the guide: an application's table of users, in sync from the first user on.
 #[tokio::test]
-async fn the_guides_function_keeps_an_applications_users_in_step() {
+async fn the_function_of_the_guide_keeps_an_applications_users_in_sync() {
     let app = Application::new().await;
     let guide = include_str!("../../src/docs/reacting.md");
     let example = guide.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
@@ -222,13 +222,13 @@ async fn the_guides_function_keeps_an_applications_users_in_step() {
     .await
     .unwrap();
     assert_eq!(differ, 0);
-    assert_eq!(app.standing("public.on_workos_user").await.unwrap().dead_lettered, 0);
+    assert_eq!(app.status("public.on_workos_user").await.unwrap().dead_lettered, 0);
     process.stop().await.unwrap();
 }
 
-/// What a handler leaves behind meets nobody else: neither its own bookkeeping nor the next one on the connection.
+/// A role or setting that a handler leaves affects neither the storing of its progress nor the next handler on the connection.
 #[tokio::test]
-async fn a_handler_that_changes_role_or_settings_harms_neither_itself_for_ever_nor_anybody_else() {
+async fn a_handler_that_changes_role_or_settings_affects_no_later_call() {
     let app = Application::new().await;
     let other = role(&app, "other").await;
     let functions = format!(
@@ -253,24 +253,24 @@ async fn a_handler_that_changes_role_or_settings_harms_neither_itself_for_ever_n
         async move { tx.execute(AssertSqlSafe(become_other)).await.map(drop) }
     };
     let nul = |_: Change, _: Tx| async move { Err::<(), BoxError>("a NUL: \0".into()) };
-    // One connection, which each gets after the others.
+    // One connection, which all handlers use in turn.
     let pool = app.database.pool(1).await;
     let process =
         app.run(|builder| builder.handler_pool(pool.clone()).on("local", "*", local).on("nul", "*", nul)).await;
     for name in ["local", "nul"] {
-        app.enrolled(name).await;
+        app.registered(name).await;
     }
     for _ in 0..3 {
         app.create(&unique("user")).await;
     }
     for name in ["on_user", "becomes", "local"] {
         app.idle(name).await;
-        let standing = app.standing(name).await.unwrap();
-        assert!(standing.last_error.is_none(), "{name}: {standing:?}");
+        let status = app.status(name).await.unwrap();
+        assert!(status.last_error.is_none(), "{name}: {status:?}");
     }
     for (name, why) in [("reads_only", "SQLSTATE 25006"), ("nul", "a NUL: \u{FFFD}")] {
-        until(name, async || app.standing(name).await.unwrap().waiting == 3).await;
-        let error = app.standing(name).await.unwrap().last_error.unwrap();
+        until(name, async || app.status(name).await.unwrap().waiting == 3).await;
+        let error = app.status(name).await.unwrap().last_error.unwrap();
         assert!(error.message.clone().unwrap().contains(why), "{name}: {error:?}");
     }
     process.stop().await.unwrap();

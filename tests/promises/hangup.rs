@@ -111,7 +111,7 @@ async fn sighup_does_not_end_dev() {
 
 /// As after the terminal is gone, to which it wrote its log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_nobody_can_take_any_more_fails_no_request() {
+async fn a_closed_log_fails_no_request() {
     let database = TestDatabase::new().await;
     let address = free_address();
     let mut command = binary();

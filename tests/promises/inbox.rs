@@ -60,7 +60,7 @@ async fn one_user_is_explained_from_first_to_last() {
 }
 
 #[tokio::test]
-async fn the_quarantine_is_listed_shown_retried_and_left_when_nothing_helped() {
+async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_fails() {
     let lab = Lab::new().await;
     let store = lab.context().store;
     let id = unique("user");

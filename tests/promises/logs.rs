@@ -15,7 +15,7 @@ use crate::support::service::{SECRET, until};
 
 /// A whole run: applied, stale, quarantined and refused events, good and bad tokens, a failing database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_run_at_trace_names_nobody_and_betrays_nothing() {
+async fn a_whole_run_at_trace_logs_no_personal_data_and_no_secret() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let mut served = Served::start(

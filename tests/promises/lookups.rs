@@ -186,7 +186,7 @@ async fn a_good_token_of_an_unknown_or_deleted_user_is_404_with_its_own_code() {
 }
 
 #[tokio::test]
-async fn without_keys_nobody_is_signed_out() {
+async fn without_keys_no_user_is_signed_out() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let service = Service::start_with(&pool, |builder| builder).await;
@@ -247,7 +247,7 @@ async fn every_form_of_the_published_keys_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_tokens_are_refused_and_harm_nobody() {
+async fn hostile_tokens_are_refused_without_harm() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let service = with_user(&pool).await;
@@ -283,7 +283,7 @@ async fn hostile_tokens_are_refused_and_harm_nobody() {
 }
 
 #[tokio::test]
-async fn with_the_database_away_lookups_are_503_and_the_token_still_answers() {
+async fn without_the_database_lookups_are_503_and_the_identity_route_still_answers() {
     let database = TestDatabase::new().await;
     let nowhere = database.options().host("127.0.0.1").socket("/nonexistent");
     let pool =

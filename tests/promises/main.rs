@@ -1,6 +1,6 @@
 //! The promises, tested against a real PostgreSQL and over real HTTP. One binary, so that it links once.
 //!
-//! Each promise of the README, and the tests that prove it. `simulation::after_the_dust_settles_every_row_is_as_workos_has_it`
+//! Each promise of the README, and the tests that prove it. `simulation::after_all_faults_every_row_equals_workos`
 //! plays the promises 1 to 6, 8 and 10 together.
 //!
 //! 1. **Acknowledged means committed.**
@@ -13,8 +13,8 @@
 //! 2. **Nothing verified is dropped.**
 //!    - `receiver::names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact`
 //!    - `receiver::verified_but_unusable_events_are_quarantined_whole_and_acknowledged`
-//!    - `inbox::the_quarantine_is_listed_shown_retried_and_left_when_nothing_helped`
-//!    - `backfill::a_page_of_users_that_cannot_be_read_is_quarantined_and_passed`
+//!    - `inbox::quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_fails`
+//!    - `backfill::an_unreadable_page_of_users_is_quarantined_and_skipped`
 //!    - `catch_up_oddities::an_unreadable_last_item_is_quarantined_and_never_becomes_the_cursor`
 //!    - `reconcile::a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown`
 //!    - `group_commit::an_event_that_postgres_refuses_is_quarantined_and_its_neighbours_are_applied`
@@ -22,59 +22,59 @@
 //!    - `convergence::any_order_any_duplication_any_concurrency_same_table`
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
 //!    - `convergence::concurrent_batches_over_the_same_users_never_deadlock`
-//!    - `sign_ins::the_latest_session_counts_in_any_order_before_its_user_and_behind_it`
+//!    - `sign_ins::the_latest_session_counts_in_any_order_before_and_after_its_user`
 //! 4. **Deleted stays deleted, and erased.**
 //!    - `erasure::everything_on_the_list_is_erased_by_a_deletion`
 //!    - `erasure::no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased`
 //!    - `erasure::a_delete_before_the_create_leaves_nothing`
 //!    - `erasure::a_delete_in_flight_when_the_update_comes_leaves_nothing`
 //!    - `erasure::an_update_in_flight_when_the_delete_comes_leaves_nothing`
-//!    - `handlers::a_failures_message_goes_with_its_user_whichever_comes_first`
+//!    - `handlers::the_message_of_a_failure_is_erased_with_its_user_in_any_order`
 //!    - `reconcile::a_tombstone_workos_contradicts_is_reported_and_stays`
 //! 5. **An outage is caught up.**
 //!    - `catch_up::a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed`
-//!    - `catch_up::an_outage_beyond_retention_begins_with_what_there_is_and_wants_a_reconcile`
+//!    - `catch_up::an_outage_beyond_retention_reads_all_remaining_events_and_requires_a_reconcile`
 //!    - `catch_up::a_webhook_never_moves_the_cursor_and_catch_up_confirms_it`
-//!    - `catch_up::a_page_that_runs_backwards_is_applied_and_moves_nothing`
+//!    - `catch_up::a_page_in_descending_order_is_applied_and_does_not_move_the_cursor`
 //!    - `polling::exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor`
 //!    - `polling::when_the_polling_process_is_killed_another_takes_over`
 //! 6. **A deletion is confirmed before it is inferred.**
-//!    - `reconcile::too_many_inferred_deletions_stop_until_the_operator_says_so`
-//!    - `reconcile::a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried`
-//!    - `reconcile::a_walk_that_lists_nobody_infers_nothing_whatever_was_said`
+//!    - `reconcile::too_many_inferred_deletions_stop_until_the_operator_accepts_them`
+//!    - `reconcile::a_user_created_during_the_scan_or_missing_from_the_list_is_not_deleted`
+//!    - `reconcile::an_empty_list_infers_no_deletion_even_with_permission`
 //!    - `backfill::the_wrong_key_changes_nothing_and_says_why`
-//!    - `catch_up::another_environments_key_is_noticed_before_anything_is_read`
+//!    - `catch_up::a_key_of_another_environment_is_detected_before_anything_is_read`
 //!    - `emulator::a_missing_route_is_no_unknown_user_and_confirms_no_deletion`
 //! 7. **The token decides nothing before its signature.**
 //!    - `lookups::every_access_token_gets_the_verdict_it_must`
-//!    - `lookups::hostile_tokens_are_refused_and_harm_nobody`
+//!    - `lookups::hostile_tokens_are_refused_without_harm`
 //!    - `lookups::a_refusal_names_the_real_reason`
 //!    - `explain::explanation_and_verdict_cannot_drift`
 //!    - `verified_tokens::every_token_gets_the_same_verdict_again_at_any_time`
 //!    - `verified_tokens::a_known_token_is_refused_once_its_key_is_withdrawn_or_replaced`
 //!    - `explain::header_log_and_explanation_give_one_reason`
 //! 8. **Who must act decides the status.**
-//!    - `lookups::without_keys_nobody_is_signed_out`
-//!    - `lookups::with_the_database_away_lookups_are_503_and_the_token_still_answers`
+//!    - `lookups::without_keys_no_user_is_signed_out`
+//!    - `lookups::without_the_database_lookups_are_503_and_the_identity_route_still_answers`
 //!    - `receiver::a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos`
-//!    - `actions::a_handler_that_fails_panics_or_hangs_is_ours_and_allows_nobody`
+//!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
 //!    - `actions::without_the_database_there_is_no_verdict`
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
-//!    - `outage::a_full_disk_and_a_lost_privilege_are_ours_to_mend`
-//!    - `outage::a_read_only_node_is_ours_to_mend`
+//!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
+//!    - `outage::a_read_only_server_is_503`
 //! 9. **No personal data and no secret.**
-//!    - `logs::a_whole_run_at_trace_names_nobody_and_betrays_nothing`
-//!    - `polling::a_log_of_everything_that_is_read_names_nobody`
-//!    - `actions::a_denial_is_counted_and_logged_by_rule_without_naming_anybody`
+//!    - `logs::a_whole_run_at_trace_logs_no_personal_data_and_no_secret`
+//!    - `polling::the_log_of_everything_that_is_read_contains_no_personal_data`
+//!    - `actions::a_denial_is_counted_and_logged_by_rule_without_personal_data`
 //!    - `changes::a_change_names_fields_event_and_origin_and_holds_nothing_personal`
-//!    - `action_endpoint::proxies_of_the_environment_see_nothing_and_the_log_names_nobody`
+//!    - `action_endpoint::no_request_uses_a_proxy_and_the_log_contains_no_personal_data`
 //! 10. **Everything is bounded, and nothing stops for good.**
 //!    - `group_commit::a_locked_user_delays_only_its_own_events`
 //!    - `group_commit::a_full_queue_is_answered_503_at_once_and_the_rest_is_applied`
-//!    - `exhaustion::idle_connections_in_any_number_keep_nobody_out`
+//!    - `exhaustion::idle_connections_in_any_number_block_no_other_client`
 //!    - `exhaustion::unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anything`
 //!    - `exhaustion::a_client_that_never_reads_is_cut_off`
-//!    - `receiver::endless_and_slow_bodies_end_in_413_and_408_and_hold_up_nobody`
+//!    - `receiver::endless_and_slow_bodies_end_in_413_and_408_and_delay_no_other_request`
 //!    - `settings::a_process_opens_no_more_connections_than_configured`
 //!    - `database_failures::a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open`
 //!    - `grouped_reads::a_caller_that_goes_away_harms_no_other`

@@ -131,7 +131,7 @@ async fn idle_connections_leave_files_for_the_database() {
 }
 
 #[tokio::test]
-async fn a_read_only_node_is_ours_to_mend() {
+async fn a_read_only_server_is_503() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
@@ -154,7 +154,7 @@ async fn a_read_only_node_is_ours_to_mend() {
 
 /// SQLSTATE 53100 as PostgreSQL raises it when the disk is full, raised here by a trigger, for want of a disk to fill.
 #[tokio::test]
-async fn a_full_disk_and_a_lost_privilege_are_ours_to_mend() {
+async fn a_full_disk_and_a_lost_privilege_are_503() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;

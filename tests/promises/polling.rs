@@ -105,7 +105,7 @@ async fn when_the_polling_process_is_killed_another_takes_over() {
 
 /// Promise 9, for what is read rather than received.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_everything_that_is_read_names_nobody() {
+async fn the_log_of_everything_that_is_read_contains_no_personal_data() {
     let lab = Lab::new().await;
     let personal = json!({"email": "Ada.Personal@example.test", "first_name": "Adalovelace", "last_name": "Quill"});
     let id = lab.workos.create_user(&object(personal)).unwrap()["id"].as_str().unwrap().to_owned();

@@ -112,7 +112,7 @@ async fn a_pooler_in_transaction_or_statement_mode_is_refused_with_the_way_out()
 
 /// The settings and the lock of a run would stay behind in sessions that the application uses.
 #[tokio::test]
-async fn nobody_migrates_through_a_pooler_in_transaction_mode() {
+async fn migrations_are_refused_through_a_pooler_in_transaction_mode() {
     let database = TestDatabase::empty().await;
     let Some(pooler) = PgBouncer::start(&database, "transaction").await else { return };
     let url = pooler.url(&database);

@@ -189,7 +189,7 @@ async fn what_the_head_already_condemns_is_refused_before_the_body_is_sent() {
 }
 
 #[tokio::test]
-async fn endless_and_slow_bodies_end_in_413_and_408_and_hold_up_nobody() {
+async fn endless_and_slow_bodies_end_in_413_and_408_and_delay_no_other_request() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service =

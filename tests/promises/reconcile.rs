@@ -1,4 +1,4 @@
-//! Promise 6: a deletion is confirmed before it is inferred. And the rest of the comparison.
+//! Promise 6: a deletion is confirmed before it is inferred. Also tests the other parts of the comparison.
 
 use authkit_sync::dev::workos::{ApiFaults, Faults};
 use authkit_sync::domain::decide::Stored;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::events::{at, observed};
 use crate::support::lab::{Lab, another_workos};
 
-/// A lab in which so many users are in the table, and of which WorkOS then says no word any more.
+/// A lab with this many users in the table. WorkOS sends no event about them any more.
 async fn silent(users: usize) -> (Lab, Vec<String>) {
     let lab = Lab::new().await;
     lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
@@ -62,12 +62,12 @@ async fn drift_is_shown_by_id_and_field_and_then_repaired() {
 }
 
 #[tokio::test]
-async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
+async fn too_many_inferred_deletions_stop_until_the_operator_accepts_them() {
     let (lab, ids) = silent(30).await;
     for id in ids.iter().take(6) {
         lab.workos.delete_user(id).unwrap();
     }
-    // Their events are lost, too.
+    // Their events are lost.
     lab.clock.set(lab.clock.now().plus_seconds(60 * 86_400));
     let (code, _, err) = lab.run(&["reconcile"]).await;
     assert_eq!(code, 1);
@@ -75,7 +75,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
     assert_eq!(dead(&lab).await, 0);
     let (code, out, err) = lab.run(&["reconcile", "--accept-deletions"]).await;
     assert_eq!((code, dead(&lab).await), (0, 6), "{out}{err}");
-    // The word is used up.
+    // The permission is used up.
     for id in ids.iter().skip(6).take(6) {
         lab.workos.delete_user(id).unwrap();
     }
@@ -84,7 +84,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn a_few_go_without_saying() {
+async fn a_few_inferred_deletions_need_no_permission() {
     let (lab, ids) = silent(12).await;
     for id in ids.iter().take(5) {
         lab.workos.delete_user(id).unwrap();
@@ -94,7 +94,7 @@ async fn a_few_go_without_saying() {
 }
 
 #[tokio::test]
-async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
+async fn an_empty_list_infers_no_deletion_even_with_permission() {
     let (lab, _) = silent(3).await;
     let empty = another_workos(&lab.clock, fastrand::u64(..), None).await;
     let context = lab.context_of(&empty, &empty.api_key());
@@ -105,7 +105,7 @@ async fn a_walk_that_lists_nobody_infers_nothing_whatever_was_said() {
 }
 
 #[tokio::test]
-async fn a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried() {
+async fn a_user_created_during_the_scan_or_missing_from_the_list_is_not_deleted() {
     let (lab, ids) = silent(6).await;
     lab.workos.set_api_faults(ApiFaults { page_limit: Some(2), ..ApiFaults::default() });
     let reconcile = Reconcile::new(lab.context(), Mode::Repair, None);
@@ -123,7 +123,7 @@ async fn a_user_born_during_the_walk_or_left_out_of_the_list_is_never_buried() {
             break;
         }
     }
-    assert_eq!(dead(&lab).await, 1, "only the one WorkOS, asked by id, does not know");
+    assert_eq!(dead(&lab).await, 1, "only the user that WorkOS does not know by ID");
     assert!(matches!(lab.context().store.user(born.user_id().unwrap()).await.unwrap(), Stored::Live { .. }));
 }
 
@@ -140,7 +140,7 @@ async fn a_tombstone_workos_contradicts_is_reported_and_stays() {
 }
 
 #[tokio::test]
-async fn a_copied_database_is_given_to_its_new_environment_and_the_old_users_go() {
+async fn a_copied_database_is_rebound_and_the_users_of_the_old_environment_are_deleted() {
     let (lab, ids) = silent(9).await;
     let staging = another_workos(&lab.clock, fastrand::u64(..), None).await;
     staging.create_user(&crate::support::lab::object(json!({"email": "s@example.test"}))).unwrap();
@@ -163,12 +163,12 @@ async fn a_copied_database_is_given_to_its_new_environment_and_the_old_users_go(
     assert_eq!((dead(&lab).await, lab.count("select count(*) from workos.users").await), (9, 1));
     let context = lab.context_of(&staging, &key);
     let store = Store::of_any_client(lab.pool.clone(), std::time::Duration::from_secs(5));
-    assert!(!store.deletions_accepted().await.unwrap(), "the word was good for one");
+    assert!(!store.deletions_accepted().await.unwrap(), "the permission is valid for one reconcile");
     drop((context, ids));
 }
 
 #[tokio::test]
-async fn it_is_due_by_its_interval_or_when_events_may_be_lost() {
+async fn a_reconcile_is_due_after_its_interval_or_when_events_may_be_lost() {
     let (lab, ids) = silent(3).await;
     let day = std::time::Duration::from_secs(86_400);
     let reconcile = Reconcile::new(lab.context(), Mode::Repair, Some(day));
@@ -176,7 +176,7 @@ async fn it_is_due_by_its_interval_or_when_events_may_be_lost() {
         lab.count("select coalesce(extract(epoch from max(completed_at)), 0)::bigint from workos.scans where kind = 'reconcile'").await
     };
     reconcile.tick().await;
-    assert_eq!(completed().await, 0, "the backfill of a minute ago is as good");
+    assert_eq!(completed().await, 0, "the backfill of a minute ago counts");
     let age = "update workos.scans set completed_at = completed_at - interval '2 days'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();
     lab.workos.delete_user(&ids[0]).unwrap();
@@ -206,7 +206,7 @@ async fn a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown() {
         lab.free_leases().await;
     }
     let kept = "select count(*) from workos.events where type = 'snapshot' and outcome = 'quarantined'";
-    assert_eq!(lab.count(kept).await, 1, "the same one is one row");
+    assert_eq!(lab.count(kept).await, 1, "the same snapshot is one row");
     let (code, out, _) = lab.run(&["reconcile", "--check"]).await;
     assert_eq!((code, out.contains("cannot be applied")), (1, true), "{out}");
     let observed: Observation = observed("user.deleted", 0, &json!({"id": ids[0]}));
@@ -215,7 +215,7 @@ async fn a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown() {
     assert_eq!(lab.count(left).await, 0, "and it is erased with its user");
 }
 
-/// A reconcile writes what differs and nothing else: neither a row version nor a row lock.
+/// A reconcile writes only rows that differ. It creates no other row version and no row lock.
 #[tokio::test]
 async fn a_reconcile_over_an_unchanged_table_writes_no_row() {
     let (lab, ids) = silent(7).await;
@@ -236,8 +236,8 @@ async fn a_reconcile_over_an_unchanged_table_writes_no_row() {
     assert_eq!(written, [&ids[2]]);
 }
 
-/// Nothing is written, and yet the row does not lose to an older event of the same `updated_at`: whether that arrives after
-/// the scan, or while it is under way.
+/// Nothing is written, but an older event with the same `updated_at` does not replace the row, whether it arrives after the scan or
+/// during it.
 #[tokio::test]
 async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     let (lab, ids) = silent(3).await;
@@ -252,7 +252,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
         })
         .collect();
     let names = async || lab.count("select count(*) from workos.users where first_name = 'Older'").await;
-    // Without a scan the event is the later observation.
+    // Without a scan, the event is the later observation.
     apply(&store, Origin::Webhook, &events[..1]).await.unwrap();
     assert_eq!(names().await, 1);
     let reconcile = Reconcile::new(lab.context(), Mode::Repair, None);
@@ -260,7 +260,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     reconcile.step().await.unwrap();
     assert_eq!(names().await, 0, "the scan repairs it");
     apply(&store, Origin::Webhook, &events[1..2]).await.unwrap();
-    assert_eq!(names().await, 1, "its page is applied, and nothing is confirmed yet");
+    assert_eq!(names().await, 1, "its page is applied, but nothing is confirmed yet");
     while !matches!(reconcile.step().await.unwrap(), Some(ReconcileStep::Done(_))) {}
     assert_eq!(names().await, 0, "it is read by ID before the scan is complete");
     let applied = apply(&store, Origin::Webhook, &events).await.unwrap();
@@ -268,7 +268,7 @@ async fn a_row_confirmed_by_a_scan_does_not_lose_to_an_older_event() {
     assert_eq!(names().await, 0);
 }
 
-/// A process that stood still for longer than its lease finds that another one has reconciled meanwhile. It starts over.
+/// A process that paused for longer than its lease finds that another one has reconciled meanwhile. It starts over.
 #[tokio::test]
 async fn a_reconcile_that_another_process_overtook_starts_over() {
     let (lab, _) = silent(250).await;

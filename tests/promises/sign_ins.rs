@@ -41,7 +41,7 @@ async fn kept(pool: &PgPool) -> i64 {
 }
 
 #[tokio::test]
-async fn the_latest_session_counts_in_any_order_before_its_user_and_behind_it() {
+async fn the_latest_session_counts_in_any_order_before_and_after_its_user() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);

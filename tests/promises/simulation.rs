@@ -1,7 +1,7 @@
 //! Nothing is lost: random histories, random faults, crashes between any two steps, two replicas, one thread.
 //!
-//! A seed decides everything that is decided here. `SEED=17 cargo test simulation` plays one again, `SEEDS=1000` plays many,
-//! and `SEEDS=301-400` some.
+//! All random decisions depend on a seed. `SEED=17 cargo test simulation` plays one seed, `SEEDS=1000` plays the first thousand, and
+//! `SEEDS=301-400` plays a range.
 
 mod environment;
 mod invariants;
@@ -17,26 +17,26 @@ use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use futures_util::FutureExt;
 use world::{Feeds, World};
 
-/// Seeds played by the test command beside the pinned ones, and how long all may take together.
+/// Number of seeds that the test command plays in addition to the pinned ones, and the time limit for all of them.
 const SEEDS: u64 = 60;
 const BUDGET: Duration = Duration::from_secs(90);
 
-/// Seeds that found a defect, which is fixed. The test command plays them first.
+/// Seeds that found a defect, which is fixed now. The test command plays them first.
 const PINNED: [u64; 11] = [
     2,  // A late event: its page counted as listed newest first, and the cursor never moved again.
-    4,  // Erasing a long history took longer than the database timeout: the deletion was never taken.
-    5,  // As 2, without webhooks.
+    4,  // Erasing a long history took longer than the database timeout: the deletion was never applied.
+    5,  // The same as 2, without webhooks.
     8,  // Lookups that timed out under a lock left backends behind that waited for it.
-    10, // Another replica asked WorkOS during a pause that WorkOS had asked for.
-    11, // A process of the old client ID took a webhook after `rebind`.
-    15, // Retention by a clock that was 40 days ahead dropped what had just come.
+    10, // Another replica sent requests during a pause that WorkOS had requested.
+    11, // A process of the old client ID accepted a webhook after `rebind`.
+    15, // Retention with a clock 40 days ahead deleted new events.
     21, // After a failover, connections to the read-only server stayed in the pool.
-    31, // A process of the old client ID went on with its jobs after `rebind`.
-    54, // As 10, for reconcile.
+    31, // A process of the old client ID continued its jobs after `rebind`.
+    54, // The same as 10, for reconcile.
     59, // An answer dated 20 days ahead moved `synced_through` into the future.
 ];
 
-/// The seeds to play, and how long that may take.
+/// Returns the seeds to play, and the time limit.
 fn seeds() -> (Vec<u64>, Duration) {
     let setting = |name: &str| std::env::var_os(name).map(|text| text.into_string().expect("text"));
     let number = |text: &str| text.parse::<u64>().expect("a number");
@@ -54,7 +54,7 @@ fn seeds() -> (Vec<u64>, Duration) {
 }
 
 #[tokio::test]
-async fn after_the_dust_settles_every_row_is_as_workos_has_it() {
+async fn after_all_faults_every_row_equals_workos() {
     let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
     let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
@@ -64,9 +64,9 @@ async fn after_the_dust_settles_every_row_is_as_workos_has_it() {
         if began.elapsed() > budget {
             break;
         }
-        // A failing seed stops no other.
+        // After a failing seed, the others are played too.
         if AssertUnwindSafe(Box::pin(play(seed, &mut server))).catch_unwind().await.is_err() {
-            eprintln!("seed {seed} failed; to play it again: SEED={seed} cargo test after_the_dust_settles");
+            eprintln!("seed {seed} failed; to play it again: SEED={seed} cargo test after_all_faults");
             failed.push(seed);
         }
         played += 1;

@@ -48,7 +48,7 @@ fn claims(subject: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_caller_is_the_subject_of_its_claims_or_nobody() {
+async fn the_caller_is_the_subject_of_its_claims_or_null() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let [ada, _, gone] = three_users(&pool).await;

@@ -241,7 +241,7 @@ async fn a_thousand_first_requests_of_one_new_user_ask_workos_once() {
 
 /// Found by a thousand at once, under load: one had looked into the table just before the answer to another was in it.
 #[tokio::test]
-async fn whoever_looked_just_before_the_answer_came_does_not_ask_again() {
+async fn a_caller_that_read_the_table_just_before_the_commit_sends_no_second_request() {
     let lab = Lab::new().await;
     let id = lab.create_user("Ada");
     let read_through = ReadThrough::new(lab.context());
@@ -312,7 +312,7 @@ async fn read_through_judges_its_key_again() {
 
 /// What a caller makes up is neither a path at WorkOS, asked with our key, nor said back as it came.
 #[tokio::test]
-async fn an_id_that_nobody_can_have_is_not_asked_about() {
+async fn an_impossible_id_causes_no_request() {
     let lab = Lab::new().await;
     lab.create_users(3);
     lab.backfill().await;

@@ -8,17 +8,17 @@ use crate::domain::event::Outcome;
 use crate::store::StoreError;
 use crate::store::batch::NewEvent;
 
-/// Gives quarantined rows the outcome of another try, where it went well, and returns their ids.
+/// Stores the outcome of successful retries in the quarantined rows, and returns the IDs of these events.
 pub(crate) async fn record_retry(
     connection: &mut PgConnection,
     writes: &[NewEvent<'_>],
 ) -> Result<HashSet<String>, StoreError> {
-    let well = || writes.iter().filter(|write| write.outcome != Outcome::Quarantined);
-    let ids: Vec<String> = well().map(|write| write.event.id.clone()).collect();
-    let outcomes: Vec<String> = well().map(|write| write.outcome.as_str().to_owned()).collect();
-    let reasons: Vec<Option<&str>> = well().map(|write| write.reason.as_deref()).collect();
-    let erased: Vec<bool> = well().map(|write| write.erased).collect();
-    let settled = sqlx::query_scalar!(
+    let successful = || writes.iter().filter(|write| write.outcome != Outcome::Quarantined);
+    let ids: Vec<String> = successful().map(|write| write.event.id.clone()).collect();
+    let outcomes: Vec<String> = successful().map(|write| write.outcome.as_str().to_owned()).collect();
+    let reasons: Vec<Option<&str>> = successful().map(|write| write.reason.as_deref()).collect();
+    let erased: Vec<bool> = successful().map(|write| write.erased).collect();
+    let updated = sqlx::query_scalar!(
         "-- events.record_retry
         update workos.events as kept
         set
@@ -37,5 +37,5 @@ pub(crate) async fn record_retry(
     )
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().collect())
+    Ok(updated.into_iter().collect())
 }

@@ -1,11 +1,11 @@
-//! `workos.user_records` in pages, by id: for WorkOS's ids, by creation. A cursor is any id, whether or not a user has it.
+//! Pages of `workos.user_records`, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also of no user.
 
 use super::Row;
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::{Store, StoreError};
 
-/// Which way a list runs.
+/// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Oldest first.
@@ -14,42 +14,42 @@ pub enum Order {
     Descending,
 }
 
-/// Which page.
+/// Selects a page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageOf<'a> {
-    /// Only users of this address, whatever its case.
+    /// Only users with this email address. Not case-sensitive.
     pub email: Option<&'a str>,
-    /// Which way the list runs.
+    /// The order of the list.
     pub order: Order,
-    /// What comes right before this id in the list.
+    /// Select the users right before this ID in the list.
     pub before: Option<&'a str>,
-    /// What comes right after this id in the list.
+    /// Select the users right after this ID in the list.
     pub after: Option<&'a str>,
-    /// Users at most.
+    /// Maximum number of users.
     pub limit: usize,
 }
 
-/// One page.
+/// A page.
 #[derive(Clone, Debug)]
 pub struct UsersPage {
-    /// In the list's order.
+    /// The users, in the order of the list.
     pub users: Vec<User>,
-    /// There are users before the first.
+    /// The list has users before the first one.
     pub before: bool,
-    /// There are users after the last.
+    /// The list has users after the last one.
     pub after: bool,
 }
 
-/// Greater than every id: text compares bytewise, and no character has greater bytes.
+/// Greater than every ID: IDs compare bytewise, and no character has greater bytes.
 const END: &str = "\u{10FFFF}";
 
 impl Store {
-    /// A page of live users: one range of one index, however deep.
+    /// Returns a page of live users. Reads one range of one index, for late pages too.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn users_page(&self, of: &PageOf<'_>) -> Result<UsersPage, StoreError> {
-        // Towards greater ids, and from where?
+        // The direction (`upward`: to greater IDs) and the start.
         let (upward, from) = match (of.order, of.before, of.after) {
             (Order::Ascending, None, after) => (true, after.unwrap_or_default()),
             (Order::Ascending, Some(before), _) => (false, before),
@@ -63,7 +63,7 @@ impl Store {
         };
         let more = users.len() > of.limit;
         users.truncate(of.limit);
-        // Behind the cursor there is whoever the caller came from; without a cursor nobody.
+        // With a cursor, the caller comes from a neighbouring page.
         let came_from = of.before.is_some() || of.after.is_some();
         let backwards = of.before.is_some();
         if backwards {
@@ -126,8 +126,8 @@ impl Store {
         Ok(rows.into_iter().filter_map(live).collect())
     }
 
-    /// Few users share an address, so the index on it finds them all first, and the page is cut from those: left to itself
-    /// PostgreSQL would rather walk the ids.
+    /// Finds all users with the address first, then selects the page among them, because only few users share an address. Without
+    /// `materialized`, PostgreSQL would read the whole table in ID order.
     async fn with_email(&self, email: &str, upward: bool, from: &str, limit: i64) -> Result<Vec<User>, StoreError> {
         let rows = self
             .lookup(async |connection| {
@@ -164,12 +164,13 @@ impl Store {
         Ok(rows.into_iter().filter_map(live).collect())
     }
 
-    /// The live user with this external id; of several the one of the highest version, because WorkOS may hand the id on.
+    /// Returns the live user with this external ID. If there are several, because an external ID was given to another user, returns
+    /// the one with the highest version.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn user_by_external_id(&self, external_id: &str) -> Result<Option<User>, StoreError> {
-        // PostgreSQL's text holds no NUL, so nobody has such an id.
+        // PostgreSQL text cannot contain NUL, so no user has such an ID.
         if external_id.contains('\0') {
             return Ok(None);
         }

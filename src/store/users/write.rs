@@ -1,4 +1,4 @@
-//! The write path's statements on `workos.user_records`: lock, read, insert placeholders, write tombstones.
+//! The statements of the write path on `workos.user_records`: lock, read, insert placeholders, write tombstones.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::Extra;
 use crate::store::StoreError;
 
-/// Inserts a row for each of these users, who have none, so that no other transaction can insert or delete them. `ids` are
-/// sorted: two transactions that insert the same rows then wait for each other in one order.
+/// Inserts a placeholder for each of these users, which have no row, so no other transaction can insert or delete them. `ids` must be
+/// sorted, so that two transactions that insert the same rows do not deadlock.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if another transaction inserted one of them first.
@@ -35,12 +35,12 @@ pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[St
     Err(StoreError::retry())
 }
 
-/// A user as a batch found it.
+/// The state of a user before a batch.
 #[derive(Clone, Debug)]
 pub(crate) struct FoundUser {
     /// The row.
     pub(crate) stored: Stored,
-    /// The latest sign-in that sessions told of. A live row shows it already. An absent user may have one, too.
+    /// The latest sign-in according to session events. The row of a live user already contains it. An absent user can have one, too.
     pub(crate) signed_in_at: Option<Timestamp>,
     /// When the version was last written, by the database's clock.
     pub(crate) version_at: Option<Timestamp>,
@@ -54,14 +54,14 @@ impl FoundUser {
     }
 }
 
-/// Locks these users in ID order and reads them. `no key`: an application's foreign keys check against these rows, and must
-/// not wait. It returns the last committed state, and no other transaction can change it before this one ends.
+/// Locks these users in ID order and reads them. It returns the last committed state, and no other transaction can change that state
+/// before this one ends. The lock is `no key`, so that foreign keys of an application do not wait for it.
 ///
-/// That holds for the sign-ins too, although only the users' rows are locked: a transaction that stores one of a live user
-/// writes that user's row, and `workos.confirm_inserted` covers absent users.
+/// This also holds for the sign-ins, although only the users' rows are locked: a transaction that stores a sign-in of a live user
+/// writes the user's row, too, and `workos.confirm_inserted` covers absent users.
 ///
 /// # Errors
-/// [`StoreError::Conflict`] if a row appeared after the locks were taken.
+/// [`StoreError::Conflict`] if another transaction inserted one of the rows after the locks were taken.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
     ids: &[String],
@@ -79,11 +79,11 @@ pub(crate) async fn lock(
     .await?;
     let users = find(connection, ids).await?;
     let found = users.values().filter(|user| user.revision.is_some()).count();
-    // Rows are never deleted, so as many rows are the same rows.
+    // Rows are never deleted, so the same number means the same rows.
     if found == locked.len() { Ok(users) } else { Err(StoreError::retry()) }
 }
 
-/// Reads these users without locking them. One without a row is [`Stored::Absent`].
+/// Reads these users without locking them. A user without a row is [`Stored::Absent`].
 pub(crate) async fn find(
     connection: &mut PgConnection,
     ids: &[String],
@@ -152,7 +152,7 @@ pub(crate) async fn find(
     Ok(users)
 }
 
-/// Makes tombstones: the id and the instant stay, everything else goes.
+/// Turns rows into tombstones: only the ID and the time of the deletion stay.
 pub(crate) async fn write_tombstones(
     connection: &mut PgConnection,
     deleted: &[(&str, Option<Timestamp>)],
@@ -192,7 +192,7 @@ pub(crate) async fn write_tombstones(
     Ok(())
 }
 
-/// Takes back the places held for users of whom nothing is known after all.
+/// Deletes the placeholders of users that the batch did not create.
 pub(crate) async fn delete_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
         "-- users.delete_placeholders

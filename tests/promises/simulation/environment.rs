@@ -1,4 +1,4 @@
-//! A WorkOS environment: its users, what happens to them, and the deliveries that tell of it.
+//! A WorkOS environment: its users, their changes, and the webhook deliveries.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use crate::support::lab::{another_workos, object};
 
-/// Users who ever live in one environment.
+/// Maximum number of users of an environment, including deleted ones.
 const USERS: usize = 14;
 
-/// An event, as WorkOS made it.
+/// An event as WorkOS created it.
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) id: String,
     pub(super) event_type: String,
     pub(super) created_at: Timestamp,
-    /// When it happened by the true clock. A late event's `created_at` lies before that.
+    /// When it was created by the true clock. The `created_at` of a late event is earlier.
     pub(super) happened_at: Timestamp,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Made {
 pub(super) struct LastState {
     pub(super) user: Value,
     pub(super) deleted_at: Option<Timestamp>,
-    /// When that was by the deletion's event, which may be late.
+    /// When the user was deleted according to the event, which can be late.
     pub(super) event_says: Option<Timestamp>,
 }
 
@@ -39,27 +39,27 @@ impl LastState {
 pub(super) struct Environment {
     pub(super) workos: SimulatedWorkos,
     clock: Clock,
-    /// Everybody who ever lived.
+    /// All users, including deleted ones.
     pub(super) users: BTreeMap<String, LastState>,
     /// Every event, oldest first.
     pub(super) events: Vec<Made>,
-    /// Deliveries to be made, and how often each was tried.
+    /// Open deliveries, and the number of attempts of each one.
     pub(super) deliveries: Vec<(Held, u32)>,
-    /// Somebody receives webhooks.
+    /// A webhook endpoint exists.
     pub(super) receives: bool,
-    /// Who was deleted before then is never heard of.
+    /// No event reports users that were deleted before this instant.
     pub(super) heard_since: Timestamp,
-    /// Where catch-up began to read, once it has.
+    /// The instant from which catch-up reads events, once it has started.
     pub(super) read_since: Option<Timestamp>,
-    /// How the API goes wrong now.
+    /// The current faults of the API.
     pub(super) faults: ApiFaults,
-    /// Items on a page.
+    /// Number of items on a page.
     page: usize,
-    /// WorkOS has forgotten events that we never read.
+    /// WorkOS no longer has some events that we never read.
     pub(super) forgotten: bool,
-    /// The `Date` header has been wrong: then our clocks counted, which may be ahead of WorkOS's by the tolerance of dates.
+    /// The `Date` header was wrong, so our own clocks were used. They can be ahead of WorkOS's clock by the tolerance of dates.
     pub(super) misdated: bool,
-    /// The database belonged to another environment for a while, which may have deleted users of this one.
+    /// The database belonged to another environment for a while, whose reconcile may have deleted users of this one.
     pub(super) left: bool,
 }
 
@@ -87,27 +87,27 @@ impl Environment {
         environment
     }
 
-    /// The API is well again.
+    /// Ends all faults of the API.
     pub(super) fn heal(&mut self) {
         self.change(self.calm());
     }
 
-    /// How the API goes wrong from now on.
+    /// Sets the faults of the API.
     pub(super) fn change(&mut self, faults: ApiFaults) {
         self.misdated |= faults.date_offset_s != 0;
         self.workos.set_api_faults(faults.clone());
         self.faults = faults;
     }
 
-    /// Nothing goes wrong; but pages are short, so that there are many.
+    /// Returns no faults, but short pages, so that there are many pages.
     pub(super) fn calm(&self) -> ApiFaults {
         let retention_s = self.forgotten.then_some(31 * 86_400);
-        // A WorkOS that forgets events may refuse the cursor, or silently list from the beginning.
+        // WorkOS can reject an expired cursor, or silently list from the first page.
         let lost_cursors_start_over = self.forgotten && self.page.is_multiple_of(2);
         ApiFaults { page_limit: Some(self.page), retention_s, lost_cursors_start_over, ..ApiFaults::default() }
     }
 
-    /// Events may be missing in the database for good; only a reconcile makes up for them.
+    /// Returns whether the database can lack events for ever, so that only a reconcile repairs the table.
     pub(super) fn has_gaps(&self) -> bool {
         self.forgotten || self.left
     }
@@ -116,10 +116,10 @@ impl Environment {
         self.users.iter().filter(|(_, user)| user.deleted_at.is_none()).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Something happens to a user.
+    /// Changes a user, or creates an event about one.
     pub(super) fn history(&mut self, random: &mut fastrand::Rng) {
-        let somebody = random.choice(&self.live_users()).cloned();
-        match (somebody, random.u8(0..20)) {
+        let user = random.choice(&self.live_users()).cloned();
+        match (user, random.u8(0..20)) {
             (None, _) | (_, 0..6) if self.users.len() < USERS => self.create(random),
             (Some(id), 0..15) => self.rename(&id, random),
             (Some(id), 15..17) => self.delete(&id),
@@ -148,13 +148,13 @@ impl Environment {
         self.users.insert(id.to_owned(), LastState::live(user));
     }
 
-    /// Deletes a user; `note_events` is the caller's to call.
+    /// Deletes a user. The caller must call `note_events`.
     pub(super) fn delete(&mut self, id: &str) {
         self.workos.delete_user(id).unwrap();
         self.users.get_mut(id).unwrap().deleted_at = Some(self.clock.now());
     }
 
-    /// Notes the events made since the last call, and their deliveries.
+    /// Records the events since the last call, and their deliveries.
     pub(super) fn note_events(&mut self) {
         for held in self.workos.take_held() {
             let event: Value = serde_json::from_slice(&held.body).unwrap();

@@ -1,4 +1,4 @@
-//! What holds at any instant.
+//! What must hold at any instant.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use time::OffsetDateTime;
 use super::replica::JobKind;
 use super::world::{Feeds, World};
 
-/// What was seen in the database so far.
+/// What the checks have seen in the database so far.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Everybody who was ever seen as deleted.
+    /// All users that were ever seen as deleted.
     deleted: BTreeSet<String>,
-    /// Live users who came from another environment.
+    /// Live users of another environment.
     pub(super) strangers: BTreeSet<String>,
-    /// Rows of the inbox and of the feed.
+    /// Numbers of rows of the inbox and of the feed.
     inbox: usize,
     changes: i64,
 }
@@ -31,9 +31,9 @@ struct Now {
     live: Vec<String>,
     deleted: Vec<String>,
     changes: i64,
-    /// Payloads of deleted users that are not on the list of what is still to be erased.
+    /// Payloads of deleted users that are not in the list of pending erasures.
     left_behind: Vec<String>,
-    /// Payloads that are gone although their users are not deleted.
+    /// Erased payloads of users that are not deleted.
     emptied: Vec<String>,
 }
 
@@ -60,39 +60,39 @@ const NOW: &str = "
     from (values (1)) as one
     left join (select cursor, synced_through, range_start from workos.catch_up) as place on true";
 
-/// How far a `Date` header may be from one of our clocks and still count, and so how far our clocks may be ahead of WorkOS's where
-/// they count instead. Seconds; see `workos/clocks.rs`.
+/// Maximum difference between a `Date` header and one of our clocks for the header to be used, in seconds. Our clocks can therefore
+/// be this far ahead of WorkOS's when they are used instead. See `workos/clocks.rs`.
 const DATE_TOLERANCE_S: i64 = 30 * 60;
 
 impl World<'_> {
     async fn now(&self) -> Now {
         loop {
-            // The pool may hold connections that a mishap has closed.
+            // The pool can contain connections that a fault has closed.
             if let Ok(now) = sqlx::query_as(NOW).fetch_one(&self.pool).await {
                 return now;
             }
         }
     }
 
-    /// Looks whether everything holds that always holds.
+    /// Checks all invariants.
     pub(super) async fn look(&mut self) {
         let now = self.now().await;
         self.nothing_is_dropped_early(&now);
         assert_eq!(now.left_behind, Vec::<String>::new(), "payloads of deleted users");
         if let Some(through) = now.synced_through.map(Timestamp::from) {
-            assert!(through <= self.clock.now(), "synced through {through}, and it is {}", self.clock.now());
+            assert!(through <= self.clock.now(), "synced through {through}, but now is {}", self.clock.now());
         }
         if self.feeds != Feeds::WebhooksOnly {
             self.nothing_is_skipped(&now);
         }
-        self.nobody_returns(&now);
+        self.check_no_deleted_user_returns(&now);
     }
 
-    /// A deleted user stays deleted, and whoever was deleted before anybody listened never appears.
-    fn nobody_returns(&mut self, now: &Now) {
+    /// Checks that deleted users stay deleted, and that users deleted before the first start never appear.
+    fn check_no_deleted_user_returns(&mut self, now: &Now) {
         let live: BTreeSet<&String> = now.live.iter().collect();
         let returned: Vec<&String> = self.seen.deleted.iter().filter(|id| live.contains(id)).collect();
-        assert!(returned.is_empty(), "deleted, and alive again: {returned:?}");
+        assert!(returned.is_empty(), "deleted users are live again: {returned:?}");
         self.seen.deleted.extend(now.deleted.iter().cloned());
         let here = self.here();
         for id in &now.live {
@@ -105,15 +105,15 @@ impl World<'_> {
         }
     }
 
-    /// Retention keeps everything here: for the database's clock no more than a moment passes.
+    /// Checks that retention deletes nothing: by the database's clock, all rows are new.
     fn nothing_is_dropped_early(&mut self, now: &Now) {
         assert!(now.inbox.len() >= self.seen.inbox, "{} of {} events", now.inbox.len(), self.seen.inbox);
         assert!(now.changes >= self.seen.changes, "{} of {} changes", now.changes, self.seen.changes);
-        assert_eq!(now.emptied, Vec::<String>::new(), "payloads are gone, and their users are not deleted");
+        assert_eq!(now.emptied, Vec::<String>::new(), "payloads are erased, but their users are not deleted");
         (self.seen.inbox, self.seen.changes) = (now.inbox.len(), now.changes);
     }
 
-    /// What lies before the cursor, and what happened before `synced_through`, is in the inbox.
+    /// Checks that the inbox contains all events before the cursor and before `synced_through`.
     fn nothing_is_skipped(&mut self, now: &Now) {
         let Some(range_start) = now.range_start.map(Timestamp::from) else { return };
         let catch_up_only = self.feeds == Feeds::CatchUpOnly;
@@ -124,9 +124,9 @@ impl World<'_> {
         if catch_up_only && here.read_since.is_none() {
             here.heard_since = range_start;
         }
-        // Where no two clocks agree, reading begins by the earliest one, and hears of users who were long gone.
+        // If no two clocks agree, catch-up starts at the earliest one, and reads events of users deleted long ago.
         here.heard_since = here.heard_since.min(range_start);
-        // Only what was made since then is promised, also where reading begins anew at an earlier instant.
+        // Only events created since then are promised, even if catch-up restarts at an earlier instant.
         let read_since = *here.read_since.get_or_insert(range_start);
         let inbox: BTreeSet<&String> = now.inbox.iter().collect();
         let tolerance = if here.misdated { DATE_TOLERANCE_S } else { 0 };
@@ -143,25 +143,25 @@ impl World<'_> {
         }
     }
 
-    /// While WorkOS asks to be left alone, no process asks it for the same job. A process that died before the end of its step
-    /// may not have told the others.
+    /// Checks that no process sends requests for a job during a pause that WorkOS requested for it. A process that was killed before
+    /// the end of its step may not have stored the pause.
     pub(super) fn pause_is_kept(&mut self, job: JobKind, asked: bool, done: bool) {
         let now = self.clock.now();
         if !asked {
             return;
         }
-        // The database's own time passes, too.
+        // The database's clock advances, too.
         let until = self.pauses.get(job.name()).map(|(until, since)| until.minus(since.elapsed()));
         let until = until.filter(|until| now < *until);
         assert!(until.is_none(), "{} asks WorkOS, which asked for a pause until {until:?}", job.name());
         let pause = self.here().faults.retry_after_s;
         if let Some(seconds) = pause.filter(|_| done) {
-            // What the database keeps is aged by whole seconds.
+            // The database's times are moved by whole seconds.
             self.pauses.insert(job.name(), (now.plus_seconds(i64::from(seconds) - 1), Instant::now()));
         }
     }
 
-    /// Everything of ours in the database, once nothing is under way there.
+    /// Returns a digest of our tables, once no statement is running.
     pub(super) async fn digest(&self) -> String {
         let busy = "select count(*) from pg_stat_activity
             where backend_type = 'client backend' and pid <> pg_backend_pid() and state <> 'idle'";
@@ -173,6 +173,6 @@ impl World<'_> {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        panic!("the database does not come to rest");
+        panic!("statements in the database do not end");
     }
 }

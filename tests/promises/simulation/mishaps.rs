@@ -1,4 +1,4 @@
-//! What befalls the network, the database and its operators.
+//! Faults of the network, the database and the operators.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use super::environment::Environment;
 use super::replica::{JobKind, POOL};
 use super::world::{ALWAYS, Feeds, PATIENT, World};
 
-/// The database timeout of a process that meets a lock or a slow statement.
+/// The database timeout of a process during a lock or a slow statement.
 const IMPATIENT: Duration = Duration::from_millis(500);
 
-/// What two minutes have room for, with rests that double from a second to a minute.
+/// Maximum number of attempts in two minutes, with pauses that double from a second to a minute.
 const ATTEMPTS_IN_AN_OUTAGE: usize = 10;
 
-/// Of a process whose database belongs to another client.
+/// The error of a process whose database belongs to another client ID.
 const NOT_OURS: &str = "belongs to the WorkOS client ID";
 
 impl World<'_> {
-    /// The API behaves differently from now on.
-    pub(super) fn weather(&mut self) {
-        // What is read at the same instant under different weathers would have no order.
+    /// Changes the faults of the API.
+    pub(super) fn change_api_faults(&mut self) {
+        // Reads at the same instant with different faults would have no order.
         self.pass(1);
         let chance = self.random.u8(0..3) * 15;
         let mut faults = ApiFaults { hold_back_ms: self.random.u64(0..12_000), ..self.here().calm() };
@@ -39,7 +39,7 @@ impl World<'_> {
             7 => faults.unknown_types = vec!["session.created".to_owned()],
             8..10 => (faults.late, faults.late_by_s) = (50, self.random.u32(61..1_200)),
             10..12 => faults.date_offset_s = *self.random.choice(&[-20 * 86_400, 20 * 86_400]).unwrap(),
-            // Everything fails, and WorkOS asks for a pause that is longer than a lease.
+            // Every request fails, and WorkOS requests a pause that is longer than a lease.
             _ => (faults.error, faults.retry_after_s) = (100, Some(self.random.u32(30..120))),
         }
         self.here_mut().change(faults);
@@ -47,14 +47,14 @@ impl World<'_> {
 
     pub(super) async fn mishap(&mut self) {
         match self.random.u8(0..20) {
-            // A lease runs out under its holder.
+            // A lease expires, and its holder does not notice.
             0..3 => self.expire_leases().await,
             3..6 => self.cut_connections().await,
             6 => {
                 self.server.pause().unwrap();
                 self.server.resume().unwrap();
             }
-            // A clock is wrong, either way, or right again.
+            // A clock becomes wrong, in either direction, or right again.
             7..10 => {
                 let at = self.some_replica();
                 let wrong = [-86_400 * 40, -3_600, 0, 0, 3_600, 86_400 * 40];
@@ -73,7 +73,7 @@ impl World<'_> {
         }
     }
 
-    /// We are away for longer than WorkOS retries deliveries and keeps events.
+    /// The service is down for longer than WorkOS retries deliveries and keeps events.
     fn long_absence(&mut self) {
         if self.feeds != Feeds::Both || self.here().forgotten {
             return;
@@ -92,7 +92,7 @@ impl World<'_> {
         let _ = sqlx::query(kill).execute(&self.pool).await;
     }
 
-    /// Failover: all connections are cut; those made until it is over reach a server that can only be read, and stay open.
+    /// Failover: all connections are closed. New connections reach a read-only server until it is over, and stay open.
     async fn failover(&mut self) {
         self.insist("alter database postgres set default_transaction_read_only = on").await;
         self.cut_connections().await;
@@ -111,7 +111,7 @@ impl World<'_> {
         self.insist("alter database postgres reset default_transaction_read_only").await;
     }
 
-    /// The server is a standby for a while, and is promoted under the connections made meanwhile.
+    /// The server is a standby for a while. It is promoted while connections are open.
     async fn standby(&mut self) {
         self.server.pause().unwrap();
         std::fs::write(self.server.scratch().join("data/standby.signal"), "").unwrap();
@@ -153,7 +153,7 @@ impl World<'_> {
         self.here_mut().note_events();
         let news = self.here().deliveries.last().map(|(held, _)| held.clone());
         self.meet_the_lock(at, &id, news.as_ref(), table).await;
-        self.nobody_waits().await;
+        self.check_no_backend_waits().await;
         session.close().await.unwrap();
         if let Some(news) = news {
             self.taken_in_the_end(at, &news).await;
@@ -161,7 +161,7 @@ impl World<'_> {
         self.restart_with(at, PATIENT).await;
     }
 
-    /// A process tries what needs the locked row, or only the table.
+    /// A process runs statements that need the locked row or table.
     async fn meet_the_lock(&mut self, at: usize, id: &str, news: Option<&Held>, table: bool) {
         let replica = &mut self.replicas[at];
         if let Some(news) = news {
@@ -179,8 +179,8 @@ impl World<'_> {
         }
     }
 
-    /// Whoever timed out waits no longer on the server either.
-    async fn nobody_waits(&self) {
+    /// Checks that no backend waits for a lock after its client has timed out.
+    async fn check_no_backend_waits(&self) {
         let waiting = "select count(*) from pg_stat_activity
             where wait_event_type = 'Lock' and backend_type = 'client backend'";
         for _ in 0..400 {
@@ -201,7 +201,7 @@ impl World<'_> {
         panic!("{} is never taken", held.event_id);
     }
 
-    /// A user with a long history is deleted, and erasing all of it takes longer than the database timeout.
+    /// A user with a long history is deleted. Erasing all of it takes longer than the database timeout.
     async fn long_erasure(&mut self) {
         let Some(id) = self.random.choice(&self.here().live_users()).cloned() else { return };
         if self.feeds == Feeds::CatchUpOnly {
@@ -226,7 +226,7 @@ impl World<'_> {
         self.restart_with(at, PATIENT).await;
     }
 
-    /// WorkOS fails for two minutes, and both processes do by themselves what they do: a step, a rest, the next step.
+    /// WorkOS fails for two minutes. Both processes run their jobs: a step, a pause, the next step.
     async fn outage(&mut self) {
         if self.feeds == Feeds::WebhooksOnly || (0..self.replicas.len()).any(|at| self.is_stray(at)) {
             return;
@@ -261,11 +261,11 @@ impl World<'_> {
         self.here_mut().heal();
     }
 
-    /// The operator gives the database to the other environment. One process is started anew for it; the other one runs on.
+    /// The operator rebinds the database to the other environment, and restarts one of the two processes.
     async fn rebind(&mut self) {
         if self.environments.len() == 1 {
             let mut other = Environment::start(&self.clock, self.seed.wrapping_add(1 << 32), false).await;
-            // Without the API nobody would ever hear of them.
+            // Without the API, no event about them would ever arrive.
             let before = if self.feeds == Feeds::WebhooksOnly { 0 } else { self.random.u8(0..8) };
             for _ in 0..before {
                 other.history(&mut self.random);
@@ -294,7 +294,7 @@ impl World<'_> {
         self.restart(at).await;
     }
 
-    /// As after a disk snapshot was restored: nothing happens but to positions in the feed.
+    /// Rebinds to the same client ID, as after a restored disk snapshot. Only the positions of the feed become invalid.
     async fn rebind_to_the_same(&mut self) {
         self.give_database_to_here().await;
     }
@@ -311,17 +311,17 @@ impl World<'_> {
         panic!("rebind does not succeed");
     }
 
-    /// A process whose database was given to another environment does a step: it changes nothing. Sooner or later it writes, is
-    /// refused, says why, and ends.
+    /// Runs a step in a process whose database was rebound to another environment. It changes nothing. Its next write is rejected
+    /// with a reason, and it ends.
     pub(super) async fn step_stray(&mut self, at: usize, job: JobKind, polls: usize) {
         let before = self.digest().await;
         let done = self.replicas[at].step(job, polls).await;
-        assert_eq!(self.digest().await, before, "changed by a process of another client");
+        assert_eq!(self.digest().await, before, "changed by a process of another client ID");
         let error = self.replicas[at].error(job).unwrap_or_default();
         if done.is_none() || error.contains(NOT_OURS) {
             return self.restart(at).await;
         }
-        // These two begin every step with a lease. A connection may be broken, or lead to a read-only server.
+        // These two take a lease at the start of each step. A connection can be broken, or lead to a read-only server.
         self.replicas[at].unaware += u32::from(matches!(job, JobKind::CatchUp | JobKind::Housekeeping));
         let unaware = self.replicas[at].unaware;
         assert!(unaware <= POOL, "{} does not notice that the database is another's: {error}", job.name());
@@ -330,14 +330,14 @@ impl World<'_> {
     pub(super) async fn handle_at_stray(&mut self, at: usize, which: usize) {
         let before = self.digest().await;
         self.replicas[at].handle(which, ALWAYS).await;
-        assert_eq!(self.digest().await, before, "changed by a process of another client");
+        assert_eq!(self.digest().await, before, "changed by a process of another client ID");
     }
 
-    /// A delivery that is not for the database's environment, or reaches a process that is not: it is refused.
+    /// Sends a delivery of another environment, or to a process of another environment. It is rejected.
     pub(super) async fn deliver_astray(&mut self, held: &Held, at: usize) {
         let before = self.digest().await;
         let status = self.replicas[at].take(held, self.clock.now(), ALWAYS).await;
-        assert!(matches!(status, Some(401 | 503)), "taken by, or from, another client: {status:?}");
-        assert_eq!(self.digest().await, before, "changed by a process of another client");
+        assert!(matches!(status, Some(401 | 503)), "accepted by or from another client ID: {status:?}");
+        assert_eq!(self.digest().await, before, "changed by a process of another client ID");
     }
 }

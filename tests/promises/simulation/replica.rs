@@ -1,4 +1,4 @@
-//! One process of ours, which can be stepped, crash and start again.
+//! A process of ours, which the simulation steps, kills and restarts.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -39,10 +39,10 @@ use tower::ServiceExt;
 
 use crate::support::lab::job_context;
 
-/// Connections of one process to the database. Its receiver and its jobs share them.
+/// Database connections of a process. Its receiver and its jobs share them.
 pub(super) const POOL: u32 = 4;
 
-/// Nobody shows a token here; and a client for the keys would be made for nothing with each process.
+/// The simulation sends no tokens, so a process needs no HTTP client for keys.
 struct NoKeys;
 
 impl KeySource for NoKeys {
@@ -51,7 +51,7 @@ impl KeySource for NoKeys {
     }
 }
 
-/// Polls a future so often at most; `None` when it was cut off, as by `kill -9`.
+/// Polls a future at most this many times. `None`: it was dropped before its end, as by `kill -9`.
 pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
@@ -65,7 +65,7 @@ pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Out
     .await
 }
 
-/// The jobs that ask WorkOS, and the one that does not.
+/// The jobs that send requests to WorkOS, and the one that does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobKind {
     CatchUp,
@@ -77,13 +77,13 @@ pub(super) enum JobKind {
 impl JobKind {
     pub(super) const ALL: [Self; 4] = [Self::CatchUp, Self::Backfill, Self::Reconcile, Self::Housekeeping];
 
-    /// Mostly catch-up.
+    /// Returns a random job, mostly catch-up.
     pub(super) fn any(random: &mut fastrand::Rng) -> Self {
         let job = random.usize(0..8);
         Self::ALL[job.saturating_sub(4)]
     }
 
-    /// Its name in the process's status.
+    /// Returns its name in the status of the process.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::CatchUp => CatchUp::NAME,
@@ -94,11 +94,11 @@ impl JobKind {
     }
 }
 
-/// How a process of ours is started.
+/// The parameters of a process.
 pub(super) struct Start<'a> {
     pub(super) url: &'a str,
     pub(super) workos: &'a SimulatedWorkos,
-    /// Which of the world's environments that is.
+    /// The index of that environment.
     pub(super) environment: usize,
     pub(super) now: Timestamp,
     pub(super) seed: u64,
@@ -109,7 +109,7 @@ pub(super) struct Start<'a> {
 }
 
 pub(super) struct Replica {
-    /// The environment whose client ID it was started with.
+    /// The index of the environment whose client ID it has.
     pub(super) environment: usize,
     pub(super) clock: Clock,
     pub(super) context: JobContext,
@@ -117,17 +117,17 @@ pub(super) struct Replica {
     pub(super) backfill: Backfill,
     pub(super) reconcile: Reconcile,
     pub(super) housekeeping: Housekeeping,
-    /// Each handler's two loops.
+    /// The two loops of each handler.
     pub(super) handlers: Vec<(FeedLoop, BacklogLoop)>,
-    /// Steps since its database was given to another environment.
+    /// Number of steps since its database was rebound to another environment.
     pub(super) unaware: u32,
-    /// Until when each job rests.
+    /// The end of the pause of each job.
     due: BTreeMap<&'static str, Timestamp>,
     pool: Pool,
     receiver: Receiver,
 }
 
-/// The HTTP side of a process. Many a process ends before it is asked for anything, and building one takes a while.
+/// The HTTP side of a process. It is built at the first request, because building takes time and many processes get none.
 enum Receiver {
     Configured(Option<Box<Builder>>),
     Built(Router),
@@ -163,7 +163,7 @@ impl Replica {
             clock,
             catch_up: CatchUp::new(context.clone(), types.clone(), Duration::ZERO),
             backfill: Backfill::new(context.clone(), false),
-            // The database's clock, which no world can set, says when one is due: always.
+            // A reconcile is due by the database's clock, which the simulation cannot set. So it is always due.
             reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(Duration::ZERO)),
             housekeeping: Housekeeping::new(context.clone(), 30 * day, start.both_feeds.then_some(types)),
             handlers: handlers(&context, seed),
@@ -175,7 +175,7 @@ impl Replica {
         }
     }
 
-    /// One step of one job; `None` when it was cut off.
+    /// Runs a step of a job. `None`: the process was killed.
     pub(super) async fn step(&self, job: JobKind, polls: usize) -> Option<Duration> {
         match job {
             JobKind::CatchUp => cut_off(polls, self.catch_up.tick()).await,
@@ -185,7 +185,7 @@ impl Replica {
         }
     }
 
-    /// What a process does every few seconds, also while it rests.
+    /// Renews the leases, as a process does every few seconds, also during a pause.
     pub(super) async fn renew(&self) {
         self.catch_up.renew().await;
         self.backfill.renew().await;
@@ -193,12 +193,12 @@ impl Replica {
         self.housekeeping.renew().await;
     }
 
-    /// Whether a job rests, because its last step failed.
+    /// Returns whether a job pauses because its last step failed.
     pub(super) fn rests(&self, job: JobKind, now: Timestamp) -> bool {
         self.due.get(job.name()).is_some_and(|due| now < *due)
     }
 
-    /// A process rests after a failure for as long as its step said. Other rests are left out: the world is impatient.
+    /// Records the pause after a failed step. Other pauses are skipped, to save time.
     pub(super) fn note_rest(&mut self, job: JobKind, now: Timestamp, rest: Duration) {
         if self.error(job).is_some() {
             self.due.insert(job.name(), now.plus_micros(rest.as_micros().try_into().unwrap()));
@@ -207,23 +207,23 @@ impl Replica {
         }
     }
 
-    /// What is wrong with a job, after its last step.
+    /// Returns the error of the last step of a job.
     pub(super) fn error(&self, job: JobKind) -> Option<String> {
         self.context.jobs.current().get(job.name()).and_then(|status| status.error.clone())
     }
 
-    /// One step of a handler, along the feed or through its backlog; `None` when it was cut off.
+    /// Runs a step of a handler, on the feed or on its backlog. `None`: the process was killed.
     pub(super) async fn handle(&self, which: usize, polls: usize) -> Option<Duration> {
         let (along, again) = &self.handlers[which / 2 % self.handlers.len()];
         if which.is_multiple_of(2) { cut_off(polls, along.tick()).await } else { cut_off(polls, again.tick()).await }
     }
 
-    /// Takes a webhook that was signed at `now`; the status, or `None` when the process died under it.
+    /// Receives a webhook that was signed at `now`. Returns the status, or `None` if the process was killed.
     pub(super) async fn take(&mut self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
         self.take_all(std::slice::from_ref(held), now, polls).await?.pop()
     }
 
-    /// Takes several webhooks at the same time; their statuses, or `None` when the process died under them.
+    /// Receives several webhooks at the same time. Returns the statuses, or `None` if the process was killed.
     pub(super) async fn take_all(&mut self, held: &[Held], now: Timestamp, polls: usize) -> Option<Vec<u16>> {
         let router = self.receiver.router();
         let answers = held.iter().map(|held| {
@@ -239,8 +239,8 @@ impl Replica {
     }
 }
 
-/// The application's handlers: one in Rust that keeps its own table of users and a log, and fails now and then, also behind
-/// its writes; one in SQL that keeps a log, and fails as often.
+/// Creates the application's handlers. One in Rust writes a table of users and a log, and sometimes fails before or after its writes.
+/// One in SQL writes a log, and fails as often.
 fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let mirror = move |change: Change, mut tx: Tx| {

@@ -1,4 +1,4 @@
-//! Everything heals; then the database has to become what WorkOS has.
+//! All faults end. Then the database must converge to WorkOS's state.
 
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::store::scans::ScanKind;
@@ -11,7 +11,7 @@ use super::replica::JobKind;
 use super::world::{ALWAYS, Feeds, World};
 
 impl World<'_> {
-    /// Everything heals, and all that is open is done: often by the processes that were there before.
+    /// Ends all faults, and completes all open work, often with the same processes.
     pub(super) async fn settle(&mut self) {
         self.here_mut().heal();
         for at in 0..self.replicas.len() {
@@ -28,10 +28,10 @@ impl World<'_> {
             if !self.here().has_gaps() {
                 self.compare(false).await;
             }
-            // One may have been under way for long.
+            // A scan may have started long ago.
             if self.reconcile().await && self.reconcile().await {
                 self.compare(true).await;
-                self.nobody_from_elsewhere().await;
+                self.check_no_foreign_users().await;
             }
         } else {
             self.compare(false).await;
@@ -62,11 +62,11 @@ impl World<'_> {
                 replica.backfill.tick().await;
             }
             self.look().await;
-            // Only of these two: a reconcile may still say what it met long ago.
+            // Only these two jobs: the status of a reconcile can still contain an old error.
             let error = [JobKind::CatchUp, JobKind::Backfill].map(|job| self.replicas[0].error(job));
             let suspect = error.iter().flatten().any(|error| error.contains("suspect"));
             if suspect {
-                assert!(self.here().has_gaps(), "the key is suspected: {error:?}");
+                assert!(self.here().has_gaps(), "the API key is the suspect: {error:?}");
                 store.accept_deletions().await.unwrap();
             }
             let through = store.catch_up_state().await.unwrap().and_then(|place| place.synced_through);
@@ -75,11 +75,11 @@ impl World<'_> {
                 return;
             }
         }
-        let standings: Vec<_> = self.replicas.iter().map(|replica| replica.context.jobs.current()).collect();
-        panic!("catch-up does not come to an end: {standings:?}");
+        let statuses: Vec<_> = self.replicas.iter().map(|replica| replica.context.jobs.current()).collect();
+        panic!("catch-up does not reach the last page: {statuses:?}");
     }
 
-    /// Reconciles once; `false` where nothing can be inferred, because WorkOS lists nobody.
+    /// Runs a complete reconcile. Returns `false` if no deletion can be inferred because WorkOS's list is empty.
     async fn reconcile(&mut self) -> bool {
         for _ in 0..400 {
             self.pass(100);
@@ -96,17 +96,17 @@ impl World<'_> {
                     }
                     replica.context.store.accept_deletions().await.unwrap();
                 }
-                // A world in which everybody was deleted, and we know it, lists nobody.
-                Err(JobError::EmptyList { live }) => panic!("{live} alive here, nobody at WorkOS"),
-                // A connection may still lead to a server that can only be read.
+                // All users are deleted here and at WorkOS, so the list is empty.
+                Err(JobError::EmptyList { live }) => panic!("{live} users are live here, but none at WorkOS"),
+                // A connection can still lead to a read-only server.
                 Err(error) if error.is_temporary() => {}
                 Err(error) => panic!("{error}"),
             }
         }
-        panic!("reconcile does not come to an end");
+        panic!("reconcile does not complete");
     }
 
-    /// Every user of the environment is as WorkOS has it.
+    /// Checks that every user equals WorkOS's user.
     async fn compare(&self, with_sign_ins: bool) {
         let (store, here) = (&self.replicas[0].context.store, self.here());
         for (id, LastState { user: expected, deleted_at, event_says }) in &here.users {
@@ -122,9 +122,9 @@ impl World<'_> {
                 (Stored::Tombstone { deleted_at: found }, Some(_)) => {
                     assert!(found == *event_says || here.has_gaps(), "{id}: deleted {event_says:?}, here {found:?}");
                 }
-                // Another environment did not know them.
+                // A reconcile of the other environment has deleted them.
                 (Stored::Tombstone { .. }, None) if here.left => {}
-                // Gone before anybody listened or read: nobody ever heard of them.
+                // Deleted before the first webhook or read, so we never got an event.
                 (Stored::Absent, Some(deleted_at)) if *deleted_at < here.heard_since || here.has_gaps() => {}
                 (_, Some(_)) if self.feeds == Feeds::WebhooksOnly && here.left => {}
                 (stored, deleted) => panic!("{id}: {stored:?} where WorkOS says {expected} (deleted: {deleted:?})"),
@@ -132,30 +132,30 @@ impl World<'_> {
         }
     }
 
-    /// Users of another environment are gone.
-    async fn nobody_from_elsewhere(&self) {
+    /// Checks that no user of another environment is live.
+    async fn check_no_foreign_users(&self) {
         let live: Vec<String> = sqlx::query_scalar("select id from workos.users").fetch_all(&self.pool).await.unwrap();
         for id in live {
             assert!(self.here().users.contains_key(&id), "{id} is of another environment");
         }
     }
 
-    /// What deletions left to be erased is erased.
+    /// Runs housekeeping until no erasure is pending.
     async fn erase_all(&mut self) {
         for _ in 0..100 {
             let open: i64 =
                 sqlx::query_scalar("select count(*) from workos.erasures").fetch_one(&self.pool).await.unwrap();
             if open == 0 {
-                // Whose payloads those are is looked at as ever.
+                // The invariants check whose payloads these are.
                 return self.look().await;
             }
             self.expire_leases().await;
             self.replicas[0].housekeeping.tick().await;
         }
-        panic!("erasure does not come to an end");
+        panic!("erasure does not complete");
     }
 
-    /// Handlers come to the end of the feed and of their backlogs.
+    /// Runs the handlers to the end of the feed and of their backlogs.
     async fn handle_all(&mut self) {
         for _ in 0..400 {
             self.backlogs_are_due().await;
@@ -164,24 +164,24 @@ impl World<'_> {
                 along.tick().await;
                 again.tick().await;
             }
-            let standings = self.replicas[0].context.store.handler_statuses().await.unwrap();
-            if standings.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
-                assert!(standings.iter().all(|handler| handler.dead_lettered == 0), "{standings:?}");
+            let statuses = self.replicas[0].context.store.handler_statuses().await.unwrap();
+            if statuses.iter().all(|handler| handler.depth == 0 && handler.state == "running") {
+                assert!(statuses.iter().all(|handler| handler.dead_lettered == 0), "{statuses:?}");
                 return;
             }
         }
-        let standings = self.replicas[0].context.store.handler_statuses().await.unwrap();
-        panic!("handlers do not come to an end: {standings:?}");
+        let statuses = self.replicas[0].context.store.handler_statuses().await.unwrap();
+        panic!("handlers do not complete: {statuses:?}");
     }
 
-    /// What each handler should have written is there once, in each user's order, and its table has WorkOS's users.
+    /// Checks that each handler has written each change once, in order per user, and that its table has WorkOS's users.
     async fn application_agrees(&self) {
         let wrong: Vec<String> = sqlx::query_scalar(WRONG).fetch_all(&self.pool).await.unwrap();
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 }
 
-/// Everything that is not as it should be between the feed, the table, and what the application wrote.
+/// Selects every difference between the feed, the table, and the tables of the application.
 const WRONG: &str = "
     with due as (
         select name as handler, changes.position, user_id, kind

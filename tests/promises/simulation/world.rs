@@ -1,4 +1,4 @@
-//! The application's processes, two environments of WorkOS, a database, and one step after the other.
+//! The world of a simulation: processes, two WorkOS environments and a database. It runs one random step after the other.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use super::replica::{JobKind, Replica, Start};
 
 pub(super) const ALWAYS: usize = usize::MAX;
 
-/// The database timeout, unless a mishap is about it.
+/// The database timeout, unless a fault needs another one.
 pub(super) const PATIENT: Duration = Duration::from_secs(20);
 
-/// What brings events.
+/// The channels that bring events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Feeds {
     WebhooksOnly,
@@ -34,18 +34,18 @@ pub(super) struct World<'a> {
     pub(super) random: fastrand::Rng,
     pub(super) server: &'a mut PrivatePostgres,
     pub(super) url: String,
-    /// Sees everything and changes nothing of ours but leases. A read-only server does not concern it.
+    /// For the checks. Reads everything and changes only leases, even on a read-only server.
     pub(super) pool: PgPool,
     pub(super) clock: Clock,
     pub(super) environments: Vec<Environment>,
-    /// The environment whose client ID the database has.
+    /// The index of the environment that the database is bound to.
     pub(super) bound: usize,
     pub(super) replicas: Vec<Replica>,
-    /// What was seen in the database so far.
+    /// What the checks have seen so far.
     pub(super) seen: Seen,
-    /// Until when WorkOS asked to be left alone, by job, and when it did by the machine's clock.
+    /// The end of the pause that WorkOS requested for each job, and when it did by the machine's clock.
     pub(super) pauses: BTreeMap<&'static str, (Timestamp, Instant)>,
-    /// Time that has passed for us and not for what the database keeps, milliseconds.
+    /// Milliseconds that our clocks are ahead of the times in the database.
     unaged: i64,
 }
 
@@ -55,18 +55,18 @@ impl<'a> World<'a> {
         let options: PgConnectOptions = url.parse().unwrap();
         let options = options.options([("default_transaction_read_only", "off")]);
         let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
-        // A world that failed may have left the server as it was, and sessions that hold locks.
+        // A failed seed can have left settings of the server, and sessions that hold locks.
         let reset = "alter database postgres reset default_transaction_read_only;
             select pg_terminate_backend(pid) from pg_stat_activity
             where backend_type = 'client backend' and pid <> pg_backend_pid()";
         sqlx::raw_sql(reset).execute(&pool).await.unwrap();
         migrations::run(&pool).await.unwrap();
         sqlx::raw_sql(CLEAN).execute(&pool).await.unwrap();
-        // The database's clock is the real one.
+        // The database uses the real clock.
         let clock = Clock::manual(Clock::system().now().plus_seconds(-7_210));
         let mut random = fastrand::Rng::with_seed(seed);
         let mut environment = Environment::start(&clock, seed, false).await;
-        // Some lived before anybody listened.
+        // Some users exist before the first start.
         let before = if feeds == Feeds::WebhooksOnly { 0 } else { random.u8(0..8) };
         for _ in 0..before {
             environment.history(&mut random);
@@ -108,7 +108,7 @@ impl<'a> World<'a> {
             .unwrap();
     }
 
-    /// The application's handlers; see `Replica`.
+    /// Registers the application's handlers. See `Replica`.
     async fn application(&self) {
         let store = &self.replicas[0].context.store;
         assert!(store.register_handler("mirror", &Types::parse("*").unwrap(), true).await.unwrap());
@@ -123,7 +123,7 @@ impl<'a> World<'a> {
         store.add_handler(&log).await.unwrap();
     }
 
-    /// The environment whose database it is.
+    /// Returns the environment that the database is bound to.
     pub(super) fn here(&self) -> &Environment {
         &self.environments[self.bound]
     }
@@ -132,7 +132,7 @@ impl<'a> World<'a> {
         &mut self.environments[self.bound]
     }
 
-    /// A process of the environment whose database it is.
+    /// Starts a process of the environment that the database is bound to.
     fn replica(&mut self, timeout: Duration) -> Replica {
         let seed = self.random.u64(..);
         Replica::start(&Start {
@@ -146,7 +146,7 @@ impl<'a> World<'a> {
         })
     }
 
-    /// It was started for an environment whose database this no longer is.
+    /// Returns whether the process was started for an environment that the database is no longer bound to.
     pub(super) fn is_stray(&self, at: usize) -> bool {
         self.replicas[at].environment != self.bound
     }
@@ -159,7 +159,7 @@ impl<'a> World<'a> {
         self.unaged += millis;
     }
 
-    /// Everything that can happen, in any order.
+    /// Runs random steps.
     pub(super) async fn live(&mut self) {
         for _ in 0..self.random.u16(80..160) {
             match self.random.u8(0..100) {
@@ -168,7 +168,7 @@ impl<'a> World<'a> {
                 42..56 => self.handle().await,
                 56..78 => self.deliver().await,
                 78..88 => self.pass_some(),
-                88..92 => self.weather(),
+                88..92 => self.change_api_faults(),
                 92..96 => {
                     let at = self.some_replica();
                     self.restart(at).await;
@@ -192,10 +192,10 @@ impl<'a> World<'a> {
         self.pass(millis);
     }
 
-    /// Something happens to a user at WorkOS; often in the same millisecond as what was before.
+    /// Changes a user at WorkOS, often in the same millisecond as the last change.
     pub(super) fn history(&mut self) {
         let faults = &self.here().faults;
-        // A late event, or a snapshot with a wrong date, has no order among changes of the same millisecond.
+        // Late events and snapshots with a wrong date cannot be ordered among changes of the same millisecond.
         let must_pass = faults.late > 0 || faults.date_offset_s != 0;
         if must_pass || self.random.u8(0..4) > 0 {
             let millis = self.random.i64(1..2_000);
@@ -204,7 +204,7 @@ impl<'a> World<'a> {
         self.environments[self.bound].history(&mut self.random);
     }
 
-    /// A replica does a step of a job, or begins to.
+    /// Runs a step of a job in a replica, or kills the replica during the step.
     async fn step(&mut self) {
         if self.feeds == Feeds::WebhooksOnly {
             return;
@@ -214,7 +214,7 @@ impl<'a> World<'a> {
         self.step_job(at, job, polls).await;
     }
 
-    /// A step of a job, unless the process rests after a failure. A process that is cut off is started again.
+    /// Runs a step of a job, unless the job pauses after a failure. Restarts a process that was killed.
     pub(super) async fn step_job(&mut self, at: usize, job: JobKind, polls: usize) {
         if self.replicas[at].rests(job, self.clock.now()) {
             return;
@@ -233,7 +233,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A handler does a step, or begins to.
+    /// Runs a step of a handler, or kills the replica during the step.
     async fn handle(&mut self) {
         let at = self.some_replica();
         let polls = if self.random.u8(0..4) == 0 { self.random.usize(1..120) } else { ALWAYS };
@@ -250,7 +250,7 @@ impl<'a> World<'a> {
             }
             return;
         }
-        // Both at once: one of them has lost its lease without noticing.
+        // Both run at the same time: one of them has lost its lease without noticing.
         self.expire_leases().await;
         let [one, other] = &self.replicas[..] else { panic!("two replicas") };
         let (_, done) = tokio::join!(one.handle(which, ALWAYS), other.handle(which, polls));
@@ -259,9 +259,9 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A delivery is tried: any of those that are open, perhaps at a process that dies under it, perhaps once too often.
+    /// Attempts an open delivery. The process can be killed, and a delivery can be repeated after its success.
     async fn deliver(&mut self) {
-        // Endpoints stay configured at an environment whose database this no longer is.
+        // The endpoint stays configured at an environment that the database is no longer bound to.
         let elsewhere = self.random.u8(0..8) == 0;
         let from = if elsewhere { self.random.usize(0..self.environments.len()) } else { self.bound };
         if self.environments[from].deliveries.is_empty() {
@@ -275,7 +275,7 @@ impl<'a> World<'a> {
         if from != self.bound || self.is_stray(at) {
             return self.deliver_astray(&held, at).await;
         }
-        // Others may arrive at the same time. What becomes of those does not count as tried.
+        // Other deliveries can arrive at the same time. They do not count as attempts.
         let others = if self.random.u8(0..3) == 0 { self.random.usize(1..12) } else { 0 };
         let mut group = vec![held];
         for _ in 0..others {
@@ -296,7 +296,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Another process in its place; often it takes a while until its leases have run out.
+    /// Starts another process in its place, often after its leases have expired.
     pub(super) async fn restart(&mut self, at: usize) {
         self.restart_with(at, PATIENT).await;
         if self.random.bool() {
@@ -313,8 +313,8 @@ impl<'a> World<'a> {
         self.insist("update workos.leases set expires_at = now() - interval '1 second'").await;
     }
 
-    /// What the database keeps until an instant ends with our time, although the database's own goes more slowly. Processes
-    /// renew what they hold, unless they have stalled.
+    /// Moves the times in the database, so that they expire by our clocks although the database's clock is slower. Processes renew
+    /// their leases, unless they have stalled.
     pub(super) async fn age_leases(&mut self) {
         if self.unaged < 1_000 {
             return;
@@ -331,19 +331,19 @@ impl<'a> World<'a> {
         }
     }
 
-    /// As if the rests after failures were over.
+    /// Ends the pauses before the next attempts.
     pub(super) async fn backlogs_are_due(&self) {
         self.insist("update workos.handler_backlog set due_at = now() where due_at > now()").await;
     }
 
-    /// The pool may hold connections that a mishap has closed.
+    /// Executes a statement. Retries, because the pool can contain connections that a fault has closed.
     pub(super) async fn insist(&self, sql: &'static str) {
         for _ in 0..20 {
             if sqlx::raw_sql(sql).execute(&self.pool).await.is_ok() {
                 return;
             }
         }
-        panic!("the database refuses: {sql}");
+        panic!("the database does not execute: {sql}");
     }
 
     pub(super) async fn end(self) {
@@ -357,8 +357,8 @@ impl<'a> World<'a> {
     }
 }
 
-/// A world begins with nothing. The application has a mirror of users and a log; erasing a payload takes a while when a world
-/// says so; and a digest tells whether anything of ours has changed.
+/// Creates the tables of the application (a mirror of users and a log), a trigger that slows down erasing, and a digest that shows
+/// whether one of our tables has changed.
 const CLEAN: &str = "
     truncate workos.user_records, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
         workos.changes, workos.handlers, workos.erasures cascade;

@@ -1,4 +1,4 @@
-//! Actions as WorkOS would send them, and who decides about them.
+//! Actions as WorkOS sends them, and decision endpoints.
 
 use std::time::Duration;
 
@@ -22,14 +22,14 @@ pub(crate) fn secrets() -> Vec<Secret> {
     vec![Secret::new(ACTION_SECRET)]
 }
 
-/// Somebody signs up.
+/// A sign-up.
 pub(crate) fn registration(id: &str, email: &str) -> Bytes {
     let person =
         json!({"object": "user_data", "email": email, "first_name": "New", "last_name": "Personal", "name": null});
     context(json!({"object": "user_registration_action_context", "id": id, "user_data": person}))
 }
 
-/// A user signs in; the address is `<user>@example.test`.
+/// A sign-in of a user with the address `<user>@example.test`.
 pub(crate) fn authentication(id: &str, user_id: &str) -> Bytes {
     context(json!({"object": "authentication_action_context", "id": id, "user": user(user_id, "Ada", 0)}))
 }
@@ -40,7 +40,7 @@ fn context(mut context: Value) -> Bytes {
     Bytes::from(context.to_string())
 }
 
-/// An id no other action has.
+/// Returns a unique action ID.
 pub(crate) fn fresh() -> String {
     unique("action")
 }
@@ -58,12 +58,12 @@ pub(crate) fn endpoint(url: &str, on_failure: OnFailure) -> ActionEndpoint {
 }
 
 impl Service {
-    /// Asks as WorkOS would.
+    /// Sends an action as WorkOS does.
     pub(crate) async fn act(&self, body: &Bytes) -> Answer {
         self.act_signed(body, Some(&Secret::new(ACTION_SECRET).sign(self.clock.now(), body))).await
     }
 
-    /// Asks with a signature header of the test's own, or none.
+    /// Sends an action with the given signature header, or without one.
     pub(crate) async fn act_signed(&self, body: &Bytes, header: Option<&str>) -> Answer {
         let mut request = self.client.post(self.url("/workos/action")).body(body.clone());
         if let Some(header) = header {
@@ -72,7 +72,7 @@ impl Service {
         Answer::of(request.send().await.unwrap()).await
     }
 
-    /// The verdict on an action, and what the person is told.
+    /// Returns the verdict and the message for the person.
     pub(crate) async fn verdict(&self, body: &Bytes) -> (String, Option<String>) {
         let answer = self.act(body).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -81,7 +81,7 @@ impl Service {
         (text("verdict").unwrap(), text("error_message"))
     }
 
-    /// The metrics page.
+    /// Returns the metrics.
     pub(crate) async fn metrics(&self) -> String {
         super::service::http_ok(&format!("http://{}/metrics", self.ops)).await
     }

@@ -1,4 +1,4 @@
-//! An application that reacts to changes: its own table beside ours, and processes with handlers.
+//! An application that reacts to changes: its own table, and processes with handlers.
 
 use authkit_sync::authkit::Builder;
 use authkit_sync::domain::event::Origin;
@@ -14,7 +14,7 @@ use super::database::TestDatabase;
 use super::events::{observed, user};
 use super::service::{Service, store, until};
 
-/// A database with the application's own tables in it.
+/// A database with the application's own table.
 pub(crate) struct Application {
     pub(crate) database: TestDatabase,
     pub(crate) pool: PgPool,
@@ -49,7 +49,7 @@ impl Application {
         apply(&self.store, origin, &[observed(event_type, at, &user(id, name, at))]).await.unwrap();
     }
 
-    /// What handlers have written: user and kind, in the order of their runs.
+    /// Returns what a handler has written: user and kind, in order.
     pub(crate) async fn done(&self, handler: &str) -> Vec<(String, String)> {
         sqlx::query_as("select user_id, kind from done where handler = $1 order by n")
             .bind(handler)
@@ -58,25 +58,25 @@ impl Application {
             .unwrap()
     }
 
-    pub(crate) async fn standing(&self, handler: &str) -> Option<HandlerStatus> {
-        let standings = self.store.handler_statuses().await.unwrap();
-        standings.into_iter().find(|standing| standing.name == handler)
+    pub(crate) async fn status(&self, handler: &str) -> Option<HandlerStatus> {
+        let statuses = self.store.handler_statuses().await.unwrap();
+        statuses.into_iter().find(|status| status.name == handler)
     }
 
-    pub(crate) async fn enrolled(&self, handler: &str) {
-        until("the handler is known", async || self.standing(handler).await.is_some()).await;
+    pub(crate) async fn registered(&self, handler: &str) {
+        until("the handler is registered", async || self.status(handler).await.is_some()).await;
     }
 
-    /// All it was given is done or set aside.
+    /// Waits until every change is processed or dead-lettered.
     pub(crate) async fn idle(&self, handler: &str) {
         until("the handler has nothing left to do", async || {
-            self.standing(handler).await.is_some_and(|it| it.depth == 0 && it.state == "running")
+            self.status(handler).await.is_some_and(|it| it.depth == 0 && it.state == "running")
         })
         .await;
     }
 
-    /// As if the rests after failures were over.
-    pub(crate) async fn rests_are_over(&self) {
+    /// Ends the pauses before the next attempts.
+    pub(crate) async fn end_backoffs(&self) {
         self.pool.execute("update workos.handler_backlog set due_at = now() where due_at > now()").await.unwrap();
     }
 
@@ -85,7 +85,7 @@ impl Application {
         Service::start_with(&self.pool, handlers).await
     }
 
-    /// Runs `handlers …` of the real binary; its exit code and what it said.
+    /// Runs `handlers …` of the real binary. Returns its exit code and output.
     pub(crate) async fn command(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = binary::binary();
         command.arg("handlers").args(arguments).env("DATABASE_URL", self.database.url());
@@ -94,7 +94,7 @@ impl Application {
     }
 }
 
-/// A handler in Rust that notes the change in the application's table.
+/// A handler in Rust that writes the change to the application's table.
 pub(crate) async fn note(handler: &str, change: &Change, tx: &mut Tx) -> Result<(), BoxError> {
     sqlx::query("insert into done (handler, user_id, kind, origin) values ($1, $2, $3, $4)")
         .bind(handler)
@@ -106,7 +106,7 @@ pub(crate) async fn note(handler: &str, change: &Change, tx: &mut Tx) -> Result<
     Ok(())
 }
 
-/// One in SQL, `public.on_user`, which does the same.
+/// A handler in SQL, `public.on_user`, which does the same.
 pub(crate) const LOG: &str = "
     create function on_user(change jsonb) returns void language plpgsql as $$
     begin

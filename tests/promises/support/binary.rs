@@ -11,7 +11,7 @@ use super::service::{CLIENT_ID, SECRET};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_authkit-sync");
 
-/// The binary with an empty environment: nothing of this machine's settings gets in.
+/// The binary with an empty environment, so that no setting of this machine has an effect.
 pub(crate) fn binary() -> Command {
     clean(Command::new(BINARY))
 }
@@ -23,22 +23,22 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
-/// Runs it to the end.
+/// Runs the binary to its end.
 pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     binary().args(arguments).envs(environment.iter().copied()).output().unwrap()
 }
 
-/// What it said, both ways.
+/// Returns stdout and stderr.
 pub(crate) fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A free port; taken again by the process under test an instant later.
+/// Returns a free port. The process under test binds it right afterwards.
 pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// A `serve` of the real binary, on webhooks alone unless told otherwise. Killed when dropped.
+/// A `serve` of the real binary. Uses only webhooks by default. Killed when dropped.
 pub(crate) struct Served {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
@@ -53,7 +53,7 @@ impl Served {
         Self::start_with(&["serve"], database_url, address, more)
     }
 
-    /// The same, with arguments of the test's own.
+    /// Does the same with more arguments.
     pub(crate) fn start_with(
         arguments: &[&str],
         database_url: &str,
@@ -72,7 +72,7 @@ impl Served {
         Self::spawn(command, database_url, address, &[])
     }
 
-    /// `serve` with room for so many open files.
+    /// Starts `serve` with a limit of open files.
     pub(crate) fn start_with_files(files: u32, database_url: &str, address: SocketAddr) -> Self {
         let mut command = clean(Command::new("sh"));
         command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" serve"), BINARY]);
@@ -121,18 +121,18 @@ impl Served {
         format!("http://{}{path}", self.address)
     }
 
-    /// Its log so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// SIGKILL: it gets no chance to do anything.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.wait();
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM and returns the exit status.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         signal(&self.child, "TERM");
         self.wait()

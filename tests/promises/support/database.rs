@@ -1,5 +1,5 @@
 //! A database for each test: a clone of a migrated template, on a private throwaway server of this test run, or on the one
-//! that `DATABASE_URL` names. Whatever happens to the run, nothing stays behind.
+//! that `DATABASE_URL` names. No database remains after a run, even if the run fails.
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,17 +12,17 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::service::CLIENT_ID;
 
-/// On somebody's server, only databases whose names begin so are created and dropped.
+/// On the server of `DATABASE_URL`, only databases with this prefix are created and dropped.
 const PREFIX: &str = "authkit_sync_test_";
 
 /// The server of this run.
 struct Server {
-    /// Ours, unless `DATABASE_URL` named one. The watchdog stops it when the run ends: statics are not dropped.
+    /// The private server, unless `DATABASE_URL` is set. A watchdog stops it after the run, because statics are not dropped.
     private: Option<PrivatePostgres>,
     options: PgConnectOptions,
-    /// Names this run's databases; the session that holds the advisory lock of this number shows that it is alive.
+    /// Part of the names of this run's databases. A session holds an advisory lock of this number while the run is alive.
     run: u32,
-    /// The roles of applications were there before this run: on somebody's server they stay.
+    /// The roles of applications existed before this run, so they stay.
     roles: OnceLock<bool>,
 }
 
@@ -52,7 +52,7 @@ fn server() -> &'static Server {
     })
 }
 
-/// Runs to the end on a thread and a runtime of its own, so that it can be called from anywhere.
+/// Runs a future to its end on a separate thread and runtime, so that any code can call it.
 fn blocking<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| runtime().block_on(work())).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -71,7 +71,7 @@ async fn run(connection: &mut PgConnection, sql: String) {
     connection.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
-/// The first half of the advisory locks' key; the second is the run.
+/// The first half of the key of the advisory locks. The second half is the run.
 const ALIVE: i32 = 0x6175_7468;
 
 /// Holds this run's lock for as long as the process lives.
@@ -89,7 +89,7 @@ fn stay_alive(options: PgConnectOptions, run: u32) {
     holding.recv().expect("this run's lock is held");
 }
 
-/// Drops what dead runs left on somebody's server.
+/// Drops the databases of dead runs.
 async fn sweep(server: &Server) {
     let mut connection = admin(server).await;
     let names: Vec<String> = sqlx::query_scalar("select datname::text from pg_database where starts_with(datname, $1)")
@@ -114,8 +114,7 @@ async fn sweep(server: &Server) {
     }
 }
 
-/// How many test databases there are. The template is there while any is: nothing runs at the end of a process that could
-/// take it away then.
+/// Number of test databases. The template is dropped with the last one, because no code runs at the end of a process.
 static DATABASES: Mutex<usize> = Mutex::new(0);
 
 fn template(server: &Server) -> String {
@@ -131,12 +130,12 @@ async fn prepare_template(server: &Server) {
     let pool =
         PgPoolOptions::new().max_connections(1).connect_with(server.options.clone().database(&template)).await.unwrap();
     migrations::run(&pool).await.unwrap();
-    // As after a first start that has reached WorkOS.
+    // As after a first start with WorkOS reachable.
     sqlx::query("insert into workos.environment (client_id) values ($1)").bind(CLIENT_ID).execute(&pool).await.unwrap();
     pool.close().await;
 }
 
-/// One test's database. It is dropped with this.
+/// The database of one test. Dropped together with this value.
 pub(crate) struct TestDatabase {
     name: String,
 }
@@ -177,12 +176,12 @@ impl TestDatabase {
         Self { name }
     }
 
-    /// How to connect to it.
+    /// Returns how to connect.
     pub(crate) fn options(&self) -> PgConnectOptions {
         server().options.clone().database(&self.name)
     }
 
-    /// The same as a URL, for child processes.
+    /// Returns the URL, for child processes.
     pub(crate) fn url(&self) -> String {
         match &server().private {
             Some(private) => private.url(&self.name),
@@ -194,12 +193,12 @@ impl TestDatabase {
         }
     }
 
-    /// Its name; roles of a test's own begin with it, so that they are told apart.
+    /// Returns its name. Roles of a test begin with it, so that they are unique.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A pool with options of the test's own.
+    /// Creates a pool with these options.
     pub(crate) async fn pool_with(
         &self,
         connections: u32,
@@ -208,7 +207,7 @@ impl TestDatabase {
         PgPoolOptions::new().max_connections(connections).connect_with(change(self.options())).await.unwrap()
     }
 
-    /// A pool of at most so many connections.
+    /// Creates a pool of at most this many connections.
     pub(crate) async fn pool(&self, connections: u32) -> PgPool {
         self.pool_with(connections, |options| options).await
     }

@@ -9,18 +9,18 @@ use authkit_sync::workos::wire;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// An instant so many milliseconds after 2026-09-01T08:00:00Z.
+/// Returns the instant this many milliseconds after 2026-09-01T08:00:00Z.
 pub(crate) fn at(millis: i64) -> Timestamp {
     Timestamp::from_unix_micros(Timestamp::parse("2026-09-01T08:00:00Z").unwrap().unix_micros() + millis * 1_000)
 }
 
-/// A word no other call returns in this process; later words are greater, as WorkOS's ids are.
+/// Returns an ID that is unique in this process. Later IDs are greater, like those of WorkOS.
 pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("{prefix}_{}_{:012}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A user object of WorkOS's shape.
+/// A user object in WorkOS's format.
 pub(crate) fn user(id: &str, name: &str, updated_ms: i64) -> Value {
     json!({
         "object": "user", "id": id, "email": format!("{id}@example.test"), "email_verified": true,
@@ -36,7 +36,7 @@ pub(crate) fn body(id: &str, event_type: &str, created_ms: i64, data: &Value) ->
     Bytes::from(event.to_string())
 }
 
-/// A body, through signature and parser, as the receiver would take it.
+/// Verifies and parses a body as the receiver does.
 pub(crate) fn event(body: &Bytes) -> Event {
     let secret = Secret::new("whsec_test");
     let header = secret.sign(at(0), body);
@@ -44,7 +44,7 @@ pub(crate) fn event(body: &Bytes) -> Event {
     wire::event(&header.verify(&[secret], body.clone()).unwrap()).unwrap()
 }
 
-/// An event with a fresh id, as an observation.
+/// An event with a new ID, as an observation.
 pub(crate) fn observed(event_type: &str, created_ms: i64, data: &Value) -> Observation {
     Observation::Event(event(&body(&unique("event"), event_type, created_ms, data)))
 }

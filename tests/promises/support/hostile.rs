@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use sqlx::{Executor, PgPool};
 
-/// Fills `public`. `admin` must not have it in its search_path.
+/// Fills `public`. The search_path of `admin` must not contain it.
 pub(crate) async fn plant(admin: &PgPool) {
     admin.execute(PLANT).await.unwrap();
     let words: Vec<String> = words().into_iter().collect();
@@ -14,14 +14,14 @@ pub(crate) async fn plant(admin: &PgPool) {
     admin.execute(SOW).await.unwrap();
 }
 
-/// The hostile object that was called last, or nothing.
+/// Returns the hostile object that was called last, or an empty string.
 pub(crate) async fn called(admin: &PgPool) -> String {
     let called = "select coalesce(max(name), '') from planter.objects
         where id = (select last_value from public.hostile_call where is_called)";
     sqlx::query_scalar(called).fetch_one(admin).await.unwrap()
 }
 
-/// Makes what calls it fail, and notes the call where no rollback undoes it.
+/// Records the call in a way that no rollback undoes, and fails.
 const PLANT: &str = "
     create sequence public.hostile_call minvalue 0 start 0;
     grant all on sequence public.hostile_call to public;
@@ -138,7 +138,7 @@ const SOW: &str = "
         end loop;
     end $$";
 
-/// Every word and every operator of what we send.
+/// Returns every word and every operator of our statements.
 fn words() -> BTreeSet<String> {
     let root = env!("CARGO_MANIFEST_DIR");
     let mut texts = Vec::new();

@@ -1,4 +1,4 @@
-//! A simulated WorkOS, a database, and what a background driver works with.
+//! A simulated WorkOS, a database, and the context of background jobs.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub(crate) struct Lab {
     pub(crate) database: TestDatabase,
     pub(crate) pool: PgPool,
     pub(crate) workos: SimulatedWorkos,
-    /// Ours and WorkOS's.
+    /// The clock of WorkOS and of the jobs.
     pub(crate) clock: Clock,
 }
 
 impl Lab {
-    /// On the machine's clock, because the real binary has no other.
+    /// Uses the machine's clock, because the real binary has no other.
     pub(crate) async fn new() -> Self {
         Self::with(None).await
     }
@@ -40,12 +40,12 @@ impl Lab {
         Self { database, pool, workos, clock }
     }
 
-    /// What a process of ours works with.
+    /// The context of a process of ours.
     pub(crate) fn context(&self) -> JobContext {
         self.context_of(&self.workos, &self.workos.api_key())
     }
 
-    /// One whose key, or whose WorkOS, is another.
+    /// A context with another API key, or another WorkOS.
     pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
         job_context(
@@ -66,7 +66,7 @@ impl Lab {
         catch_up::CatchUp::new(context, catch_up::EVENT_TYPES.map(str::to_owned).to_vec(), Duration::ZERO)
     }
 
-    /// Creates users at WorkOS, and returns their ids.
+    /// Creates users at WorkOS, and returns their IDs.
     pub(crate) fn create_users(&self, count: usize) -> Vec<String> {
         (0..count).map(|_| self.create_user("Ada")).collect()
     }
@@ -81,7 +81,7 @@ impl Lab {
         self.workos.update_user(id, &object(json!({"first_name": name}))).unwrap();
     }
 
-    /// Backfills to the end.
+    /// Runs a complete backfill.
     pub(crate) async fn backfill(&self) -> authkit_sync::store::scans::ScanCounts {
         let backfill = backfill::Backfill::new(self.context(), false);
         loop {
@@ -93,22 +93,22 @@ impl Lab {
         }
     }
 
-    /// Reconciles, or checks, to the end.
+    /// Runs a complete reconcile or check.
     pub(crate) async fn reconcile(&self, mode: Mode) -> Result<Report, JobError> {
         reconcile(self.context(), mode).await
     }
 
-    /// As if every process that holds one had died a while ago.
+    /// Deletes all leases, as if their holders had died and the leases had expired.
     pub(crate) async fn free_leases(&self) {
         sqlx::query("delete from workos.leases").execute(&self.pool).await.unwrap();
     }
 
-    /// One number out of the database.
+    /// Returns the number that a query selects.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// What the real binary has to be told.
+    /// The settings of the real binary.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         let port = self.workos.base_url().rsplit(':').next().unwrap().to_owned();
         vec![
@@ -121,7 +121,7 @@ impl Lab {
         ]
     }
 
-    /// Runs a command to its end without standing in the way of the simulated WorkOS; its exit code and what it printed.
+    /// Runs a command to its end without blocking the simulated WorkOS. Returns its exit code, stdout and stderr.
     pub(crate) async fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         self.run_with(arguments, &[]).await
     }
@@ -146,7 +146,7 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
     }
 }
 
-/// What a process of ours works with.
+/// Creates the context of a process of ours.
 pub(crate) fn job_context(
     pool: impl Into<Pool>,
     client_id: &str,
@@ -160,7 +160,7 @@ pub(crate) fn job_context(
     JobContext::new(store, api, clock.clone(), Arc::new(Metrics::default()), seed)
 }
 
-/// Another environment, or the one of a state file.
+/// Creates another environment, or loads the one of a state file.
 pub(crate) async fn another_workos(clock: &Clock, seed: u64, state: Option<std::path::PathBuf>) -> SimulatedWorkos {
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let options = Options { listen, clock: clock.clone(), seed, state };

@@ -1,4 +1,4 @@
-//! The service itself, on port 0, over a test database and a fixed clock and key set.
+//! The service on port 0, with a test database, a fixed clock and fixed keys.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use tokio::task::JoinHandle;
 
 use super::fixture_bytes;
 
-/// The client id of the fixtures.
+/// The client ID of the fixtures.
 pub(crate) const CLIENT_ID: &str = "client_01KT68TJKCC6Y04VR04W05RWPH";
 
 /// The webhook secret of test services.
 pub(crate) const SECRET: &str = "whsec_QmFzZTY0TG9va2luZ0J1dE5vdA";
 
-/// How long a service of a test waits unless the test is about waiting.
+/// The timeouts of a test's service, unless the test is about timeouts.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A store over one pool.
+/// A store on one pool.
 pub(crate) fn store(pool: &PgPool) -> Store {
     Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20))
 }
 
-/// Asks until the answer is yes; panics after three minutes, naming what never happened. On a busy machine most of them pass.
+/// Waits until the condition holds. Panics with `what` after three minutes. A busy machine needs most of them.
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(180);
     while !condition().await {
@@ -47,7 +47,7 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Signing keys that a test can swap, and take away.
+/// Signing keys that a test can replace and remove.
 #[derive(Debug)]
 pub(crate) struct Keys {
     document: std::sync::Mutex<&'static str>,
@@ -74,7 +74,7 @@ impl KeySource for Keys {
         let away = self.away.load(Ordering::SeqCst);
         async move {
             if away {
-                Err(KeyFetchError::new("the test took the keys away"))
+                Err(KeyFetchError::new("the test has removed the keys"))
             } else {
                 Ok(fixture_bytes(document).into())
             }
@@ -95,24 +95,24 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Over one pool, as most tests want it.
+    /// Starts the service on one pool, as most tests need it.
     pub(crate) async fn start(pool: &PgPool) -> Self {
         Self::start_with(pool, |builder| builder).await
     }
 
-    /// While WorkOS publishes no keys: nothing of it can be reached.
+    /// Starts the service while WorkOS is unreachable.
     pub(crate) async fn start_without_keys(pool: &PgPool) -> Self {
         let keys = Keys::of("jwks.document");
         keys.away.store(true, Ordering::SeqCst);
         Self::start_of(pool.clone().into(), keys, |builder| builder).await
     }
 
-    /// With settings of the test's own. Its timeouts are long: a busy machine must not decide a test.
+    /// Starts the service with the settings of a test. Timeouts are long, so that a busy machine fails no test.
     pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
         Self::start_on(pool.clone().into(), settings).await
     }
 
-    /// The same, on a pool whose sessions may carry our settings.
+    /// Does the same on a pool whose sessions can have our settings.
     pub(crate) async fn start_on(pool: Pool, settings: impl FnOnce(Builder) -> Builder) -> Self {
         Self::start_of(pool, Keys::of("jwks.document"), settings).await
     }
@@ -147,7 +147,7 @@ impl Service {
         self.deliver_signed(body, Some(&Secret::new(SECRET).sign(self.clock.now(), body))).await
     }
 
-    /// Posts a body with a signature header of the test's own, or none.
+    /// Posts a body with the given signature header, or without one.
     pub(crate) async fn deliver_signed(&self, body: &Bytes, header: Option<&str>) -> Answer {
         let mut request = self.client.post(self.url("/workos/webhook")).body(body.clone());
         if let Some(header) = header {
@@ -156,23 +156,23 @@ impl Service {
         Answer::of(request.send().await.unwrap()).await
     }
 
-    /// Asks a route with an access token.
+    /// Requests a route with an access token.
     pub(crate) async fn ask(&self, path: &str, token: &str) -> Answer {
         Answer::of(self.client.get(self.url(path)).bearer_auth(token).send().await.unwrap()).await
     }
 
-    /// Asks a route without one.
+    /// Requests a route without an access token.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         Answer::of(self.client.get(self.url(path)).send().await.unwrap()).await
     }
 
-    /// Stops as SIGTERM would, and returns how it ended.
+    /// Stops the service as SIGTERM does, and returns the result.
     pub(crate) async fn stop(mut self) -> Result<(), RunError> {
         let _ = self.stop.take().unwrap().send(());
         self.running.await.unwrap()
     }
 
-    /// How a service ended that a delivery makes end.
+    /// Returns the result of a service that ends because of a delivery.
     pub(crate) async fn ended_after_a_delivery(self, body: &Bytes) -> Result<(), RunError> {
         let request = self.client.post(self.url("/workos/webhook")).body(body.clone());
         let signature = Secret::new(SECRET).sign(self.clock.now(), body);
@@ -182,13 +182,13 @@ impl Service {
         self.running.await.unwrap()
     }
 
-    /// How a service that ends by itself ended.
+    /// Returns the result of a service that ends by itself.
     pub(crate) async fn ended(self) -> Result<(), RunError> {
         self.running.await.unwrap()
     }
 }
 
-/// An answer, read whole.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -215,7 +215,7 @@ impl Answer {
     }
 }
 
-/// The text of an answer that must be 200.
+/// Returns the body of a response, which must be 200.
 pub(crate) async fn http_ok(url: &str) -> String {
     let answer = http_client().unwrap().get(url).send().await.unwrap();
     assert_eq!(answer.status(), 200, "{url}");
