@@ -194,7 +194,7 @@ impl Machine {
              curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n\
              # deliver every webhook twice, half of them out of order, and lose some\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
-             # make the API fail too: catch-up recovers the lost webhooks all the same\n\
+             # make the API fail too: catch-up still recovers the lost webhooks\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"error\":30,\"rate_limit\":30}}' {workos}/_simulate/api\n\n\
              # read the health and the metrics\n\
              curl http://{ops}/readyz; curl http://{ops}/metrics\n\n\

@@ -127,7 +127,7 @@ async fn accept(
         }
         Err(error) => {
             // Out of file descriptors, or the connection closed while it waited. Neither must end the service.
-            tracing::warn!(error = %error, "accepting a connection failed; the listener goes on");
+            tracing::warn!(error = %error, "a connection could not be accepted; the listener continues");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }

@@ -8,16 +8,15 @@ use sqlx::postgres::PgConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::action::{Action, ActionKind, Verdict};
 
-/// How long a verdict is kept: longer than a signature is fresh, whichever way the clocks differ.
+/// How long a verdict is kept: longer than a signature is valid, even if the clocks differ.
 pub const KEPT: Duration = Duration::from_secs(300);
 
 /// What makes two requests the same action: the kind, the ID and the SHA-256 of the body.
 ///
-/// The ID alone does not: a verdict on one person's registration must never answer for another person's sign-in, whatever
-/// ID WorkOS (or whoever holds the secret) gives it. The body is hashed as it was received. WorkOS signs with the time in
-/// the header and not in the body, so a repeated request has the same bytes under a new signature. If WorkOS ever sends
-/// other bytes for the same action, the deciders are asked once more: that is safe, and a stored verdict for other
-/// content would not be.
+/// The ID alone is not enough: a verdict on one person's registration must never apply to another person's sign-in, even if both
+/// have the same ID. The hash is that of the received body. WorkOS puts the time into the header, not into the body, so a repeated
+/// request has the same body and a new signature. If WorkOS sends another body for the same action, a new decision is made. That is
+/// safe. The stored verdict of another body would not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionKey {
     kind: ActionKind,
@@ -81,7 +80,7 @@ impl Store {
         Ok(row.map(ActionDecision::from))
     }
 
-    /// Stores a decision, unless one is there: then that one is returned, whoever decided it.
+    /// Stores a decision and returns it. If another process has already stored one, returns that one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -89,7 +88,7 @@ impl Store {
         self.transaction("keep verdict", &Keep { key, decision }).await
     }
 
-    /// Drops verdicts that nobody can ask for any more, `limit` at most, and returns how many.
+    /// Deletes at most `limit` expired verdicts, and returns the number.
     ///
     /// # Errors
     /// [`StoreError`]

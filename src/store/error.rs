@@ -132,6 +132,6 @@ fn describe(error: &sqlx::Error) -> &'static str {
         sqlx::Error::Protocol(_) => "the server sent an unexpected message",
         sqlx::Error::Configuration(_) => "the configuration of the connection is wrong; check DATABASE_URL",
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => "a value could not be decoded",
-        _ => "unexpected driver error",
+        _ => "unexpected error of the database driver",
     }
 }

@@ -279,7 +279,7 @@ impl CatchUpJob {
         tracing::error!(
             rejected = %state.range_start,
             range_start = %range_start,
-            "WorkOS does not accept such an early start of events; catch-up starts later, and a full reconcile follows"
+            "WorkOS rejects this early start time for events; catch-up starts at a later time, and a full reconcile follows"
         );
         let restart = RestartCatchUp { range_start, needs_reconcile: true, ..restart_from(state, now) };
         self.context.store.transaction("restart catch-up", &restart).await?;

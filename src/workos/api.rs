@@ -252,6 +252,13 @@ impl Api {
         url
     }
 
+    /// Returns an error that names the host and the port.
+    fn unreachable(&self, why: &str) -> ApiError {
+        let host = self.base.host_str().unwrap_or_default();
+        let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
+        ApiError::unavailable(format!("{why} ({host}{port})"))
+    }
+
     async fn get(&self, url: Url) -> Result<ApiResponse, ApiError> {
         let (status, headers, answer) = self.request(url).await?;
         check_status(status, &headers, answer)
@@ -260,12 +267,12 @@ impl Api {
     async fn request(&self, url: Url) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
         let began = Instant::now();
         let request = self.client.get(url).bearer_auth(&self.key.0);
-        let response = request.send().await.map_err(|error| ApiError::unavailable(why(&error)))?;
+        let response = request.send().await.map_err(|error| self.unreachable(why(&error)))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
         let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {
             BodyError::TooLong => ApiError::unavailable("the response is larger than 32 MiB"),
-            BodyError::Broken(why) => ApiError::unavailable(why),
+            BodyError::Broken(why) => self.unreachable(why),
         })?;
         let Answered { at, latest } = self.clocks.answered(date_of(&headers));
         let answer = ApiResponse {

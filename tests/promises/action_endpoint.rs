@@ -1,4 +1,4 @@
-//! The application's HTTP decision endpoint: asked with a signature, at addresses it may have; its failure is a choice.
+//! The decision endpoint of an application: requests are signed, addresses are checked, and a failure gives the configured verdict.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpListener as Trap;
@@ -25,7 +25,7 @@ use crate::support::binary::{Served, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::service::{CLIENT_ID, Service};
 
-/// An application's endpoint that answers as the address it is asked about says, and tells what it was asked.
+/// A decision endpoint whose verdict depends on the email address of the action. It reports the requests that it got.
 async fn application() -> (String, mpsc::UnboundedReceiver<(HeaderMap, Bytes)>) {
     let (sender, asked) = mpsc::unbounded_channel();
     let decide = async move |headers: HeaderMap, body: Bytes| {
@@ -67,7 +67,7 @@ fn pair(verdict: &str, message: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn handler_then_endpoint_then_rules_and_no_opinion_leaves_it_to_the_next() {
+async fn the_handler_decides_before_the_endpoint_and_the_endpoint_before_the_rules() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let (url, mut asked) = application().await;
@@ -125,11 +125,11 @@ async fn every_failure_of_the_endpoint_gives_the_configured_verdict_and_is_count
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let (url, _asked) = application().await;
-    let nobody = Trap::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = Trap::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (on_failure, verdict) in [(OnFailure::Allow, "Allow"), (OnFailure::Deny, "Deny")] {
         let start = |url: String, timeout: Duration| {
             let endpoint = ActionEndpoint { timeout, ..endpoint(&url, on_failure) };
-            // What a failure comes to is not for the rules to say.
+            // The rules do not decide after a failure.
             let rules = "deny * * \"By rule.\"".parse().unwrap();
             Service::start_with(&pool, |builder| {
                 builder.action_secrets(secrets()).action_endpoint(endpoint).action_rules(rules)
@@ -155,7 +155,7 @@ async fn every_failure_of_the_endpoint_gives_the_configured_verdict_and_is_count
         assert_eq!(message(&hurried, "slow").await.0, verdict);
         assert!(hurried.metrics().await.contains("failure=\"timed_out\"} 1"));
         hurried.stop().await.unwrap();
-        let away = start(format!("http://{nobody}/decide"), Duration::from_secs(30)).await;
+        let away = start(format!("http://{closed}/decide"), Duration::from_secs(30)).await;
         assert_eq!(message(&away, "ada").await.0, verdict);
         assert!(away.metrics().await.contains("failure=\"unreachable\"} 1"));
         away.stop().await.unwrap();
@@ -171,13 +171,13 @@ async fn every_failure_of_the_endpoint_gives_the_configured_verdict_and_is_count
     }
 }
 
-/// Nothing came in.
+/// Asserts that no connection was made.
 fn untouched(trap: &Trap) -> bool {
     trap.set_nonblocking(true).unwrap();
     trap.accept().is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
-/// What was sent to it, each connection up to its first pause.
+/// Returns what was sent to the trap: of each connection, the data up to the first pause.
 fn heard(trap: &Trap) -> Vec<String> {
     trap.set_nonblocking(true).unwrap();
     let mut heads = Vec::new();
@@ -192,7 +192,7 @@ fn heard(trap: &Trap) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_inside_is_not_dialled_unless_that_is_allowed() {
+async fn a_host_name_with_a_private_address_is_refused_unless_private_addresses_are_allowed() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let trap = Trap::bind("127.0.0.1:0").unwrap();
@@ -294,9 +294,9 @@ async fn no_request_uses_a_proxy_and_the_log_contains_no_personal_data() {
     }
 }
 
-/// Two replicas of one service ask one endpoint at once; none of what they do waits for the other.
+/// Two replicas send requests to one endpoint concurrently. Neither waits for the other.
 #[tokio::test]
-async fn actions_are_decided_side_by_side() {
+async fn actions_are_decided_concurrently() {
     let database = TestDatabase::new().await;
     let pool = database.pool(8).await;
     let (url, _asked) = application().await;

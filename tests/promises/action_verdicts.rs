@@ -1,4 +1,4 @@
-//! Stored verdicts: whoever asks again is told the same, and only about the same action.
+//! Stored verdicts: a repeated request for the same action gets the same verdict.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,9 +15,9 @@ use crate::support::database::TestDatabase;
 use crate::support::lab::Lab;
 use crate::support::service::Service;
 
-/// Whatever the rules are by now.
+/// The rules can have changed meanwhile.
 #[tokio::test]
-async fn the_same_action_is_told_the_same_by_every_replica_until_it_can_no_longer_be_asked() {
+async fn every_replica_gives_the_same_verdict_on_an_action_until_its_signature_expires() {
     let database = TestDatabase::new().await;
     let pool = database.pool(8).await;
     let one = Service::start_with(&pool, rules("deny * @gmail.com \"First.\"")).await;
@@ -37,9 +37,9 @@ async fn the_same_action_is_told_the_same_by_every_replica_until_it_can_no_longe
     assert!(kept.len() == 1 && !kept[0].contains("gmail"), "{kept:?}");
 }
 
-/// An ID alone proves nothing: each kind of action, and each content, gets its own verdict.
+/// An ID alone is not enough: each kind of action, and each content, gets its own verdict.
 #[tokio::test]
-async fn a_verdict_answers_only_for_the_kind_id_and_content_it_was_made_for() {
+async fn a_verdict_applies_only_to_its_kind_id_and_content() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start_with(&pool, rules("allow registration *; deny authentication * \"No.\"")).await;
@@ -71,9 +71,9 @@ async fn housekeeping_deletes_expired_verdicts() {
     assert_eq!(left, ["new"]);
 }
 
-/// Every replica has decided before any of them stores; each would say something of its own.
+/// Every replica has made another decision before any of them stores it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_verdict_stored_counts_however_many_decide_at_once() {
+async fn of_concurrent_verdicts_the_first_stored_one_applies() {
     const REPLICAS: usize = 8;
     let database = TestDatabase::new().await;
     let pool = database.pool(12).await;

@@ -1,4 +1,4 @@
-//! Actions over real HTTP: who may sign in or up, signed as WorkOS checks it, and the same for whoever asks again.
+//! Actions over real HTTP: who may sign in or up, signed as WorkOS checks it, and the same for a repeated request.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,7 +28,7 @@ use crate::support::lab::Lab;
 use crate::support::service::{CLIENT_ID, SECRET, Service, until};
 use crate::support::{fixture, fixture_bytes};
 
-/// Byte for byte, under the fixtures' own clock.
+/// Compares bytes, with the clock of the fixtures.
 #[tokio::test]
 async fn signed_answers_are_the_fixtures_and_what_the_official_crate_signs() {
     let database = TestDatabase::new().await;
@@ -62,7 +62,7 @@ async fn signed_answers_are_the_fixtures_and_what_the_official_crate_signs() {
 }
 
 proptest! {
-    /// Whatever a person is told.
+    /// Any message for a person.
     #[test]
     fn any_message_is_signed_as_the_official_crate_signs_it(message in "\\PC{0,600}|.{0,20}", at in 0_i64..4_000_000_000_000) {
         let verdict = Verdict::deny(&message);
@@ -76,7 +76,7 @@ proptest! {
         prop_assert_eq!(ours, serde_json::to_string(&theirs).unwrap());
     }
 
-    /// Rules come from people's keyboards.
+    /// People write rules by hand.
     #[test]
     fn no_text_of_rules_is_too_odd_to_be_read_or_refused(text in "((allow|deny|\\*|@|registration|\"|;|\n|é|\\PC{0,3}) ?){0,12}") {
         let _ = text.parse::<Rules>();
@@ -299,7 +299,7 @@ async fn without_the_database_there_is_no_verdict() {
 }
 
 #[tokio::test]
-async fn while_rotating_the_answer_is_signed_with_the_secret_of_the_question() {
+async fn during_a_rotation_the_response_is_signed_with_the_secret_of_the_request() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let two = vec![Secret::new("actsec_new"), Secret::new("actsec_old")];
@@ -315,7 +315,7 @@ async fn while_rotating_the_answer_is_signed_with_the_secret_of_the_question() {
 }
 
 #[tokio::test]
-async fn half_a_configuration_is_refused_by_the_library_too() {
+async fn the_library_refuses_an_incomplete_configuration() {
     let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy("postgres://localhost/none").unwrap();
     let refused = |change: &dyn Fn(Builder) -> Builder| {
         let builder = AuthKit::builder(pool.clone(), CLIENT_ID).webhook_secrets(vec![Secret::new(SECRET)]);
@@ -326,7 +326,7 @@ async fn half_a_configuration_is_refused_by_the_library_too() {
     assert!(refused(&|it| it.action_secrets(secrets()).webhook_path("/workos/action")).contains("webhook path"));
 }
 
-/// The simulated WorkOS believes what it should, and what stands in the way is a denial, as by default at WorkOS.
+/// The simulated WorkOS accepts only valid responses. Any failure is a denial, as by default at WorkOS.
 #[tokio::test]
 async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
     let lab = Lab::new().await;
@@ -338,7 +338,7 @@ async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
     })
     .await;
     let sign_up = |email: &str| ActionAttempt { email: Some(email.to_owned()), ..ActionAttempt::default() };
-    assert!(lab.workos.attempt(sign_up("eve@gmail.com")).await.is_err(), "there is nobody to ask");
+    assert!(lab.workos.attempt(sign_up("eve@gmail.com")).await.is_err(), "there is no decision endpoint");
     lab.workos.set_action_endpoint(&service.url("/workos/action"));
     let judged = lab.workos.attempt(sign_up("eve@gmail.com")).await.unwrap();
     assert_eq!((judged.verdict.as_str(), judged.failure), ("Deny", None));
@@ -358,7 +358,7 @@ async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
     service.stop().await.unwrap();
 }
 
-/// The real binary, by rule: counted, logged, and nobody is named.
+/// The real binary counts and logs a denial by rule, without personal data.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_is_counted_and_logged_by_rule_without_personal_data() {
     let database = TestDatabase::new().await;

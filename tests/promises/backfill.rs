@@ -1,4 +1,4 @@
-//! Every existing user, into the table: resumable, idempotent, safe beside everything else.
+//! Backfill reads every existing user. It is resumable and idempotent, and runs concurrently with all other writes.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -29,7 +29,7 @@ use crate::support::events::{at, observed, unique, user};
 use crate::support::lab::{Lab, another_workos, object};
 use crate::support::service::{Answer, CLIENT_ID, until};
 
-/// A state file of a WorkOS with so many users, made a second apart.
+/// A state file of a WorkOS with this many users, created one second apart.
 fn many_users(state: &Path, count: i64) {
     let mut users = serde_json::Map::new();
     for number in 0..count {
@@ -76,7 +76,7 @@ async fn same_as_workos(lab: &Lab) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
+async fn a_killed_backfill_continues_at_its_position() {
     let (lab, _folder) = lab_with(10_000).await;
     let position = async || -> Option<String> {
         let position = "select position from workos.scans where kind = 'backfill'";
@@ -88,7 +88,7 @@ async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
     child.kill().unwrap();
     child.wait().unwrap();
     let left = position().await.unwrap();
-    // Whoever died holds its lease for a while; this test does not wait for that.
+    // A killed process holds its lease until it expires. This test does not wait for that.
     lab.free_leases().await;
     let asked = lab.workos.requests("/user_management/users");
     let (code, out, err) = lab.run(&["backfill", "--json"]).await;
@@ -110,7 +110,7 @@ async fn killed_in_the_middle_of_ten_thousand_it_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_happens_during_the_walk_is_not_undone_by_it() {
+async fn a_scan_does_not_undo_changes_that_happen_during_it() {
     for lists_start_over in [false, true] {
         let lab = Lab::new().await;
         let mut ids = Vec::new();
@@ -122,7 +122,7 @@ async fn what_happens_during_the_walk_is_not_undone_by_it() {
         let backfill = Backfill::new(lab.context(), false);
         backfill.step().await.unwrap();
         backfill.step().await.unwrap();
-        // The user at the walk's position goes; one it has passed is renamed; one it will pass dies here first.
+        // The user at the position of the scan is deleted. A user before it is renamed. A user after it is deleted here first.
         lab.workos.delete_user(&ids[3]).unwrap();
         lab.rename(&ids[0], "Renamed");
         lab.rename(&ids[8], "Late");
@@ -132,7 +132,7 @@ async fn what_happens_during_the_walk_is_not_undone_by_it() {
         let counts = loop {
             match backfill.step().await.unwrap() {
                 Some(BackfillStep::Done(counts)) => break counts,
-                None => panic!("nobody else does it"),
+                None => panic!("another process has the lease"),
                 Some(BackfillStep::Page { .. }) => {}
             }
         };
@@ -147,9 +147,9 @@ async fn what_happens_during_the_walk_is_not_undone_by_it() {
     }
 }
 
-/// A list that knows no cursor and begins anew whatever it is asked.
+/// A list that ignores the cursor and always returns the first page.
 #[tokio::test]
-async fn a_list_that_starts_over_for_ever_ends_the_walk_not_the_process() {
+async fn a_list_that_always_starts_over_ends_the_scan_but_not_the_process() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let ids = [unique("user"), unique("user")];
@@ -213,7 +213,7 @@ async fn until_the_first_backfill_is_complete_a_missing_user_is_not_synced_yet()
     let lab = Lab::new().await;
     let id = lab.create_user("Ada");
     let token = lab.workos.sign_in(&id).unwrap();
-    // Nobody can backfill just now.
+    // No process can backfill now.
     lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
     let mut environment = lab.environment();
     environment.push(("AUTHKIT_SYNC_BACKFILL", "auto".to_owned()));
@@ -244,7 +244,7 @@ async fn two_processes_share_one_backfill() {
     lab.workos.set_api_faults(ApiFaults { page_limit: Some(1), ..ApiFaults::default() });
     let (one, other) = (Backfill::new(lab.context(), false), Backfill::new(lab.context(), false));
     let mut pages = 0;
-    // The lease changes hands after every step; the walk goes on all the same.
+    // The lease changes its holder after every step. The scan continues.
     let counts = 'done: loop {
         for backfill in [&one, &other] {
             match backfill.step().await {
@@ -263,7 +263,7 @@ async fn two_processes_share_one_backfill() {
     assert!(rest.as_secs() >= 30, "once completed it is not done again: {rest:?}");
 }
 
-/// A page of which nothing can be read says where the next one begins, and is no end.
+/// A page without a readable user has a cursor for the next page, and is not the last page.
 #[tokio::test]
 async fn an_unreadable_page_of_users_is_quarantined_and_skipped() {
     let database = TestDatabase::new().await;

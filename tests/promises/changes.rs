@@ -1,5 +1,5 @@
-//! The change feed: every difference once, in an order in which nothing appears later, and what it tells followers.
-#![expect(clippy::disallowed_methods, reason = "transactions here are those of somebody who takes their time")]
+//! The change feed: every difference once, in order, and no change appears before a published position.
+#![expect(clippy::disallowed_methods, reason = "slow transactions of other sessions")]
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::support::events::{body, observed, snapshot, unique, user};
 use crate::support::lab::Lab;
 use crate::support::service::store;
 
-/// Everything in the feed, as kind, user and origin.
+/// Returns all changes as kind, user and origin.
 async fn told(store: &Store) -> Vec<(String, Option<String>, String)> {
     let feed = Feed::new(store.clone());
     let start = Position { number: 0, ..feed.now().await.unwrap() };
@@ -35,7 +35,7 @@ pub(crate) async fn take(store: &Store, observations: &[Observation]) {
 }
 
 #[tokio::test]
-async fn each_committed_difference_is_one_change_and_what_is_stale_or_seen_is_none() {
+async fn each_committed_difference_is_one_change_and_stale_or_duplicate_events_are_none() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -58,7 +58,7 @@ async fn each_committed_difference_is_one_change_and_what_is_stale_or_seen_is_no
     take(&store, std::slice::from_ref(&deleted)).await;
     take(&store, &[deleted, observed("user.deleted", 45, &json!({"id": id})), created, updated]).await;
     assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted"]);
-    // Never seen alive, and deleted all the same.
+    // Never seen live, but deleted.
     take(&store, &[observed("user.deleted", 0, &json!({"id": unique("user")}))]).await;
     assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted", "deleted"]);
 }
@@ -102,7 +102,7 @@ async fn a_change_names_fields_event_and_origin_and_holds_nothing_personal() {
 }
 
 #[tokio::test]
-async fn events_of_other_types_are_told_once_with_their_data_while_the_inbox_has_it() {
+async fn events_of_other_types_are_changes_once_with_their_data_until_it_expires() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -127,7 +127,7 @@ async fn events_of_other_types_are_told_once_with_their_data_while_the_inbox_has
 }
 
 #[tokio::test]
-async fn an_event_out_of_quarantine_is_told_when_it_is_applied() {
+async fn an_event_from_quarantine_is_a_change_once_it_is_applied() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -136,8 +136,8 @@ async fn an_event_out_of_quarantine_is_told_when_it_is_applied() {
     take(&store, &[observed("user.created", 0, &spoiled)]).await;
     assert!(told(&store).await.is_empty());
     spoiled["email"] = json!("ada@example.test");
-    let mended = body("event_x", "user.created", 0, &spoiled);
-    sqlx::query("update workos.events set payload = $1").bind(&mended[..]).execute(&pool).await.unwrap();
+    let corrected = body("event_x", "user.created", 0, &spoiled);
+    sqlx::query("update workos.events set payload = $1").bind(&corrected[..]).execute(&pool).await.unwrap();
     authkit_sync::sync::inbox::retry(&store, false, None).await.unwrap();
     authkit_sync::sync::inbox::replay(&store, false, authkit_sync::domain::timestamp::Timestamp::from_unix_micros(0))
         .await
@@ -146,9 +146,9 @@ async fn an_event_out_of_quarantine_is_told_when_it_is_applied() {
     assert_eq!((kinds(&told), told[0].2.as_str()), (vec!["created"], "catch_up"));
 }
 
-/// A change that is drawn and not committed, and what is behind it.
+/// A change with a position that is not committed, and the changes after it.
 #[tokio::test]
-async fn nothing_appears_below_a_position_that_was_handed_out() {
+async fn no_change_appears_before_a_published_position() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -167,7 +167,7 @@ async fn nothing_appears_below_a_position_that_was_handed_out() {
     assert_eq!(names, ["Late", "Early"]);
 }
 
-/// After a crash its number may be drawn again: whoever was told of it would miss what comes under it then.
+/// After a crash of the server, its number can be used again. A follower that had seen it would miss the later change.
 #[tokio::test]
 async fn the_position_of_a_writer_that_gave_up_is_not_published() {
     let database = TestDatabase::new().await;
@@ -184,7 +184,7 @@ async fn the_position_of_a_writer_that_gave_up_is_not_published() {
     assert!(store.feed_head().await.unwrap().issued > committed.number);
 }
 
-/// A login that may see less of the server is told the same.
+/// A role with fewer rights on the server gets the same result.
 #[tokio::test]
 async fn every_login_reads_the_same_epoch() {
     let database = TestDatabase::new().await;
@@ -211,7 +211,7 @@ async fn every_login_reads_the_same_epoch() {
 }
 
 #[tokio::test]
-async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
+async fn a_long_or_prepared_transaction_of_an_application_does_not_block_the_feed() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
     let store = store(&pool);
@@ -228,7 +228,7 @@ async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
     // A borrowed server may allow none.
     let preparing = many > 0;
     assert!(preparing || std::env::var_os("DATABASE_URL").is_some());
-    let name = unique("somebody");
+    let name = unique("role");
     for statement in [
         "begin".to_owned(),
         "insert into notes values ('prepared')".to_owned(),
@@ -246,9 +246,9 @@ async fn a_foreign_transaction_however_long_or_prepared_holds_nothing_up() {
     foreign.rollback().await.unwrap();
 }
 
-/// Writers race, some roll back; a follower that reads all the while misses nothing and hears nothing twice.
+/// Concurrent writers, some of which roll back, and a follower that reads continuously. It misses no change and gets none twice.
 #[tokio::test]
-async fn a_follower_beside_many_writers_hears_every_change_once_and_each_user_in_order() {
+async fn a_follower_gets_every_change_of_concurrent_writers_once_and_each_user_in_order() {
     let database = TestDatabase::new().await;
     let pool = database.pool(12).await;
     let store = store(&pool);
@@ -331,7 +331,7 @@ async fn positions_are_void_after_a_rebind_and_in_another_database() {
 }
 
 #[tokio::test]
-async fn what_is_older_than_the_inbox_expires_but_for_what_a_handler_has_yet_to_take() {
+async fn old_changes_expire_except_those_that_a_handler_has_not_processed() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);

@@ -1,4 +1,4 @@
-//! The command line and the settings: what operators script against.
+//! The command line and the settings that operators use in scripts.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -93,9 +93,9 @@ fn usage_errors_are_64_and_configuration_errors_78_all_at_once() {
     assert!(said(&run(&["serve"], &both)).contains("contains WORKOS_API_KEY"));
 }
 
-/// Nothing about who may sign in or up is left to chance, or to whoever holds another secret.
+/// Incomplete settings of actions, and secrets that are used twice, are refused.
 #[test]
-fn half_a_configuration_of_actions_is_78_and_says_what_is_missing() {
+fn an_incomplete_configuration_of_actions_is_78_and_names_what_is_missing() {
     let said_by = |more: &[(&str, &str)]| {
         let output = run(&["serve"], more);
         assert_eq!(output.status.code(), Some(78));
@@ -190,7 +190,7 @@ async fn migrate_runs_and_status_answers_yes_or_no() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn serve_migrates_when_told_and_healthcheck_and_sign_find_it() {
+async fn serve_migrates_with_the_flag_and_healthcheck_and_sign_reach_it() {
     let database = TestDatabase::empty().await;
     let address = free_address();
     let listen = address.to_string();
@@ -274,7 +274,7 @@ fn a_dotenv_file_is_read_and_the_environment_beats_it() {
     assert!(!said(&output).contains("DATABASE_URL"), "{}", said(&output));
 }
 
-/// A person sits at a terminal; a pipe is what every other test gives it.
+/// The binary on a terminal. All other tests use pipes.
 #[tokio::test]
 async fn on_a_terminal_it_works_as_well_and_shows_progress() {
     let lab = Lab::new().await;

@@ -14,18 +14,18 @@ use crate::support::database::TestDatabase;
 use crate::support::events::{at, observed, snapshot, unique, user};
 use crate::support::service::store;
 
-/// One thing that happens to a user at WorkOS.
+/// One change of a user at WorkOS.
 #[derive(Clone, Debug)]
 enum Act {
-    /// An edit; `updated_at` moves by so many milliseconds (0: two edits in one millisecond).
+    /// An edit. `updated_at` advances by this many milliseconds (0: two edits in one millisecond).
     Edit { name: u8, after_ms: i64 },
-    /// A sign-in, which moves `last_sign_in_at` silently: only a snapshot shows it.
+    /// A sign-in. It changes `last_sign_in_at` without an event: only a snapshot shows it.
     SignIn { after_ms: i64 },
-    /// Somebody reads the user by REST.
+    /// The user is read by REST.
     Read,
 }
 
-/// A user's life, and how its observations reach us.
+/// The history of a user, and how its observations reach us.
 #[derive(Clone, Debug)]
 struct Life {
     acts: Vec<Act>,
@@ -43,7 +43,7 @@ fn lives() -> impl Strategy<Value = Vec<Life>> {
     prop::collection::vec(life, 1..4)
 }
 
-/// Lives of edits that are often taken back within one millisecond: there the time of observation decides, and a scan that
+/// Histories of edits that are often reverted within one millisecond: there the time of observation decides, and a scan that
 /// writes nothing has to count.
 fn lives_of_edits() -> impl Strategy<Value = Vec<Life>> {
     let act = prop_oneof![
@@ -56,7 +56,7 @@ fn lives_of_edits() -> impl Strategy<Value = Vec<Life>> {
     prop::collection::vec(life, 4..9)
 }
 
-/// WorkOS's last word on a user, and everything it said on the way.
+/// WorkOS's final state of a user, and all observations before.
 struct Told {
     id: String,
     last_word: Option<Value>,
@@ -119,7 +119,7 @@ async fn assert_last_words(store: &Store, pool: &PgPool, told: &[Told]) {
     }
 }
 
-/// Cases share one database and use fresh ids, so that thousands are cheap.
+/// Cases share one database and use new IDs, so that thousands of cases are cheap.
 #[test]
 fn any_order_any_duplication_any_concurrency_same_table() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -165,7 +165,7 @@ fn any_order_any_duplication_any_concurrency_same_table() {
 }
 
 /// A scan of WorkOS's list while observations arrive in any order: before its page, between its page and its confirmation, and
-/// afterwards. The table ends as the join of all of them, the scan's snapshots as of its beginning among them.
+/// afterwards. The table ends as the join of all of them, including the scan's snapshots as of its start.
 #[test]
 fn a_scan_that_writes_only_what_differs_joins_like_any_other_observation() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -13,7 +13,7 @@ use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
 use crate::support::service::{SECRET, until};
 
-/// Posts events until told to stop; returns the ids that were acknowledged.
+/// Posts events until `stop` is set. Returns the IDs that were acknowledged.
 async fn deliver_until(stop: Arc<AtomicBool>, url: String) -> HashSet<String> {
     let client = http_client().unwrap();
     let mut acknowledged = HashSet::new();
@@ -48,7 +48,7 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
         let mut served = Served::start(&database.url(), address, &[]);
         let before = count().await;
         until("events arrive", async || count().await > before + 50).await;
-        // In the middle of whatever it is doing.
+        // At a random point of its work.
         served.kill();
     }
     stop.store(true, Ordering::SeqCst);

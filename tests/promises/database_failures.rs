@@ -1,5 +1,5 @@
-//! Locks held by others, servers that are down or turn read-only, and databases that change hands: every wait ends on the
-//! server too, and nothing stops for good.
+//! Locks of other sessions, servers that are down or become read-only, and rebound databases: every wait ends, on the server too,
+//! and nothing stops for good.
 
 use std::pin::Pin;
 use std::str::FromStr;
@@ -36,8 +36,8 @@ async fn sessions(admin: &PgPool, more: &str) -> Vec<i32> {
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(admin).await.unwrap()
 }
 
-/// Under a lock on the users' table, lookups wait; the sessions they wait in are never more than the pool has room for, and
-/// the server ends every one of them by itself.
+/// While the table of users is locked, lookups wait. Their sessions never exceed the size of the pool, and the server ends each of
+/// them by itself.
 async fn lookups_under_a_lock(pool_of: impl Fn(PgConnectOptions, Duration) -> Pool) {
     let database = TestDatabase::new().await;
     let admin = database.pool(2).await;
@@ -89,7 +89,7 @@ async fn statements_of_lookups_depend_on_no_session_setting() {
     }
 }
 
-/// A server of the test's own, because it is made read-only as a whole.
+/// A separate server, because the test makes the whole server read-only.
 async fn private_server() -> (PrivatePostgres, PgPool, PgConnectOptions) {
     let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
     let server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
@@ -130,8 +130,7 @@ async fn connections_to_a_server_that_turned_read_only_are_closed_and_readiness_
     .await;
 }
 
-/// A path to the server that can be cut: whatever is sent over the connections that are open then gets no answer, not even
-/// that they are closed.
+/// A proxy that can be cut. Open connections then get no response, and are not closed either.
 async fn path_that_can_be_cut(database: &TestDatabase) -> (PgConnectOptions, watch::Sender<u32>) {
     let server = database.options();
     let socket = server.get_socket().expect("the test server listens on a socket");
@@ -160,7 +159,7 @@ async fn path_that_can_be_cut(database: &TestDatabase) -> (PgConnectOptions, wat
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_lead_nowhere_are_given_up_together() {
+async fn connections_to_an_unreachable_server_are_closed_together() {
     let database = TestDatabase::new().await;
     let (options, cuts) = path_that_can_be_cut(&database).await;
     let timeout = Duration::from_secs(8);
@@ -176,9 +175,9 @@ async fn connections_that_lead_nowhere_are_given_up_together() {
     assert!(matches!(found, Ok(Stored::Absent)), "{found:?}");
 }
 
-/// Only a write notices that the server became a standby. Lookups there would be answered, with old data.
+/// Only a write notices that the server has become a standby. Lookups would return outdated data.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_pool_learns_of_its_server_holds_for_all_pools_of_the_process() {
+async fn a_server_that_one_pool_finds_unusable_is_unusable_for_all_pools_of_the_process() {
     let database = TestDatabase::new().await;
     let admin = database.pool(1).await;
     let timeout = Duration::from_secs(20);
@@ -202,7 +201,7 @@ async fn what_one_pool_learns_of_its_server_holds_for_all_pools_of_the_process()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_database_is_down_one_check_runs_for_everybody_who_asks() {
+async fn while_the_database_is_down_concurrent_requests_share_one_check() {
     // Takes connections and says nothing, as a server that is being replaced.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
@@ -225,9 +224,9 @@ async fn while_the_database_is_down_one_check_runs_for_everybody_who_asks() {
     accepting.abort();
 }
 
-/// Nobody has to sign a request for `/readyz`: however many come, webhooks and actions find a connection.
+/// Requests for `/readyz` need no signature. In any number, they leave connections for webhooks and actions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_who_ask_whether_the_service_is_ready_cost_one_connection() {
+async fn concurrent_readiness_requests_use_one_connection() {
     let database = TestDatabase::new().await;
     let admin = database.pool(2).await;
     let timeout = Duration::from_secs(20);
@@ -297,14 +296,14 @@ async fn no_write_of_the_old_client_id_commits_after_the_rebind() {
     rebinding.await.unwrap().unwrap();
 }
 
-/// Any login that may connect to the database can take an advisory lock, and keep it.
+/// Any role that can connect to the database can take an advisory lock and keep it.
 #[tokio::test]
-async fn the_client_ids_lock_is_none_that_any_login_can_take() {
+async fn no_other_role_can_take_the_lock_of_the_client_id() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let mut stranger = PgConnection::connect_with(&database.options()).await.unwrap();
     stranger.execute("select pg_advisory_lock(1717921125, 0)").await.unwrap();
-    store(&pool).hold_lease("backfill", "somebody").await.unwrap();
+    store(&pool).hold_lease("backfill", "another process").await.unwrap();
     let locks = "select count(*) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()
         and database = (select oid from pg_database where datname = current_database())";
     let held: i64 = sqlx::query_scalar(locks).fetch_one(&pool).await.unwrap();
@@ -357,7 +356,7 @@ async fn an_unbound_database_rejects_every_write() {
     assert!(matches!(outcome, Err(StoreError::Unbound)), "{outcome:?}");
 }
 
-/// The driver rolls back no transaction whose begin was sent and not answered when its caller gave up.
+/// sqlx does not roll a transaction back if its caller gives up between sending BEGIN and the response.
 #[tokio::test]
 async fn a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open() {
     let database = TestDatabase::new().await;

@@ -1,4 +1,4 @@
-//! `dev`: the whole thing, by the real binary, with nothing configured.
+//! The command `dev` of the real binary, without configuration.
 
 use authkit_sync::workos::http::http_client;
 use std::process::{Command, Stdio};
@@ -41,7 +41,7 @@ fn the_tour_ends_well_and_ignores_every_real_setting() {
 }
 
 #[tokio::test]
-async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
+async fn an_ephemeral_dev_prints_its_urls_for_tests_of_other_projects() {
     let folder = tempfile::tempdir().unwrap();
     let seed = folder.path().join("users.json");
     std::fs::write(&seed, r#"[{"id":"user_seeded","email":"seed@example.test","first_name":"Seed"}]"#).unwrap();
@@ -96,7 +96,7 @@ async fn an_ephemeral_one_says_where_it_is_and_serves_other_peoples_tests() {
 }
 
 #[test]
-fn a_seed_that_is_none_is_named() {
+fn an_invalid_seed_file_is_named() {
     let refused = run(&["dev", "--ephemeral", "--seed", "/nonexistent.json"], &[]);
     assert_eq!(refused.status.code(), Some(78));
     assert!(said(&refused).contains("--seed /nonexistent.json"), "{}", said(&refused));

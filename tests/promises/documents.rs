@@ -73,7 +73,7 @@ pub(crate) fn code(text: &str) -> Vec<&str> {
     found
 }
 
-/// What follows the program's name where a shell would run it: at the beginning, or behind a pipe, a list or a parenthesis.
+/// Returns the arguments after the program's name where a shell would run it: at the start, or after a pipe, `&&`, `;` or `(`.
 fn called(code: &str) -> impl Iterator<Item = &str> {
     ["authkit-sync ", "cargo run -- "].into_iter().flat_map(move |program| {
         let places = code.match_indices(program);
@@ -86,7 +86,7 @@ fn called(code: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What is wrong with a command line, which is given without the program's name. Words that are no plain words are arguments.
+/// Returns the mistake in a command line, which is given without the program's name.
 fn mistake(line: &str) -> Option<String> {
     let mut command = authkit_sync::cli::command();
     command.build();

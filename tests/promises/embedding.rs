@@ -1,4 +1,4 @@
-//! The library in somebody's application: the example, with a real token over real HTTP.
+//! The library in an application: the example, with a real token over real HTTP.
 
 #[path = "../../examples/notes.rs"]
 #[expect(dead_code, reason = "its main is for `cargo run --example notes`")]
@@ -46,7 +46,7 @@ async fn ask(method: &str, url: String, token: Option<&str>, body: &'static str)
 }
 
 #[tokio::test]
-async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
+async fn the_example_authenticates_its_callers_and_separates_their_notes() {
     let lab = Lab::new().await;
     let (ada, grace) = (lab.create_user("Ada"), lab.create_user("Grace"));
     lab.backfill().await;
@@ -57,7 +57,7 @@ async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
     assert_eq!(ask("GET", format!("{url}/notes"), Some(&a), "").await.json(), json!(["a note"]));
     assert_eq!(ask("GET", format!("{url}/notes"), Some(&g), "").await.json(), json!([]));
     assert_eq!(ask("GET", format!("{url}/notes"), None, "").await.code(), (401, "token_missing".to_owned()));
-    // A guest is whoever sends no header; not whoever sends a bad one.
+    // A request without a header is a guest. A request with an invalid token is not.
     assert_eq!(ask("GET", format!("{url}/"), None, "").await.text, "hello guest");
     assert!(ask("GET", format!("{url}/"), Some(&a), "").await.text.contains("@example.test"));
     let bad = ask("GET", format!("{url}/"), Some("not.a.token"), "").await;
@@ -69,7 +69,7 @@ async fn the_example_knows_its_callers_and_keeps_their_notes_apart() {
     assert_eq!(ask("GET", format!("{url}/"), Some(&a), "").await.code(), (503, "database_unavailable".to_owned()));
 }
 
-/// A pool of a login made for this test, with a schema of its own first in its search path.
+/// A pool of a new role, with its own schema first in its search path.
 async fn login(lab: &Lab, name: &str, rights: &str) -> (String, PgPool) {
     let role = format!("{}_{name}", lab.database.name());
     let create = format!(
@@ -156,7 +156,7 @@ async fn who(identity: Identity) -> String {
     identity.subject
 }
 
-/// An application's own words for a refusal.
+/// The application's own response to a rejection.
 async fn worded(caller: Result<AuthUser, Rejection>) -> Response {
     match caller {
         Ok(caller) => caller.user.id.into_response(),

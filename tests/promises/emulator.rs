@@ -1,4 +1,4 @@
-//! The service against a WorkOS that answers 404 as WorkOS's emulator does, and against a server that is no WorkOS.
+//! The service with a WorkOS that answers 404 like WorkOS's emulator, and with a server that is not WorkOS.
 
 use authkit_sync::dev::workos::{ApiFaults, Faults};
 use authkit_sync::sync::job::JobError;
@@ -28,7 +28,7 @@ fn emulator() -> ApiFaults {
     ApiFaults { emulator_not_found: true, ..ApiFaults::default() }
 }
 
-/// Nobody can be read by ID, although they are listed.
+/// No user can be read by ID, although WorkOS lists them.
 fn without_users_by_id(html: bool) -> ApiFaults {
     let missing_routes = vec!["/user_management/users/".to_owned()];
     ApiFaults { missing_routes, missing_routes_html: html, ..ApiFaults::default() }
@@ -51,7 +51,7 @@ async fn read_through_and_reconcile_work_with_workos_emulator() {
     let lab = Lab::new().await;
     lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
     lab.workos.set_api_faults(emulator());
-    // Nobody is here, and nobody is there: that needs no proof.
+    // There are no users here and at WorkOS, so no check is needed.
     assert_eq!(lookup(&lab, &serve(&lab), "user_nobody").await, not_found());
     let ids = lab.create_users(3);
     let served = serve(&lab);

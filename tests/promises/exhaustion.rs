@@ -1,4 +1,4 @@
-//! Clients that nobody knows, and that send too little, too slowly or read nothing: none of them keeps anybody else out.
+//! Unauthenticated clients that send too little, too slowly, or do not read: none of them blocks other clients.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
 use crate::support::service::{SECRET, Service, until};
 
-/// What a test of this file waits for at most.
+/// The timeout of the tests in this file.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(service.address).await.unwrap()
 }
 
-/// Sends something and reads the first bytes of what comes back; empty when the service closes the connection.
+/// Sends bytes and returns the first bytes of the response. Empty if the service closes the connection.
 async fn ask(stream: &mut TcpStream, bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     answer(stream).await
@@ -39,14 +39,14 @@ async fn deliver(service: &Service) -> u16 {
     service.deliver(&body(&unique("event"), "user.created", 0, &user(&id, "Ada", 0))).await.status
 }
 
-/// How many connections the service closed for this reason.
+/// Returns the number of connections that the service closed for this reason.
 async fn closed(service: &Service, reason: &str) -> u64 {
     let page = service.metrics().await;
     let name = format!("authkit_sync_connections_closed_total{{reason=\"{reason}\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
 }
 
-/// More unfinished bodies than the memory for webhooks holds: 66 of almost 1 MiB each, where there is room for 64 MiB.
+/// 66 unfinished bodies of almost 1 MiB each, which exceed the memory for webhooks of 64 MiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anything() {
     const BODIES: usize = 66;
@@ -82,9 +82,9 @@ async fn unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anythi
     service.stop().await.unwrap();
 }
 
-/// What every connection can hold at once fits into the memory for actions, so nothing has to make room.
+/// The bodies of all connections fit into the memory for actions, so none of them is dropped.
 #[tokio::test]
-async fn unfinished_actions_on_every_connection_keep_no_action_out() {
+async fn unfinished_actions_on_every_connection_block_no_other_action() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let start = |builder: authkit_sync::authkit::Builder| {
@@ -160,7 +160,7 @@ async fn at_the_bound_the_connection_that_has_gone_longest_without_a_completed_r
     service.stop().await.unwrap();
 }
 
-/// Many more silent connections than there is room for, and honest requests between them.
+/// Many more idle connections than the limit, with valid requests between them.
 #[tokio::test]
 async fn idle_connections_in_any_number_block_no_other_client() {
     let database = TestDatabase::new().await;

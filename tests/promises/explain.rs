@@ -1,4 +1,4 @@
-//! `token explain`: the true cause of every refusal, by the checks that the service itself runs.
+//! `token explain`: the true reason of every rejection, with the checks of the service.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -105,14 +105,14 @@ async fn every_access_token_is_explained_by_its_true_cause() {
 }
 
 #[tokio::test]
-async fn what_no_signature_vouches_for_is_shown_and_marked() {
+async fn claims_without_a_valid_signature_are_shown_and_marked() {
     let keys = Keys::of("jwks.document");
     let verifier = verifier(policy(), &keys, at("2026-09-01T08:30:00Z"));
     for name in ["wrong_key_same_kid", "unknown_kid", "alg_none"] {
         let explanation = verifier.explain(&token(name)).await;
         let issuer = check(&explanation, "issuer");
         assert_eq!((issuer.verdict, issuer.trusted), (CheckResult::Pass, false), "{name}");
-        assert!(explanation.subject().is_none(), "{name}: nobody is looked up for it");
+        assert!(explanation.subject().is_none(), "{name}: no user is looked up");
     }
     let late = verifier.explain(&token("expired")).await;
     assert!(check(&late, "issuer").trusted && late.subject().is_some(), "an expired token was genuine once");
@@ -121,14 +121,14 @@ async fn what_no_signature_vouches_for_is_shown_and_marked() {
 }
 
 #[tokio::test]
-async fn keys_that_cannot_be_had_leave_the_token_undecided_and_rotated_ones_are_found() {
+async fn unreachable_keys_give_no_verdict_and_rotated_keys_are_fetched() {
     let keys = Keys::of("jwks.document");
     keys.away.store(true, Ordering::SeqCst);
     let clock = at("2026-09-01T08:30:00Z");
     let judge = verifier(policy(), &keys, clock.clone());
     let away = judge.explain(&token("per_client_issuer")).await;
     assert_eq!((away.verdict, away.reason), ("unknown", Some("keys_unavailable")));
-    assert!(check(&away, "key").found.contains("the test took the keys away"), "{away:#?}");
+    assert!(check(&away, "key").found.contains("the test has removed the keys"), "{away:#?}");
     keys.away.store(false, Ordering::SeqCst);
     keys.publish("jwks.document.during_rotation");
     clock.set(clock.now().plus_seconds(60));
@@ -136,14 +136,14 @@ async fn keys_that_cannot_be_had_leave_the_token_undecided_and_rotated_ones_are_
     assert_eq!(judge.explain(&token("per_client_issuer")).await.verdict, "good");
 }
 
-/// The first token of all is judged by keys that are fetched while it waits, on a clock that runs.
+/// The keys are fetched while the first token waits, with a running clock.
 #[tokio::test]
-async fn the_first_token_needs_no_second_try() {
+async fn the_first_token_needs_no_retry() {
     let judge = verifier(policy(), &Keys::of("jwks.document"), Clock::system());
     assert!(judge.verify(&token("per_client_issuer")).await.is_ok());
 }
 
-/// However a token is bent, the explanation gives the verdict's own reason.
+/// For every mutated token, the explanation gives the reason of the verdict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn explanation_and_verdict_cannot_drift() {
     let keys = Keys::of("jwks.document");
@@ -181,7 +181,7 @@ async fn explanation_and_verdict_cannot_drift() {
     });
 }
 
-/// Runs `token explain` of the real binary; its exit code, what it printed, and what it said on stderr.
+/// Runs `token explain` of the real binary. Returns its exit code, stdout and stderr.
 async fn explain(lab: &Lab, token: &str, more: &[(&'static str, &str)], arguments: &[&str]) -> (i32, String, String) {
     let mut command = binary();
     command.args(["token", "explain"]).args(arguments).envs(lab.environment()).env_remove("WORKOS_API_KEY");
@@ -303,7 +303,7 @@ async fn a_clock_that_is_wrong_is_named() {
     assert!(out.contains("s ahead of WorkOS's"), "{out}");
 }
 
-/// Somebody at a terminal is told what is waited for, and Enter is enough.
+/// On a terminal, the command prints a prompt and reads one line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_terminal_it_says_that_it_waits() {
     let lab = Lab::new().await;
@@ -324,7 +324,7 @@ async fn at_a_terminal_it_says_that_it_waits() {
     assert!(token_free(&said(&output)));
 }
 
-/// Caller, log and `token explain` hear one reason.
+/// Caller, log and `token explain` get the same reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn header_log_and_explanation_give_one_reason() {
     let lab = Lab::new().await;

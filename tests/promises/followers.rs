@@ -24,7 +24,7 @@ async fn service(pool: &PgPool) -> Service {
 }
 
 #[tokio::test]
-async fn followers_read_over_http_with_the_service_key_and_are_told_what_is_wrong() {
+async fn followers_read_over_http_with_a_service_key_and_get_errors_with_reasons() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
     let service = service(&pool).await;
@@ -56,7 +56,7 @@ async fn followers_read_over_http_with_the_service_key_and_are_told_what_is_wron
 }
 
 #[tokio::test]
-async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends() {
+async fn a_long_poll_is_answered_at_the_next_change_and_at_shutdown() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
     // In sessions of our own, the last statement of a lookup is the lookup itself.
@@ -68,7 +68,7 @@ async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends(
         tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await })
     };
     let now = async || sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.unwrap();
-    // Nothing else in this service looks at the feed with these connections.
+    // No other code of this service reads the feed with these connections.
     let looked = async |since: time::OffsetDateTime| {
         let looks: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
@@ -86,20 +86,20 @@ async fn a_long_poll_answers_as_soon_as_there_is_news_and_when_the_service_ends(
     };
     let before = now().await;
     let waiting = wait(&position);
-    until("somebody looks at the feed", async || looked(before).await).await;
+    until("a request reads the feed", async || looked(before).await).await;
     service.deliver(&body(&unique("event"), "user.created", 0, &user(&unique("user"), "Ada", 0))).await;
     let page = waiting.await.unwrap().json();
     assert_eq!(page["data"][0]["kind"], "created");
-    // A service that stops does not let its followers wait: it would be cut off by the drain deadline otherwise.
+    // At shutdown, long polls are answered at once. Otherwise the drain deadline would cut them off.
     let before = now().await;
     let waiting = wait(page["position"].as_str().unwrap());
-    until("somebody looks again", async || looked(before).await).await;
+    until("a request reads the feed again", async || looked(before).await).await;
     service.stop().await.unwrap();
     let last = waiting.await.unwrap();
     assert_eq!((last.status, last.json()["data"].clone()), (200, json!([])), "answered, not cut off");
 }
 
-/// Random creations, renames and deletions, until told to stop; then none for good.
+/// Random creations, renames and deletions, until `stop` is set.
 async fn write_until(store: Store, users: Vec<String>, stop: Arc<AtomicBool>) {
     let mut random = fastrand::Rng::with_seed(7);
     for at in 0.. {
@@ -143,7 +143,7 @@ async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_wri
     }
     let mut position = position.unwrap();
     for round in 0.. {
-        // Asked first: what is written behind an empty page is not over yet.
+        // Read before the page: after it, more changes can be written.
         let over = writing.is_finished();
         let page = service.ask(&format!("/changes?after={position}&limit=5"), KEY).await.json();
         let changes = page["data"].as_array().unwrap();
@@ -172,7 +172,7 @@ async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_wri
 }
 
 #[tokio::test]
-async fn the_library_tells_changes_as_a_stream() {
+async fn the_library_returns_changes_as_a_stream() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -189,9 +189,9 @@ async fn the_library_tells_changes_as_a_stream() {
     assert!(lost.next().await.is_none());
 }
 
-/// Those who wait look together; what one of them saw before another asked must not be held against a newer position.
+/// Waiting requests share their reads. A read from before a request must not make its newer position look expired.
 #[tokio::test]
-async fn a_short_wait_beside_a_long_one_takes_no_new_position_for_expired() {
+async fn a_short_wait_beside_a_long_one_does_not_expire_a_new_position() {
     let database = TestDatabase::new().await;
     let store = store(&database.pool(4).await);
     let feed = Feed::new(store.clone());

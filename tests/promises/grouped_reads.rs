@@ -1,4 +1,4 @@
-//! Concurrent lookups share a statement, and nobody notices: not by another's row, failure or departure, nor by old data.
+//! Concurrent lookups share a statement. No caller gets the row or the failure of another one, or outdated data.
 
 use std::pin::Pin;
 use std::sync::Arc;

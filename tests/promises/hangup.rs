@@ -1,4 +1,4 @@
-//! SIGHUP: what can change while the process runs is reread, and the process goes on.
+//! SIGHUP: the process rereads its log filter and continues.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -11,7 +11,7 @@ use crate::support::binary::{Served, binary, first_line, free_address, run, sign
 use crate::support::database::TestDatabase;
 use crate::support::service::{CLIENT_ID, SECRET, http_ok, until};
 
-/// Sends SIGHUP and waits for the line that says what came of it.
+/// Sends SIGHUP and waits for the log line with the result.
 async fn hang_up(served: &Served, says: &str) {
     let before = served.log().matches("SIGHUP").count();
     signal(&served.child, "HUP");
@@ -27,7 +27,7 @@ async fn hang_up(served: &Served, says: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sighup_rereads_the_log_filter_of_the_dotenv_file_and_serves_on() {
+async fn sighup_rereads_the_log_filter_of_the_dotenv_file_and_the_service_continues() {
     let database = TestDatabase::new().await;
     let folder = tempfile::tempdir().unwrap();
     let dotenv = |text: &str| std::fs::write(folder.path().join(".env"), text).unwrap();
@@ -109,7 +109,7 @@ async fn sighup_does_not_end_dev() {
     assert!(child.wait().unwrap().success());
 }
 
-/// As after the terminal is gone, to which it wrote its log.
+/// As after the terminal of the log is closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_log_fails_no_request() {
     let database = TestDatabase::new().await;
@@ -121,7 +121,7 @@ async fn a_closed_log_fails_no_request() {
     command.env("AUTHKIT_SYNC_LISTEN", address.to_string()).env("AUTHKIT_SYNC_OPS_LISTEN", free_address().to_string());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     assert!(first_line(child.stderr.take().unwrap()).contains("is listening"));
-    // Nobody reads its log from here on, and each request writes a line.
+    // The log is not read any more, and each request writes a line.
     let client = http_client().unwrap();
     for _ in 0..3 {
         let answer = client.get(format!("http://{address}/auth/user")).send().await;

@@ -1,5 +1,5 @@
-//! A stranger who may create objects in `public` never gets code to run: no statement and no function of ours resolves a name
-//! there, whatever the session's search_path says.
+//! A role that can create objects in `public` cannot make the service run its code: no statement and no function of ours resolves a
+//! name there, for any search_path of the session.
 //!
 //! The names are not written down here. They are every word and operator in our migrations and statements; for each that
 //! PostgreSQL has a function, an operator, a type or a relation of, `public` holds better matches.
@@ -151,7 +151,7 @@ async fn read_workos(hostile_lab: &HostileLab) {
     hostile_lab.run(&["reconcile"]).await;
     assert_eq!(hostile_lab.count("select count(*) from workos.user_records where synced_deleted").await, 2);
     hostile_lab.calm("reconcile").await;
-    // A user of whom no event came is read when somebody asks.
+    // A user without an event is read from WorkOS at its first lookup.
     let unheard = lab.create_user("Hedy");
     let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
@@ -178,9 +178,9 @@ async fn keep_the_inbox(hostile_lab: &HostileLab) {
     let listed = hostile_lab.run(&["events", "list", "--outcome", "quarantined", "--since", "1h", "--json"]).await;
     let event = serde_json::from_str::<Value>(&listed).unwrap()[0]["id"].as_str().unwrap().to_owned();
     hostile_lab.run(&["events", "show", &event]).await;
-    let mended = body(&event, "user.updated", 9, &user(&id, "Grace", 9));
-    let mend = "update workos.events set payload = $2 where id = $1";
-    sqlx::query(mend).bind(&event).bind(&mended[..]).execute(&hostile_lab.admin).await.unwrap();
+    let corrected = body(&event, "user.updated", 9, &user(&id, "Grace", 9));
+    let correct = "update workos.events set payload = $2 where id = $1";
+    sqlx::query(correct).bind(&event).bind(&corrected[..]).execute(&hostile_lab.admin).await.unwrap();
     hostile_lab.run(&["events", "retry"]).await;
     hostile_lab.run(&["events", "replay", "--since", "1h"]).await;
     hostile_lab.run(&["user", &id]).await;
@@ -236,8 +236,10 @@ async fn handle_in_sql(hostile_lab: &HostileLab) {
         .collect();
     let mut served = Served::start(&hostile_lab.url(), free_address(), &environment);
     let live = hostile_lab.count("select count(*) from workos.users").await;
-    until("every live user is told of", async || hostile_lab.count("select count(*) from theirs.done").await == live)
-        .await;
+    until("the handler has every live user", async || {
+        hostile_lab.count("select count(*) from theirs.done").await == live
+    })
+    .await;
     hostile_lab.admin.execute("insert into theirs.broken default values").await.unwrap();
     let create = async || {
         let created = observed("user.created", 0, &user(&unique("user"), "Ada", 0));
@@ -317,7 +319,7 @@ async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
     hostile_lab.calm("a caller in SQL").await;
 }
 
-/// The service on a pool of the application's, with whatever path that has.
+/// The service on a pool of the application, with the search_path of that pool.
 async fn serve(hostile_lab: &HostileLab) {
     let handler = |change: Change, mut tx: Tx| async move {
         let note = sqlx::query("insert into theirs.done values ($1)").bind(change.user_id);

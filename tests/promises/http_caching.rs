@@ -47,7 +47,7 @@ fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn what_a_caller_holds_is_304_until_it_changes_and_never_without_the_checks() {
+async fn an_unchanged_response_is_304_only_after_all_checks() {
     let lab = Lab::new().await;
     let id = lab.create_user("Ada");
     lab.backfill().await;
@@ -79,7 +79,7 @@ async fn what_a_caller_holds_is_304_until_it_changes_and_never_without_the_check
 }
 
 #[tokio::test]
-async fn pages_of_configured_origins_may_ask_and_no_others() {
+async fn only_configured_origins_may_send_requests() {
     let lab = Lab::new().await;
     for host in [serve(&lab).await, serve_whole(&lab).await] {
         let url = format!("{host}/auth/user");

@@ -1,4 +1,4 @@
-//! The inbox as an operator's tool, and what is kept for how long.
+//! The inbox: the commands of operators, and retention.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn poisoned(user_id: &str) -> (String, Observation) {
 }
 
 #[tokio::test]
-async fn one_user_is_explained_from_first_to_last() {
+async fn the_command_user_shows_every_event_of_a_user() {
     let lab = Lab::new().await;
     let id = unique("user");
     let store = lab.context().store;
@@ -83,8 +83,8 @@ async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_f
     assert_eq!((code, out.contains(&poison)), (1, true), "it stays: {out}");
     // As if a later release could read it.
     let Observation::Event(fine) = &fine else { unreachable!() };
-    let mend = "update workos.events set payload = $2 where id = $1";
-    sqlx::query(mend)
+    let correct = "update workos.events set payload = $2 where id = $1";
+    sqlx::query(correct)
         .bind(&poison)
         .bind(&body(&poison, "user.updated", 9, &user(&id, "Grace", 9))[..])
         .execute(&lab.pool)
@@ -116,7 +116,7 @@ async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_f
 }
 
 #[tokio::test]
-async fn a_release_tries_the_quarantine_of_another_once() {
+async fn a_new_release_retries_the_quarantine_of_another_one_once() {
     let lab = Lab::new().await;
     let context = lab.context();
     let id = unique("user");
@@ -124,8 +124,8 @@ async fn a_release_tries_the_quarantine_of_another_once() {
     apply(&context.store, Origin::Webhook, &[observation]).await.unwrap();
     let housekeeping = Housekeeping::new(context, Duration::from_secs(90 * 86_400), None);
     housekeeping.tick().await;
-    let mend = "update workos.events set payload = $2 where id = $1";
-    sqlx::query(mend)
+    let correct = "update workos.events set payload = $2 where id = $1";
+    sqlx::query(correct)
         .bind(&poison)
         .bind(&body(&poison, "user.updated", 9, &user(&id, "Ada", 9))[..])
         .execute(&lab.pool)
@@ -139,7 +139,7 @@ async fn a_release_tries_the_quarantine_of_another_once() {
 }
 
 #[tokio::test]
-async fn retention_drops_in_batches_and_spares_quarantine_cursor_and_tombstones() {
+async fn retention_deletes_in_batches_and_keeps_quarantine_cursor_and_tombstones() {
     for (days, rows_left, payloads_left) in [(90, 1, 1), (7, 2_501, 1)] {
         let lab = Lab::new().await;
         let context = lab.context();
@@ -180,7 +180,7 @@ async fn retention_drops_in_batches_and_spares_quarantine_cursor_and_tombstones(
     }
 }
 
-/// The database's clock decides what is old, and when a reconcile is due: one replica whose clock is wrong loses nothing.
+/// The database's clock decides what has expired, and when a reconcile is due. A replica with a wrong clock loses nothing.
 #[tokio::test]
 async fn a_replica_whose_clock_is_far_ahead_deletes_nothing_early() {
     let lab = Lab::new().await;
@@ -218,7 +218,7 @@ async fn a_replica_whose_clock_is_far_ahead_deletes_nothing_early() {
     assert_eq!(kept().await.0, 0);
 }
 
-/// Each step of housekeeping has a transaction of its own: whichever fails, the others are done.
+/// Each step of housekeeping has its own transaction: a failing one does not prevent the others.
 #[tokio::test]
 async fn a_step_of_housekeeping_that_fails_prevents_no_other() {
     let day = Duration::from_secs(86_400);

@@ -1,4 +1,4 @@
-//! One process does a background job, and no process asks WorkOS again while WorkOS wants to be left alone.
+//! One process runs a background job at a time, and no process sends requests during a pause that WorkOS requested.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn state(context: &JobContext) -> &'static str {
 
 #[tokio::test]
 async fn every_replica_keeps_the_pause_that_workos_asked_one_of_them_for() {
-    // The first one is killed, or ends.
+    // The first process is killed, or ends.
     for killed in [true, false] {
         let lab = Lab::new().await;
         let (one, other) = (lab.context(), lab.context());
@@ -60,7 +60,7 @@ async fn every_replica_keeps_the_pause_that_workos_asked_one_of_them_for() {
 }
 
 #[tokio::test]
-async fn a_pause_is_of_one_job_and_one_that_ends_absurdly_late_is_none() {
+async fn a_pause_applies_to_one_job_and_an_absurdly_long_one_is_ignored() {
     let lab = Lab::new().await;
     let catch_up = lab.catch_up();
     to_the_end(&lab, &catch_up).await;
@@ -119,5 +119,9 @@ async fn a_service_renews_its_lease_while_it_pauses() {
     let expires = "select extract(epoch from expires_at)::bigint from workos.leases where job = 'catch_up'";
     let (before, asked) = (lab.count(expires).await, lab.workos.requests("/events"));
     until("the lease is renewed twice", async || lab.count(expires).await >= before + 5).await;
-    assert_eq!((lab.count(paused).await, lab.workos.requests("/events")), (1, asked), "and nobody asked meanwhile");
+    assert_eq!(
+        (lab.count(paused).await, lab.workos.requests("/events")),
+        (1, asked),
+        "no process sent a request meanwhile"
+    );
 }

@@ -1,4 +1,4 @@
-//! Promise 9: no personal data and no secret in a log line at any level, nor in what a refused caller hears.
+//! Promise 9: no personal data and no secret in a log line at any level, or in the response to a rejected caller.
 
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::http::http_client;
@@ -83,11 +83,11 @@ async fn a_whole_run_at_trace_logs_no_personal_data_and_no_secret() {
     );
     secrets.extend(["whsec_".into(), "QmFzZTY0TG9va2luZ0J1dE5vdA".into(), "Rotated0ldSecret".into()]);
     for (place, text) in [("the log", &log), ("an answer", &heard), ("a metric", &page)] {
-        assert_names_nobody(place, text, &secrets);
+        assert_no_personal_data(place, text, &secrets);
     }
 }
 
-fn assert_names_nobody(place: &str, text: &str, secrets: &[String]) {
+fn assert_no_personal_data(place: &str, text: &str, secrets: &[String]) {
     let persons = ["Adalovelace", "Ada.Personal", "example.test", "Quill", "crm-personal", "support@"];
     // A fixture's issuer is a host under example.test, and an issuer is no person.
     let text = text.replace("customer.example.test", "");

@@ -32,7 +32,7 @@ async fn with_user(pool: &PgPool) -> Service {
 }
 
 #[tokio::test]
-async fn every_access_token_gets_the_verdict_it_must() {
+async fn every_access_token_gets_its_expected_verdict() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let custom = format!("https://auth.customer.example.test/user_management/{CLIENT_ID}");
@@ -146,7 +146,7 @@ async fn the_user_is_workos_own_object() {
 }
 
 #[tokio::test]
-async fn missing_and_odd_authorization_headers_are_told_apart_from_bad_tokens() {
+async fn missing_and_malformed_authorization_headers_are_distinguished_from_bad_tokens() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let service = with_user(&pool).await;
@@ -191,7 +191,7 @@ async fn without_keys_no_user_is_signed_out() {
     let pool = database.pool(2).await;
     let service = Service::start_with(&pool, |builder| builder).await;
     let good = token("per_client_issuer");
-    // Keys held go on serving while a refresh fails; only a key that nobody holds is 503.
+    // Cached keys stay in use while a refresh fails. Only an unknown key is 503.
     assert_eq!(service.ask("/auth/identity", &good).await.status, 200);
     service.keys.away.store(true, Ordering::SeqCst);
     service.clock.set(service.clock.now().plus_seconds(3_600));
@@ -212,7 +212,7 @@ async fn without_keys_no_user_is_signed_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_tokens_with_unknown_keys_ask_workos_once() {
+async fn a_thousand_tokens_with_unknown_keys_cause_one_request_to_workos() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     let service = Service::start(&pool).await;
@@ -297,7 +297,7 @@ async fn without_the_database_lookups_are_503_and_the_identity_route_still_answe
     let delivery = service.deliver(&body("event_1", "user.created", 0, &user(USER, "Ada", 0))).await;
     assert_eq!(delivery.code(), (503, "database_unavailable".to_owned()));
     assert!(!delivery.header("retry-after").is_empty());
-    assert_eq!(service.get("/healthz").await.status, 200, "alive all the same");
+    assert_eq!(service.get("/healthz").await.status, 200, "the process is alive");
     assert_eq!(service.get("/readyz").await.status, 503);
     service.stop().await.unwrap();
 }

@@ -11,7 +11,7 @@
 //!    - `group_commit::events_that_arrive_during_a_commit_share_the_next_transaction`
 //!    - `group_commit::a_caller_that_goes_away_cancels_no_event_of_the_batch`
 //! 2. **Nothing verified is dropped.**
-//!    - `receiver::names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact`
+//!    - `receiver::names_in_any_script_and_characters_that_postgres_rejects_are_stored_and_returned`
 //!    - `receiver::verified_but_unusable_events_are_quarantined_whole_and_acknowledged`
 //!    - `inbox::quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_fails`
 //!    - `backfill::an_unreadable_page_of_users_is_quarantined_and_skipped`
@@ -46,7 +46,7 @@
 //!    - `catch_up::a_key_of_another_environment_is_detected_before_anything_is_read`
 //!    - `emulator::a_missing_route_is_no_unknown_user_and_confirms_no_deletion`
 //! 7. **The token decides nothing before its signature.**
-//!    - `lookups::every_access_token_gets_the_verdict_it_must`
+//!    - `lookups::every_access_token_gets_its_expected_verdict`
 //!    - `lookups::hostile_tokens_are_refused_without_harm`
 //!    - `lookups::a_refusal_names_the_real_reason`
 //!    - `explain::explanation_and_verdict_cannot_drift`

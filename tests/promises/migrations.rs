@@ -1,4 +1,4 @@
-//! The schema in an application's database: alone, beside other releases, and with the application's objects on top of it.
+//! The schema in an application's database: alone, with other releases, and with objects of the application that depend on it.
 
 use std::time::Duration;
 
@@ -84,10 +84,7 @@ async fn status_writes_nothing_and_a_service_refuses_what_is_pending() {
     assert!(matches!(early, Err(StoreError::Unfit(Unfit::Pending(_)))), "{early:?}");
     let ended = tokio::time::timeout(Duration::from_secs(30), service.ended()).await.unwrap();
     assert!(matches!(&ended, Err(RunError::Unfit(Unfit::Pending(_)))), "{ended:?}");
-    assert!(
-        ended.unwrap_err().to_string().contains("authkit-sync migrate"),
-        "the message names the command that mends it"
-    );
+    assert!(ended.unwrap_err().to_string().contains("authkit-sync migrate"), "the message names the command to run");
 }
 
 #[tokio::test]

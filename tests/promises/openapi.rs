@@ -1,4 +1,4 @@
-//! `GET /openapi.json` against the service it describes: real answers, held against the schemas.
+//! `GET /openapi.json`: real responses of the service are compared with the described schemas.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -171,7 +171,7 @@ async fn hold_refusals(service: &Service, described: &mut Described) {
     described.hold(post, "/workos/webhook", &slow(service, "/workos/webhook", SECRET).await);
 }
 
-/// What WorkOS hears when it asks whether somebody may sign up.
+/// The response to an action.
 async fn hold_actions(service: &Service, described: &mut Described) {
     let answers = [
         service.act(&registration(&fresh(), "ada@example.test")).await,

@@ -93,7 +93,7 @@ async fn a_database_stopped_under_load_is_503_and_comes_back_without_a_restart()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_away_at_start_is_waited_for() {
+async fn serve_waits_for_a_database_that_is_down_at_start() {
     let (mut server, pool) = own_server().await;
     pool.close().await;
     tokio::task::block_in_place(|| server.pause().unwrap());
@@ -152,7 +152,7 @@ async fn a_read_only_server_is_503() {
     assert_eq!(events, 1, "nothing was quarantined");
 }
 
-/// SQLSTATE 53100 as PostgreSQL raises it when the disk is full, raised here by a trigger, for want of a disk to fill.
+/// PostgreSQL raises SQLSTATE 53100 if the disk is full. Here a trigger raises it, because the test has no disk to fill.
 #[tokio::test]
 async fn a_full_disk_and_a_lost_privilege_are_503() {
     let database = TestDatabase::new().await;
@@ -185,9 +185,9 @@ async fn a_full_disk_and_a_lost_privilege_are_503() {
     service.stop().await.unwrap();
 }
 
-/// PostgreSQL asks for another try, and gets it.
+/// A serialization failure is retried.
 #[tokio::test]
-async fn a_serialization_failure_is_tried_again() {
+async fn a_serialization_failure_is_retried() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;

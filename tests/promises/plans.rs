@@ -1,4 +1,4 @@
-//! The hot statements go by index, whatever the table's size.
+//! Frequent statements use an index, for all sizes of the table.
 
 use sqlx::Executor;
 

@@ -1,4 +1,4 @@
-//! Maintenance at a million rows: every statement goes by an index or reads a bounded range, whatever its parameters.
+//! Maintenance at a million rows: every statement uses an index or reads a bounded range, for all parameters.
 
 use std::collections::BTreeMap;
 

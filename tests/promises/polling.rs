@@ -1,4 +1,4 @@
-//! Processes that poll: one at a time, another when it ends, without webhooks, and without a name in the log.
+//! Polling without webhooks: one process polls at a time, another one takes over when it ends, and the log contains no names.
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::sync::runner::BackgroundLoop;
@@ -29,7 +29,7 @@ async fn without_webhooks_a_service_follows_by_polling_and_says_so() {
     })
     .await;
     assert_eq!(client.post(served.url("/workos/webhook")).send().await.unwrap().status(), 404, "there is no receiver");
-    // WorkOS goes away: neither lookups nor readiness notice.
+    // WorkOS becomes unreachable. Lookups and readiness do not change.
     lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
     until("catch-up fails", async || {
         http_ok(&format!("http://{}/readyz", served.ops)).await.contains("the request to WorkOS failed")
@@ -52,7 +52,7 @@ async fn exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor() {
     to_the_end(&lab, &first).await;
     second.tick().await;
     assert_eq!(other.jobs.current()["catch_up"].state, "standby");
-    // The first one stalls behind its page, and the other takes over.
+    // The first process stalls after reading its page, and the other one takes over.
     lab.create_users(2);
     lab.workos.set_api_faults(ApiFaults { page_limit: Some(1), ..ApiFaults::default() });
     let stalled = lab.context().store.catch_up_state().await.unwrap().unwrap();
@@ -63,13 +63,13 @@ async fn exactly_one_process_polls_and_a_stale_one_cannot_move_the_cursor() {
     first.tick().await;
     assert_eq!(one.jobs.current()["catch_up"].state, "standby");
     assert_eq!(lab.context().store.catch_up_state().await.unwrap().unwrap().cursor, place.cursor);
-    // A graceful end leaves the lease to others at once.
+    // A graceful shutdown releases the lease at once.
     other.release().await.unwrap();
     first.tick().await;
     assert_eq!(one.jobs.current()["catch_up"].state, "working");
 }
 
-/// The simulated WorkOS of a lab as a `serve` is told of it, polling.
+/// The settings of a `serve` that polls the simulated WorkOS of a lab.
 fn polling(lab: &Lab) -> Vec<(&'static str, String)> {
     let mut environment = lab.environment();
     for (name, value) in [
@@ -103,7 +103,7 @@ async fn when_the_polling_process_is_killed_another_takes_over() {
     until("the second one does", async || lab.count("select count(*) from workos.users").await == 2).await;
 }
 
-/// Promise 9, for what is read rather than received.
+/// Promise 9, for polled events and users.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_everything_that_is_read_contains_no_personal_data() {
     let lab = Lab::new().await;

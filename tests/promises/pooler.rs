@@ -1,4 +1,4 @@
-//! A pooler in transaction mode mixes up the results of prepared statements: it is recognised before anything is believed.
+//! A pooler in transaction mode mixes up the results of prepared statements. The service detects and refuses it.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -95,7 +95,7 @@ impl PgBouncer {
 }
 
 #[tokio::test]
-async fn a_pooler_in_transaction_or_statement_mode_is_refused_with_the_way_out() {
+async fn a_pooler_in_transaction_or_statement_mode_is_refused_with_the_fix() {
     let database = TestDatabase::new().await;
     for mode in ["transaction", "statement"] {
         let Some(pooler) = PgBouncer::start(&database, mode).await else { return };

@@ -1,4 +1,4 @@
-//! The private PostgreSQL leaves nothing running and nothing lying about, however we end.
+//! The private PostgreSQL leaves no process and no file behind, however its parent ends.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::database::TestDatabase;
 use crate::support::service::until;
 
 fn alive(pid: &str) -> bool {
-    // A zombie has ended: it only waits for whoever started it to hear so.
+    // A zombie has ended: it only waits until its parent reads its status.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         || (!Path::new("/proc/self").exists()
             && Command::new("kill").args(["-0", pid]).status().is_ok_and(|status| status.success()))

@@ -1,4 +1,4 @@
-//! How far the table is complete, as callers and operators are told.
+//! How complete the table is, as the service reports it to callers and operators.
 
 use authkit_sync::domain::clock::Clock;
 use serde_json::Value;
@@ -7,10 +7,10 @@ use crate::support::binary::{Served, free_address};
 use crate::support::lab::Lab;
 use crate::support::service::{Answer, http_ok, until};
 
-/// Whoever reads it would take the users who are missing for deleted ones. Without `AUTHKIT_SYNC_BACKFILL` a command of the
-/// operator, or a scheduled reconcile, completes the table.
+/// Otherwise a reader would take missing users for deleted ones. Without `AUTHKIT_SYNC_BACKFILL`, a command of the operator or a
+/// scheduled reconcile completes the table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_says_how_far_the_table_is_complete_before_the_first_backfill_or_reconcile() {
+async fn synced_through_is_absent_before_the_first_backfill_or_reconcile() {
     for command in ["backfill", "reconcile"] {
         let lab = Lab::new().await;
         let id = lab.create_user("Ada");

@@ -1,4 +1,4 @@
-//! The proxy that the environment names: for requests to WorkOS, and for no others.
+//! The proxy of the environment: only requests to WorkOS use it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::support::events::{body, user};
 use crate::support::fixture;
 use crate::support::service::{CLIENT_ID, SECRET, Service};
 
-/// Every variable that names a proxy, all leading to a port where nothing listens.
+/// Every variable that names a proxy, with a port on which no process listens.
 pub(crate) const DEAD_PROXY: [(&str, &str); 4] = [
     ("HTTP_PROXY", "http://127.0.0.1:9"),
     ("http_proxy", "http://127.0.0.1:9"),
@@ -59,7 +59,7 @@ fn requests_to_workos_use_the_proxy_of_the_environment() {
     assert!(asked.is_empty(), "an emulator on this machine is dialled directly: {asked:?}");
 }
 
-/// A proxy that refuses every request, and the first line of each.
+/// A proxy that rejects every request and records its first line.
 fn proxy() -> (String, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! The receiver over real HTTP: every row of its status table, and every shape that WorkOS sends.
+//! The webhook endpoint over real HTTP: every status that it answers, and every format that WorkOS sends.
 
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
@@ -139,7 +139,7 @@ async fn verified_but_unusable_events_are_quarantined_whole_and_acknowledged() {
 }
 
 #[tokio::test]
-async fn names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact() {
+async fn names_in_any_script_and_characters_that_postgres_rejects_are_stored_and_returned() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
@@ -163,7 +163,7 @@ async fn names_in_any_script_and_what_postgres_refuses_arrive_and_leave_intact()
     service.stop().await.unwrap();
 }
 
-/// Sends raw bytes and reads what comes back until the server closes or has answered.
+/// Sends raw bytes and reads until the server has answered or closed the connection.
 async fn raw(service: &Service, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -173,7 +173,7 @@ async fn raw(service: &Service, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn what_the_head_already_condemns_is_refused_before_the_body_is_sent() {
+async fn a_request_with_invalid_headers_is_refused_before_its_body() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;

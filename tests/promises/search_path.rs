@@ -1,4 +1,4 @@
-//! Functions of the schema run PostgreSQL's code and ours alone, no matter which path their caller searches.
+//! Functions of the schema run only PostgreSQL's code and ours, for every search_path of the caller.
 
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -36,7 +36,7 @@ async fn every_function_of_the_schema_pins_its_search_path_and_is_closed_to_publ
     assert!(!is_qualified("select * from workos.t where a = b") && !is_qualified("select lower(a) from workos.t"));
 }
 
-/// Anybody may create temporary types, and an empty path looks for types among them first.
+/// Any role can create temporary types, and an empty path finds these types first.
 #[tokio::test]
 async fn a_temporary_type_of_the_caller_is_not_used_by_a_function_that_runs_as_its_owner() {
     let database = TestDatabase::new().await;
@@ -69,7 +69,7 @@ async fn a_temporary_type_of_the_caller_is_not_used_by_a_function_that_runs_as_i
     caller.execute(AssertSqlSafe(format!("drop owned by {role}; drop role {role}"))).await.unwrap();
 }
 
-/// The function sees what a new session of its role would; the session that calls it sees nothing of that.
+/// The function runs with the settings of a new session of its role. They do not affect the session that calls it.
 #[tokio::test]
 async fn a_handlers_function_runs_with_the_search_path_of_its_role() {
     let database = TestDatabase::new().await;

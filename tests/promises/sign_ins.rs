@@ -1,4 +1,4 @@
-//! Sessions that move `last_sign_in_at`, where that is asked for.
+//! Sessions that update `last_sign_in_at`, if that is enabled.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ async fn the_latest_session_counts_in_any_order_before_and_after_its_user() {
 }
 
 #[tokio::test]
-async fn impersonation_does_not_count_and_a_deletion_takes_it_away_for_good() {
+async fn impersonation_does_not_count_and_a_deletion_erases_the_sign_in() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let store = store(&pool);
@@ -145,7 +145,7 @@ async fn sessions_are_polled_where_sign_ins_are_enabled() {
     running.await.unwrap().unwrap();
 }
 
-/// Whatever writes a row shows the sign-in that was stored before: the setting decides only whether new ones are stored.
+/// Every write of a row includes the stored sign-in. The setting only decides whether new sign-ins are stored.
 #[tokio::test]
 async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
     let lab = Lab::new().await;
@@ -175,9 +175,9 @@ async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
     let mut spoiled = user(&retried, "Ada", 0);
     spoiled["email"] = json!(7);
     take(&store, &[session(&retried, 900), observed("user.created", 0, &spoiled)]).await;
-    let mended = body("event_x", "user.created", 0, &user(&retried, "Ada", 0));
-    let mend = "update workos.events set payload = $1 where outcome = 'quarantined'";
-    sqlx::query(mend).bind(&mended[..]).execute(&lab.pool).await.unwrap();
+    let corrected = body("event_x", "user.created", 0, &user(&retried, "Ada", 0));
+    let correct = "update workos.events set payload = $1 where outcome = 'quarantined'";
+    sqlx::query(correct).bind(&corrected[..]).execute(&lab.pool).await.unwrap();
     let (code, out, err) = lab.run(&["events", "retry"]).await;
     assert_eq!((code, last_sign_in(&store, &retried).await), (0, signed_in.clone()), "{out}{err}");
     // Sessions that arrived while it was disabled: a replay stores them where it is enabled now.
@@ -191,7 +191,7 @@ async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
     }
 }
 
-/// The insertion waits for the placeholder that the session holds, with a view of the sign-ins from before.
+/// The insertion waits for the placeholder of the session's transaction. Its snapshot does not contain the sign-in.
 #[tokio::test]
 async fn a_sign_in_stored_while_its_user_is_inserted_is_shown() {
     let lab = Lab::new().await;

@@ -53,7 +53,7 @@ impl Api {
 }
 
 #[tokio::test]
-async fn users_live_and_die_with_workos_shapes_and_events() {
+async fn users_and_events_have_the_formats_of_workos() {
     let api = Api::start().await;
     let created = api
         .call(
@@ -141,7 +141,7 @@ async fn lists_page_both_ways_and_events_only_forward() {
 }
 
 #[tokio::test]
-async fn deliveries_are_retried_until_taken_and_as_unreliable_as_told() {
+async fn deliveries_are_retried_until_accepted_and_as_unreliable_as_configured() {
     let workos = workos(None).await;
     let hits = Arc::new(AtomicUsize::new(0));
     let counted = hits.clone();
@@ -172,7 +172,7 @@ async fn deliveries_are_retried_until_taken_and_as_unreliable_as_told() {
 }
 
 #[tokio::test]
-async fn the_api_is_late_dated_wrongly_and_unreadable_as_told() {
+async fn the_api_is_late_wrongly_dated_and_unreadable_as_configured() {
     let api = Api::start().await;
     let get = async |path: &str| api.call("GET", path, None).await;
     let list = async || get("/events?events=user.created&limit=100").await.json()["data"].clone();
@@ -219,7 +219,7 @@ async fn the_api_is_late_dated_wrongly_and_unreadable_as_told() {
 }
 
 #[tokio::test]
-async fn everything_that_matters_survives_a_restart() {
+async fn the_state_survives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let file = Some(folder.path().join("workos.json"));
     let first = workos(file.clone()).await;
@@ -232,7 +232,7 @@ async fn everything_that_matters_survives_a_restart() {
     assert!(updated["updated_at"].as_str() > user["updated_at"].as_str());
 }
 
-/// The service against the simulation, with deliveries duplicated, overtaken and late: the same users, whatever happens.
+/// The service against the simulation, with duplicated, reordered and late deliveries: the users are always the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_follows_it_through_unreliable_deliveries() {
     let workos = workos(None).await;

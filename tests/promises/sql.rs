@@ -1,4 +1,4 @@
-//! The table in SQL: who the caller is, what each role may, and an application's row-level security on top of it.
+//! The table in SQL: the current caller, the rights of each role, and row-level security of an application.
 
 use authkit_sync::domain::event::Origin;
 use authkit_sync::store::roles;
@@ -25,7 +25,7 @@ async fn ids(connection: &mut PgConnection, sql: &'static str) -> Vec<String> {
     sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
 }
 
-/// Must be refused for lack of a right.
+/// Asserts that the statement is rejected for lack of a privilege.
 async fn refused(connection: &mut PgConnection, sql: &str) {
     connection.execute("savepoint before").await.unwrap();
     let outcome = connection.execute(AssertSqlSafe(sql.to_owned())).await;
@@ -142,7 +142,7 @@ async fn each_role_sees_exactly_what_it_should() {
     for sql in ["select id from workos.user_records", "select id from workos.events", "delete from workos.users"] {
         refused(&mut connection, sql).await;
     }
-    // Whoever was deleted can still be pointed at; whoever was never here cannot.
+    // A foreign key can reference a deleted user, but not an unknown one.
     for id in [&ada, &grace, &gone] {
         let insert = "insert into app.notes (user_id, body) values ($1, 'a note')";
         sqlx::query(insert).bind(id).execute(&mut *connection).await.unwrap();
@@ -182,7 +182,7 @@ async fn each_role_sees_exactly_what_it_should() {
 }
 
 #[tokio::test]
-async fn a_policy_is_evaluated_once_and_goes_by_index() {
+async fn a_policy_is_evaluated_once_and_uses_an_index() {
     let database = TestDatabase::new().await;
     let pool = database.pool(2).await;
     three_users(&pool).await;
@@ -207,9 +207,9 @@ async fn a_policy_is_evaluated_once_and_goes_by_index() {
     connection.execute("rollback").await.unwrap();
 }
 
-/// Ten replicas that migrate at once assert the roles at once; and who may not is told what to ask for.
+/// Ten replicas migrate and assert the roles concurrently. A role without the privilege gets the statements to run.
 #[tokio::test]
-async fn roles_are_asserted_by_many_at_once_and_what_is_not_allowed_is_said() {
+async fn concurrent_replicas_assert_the_roles_and_report_missing_privileges() {
     let database = TestDatabase::new().await;
     let pool = database.pool(10).await;
     let mut replicas = tokio::task::JoinSet::new();
@@ -220,20 +220,20 @@ async fn roles_are_asserted_by_many_at_once_and_what_is_not_allowed_is_said() {
     while let Some(refused) = replicas.join_next().await {
         assert!(refused.unwrap().is_empty());
     }
-    let nobody = format!("{}_nobody", database.name());
-    pool.execute(AssertSqlSafe(format!("create role {nobody} login"))).await.unwrap();
-    let role = nobody.clone();
+    let stranger = format!("{}_nobody", database.name());
+    pool.execute(AssertSqlSafe(format!("create role {stranger} login"))).await.unwrap();
+    let role = stranger.clone();
     let theirs = database.pool_with(1, move |options| options.options([("role", role)])).await;
     let refused = roles::assert(&theirs).await.unwrap();
     assert!(refused.contains(&"grant select on workos.users to workos_reader"), "{refused:?}");
     assert!(!refused.iter().any(|statement| statement.starts_with("create role")), "they are there: {refused:?}");
     theirs.close().await;
-    pool.execute(AssertSqlSafe(format!("drop role {nobody}"))).await.unwrap();
+    pool.execute(AssertSqlSafe(format!("drop role {stranger}"))).await.unwrap();
     let mut connection = PgConnection::connect_with(&database.options()).await.unwrap();
     connection.execute("select 1").await.unwrap();
 }
 
-/// Prisma drops what it is not told to leave alone: the guide's list has to be whole.
+/// Prisma drops tables that it does not know, so the list in the guide must be complete.
 #[tokio::test]
 async fn the_guide_names_every_table_that_prisma_must_leave_alone() {
     let database = TestDatabase::new().await;

@@ -1,4 +1,4 @@
-//! WorkOS's own read API, answered from the table: by WorkOS's own SDK, and by hand where the SDK would not go.
+//! WorkOS's read API, answered from the table: tested with WorkOS's SDK, and with plain requests where the SDK has no method.
 
 use authkit_sync::AuthKit;
 use authkit_sync::dev::workos::ApiFaults;
@@ -21,7 +21,7 @@ use crate::support::service::Answer;
 
 const KEY: &str = "a-service-key-of-at-least-32-characters";
 
-/// The library over a lab's table and WorkOS.
+/// The library with the table and the WorkOS of a lab.
 fn authkit(lab: &Lab, read_through: bool, backfill: bool) -> AuthKit {
     AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
@@ -52,7 +52,7 @@ fn params(order: PaginationOrder, limit: i64) -> ListUsersParams {
     ListUsersParams { order: Some(order), limit: Some(limit), ..ListUsersParams::default() }
 }
 
-/// Every page, by the SDK, forward.
+/// Reads every page with the SDK, forward.
 async fn all(client: &Client, order: PaginationOrder, limit: i64) -> Vec<Value> {
     let mut users = Vec::new();
     let mut params = params(order, limit);
@@ -108,7 +108,7 @@ async fn workos_own_sdk_reads_the_same_users_here_and_there() {
     }
 }
 
-/// `normal` is newest first with the cursors' sense reversed.
+/// `normal`: newest first, with the meaning of the cursors reversed.
 #[tokio::test]
 async fn normal_order_pages_to_older_users_with_before() {
     let lab = Lab::new().await;
@@ -136,7 +136,7 @@ fn lab_client() -> reqwest::Client {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_is_refused_in_workos_words() {
+async fn unsupported_requests_are_rejected_in_the_format_of_workos() {
     let lab = Lab::new().await;
     lab.create_users(1);
     lab.backfill().await;
@@ -178,7 +178,7 @@ async fn what_cannot_be_answered_is_refused_in_workos_words() {
 }
 
 #[tokio::test]
-async fn of_two_users_with_one_external_id_the_later_word_answers_and_odd_ids_are_just_missing() {
+async fn of_two_users_with_one_external_id_the_higher_version_is_returned_and_odd_ids_are_not_found() {
     let lab = Lab::new().await;
     let store = lab.context().store;
     let (first, second) = (unique("user"), unique("user"));
@@ -202,7 +202,7 @@ async fn of_two_users_with_one_external_id_the_later_word_answers_and_odd_ids_ar
 }
 
 #[tokio::test]
-async fn before_the_first_backfill_half_a_list_is_no_list() {
+async fn before_the_first_backfill_an_incomplete_list_is_not_returned() {
     let lab = Lab::new().await;
     lab.create_users(2);
     let url = serve(&lab, false, true).await;
@@ -215,7 +215,7 @@ async fn before_the_first_backfill_half_a_list_is_no_list() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_first_requests_of_one_new_user_ask_workos_once() {
+async fn a_thousand_first_requests_of_a_new_user_cause_one_request_to_workos() {
     let lab = Lab::new().await;
     let id = lab.create_user("Ada");
     let token = lab.workos.sign_in(&id).unwrap();
@@ -239,7 +239,7 @@ async fn a_thousand_first_requests_of_one_new_user_ask_workos_once() {
     assert_eq!(lab.count(origin).await, 1);
 }
 
-/// Found by a thousand at once, under load: one had looked into the table just before the answer to another was in it.
+/// Found with a thousand concurrent requests: one had read the table just before another one committed the user.
 #[tokio::test]
 async fn a_caller_that_read_the_table_just_before_the_commit_sends_no_second_request() {
     let lab = Lab::new().await;
@@ -253,7 +253,7 @@ async fn a_caller_that_read_the_table_just_before_the_commit_sends_no_second_req
 }
 
 #[tokio::test]
-async fn a_miss_asks_workos_and_believes_only_what_it_says() {
+async fn an_unknown_user_is_read_from_workos_and_only_a_valid_answer_counts() {
     let lab = Lab::new().await;
     let url = serve(&lab, true, true).await;
     let stranger = lab.workos.token("user_nobody", "session_1", 300).unwrap();
@@ -272,7 +272,7 @@ async fn a_miss_asks_workos_and_believes_only_what_it_says() {
         .await
         .unwrap();
     assert_eq!(ask(&stranger).await.status, 200);
-    // WorkOS is away.
+    // WorkOS is unreachable.
     let late = lab.create_user("Grace");
     let token = lab.workos.sign_in(&late).unwrap();
     lab.workos.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
@@ -287,9 +287,9 @@ async fn a_miss_asks_workos_and_believes_only_what_it_says() {
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
 
-/// A key may become another environment's while the process runs: it is judged again after a refusal, and after an hour.
+/// A key can change to another environment while the process runs. It is checked again after a rejection, and after an hour.
 #[tokio::test]
-async fn read_through_judges_its_key_again() {
+async fn read_through_checks_its_key_again() {
     let lab = Lab::new().await;
     let ada = lab.create_user("Ada");
     lab.backfill().await;
@@ -310,7 +310,7 @@ async fn read_through_judges_its_key_again() {
     assert!(known("Dennis").await && judged() > before, "an hour has passed");
 }
 
-/// What a caller makes up is neither a path at WorkOS, asked with our key, nor said back as it came.
+/// An ID from a caller does not change the path of a request to WorkOS, and is not echoed unchanged.
 #[tokio::test]
 async fn an_impossible_id_causes_no_request() {
     let lab = Lab::new().await;
@@ -341,7 +341,7 @@ async fn an_impossible_id_causes_no_request() {
 }
 
 #[tokio::test]
-async fn a_key_that_could_be_guessed_and_an_origin_that_is_everybody_are_not_taken() {
+async fn short_service_keys_and_wildcard_origins_are_refused() {
     let lab = Lab::new().await;
     let builder = || AuthKit::builder(lab.pool.clone(), lab.workos.client_id());
     assert!(builder().service_key("crm", "").build().unwrap_err().to_string().contains("32"));

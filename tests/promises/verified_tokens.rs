@@ -146,7 +146,7 @@ async fn only_accepted_tokens_are_remembered() {
     for vector in vectors() {
         let token = vector["token"].as_str().unwrap();
         accepted += usize::from(verifier.verify(token).await.is_ok());
-        // The same claims, with a signature of somebody else.
+        // The same claims with the signature of another key.
         let forged = format!("{}AAAA", token.get(..token.len() - 4).unwrap());
         assert!(verifier.verify(&forged).await.is_err());
         assert!(format!("{verifier:?}").contains(&format!("VerifiedTokens({accepted} tokens)")), "{verifier:?}");
