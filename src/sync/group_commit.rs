@@ -22,7 +22,8 @@ use crate::domain::event::{Observation, Origin};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
-/// Batches that are committed at the same time. With two, one is decided while the other is being flushed to disk.
+/// Batches that are committed at the same time. A second one begins only when a full batch waits: until then, one larger batch
+/// costs less than two.
 const COMMITTERS: usize = 2;
 
 /// Locked users that are waited for at the same time. One connection is always left to the batches.
@@ -165,7 +166,7 @@ impl Inner {
             return Ok(());
         }
         queue.arrived.push_back(waiting);
-        if queue.committers < COMMITTERS {
+        if queue.committers == 0 || (queue.committers < COMMITTERS && queue.arrived.len() >= BATCH) {
             queue.committers += 1;
             tokio::spawn(self.clone().commit_arrived());
         }

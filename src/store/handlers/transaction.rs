@@ -147,7 +147,9 @@ impl Store {
     async fn begin_handler(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
         // As in `attempt`: numbers and our own words.
         let begin = format!(
-            "{}; {REMEMBER_ROLE}; set local search_path to default; set local plan_cache_mode to default",
+            "{}; {REMEMBER_ROLE}; set local search_path to default; \
+             set local plan_cache_mode to default; set local enable_seqscan to default; \
+             set local jit to default",
             begin_write(timeout, "")
         );
         let begun = async {
