@@ -1,4 +1,4 @@
-//! Writes a batch: users, inbox and feed in one statement, whatever the batch's length.
+//! Writes a batch: users, inbox and feed in one statement, for a batch of any length.
 //!
 //! One statement is one round trip, planned once per session, and durable on its own where no transaction is open.
 

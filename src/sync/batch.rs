@@ -27,11 +27,11 @@ pub(super) struct Batch<'a, T> {
     before: &'a [Applied],
     /// No part follows: `then` is done in this transaction.
     pub(super) is_last: bool,
-    /// Each observation behind a savepoint of its own: slow, and only to find out whose data PostgreSQL refuses.
+    /// Each observation has its own savepoint. That is slow, and only serves to find the observation that PostgreSQL rejects.
     one_by_one: bool,
     /// Rows of each table that deletions erase in this transaction at most; see [`erasure::erase`].
     pub(super) erase_limit: i64,
-    /// The scan these snapshots are a page of.
+    /// The scan, if these snapshots are a page of one.
     scan: Option<&'a ScanStart>,
     /// What else the transaction does.
     then: Option<&'a T>,
@@ -47,7 +47,7 @@ impl<T> Clone for Batch<'_, T> {
 
 impl<T> Copy for Batch<'_, T> {}
 
-/// A batch that is not even tried.
+/// A batch whose observations are quarantined without an attempt.
 pub(super) struct QuarantineBatch<'a, T> {
     pub(super) batch: Batch<'a, T>,
     pub(super) reason: &'a str,
@@ -159,7 +159,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Self { scan: Some(scan), ..self }
     }
 
-    /// The same, each observation behind a savepoint.
+    /// The same, each observation with its own savepoint.
     pub(super) fn one_by_one(&self) -> Self {
         Self { one_by_one: true, ..*self }
     }
@@ -190,7 +190,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Ok(users)
     }
 
-    /// Deletes the placeholders of users who are still unknown, and does what comes with the batch.
+    /// Deletes the placeholders of users who are still absent, and runs the follow-up of the batch.
     async fn finish(
         &self,
         connection: &mut PgConnection,
@@ -311,9 +311,8 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Ok(applied)
     }
 
-    /// The inbox's events of these observations, without payload where their user is by now deleted, and the places of the
-    /// observations that they come from. By ID, so that concurrent batches with the same events meet them in one order; the
-    /// first of an ID counts.
+    /// Returns the events for the inbox, in ID order, and the positions of their observations. If an event ID occurs twice, the first
+    /// one counts. An event whose user is deleted has no payload. The order prevents deadlocks between batches with the same events.
     fn inbox_events<'o>(
         &self,
         observations: &'o [Observation],

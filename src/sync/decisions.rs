@@ -71,8 +71,8 @@ pub(super) fn decide_all<'a>(
 }
 
 impl<'a> Decisions<'a> {
-    /// Stores the sign-ins that sessions tell of, of users who are not deleted. Every live row shows the latest stored sign-in,
-    /// whoever writes the row and whichever arrived first: a row that does not is among the written ones.
+    /// Adds the sign-ins from session events, except those of deleted users. Every live row shows the latest stored sign-in, in
+    /// any order of arrival: a row that shows an earlier one is written.
     fn add_sign_ins(&mut self, observations: &'a [Observation], users: &mut Users) {
         for (id, at) in observations.iter().filter_map(sign_in) {
             let Some(user) = users.get_mut(id) else { continue };

@@ -55,7 +55,7 @@ async fn events_that_arrive_during_a_commit_share_the_next_transaction() {
     let bodies: Vec<Bytes> = ids(60).iter().map(|id| created(id)).collect();
     let deliveries = join_all(bodies.iter().map(|body| service.deliver(body)));
     let release = async {
-        until("the first batch waits", async || waits_for_lock(&pool).await == 1).await;
+        until("the first batch waits", async || waits_for_lock(&pool).await > 0).await;
         let all = "authkit_sync_webhook_queue_events 60\n";
         until("every event waits", async || service.metrics().await.contains(all)).await;
         blocker.execute("commit").await.unwrap();
@@ -156,7 +156,7 @@ async fn a_caller_that_goes_away_cancels_no_event_of_the_batch() {
     tokio::select! {
         _ = &mut left => panic!("answered under the lock"),
         _ = &mut stayed => panic!("answered under the lock"),
-        () = until("the first batch waits", async || waits_for_lock(&pool).await == 1) => {}
+        () = until("the first batch waits", async || waits_for_lock(&pool).await > 0) => {}
     }
     drop(left);
     blocker.execute("commit").await.unwrap();
