@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
@@ -25,6 +26,13 @@ use crate::store::{Store, StoreError};
 /// Batches that are committed at the same time. A second one begins only when a full batch waits: until then, one larger batch
 /// costs less than two.
 const COMMITTERS: usize = 2;
+
+/// A batch that takes longer is stuck: it waits for an event or a user that another transaction is inserting, or its connection is
+/// dead. The next batch then begins beside it.
+const STUCK_AFTER: Duration = Duration::from_millis(50);
+
+/// Stuck batches that others pass.
+const STUCK: usize = 2;
 
 /// Locked users that are waited for at the same time. One connection is always left to the batches.
 const LOCK_WAITERS: usize = 2;
@@ -49,6 +57,8 @@ struct Inner {
     limit: usize,
     /// Locked users that may be waited for at the same time.
     lock_waiters: usize,
+    /// Stuck batches that others may pass.
+    stuck: usize,
     metrics: Arc<Metrics>,
     queue: Mutex<Queue>,
 }
@@ -58,6 +68,7 @@ struct Inner {
 struct Queue {
     arrived: VecDeque<Waiting>,
     committers: usize,
+    stuck: usize,
     /// Events of users whose rows were found locked, by user.
     locked: BTreeMap<String, Vec<Waiting>>,
     /// Users of `locked` that no task waits for yet.
@@ -127,8 +138,10 @@ impl std::fmt::Debug for GroupCommit {
 impl GroupCommit {
     /// Applies to `store` what arrives with this origin. At most `limit` events wait.
     pub(crate) fn new(store: Store, origin: Origin, limit: usize, metrics: Arc<Metrics>) -> Self {
-        let lock_waiters = store.write_connections().saturating_sub(1).clamp(1, LOCK_WAITERS);
-        Self(Arc::new(Inner { store, origin, limit, lock_waiters, metrics, queue: Mutex::default() }))
+        let connections = store.write_connections();
+        let lock_waiters = connections.saturating_sub(1).clamp(1, LOCK_WAITERS);
+        let stuck = connections.saturating_sub(COMMITTERS + lock_waiters).min(STUCK);
+        Self(Arc::new(Inner { store, origin, limit, lock_waiters, stuck, metrics, queue: Mutex::default() }))
     }
 
     /// Applies an observation together with those that arrive at the same time, and returns what it did. See
@@ -166,11 +179,20 @@ impl Inner {
             return Ok(());
         }
         queue.arrived.push_back(waiting);
-        if queue.committers == 0 || (queue.committers < COMMITTERS && queue.arrived.len() >= BATCH) {
+        self.start_committer(&mut queue);
+        Ok(())
+    }
+
+    /// Starts a task that commits what has arrived, unless the running ones are enough.
+    fn start_committer(self: &Arc<Self>, queue: &mut Queue) {
+        let is_needed = match queue.committers {
+            0 => !queue.arrived.is_empty(),
+            committers => committers < COMMITTERS && queue.arrived.len() >= BATCH,
+        };
+        if is_needed {
             queue.committers += 1;
             tokio::spawn(self.clone().commit_arrived());
         }
-        Ok(())
     }
 
     /// Commits batches until nothing waits.
@@ -190,9 +212,30 @@ impl Inner {
             let group = self.in_time(group);
             if !group.is_empty() {
                 self.metrics.webhook_batch(group.callers.len());
-                self.commit(group).await;
+                let mut commit = Box::pin(self.commit(group));
+                if tokio::time::timeout(STUCK_AFTER, &mut commit).await.is_ok() {
+                    continue;
+                }
+                let is_passed = self.let_others_pass();
+                commit.await;
+                if is_passed {
+                    self.queue().stuck -= 1;
+                    return;
+                }
             }
         }
+    }
+
+    /// Lets other batches pass a stuck one, whose task then no longer counts as a committer. False: too many are stuck already.
+    fn let_others_pass(self: &Arc<Self>) -> bool {
+        let mut queue = self.queue();
+        if queue.stuck >= self.stuck {
+            return false;
+        }
+        queue.stuck += 1;
+        queue.committers -= 1;
+        self.start_committer(&mut queue);
+        true
     }
 
     /// Commits a group in one statement. Where some users need a transaction, only their events go into one.

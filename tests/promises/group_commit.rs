@@ -143,6 +143,36 @@ async fn a_locked_user_delays_only_its_own_events() {
     service.stop().await.unwrap();
 }
 
+/// As another process may hold a user whom it is inserting, when it is stopped before its commit.
+#[tokio::test]
+async fn a_batch_that_waits_for_another_transaction_delays_no_later_one() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let service = service(&database, |builder| builder).await;
+    let held = unique("user");
+    let mut other = PgConnection::connect_with(&database.options()).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    let insert = "insert into workos.user_records (id) values ($1)";
+    sqlx::query(insert).bind(&held).execute(&mut *transaction).await.unwrap();
+    let body = created(&held);
+    let mut stuck = Box::pin(service.deliver(&body));
+    tokio::select! {
+        answer = &mut stuck => panic!("answered during the insertion: {answer:?}"),
+        () = until("the batch waits", async || waits_for_lock(&pool).await > 0) => {}
+    }
+    for id in ids(3) {
+        let body = created(&id);
+        tokio::select! {
+            answer = &mut stuck => panic!("answered during the insertion: {answer:?}"),
+            answer = service.deliver(&body) => assert_eq!(answer.status, 200),
+        }
+    }
+    transaction.rollback().await.unwrap();
+    assert_eq!(stuck.await.status, 200);
+    assert_eq!(count(&pool, "select count(*) from workos.users").await, 4);
+    service.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_caller_that_goes_away_cancels_no_event_of_the_batch() {
     let database = TestDatabase::new().await;

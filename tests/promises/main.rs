@@ -70,6 +70,7 @@
 //!    - `action_endpoint::no_request_uses_a_proxy_and_the_log_contains_no_personal_data`
 //! 10. **Everything is bounded, and nothing stops for good.**
 //!    - `group_commit::a_locked_user_delays_only_its_own_events`
+//!    - `group_commit::a_batch_that_waits_for_another_transaction_delays_no_later_one`
 //!    - `group_commit::a_full_queue_is_answered_503_at_once_and_the_rest_is_applied`
 //!    - `exhaustion::idle_connections_in_any_number_block_no_other_client`
 //!    - `exhaustion::unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anything`
