@@ -1,8 +1,11 @@
 //! The metrics. No label contains a value that a caller can choose freely.
 
-use std::collections::{HashMap, HashSet};
+mod handlers;
+mod requests;
+
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -12,11 +15,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use handlers::{HandledLabels, HandlerLabels, Handlers};
+use requests::Requests;
+
 /// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
 const TYPE_LIMIT: usize = 200;
-
-/// Histogram buckets, in seconds. A lookup takes less than a millisecond and a webhook a few; the other buckets show problems.
-const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// Histogram buckets of webhooks in a batch.
 const BATCHES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
@@ -73,12 +76,6 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    route: String,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct JobLabels {
     job: &'static str,
 }
@@ -88,73 +85,8 @@ struct FeedLabels {
     feed: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandlerLabels {
-    handler: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandledLabels {
-    handler: String,
-    outcome: &'static str,
-}
-
-/// The durations of requests.
-struct Requests {
-    histograms: Family<RequestLabels, Histogram>,
-    /// The same histograms by route and status. A request finds its own without a label of its own.
-    known: RwLock<HashMap<String, Vec<(u16, Histogram)>>>,
-}
-
-impl Requests {
-    fn observe(&self, route: &str, status: u16, seconds: f64) {
-        {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            let histogram = known.get(route).and_then(|known| known.iter().find(|(code, _)| *code == status));
-            if let Some((_, histogram)) = histogram {
-                histogram.observe(seconds);
-                return;
-            }
-        }
-        let labels = RequestLabels { route: route.to_owned(), status };
-        let histogram = self.histograms.get_or_create(&labels).clone();
-        histogram.observe(seconds);
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(route.to_owned()).or_default().push((status, histogram));
-    }
-}
-
 /// Labels of a gauge that can be absent.
 type NoLabels = [(&'static str, &'static str); 0];
-
-/// The metrics of handlers.
-struct Handlers {
-    runs: Family<HandledLabels, Counter>,
-    lag: Family<HandlerLabels, Gauge>,
-    waiting: Family<HandlerLabels, Gauge>,
-    dead_lettered: Family<HandlerLabels, Gauge>,
-}
-
-impl Handlers {
-    fn register(registry: &mut Registry) -> Self {
-        let runs = Family::default();
-        registry.register("handler_runs", "Changes given to handlers, by handler and outcome", runs.clone());
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Family::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        Self {
-            runs,
-            lag: gauge("handler_lag_seconds", "Age of the oldest change that the handler has not processed"),
-            waiting: gauge(
-                "handler_waiting",
-                "Changes of the handler that wait for a retry, including later changes of the same user",
-            ),
-            dead_lettered: gauge("handler_dead_lettered", "Dead-lettered changes of the handler"),
-        }
-    }
-}
 
 /// The metrics of the users table.
 struct Progress {
@@ -242,9 +174,7 @@ impl Default for Metrics {
             "Failed requests to the application's action endpoint by failure",
             endpoint_failures.clone(),
         );
-        let histograms = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
-        registry.register("request_duration_seconds", "Duration of requests by route and status", histograms.clone());
-        let requests = Requests { histograms, known: RwLock::default() };
+        let requests = Requests::register(&mut registry);
         let job_restarts = Family::default();
         registry.register("job_restarts", "Background jobs restarted after a panic", job_restarts.clone());
         let failing_jobs = Family::default();
