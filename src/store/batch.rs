@@ -33,19 +33,19 @@ pub(crate) struct LiveUser<'a> {
     pub(crate) is_new: bool,
 }
 
-/// The users whose stored state a batch was decided from, for a write without locks: their IDs, and the revision of each row.
+/// What a write without a transaction has to check: the client ID, and the users whose stored state the batch was decided from. It
+/// is empty if a transaction has checked the client ID and locked the rows.
 #[derive(Default)]
-pub(crate) struct DecidedFrom {
+pub(crate) struct DecidedFrom<'a> {
+    pub(crate) client_id: &'a str,
     pub(crate) ids: Vec<String>,
+    /// The revision of each user's row; `None` if the user has no row.
     pub(crate) revisions: Vec<Option<String>>,
 }
 
 /// What a batch writes.
 pub(crate) struct Writes<'a> {
-    /// The client ID to check, if no transaction has checked it; else empty.
-    pub(crate) client_id: &'a str,
-    /// Empty if the rows are locked.
-    pub(crate) decided_from: DecidedFrom,
+    pub(crate) decided_from: DecidedFrom<'a>,
     /// Live users, in ID order.
     pub(crate) users: Vec<LiveUser<'a>>,
     /// No scan under way confirms the versions of these users, even unchanged ones.
@@ -86,7 +86,7 @@ pub(crate) async fn write(connection: &mut PgConnection, writes: &Writes<'_>) ->
     let inserted = users.iter().filter(|live| live.is_new).count();
     let new_events = sqlx::query_file_scalar!(
         "src/store/batch.sql",
-        writes.client_id,
+        writes.decided_from.client_id,
         &writes.decided_from.ids,
         &writes.decided_from.revisions as _,
         &users.iter().map(|live| &*live.user.id).collect::<Vec<_>>() as _,

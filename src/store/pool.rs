@@ -269,7 +269,7 @@ fn uptime_millis() -> u64 {
 
 /// Returns the statements that set our settings for a session (`set`) or a transaction (`set local`).
 ///
-/// Generic plans: every statement of ours has the same good plan for all values of its parameters (`tests/promises/plans.rs`), and
+/// Generic plans: every statement of the store has one good plan for all values of its parameters (`tests/promises/plans.rs`), and
 /// planning costs several times as much as executing. A session may plan while the tables are still empty and small, and keep that
 /// plan while they grow, so a plan that reads a whole table must never be chosen. Its estimated cost would make PostgreSQL compile
 /// a statement (`jit`) that must read a sequence.

@@ -112,14 +112,13 @@ impl<T: FollowUp> Work for OneStatement<'_, T> {
         let mut users = if named.is_empty() { Users::new() } else { users::find(connection, &named).await? };
         let equals = observations.iter().filter(|observation| is_between_equals(observation, &users));
         let mut apart: BTreeSet<String> = equals.filter_map(Observation::user_id).map(str::to_owned).collect();
-        let decided_from = decisions::decided_from(&users);
+        let decided_from = decisions::decided_from(&users, self.client_id);
         let decisions = decide_all(observations, &mut users, batch.scan, None);
         apart.append(&mut decisions.need_transaction(&users));
         if !apart.is_empty() {
             return Ok(Attempt::NeedsTransaction(apart));
         }
-        let checked = (self.client_id, decided_from);
-        batch.write_with(connection, observations, &users, decisions, checked).await.map(Attempt::Done)
+        batch.write_with(connection, observations, &users, decisions, decided_from).await.map(Attempt::Done)
     }
 }
 
@@ -252,7 +251,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         connection: &mut PgConnection,
         observations: &[Observation],
         users: &Users,
-        decisions: Decisions<'_>,
+        mut decisions: Decisions<'_>,
     ) -> Result<Vec<Applied>, StoreError> {
         if !decisions.sign_ins.is_empty() {
             sign_ins::record(connection, &decisions.sign_ins).await?;
@@ -261,8 +260,8 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         if !tombstones.is_empty() {
             users::write_tombstones(connection, &tombstones).await?;
         }
-        let erased = decisions.erased.clone();
-        let applied = self.write_with(connection, observations, users, decisions, ("", DecidedFrom::default())).await?;
+        let erased = std::mem::take(&mut decisions.erased);
+        let applied = self.write_with(connection, observations, users, decisions, DecidedFrom::default()).await?;
         if !erased.is_empty() {
             erasure::erase(connection, &erased, self.erase_limit).await?;
         }
@@ -276,37 +275,26 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         observations: &[Observation],
         users: &Users,
         decisions: Decisions<'_>,
-        (client_id, decided_from): (&str, DecidedFrom),
+        decided_from: DecidedFrom<'_>,
     ) -> Result<Vec<Applied>, StoreError> {
         let users_to_write = decisions.live(users);
         let mut applied = decisions.applied;
         let (events, firsts) = self.inbox_events(observations, &applied, users);
-        let (origin, events) = match self.inbox {
-            Inbox::Record(origin) => (origin, events),
+        let (origin, events, retried) = match self.inbox {
+            Inbox::Record(origin) => (origin, events, None),
             Inbox::Retry => {
-                let settled = events::record_retry(connection, &events).await?;
-                mark_duplicates(observations, &mut applied, &firsts, &settled);
-                (Origin::CatchUp, Vec::new())
+                let retried = events::record_retry(connection, &events).await?;
+                (Origin::CatchUp, Vec::new(), Some(retried))
             }
         };
-        for (at, applied) in applied.iter_mut().enumerate() {
-            applied.is_duplicate |=
-                matches!(observations.get(at), Some(Observation::Event(_))) && !firsts.contains(&at);
-        }
+        mark_duplicates(observations, &mut applied, &firsts, retried.as_ref());
         let changes = new_changes(self.inbox, observations, &applied);
-        let writes = Writes {
-            client_id,
-            decided_from,
-            users: users_to_write,
-            restamp: self.scan.is_some(),
-            origin,
-            events,
-            changes,
-        };
+        let writes =
+            Writes { decided_from, users: users_to_write, restamp: self.scan.is_some(), origin, events, changes };
         let new = if writes.is_empty() { HashSet::new() } else { batch::write(connection, &writes).await? };
         drop(writes);
-        if let Inbox::Record(_) = self.inbox {
-            mark_duplicates(observations, &mut applied, &firsts, &new);
+        if retried.is_none() {
+            mark_duplicates(observations, &mut applied, &firsts, Some(&new));
         }
         Ok(applied)
     }
@@ -345,17 +333,17 @@ async fn insert_placeholders(connection: &mut PgConnection, users: &mut Users) -
     Ok(absent)
 }
 
-/// Marks the events that the inbox already held: those that are not the first of their ID in the batch, or not among the
-/// `new` ones.
+/// Marks the events that the inbox already held: those that are not the first of their ID in the batch, and those that are not
+/// among the `new` ones, once these are known.
 fn mark_duplicates(
     observations: &[Observation],
     applied: &mut [Applied],
     firsts: &BTreeSet<usize>,
-    new: &HashSet<String>,
+    new: Option<&HashSet<String>>,
 ) {
     for (at, (observation, applied)) in observations.iter().zip(applied).enumerate() {
         if let Observation::Event(event) = observation {
-            applied.is_duplicate = !(firsts.contains(&at) && new.contains(&event.id));
+            applied.is_duplicate = !firsts.contains(&at) || new.is_some_and(|new| !new.contains(&event.id));
         }
     }
 }

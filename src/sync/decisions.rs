@@ -112,7 +112,7 @@ impl<'a> Decisions<'a> {
         tombstones.collect()
     }
 
-    /// The users for whom more is needed than the one statement of [`batch::write`](crate::store::batch::write).
+    /// Returns the users that need a transaction, because [`batch::write`](crate::store::batch::write) alone is not enough for them.
     pub(super) fn need_transaction(&self, users: &Users) -> BTreeSet<String> {
         let tombstones = self.tombstones(users).into_iter().map(|(id, _)| id);
         let sign_ins = self.sign_ins.iter().map(|(id, _)| *id);
@@ -128,8 +128,9 @@ pub(super) fn needs_placeholder(user: &FoundUser) -> bool {
 }
 
 /// What a write without locks was decided from: each user of the batch as it was found.
-pub(super) fn decided_from(users: &Users) -> DecidedFrom {
+pub(super) fn decided_from<'a>(users: &Users, client_id: &'a str) -> DecidedFrom<'a> {
     DecidedFrom {
+        client_id,
         ids: users.keys().cloned().collect(),
         revisions: users.values().map(|user| user.revision.clone()).collect(),
     }

@@ -272,7 +272,7 @@ impl Inner {
 
     /// Applies the events of a group whose users are not locked, and lets the others wait for the locks.
     async fn commit_in_transaction(self: &Arc<Self>, group: Group) {
-        match self.store.locked_users(&named(&group.observations)).await {
+        match caught(self.store.locked_users(&named(&group.observations))).await {
             Ok(locked) => {
                 let (locked, free) = group.split_users(&locked);
                 self.await_locks(locked);
@@ -390,7 +390,7 @@ fn payload_bytes(observation: &Observation) -> usize {
     }
 }
 
-/// A panic is a defect of ours that must not end the task, because others wait for it.
+/// Turns a panic into an error. The task must not end, because other events wait for it.
 async fn caught<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or(Err(StoreError::Panicked))
 }

@@ -143,7 +143,7 @@ async fn a_locked_user_delays_only_its_own_events() {
     service.stop().await.unwrap();
 }
 
-/// As another process may hold a user whom it is inserting, when it is stopped before its commit.
+/// Another process may be stopped after it inserted a user and before its commit.
 #[tokio::test]
 async fn a_batch_that_waits_for_another_transaction_delays_no_later_one() {
     let database = TestDatabase::new().await;
