@@ -20,6 +20,7 @@ mod fault_injector;
 mod ids;
 mod pages;
 mod state;
+mod state_file;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -93,7 +94,7 @@ impl SimulatedWorkos {
         let listener =
             listener.map_err(|error| SimulationError::new(format!("cannot listen on {}: {error}", options.listen)))?;
         let address = listener.local_addr().map_err(|error| SimulationError::new(error.to_string()))?;
-        let mut state = load(&options)?;
+        let mut state = state_file::load(&options)?;
         let mut keys = Vec::new();
         for (kid, pkcs8) in &state.signing_keys {
             keys.push(SigningKey::import(kid, pkcs8)?);
@@ -373,34 +374,12 @@ impl SimulatedWorkos {
         outcome
     }
 
-    /// Writes a new file and renames it, so that a kill leaves either the old or the new file.
     fn save(&self) {
         let Some(file) = &self.0.file else { return };
-        let state = self.state();
-        let saved = serde_json::to_vec(&*state).map_err(std::io::Error::from).and_then(|bytes| {
-            let next = file.with_extension("next");
-            std::fs::write(&next, bytes)?;
-            std::fs::rename(next, file)
-        });
-        if let Err(error) = saved {
+        if let Err(error) = state_file::save(file, &self.state()) {
             tracing::warn!(error = %error, "the state of the simulated WorkOS could not be saved for the next run");
         }
     }
-}
-
-fn load(options: &Options) -> Result<State, SimulationError> {
-    let now = options.clock.now();
-    let Some(file) = options.state.as_ref().filter(|file| file.exists()) else {
-        return Ok(State::new(options.seed, now));
-    };
-    let unreadable = |_| {
-        SimulationError::new(format!(
-            "cannot read the state file {}; remove it to start with empty data",
-            file.display()
-        ))
-    };
-    let bytes = std::fs::read(file).map_err(unreadable)?;
-    serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(unreadable)
 }
 
 #[cfg(test)]
