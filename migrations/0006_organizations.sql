@@ -116,13 +116,15 @@ create table workos.organization_membership_records (
 )
 with (fillfactor = 85);
 
--- The membership of a user in an organization, and all memberships of a user. Not unique: a re-added member has a second row.
-create index organization_membership_records_user_id
-on workos.organization_membership_records (user_id, organization_id) where user_id is not null;
-
 -- The members of an organization, in the order of pages.
 create index organization_membership_records_organization_id
 on workos.organization_membership_records (organization_id, id) where organization_id is not null;
+
+-- The membership of a user in an organization, and all memberships of a user. Not unique: a re-added member has a second row.
+-- It is created after the index above. For an empty table both cost the same in a lookup by user and organization, PostgreSQL then
+-- prefers the newer one, and a session keeps that plan when an organization has many members.
+create index organization_membership_records_user_id
+on workos.organization_membership_records (user_id, organization_id) where user_id is not null;
 
 -- Memberships of every status that have not ended. The deletion of the user or of the organization ends a membership at once,
 -- whatever its row says. Columns are only ever appended.
@@ -166,7 +168,13 @@ select
     membership.user_id,
     membership.organization_id,
     membership.role,
-    membership.roles
+    membership.roles,
+    membership.custom_attributes,
+    membership.directory_managed,
+    membership.created_at,
+    membership.updated_at,
+    membership.synced_extra,
+    membership.synced_at
 from workos.organization_membership_records as membership
 join workos.organization_records as organization on organization.id = membership.organization_id
 join workos.user_records as member on member.id = membership.user_id
