@@ -3,10 +3,10 @@
 //!
 //! | role | privileges |
 //! |---|---|
-//! | `workos_end_user` | call `workos.current_subject()` and `workos.current_auth_user()` |
-//! | `workos_reader` | also read `workos.users` and call `workos.get_auth_user` |
+//! | `workos_end_user` | call the functions for row-level security: `workos.current_…()`, `is_member_of` and `has_permission` |
+//! | `workos_reader` | also read the views of live objects, and call `workos.get_auth_user` and `workos.role_permissions` |
 //!
-//! Neither may read the inbox or the base table, or reference the base table. PostgreSQL checks a foreign key as the owner of the
+//! Neither may read the inbox or a base table, or reference a base table. PostgreSQL checks a foreign key as the owner of the
 //! referenced table, with the cast of the referencing column's type. So a login that may reference a table and create a type can
 //! run code as that owner. Operators grant this privilege by hand to logins that they trust.
 
@@ -21,12 +21,18 @@ const ROLES: [(&str, &str); 2] = [
 ];
 
 /// The statements that grant their privileges. If one fails because a privilege is missing, the others still run.
-const GRANTS: [&str; 5] = [
+const GRANTS: [&str; 8] = [
     "grant usage on schema workos to workos_end_user, workos_reader",
     "grant execute on function workos.current_subject() to workos_end_user, workos_reader",
     "grant execute on function workos.current_auth_user() to workos_end_user, workos_reader",
+    "grant execute on function workos.current_organization_id(), workos.current_organization_ids(), \
+     workos.current_membership(), workos.current_roles(), workos.current_permissions(), workos.has_permission(text), \
+     workos.is_member_of(text) to workos_end_user, workos_reader",
     "grant select on workos.users to workos_reader",
+    "grant select on workos.organizations, workos.organization_memberships, workos.active_memberships, workos.roles, \
+     workos.organization_roles, workos.permissions to workos_reader",
     "grant execute on function workos.get_auth_user(text) to workos_reader",
+    "grant execute on function workos.role_permissions(text, text[]) to workos_reader",
 ];
 
 /// Number of attempts if another process runs the same statement at the same time.

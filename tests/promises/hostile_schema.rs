@@ -307,6 +307,19 @@ async fn look_up(hostile_lab: &HostileLab, service: &Service, id: &str) {
     assert_eq!(changes.status, 200, "{}", changes.text);
 }
 
+/// A member with a role of the environment and one of the organization, and a revoked session.
+const MEMBERSHIP: &str = "
+    insert into workos.organization_records
+        (id, name, domains, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at)
+    values ('org_1', 'Acme', '[]', '{}', now(), '{}', now(), 'event', now());
+    insert into workos.organization_membership_records
+        (id, user_id, organization_id, status, roles, custom_attributes, directory_managed, updated_at, synced_extra,
+        synced_observed_at, synced_observation_id, synced_at)
+    values ('om_1', 'USER', 'org_1', 'active', '{member,org-clerk}', '{}', false, now(), '{}', now(), 'event', now());
+    insert into workos.role_records (slug, permissions) values ('member', '{a}');
+    insert into workos.organization_role_records (organization_id, slug, permissions) values ('org_1', 'org-clerk', '{b}');
+    insert into workos.revoked_sessions (id) values ('revoked')";
+
 /// Callers in SQL, with the same path.
 async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
     let found = sqlx::query_scalar::<_, String>("select id from workos.get_auth_user($1)").bind(id);
@@ -316,6 +329,21 @@ async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
     sqlx::query(claims).bind(json!({"sub": id}).to_string()).execute(&mut *caller).await.unwrap();
     let own = sqlx::query_scalar::<_, String>("select id from workos.current_auth_user()");
     assert_eq!(own.fetch_all(&mut *caller).await.unwrap(), [id]);
+    hostile_lab.admin.execute(AssertSqlSafe(MEMBERSHIP.replace("USER", id))).await.unwrap();
+    let read = "select workos.current_organization_id(), workos.current_roles(), workos.current_permissions(),
+        workos.current_organization_ids(), workos.has_permission('b'), workos.is_member_of('org_1'),
+        (select id from workos.current_membership())";
+    type Read = (Option<String>, Vec<String>, Vec<String>, Vec<String>, bool, bool, Option<String>);
+    for (session, is_member) in [("session_1", true), ("revoked", false)] {
+        let token = json!({"sub": id, "org_id": "org_1", "sid": session}).to_string();
+        sqlx::query(claims).bind(token).execute(&mut *caller).await.unwrap();
+        let found: Read = sqlx::query_as(read).fetch_one(&mut *caller).await.unwrap();
+        let some = |text: &str| is_member.then(|| text.to_owned());
+        let list = |texts: &[&str]| texts.iter().filter_map(|text| some(text)).collect::<Vec<_>>();
+        let (roles, permissions) = (list(&["member", "org-clerk"]), list(&["a", "b"]));
+        let expected: Read = (some("org_1"), roles, permissions, list(&["org_1"]), is_member, is_member, some("om_1"));
+        assert_eq!(found, expected);
+    }
     hostile_lab.calm("a caller in SQL").await;
 }
 
