@@ -21,7 +21,7 @@ pub(crate) use serve::{allows_every_action, builder};
 pub use setting::{AnySetting, Description, Setting};
 pub use settings::SETTINGS;
 pub(crate) use settings::{
-    ALLOW_SHARED_ISSUER, AUDIENCES, IS_LOG_JSON, ISSUERS, JWKS_URL, LOG_FILTER, OPS_LISTEN, SESSION_SIGN_INS,
+    ALLOW_SHARED_ISSUER, AUDIENCES, IS_LOG_JSON, ISSUERS, JWKS_URL, KINDS, LOG_FILTER, OPS_LISTEN, SESSION_SIGN_INS,
     WEBHOOK_SECRETS, WORKOS_API_KEY,
 };
 pub(crate) use unknown::unknown_variables;

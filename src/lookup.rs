@@ -97,10 +97,10 @@ impl Lookups {
             return Err(LookupError::NotFound);
         }
         match (self.users.read(id.to_owned()).await?, &self.read_through) {
-            (Stored::Live { user, .. }, _) => Ok(*user),
+            (Stored::Live { object: user, .. }, _) => Ok(*user),
             (Stored::Tombstone { .. }, _) => Err(LookupError::Deleted),
             (Stored::Absent, Some(read_through)) => match &*read_through.read(id).await? {
-                Stored::Live { user, .. } => Ok((**user).clone()),
+                Stored::Live { object: user, .. } => Ok((**user).clone()),
                 Stored::Tombstone { .. } => Err(LookupError::Deleted),
                 Stored::Absent => Err(LookupError::NotFound),
             },

@@ -20,6 +20,7 @@ pub mod progress;
 pub mod read_through;
 pub mod reconcile;
 mod records;
+mod rows;
 pub mod runner;
 mod scan_page;
 
@@ -37,11 +38,11 @@ pub use scan_page::apply_scan_page;
 /// The result of one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// The effect on the user.
+    /// The effect on the object.
     pub effect: Effect,
     /// The inbox already contained this event. Always false for a snapshot.
     pub is_duplicate: bool,
-    /// The user is deleted, by this observation or an earlier one.
+    /// The user of the observation is deleted, by this observation or an earlier one.
     pub is_user_deleted: bool,
 }
 
@@ -178,7 +179,7 @@ async fn one_statement<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Resu
 
 /// Returns whether the observation may erase data of its user.
 fn deletes(observation: &Observation) -> bool {
-    matches!(observation, Observation::Gone { .. } | Observation::Event(Event { content: Content::Deleted, .. }))
+    matches!(observation, Observation::Gone { .. } | Observation::Event(Event { content: Content::Deleted(_), .. }))
 }
 
 /// What a job does in the transaction of its batch: it moves its cursor.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
+use crate::domain::kinds::Kinds;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::sync::backfill::Backfill;
@@ -34,10 +35,10 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Adds the event types that handlers name completely, and the type of sign-ins, to those that catch-up reads.
-    pub(super) fn add_event_types(&mut self, sign_ins: bool) {
+    /// Adds the event types that handlers name completely, and the types of what is synced, to those that catch-up reads.
+    pub(super) fn add_event_types(&mut self, kinds: Kinds) {
         let handled = self.handlers.iter().flat_map(|handler| handler.types.exact());
-        for name in handled.chain(sign_ins.then_some("session.created")) {
+        for name in handled.chain(kinds.event_types()) {
             if !self.event_types.iter().any(|read| read == name) {
                 self.event_types.push(name.to_owned());
             }

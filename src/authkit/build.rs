@@ -10,6 +10,7 @@ use super::binding::PublishedKeys;
 use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use super::error::BuildError;
 use crate::domain::event::Origin;
+use crate::domain::kinds::Kinds;
 use crate::http::{BodyBudget, HttpState, Limits};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
@@ -44,14 +45,14 @@ impl Builder {
         let watch = SyncProgress::new(background.clone(), metrics.clone(), self.jobs.catch_up_interval);
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
-        jobs.add_event_types(self.session_sign_ins);
+        let kinds = Kinds { sign_ins: self.session_sign_ins, ..self.kinds };
+        jobs.add_event_types(kinds);
         if !has_key {
             (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
         }
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
         let api = api.map_err(|error| BuildError(error.to_string()))?;
-        let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed())
-            .storing_sign_ins(self.session_sign_ins);
+        let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed()).syncing(kinds);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;
         let awaited = jobs.backfill.then(|| watch.clone());
@@ -61,7 +62,7 @@ impl Builder {
             state: Arc::new(HttpState {
                 webhooks: GroupCommit::new(store.clone(), Origin::Webhook, self.webhook_queue, metrics.clone()),
                 lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
-                session_sign_ins: self.session_sign_ins,
+                kinds,
                 service_keys: self.service_keys,
                 cors_origins: self.cors_origins,
                 watch,

@@ -8,6 +8,7 @@ use axum::http::HeaderValue;
 use super::action_settings::ActionSettings;
 use super::background::Jobs;
 use crate::domain::clock::Clock;
+use crate::domain::kinds::Kinds;
 use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
 use crate::sync::catch_up::EVENT_TYPES;
@@ -88,6 +89,7 @@ pub struct Builder {
     pub(super) cors_origins: Vec<HeaderValue>,
     pub(super) read_through: bool,
     pub(super) session_sign_ins: bool,
+    pub(super) kinds: Kinds,
     pub(super) jobs: Jobs,
     /// Errors for [`Builder::build`] to report.
     pub(super) mistakes: Vec<String>,
@@ -133,6 +135,7 @@ impl Builder {
             cors_origins: Vec::new(),
             read_through: READ_THROUGH,
             session_sign_ins: SESSION_SIGN_INS,
+            kinds: Kinds::ALL,
             jobs: Jobs {
                 catch_up: CATCH_UP,
                 catch_up_interval: CATCH_UP_INTERVAL,
@@ -209,6 +212,13 @@ impl Builder {
     pub fn event_types(mut self, types: Vec<String>) -> Self {
         let more = types.into_iter().filter(|name| !EVENT_TYPES.contains(&name.as_str()));
         self.jobs.event_types = EVENT_TYPES.iter().map(|name| (*name).to_owned()).chain(more).collect();
+        self
+    }
+
+    /// Sets what is synced beside users: organizations, memberships, roles, ended sessions. Default: all of them. What is left out is
+    /// neither stored nor checked.
+    pub fn kinds(mut self, kinds: Kinds) -> Self {
+        self.kinds = kinds;
         self
     }
 

@@ -7,6 +7,7 @@ use super::database::store_of_any_client;
 use super::{Exit, Failure, events as inbox, flag};
 use crate::config::Source;
 use crate::domain::decide::Stored;
+use crate::domain::user::User;
 use crate::domain::version::Version;
 use crate::store::events::{EventFilter, EventSummary};
 use crate::sync::erasure;
@@ -57,7 +58,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         return Ok(Exit::Yes);
     }
     match &stored {
-        Stored::Live { user, version } => {
+        Stored::Live { object: user, version } => {
             println!(
                 "live, from {} (updated {}, observed {})",
                 version.id.escape_debug(),
@@ -66,7 +67,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             );
             println!("{:#}", json!(user));
         }
-        Stored::Tombstone { deleted_at } => {
+        Stored::Tombstone { deleted_at, .. } => {
             let when = deleted_at.map_or_else(|| "at an unknown time".to_owned(), |at| format!("at {at}"));
             println!("deleted {when}");
         }
@@ -77,14 +78,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(Exit::Yes)
 }
 
-fn as_json(id: &str, stored: &Stored, events: &[EventSummary]) -> Value {
+fn as_json(id: &str, stored: &Stored<User>, events: &[EventSummary]) -> Value {
     match stored {
-        Stored::Live { user, version } => {
+        Stored::Live { object: user, version } => {
             let Version { id: version_id, updated_at, observed_at } = version;
             let version = json!({ "id": version_id, "updated_at": updated_at, "observed_at": observed_at });
             json!({ "id": id, "state": "live", "user": user, "version": version, "events": events })
         }
-        Stored::Tombstone { deleted_at } => {
+        Stored::Tombstone { deleted_at, .. } => {
             json!({ "id": id, "state": "deleted", "deleted_at": deleted_at, "events": events })
         }
         Stored::Absent => json!({ "id": id, "state": "absent", "events": events }),

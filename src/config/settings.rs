@@ -14,6 +14,7 @@ use crate::action_endpoint::{OnFailure, SECRET_LENGTH};
 use crate::actions::DEADLINE;
 use crate::authkit::{self, Builder, KEY_LENGTH};
 use crate::domain::action_rules::Rules;
+use crate::domain::kinds::Kinds;
 use crate::store::{self, pool::MIN_CONNECTIONS};
 use crate::telemetry::DEFAULT_FILTER;
 use crate::workos::api::ApiKey;
@@ -228,6 +229,15 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
 .used_by(&["serve", "events retry", "events replay"])
 .passed_to(Builder::session_sign_ins);
 
+pub(crate) static KINDS: Setting<Kinds> = Setting::new(
+    "AUTHKIT_SYNC_KINDS",
+    value::kinds,
+    "What is synced beside users, separated by commas: organizations, memberships, roles, sessions. users: nothing else",
+)
+.default_from(|| value::kinds_text(Kinds::ALL))
+.used_by(&["serve", "backfill", "reconcile", "events retry", "events replay"])
+.passed_to(Builder::kinds);
+
 pub(crate) static BACKFILL: Setting<bool> = Setting::new(
     "AUTHKIT_SYNC_BACKFILL",
     value::auto_off,
@@ -341,6 +351,7 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
     )
     .passed_to(Builder::event_types),
     &SESSION_SIGN_INS,
+    &KINDS,
     &BACKFILL,
     &READ_THROUGH,
     &RECONCILE_INTERVAL,

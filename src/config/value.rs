@@ -11,6 +11,7 @@ use crate::action_endpoint::OnFailure;
 use crate::actions::DEADLINE;
 use crate::authkit::KEY_LENGTH;
 use crate::domain::action_rules::{RuleError, Rules};
+use crate::domain::kinds::Kinds;
 use crate::store::pool::MIN_CONNECTIONS;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
@@ -172,6 +173,29 @@ pub(super) fn event_types(text: &str) -> Parsed<Vec<String>> {
     } else {
         Err("event types like session.created, separated by commas".into())
     }
+}
+
+/// The names of what is synced beside users.
+const KINDS: [&str; 4] = ["organizations", "memberships", "roles", "sessions"];
+
+pub(super) fn kinds(text: &str) -> Parsed<Kinds> {
+    let names = list(text)?;
+    if names.iter().any(|name| name != "users" && !KINDS.contains(&name.as_str())) {
+        return Err("users, organizations, memberships, roles or sessions, separated by commas".into());
+    }
+    let [organizations, memberships, roles, sessions] = KINDS.map(|kind| names.iter().any(|name| name == kind));
+    if (memberships || roles) && !organizations {
+        return Err("a list with organizations, because memberships and roles belong to organizations".into());
+    }
+    Ok(Kinds { organizations, memberships, roles, sessions, sign_ins: false })
+}
+
+/// Formats what is synced beside users.
+pub(super) fn kinds_text(kinds: Kinds) -> String {
+    let synced = [kinds.organizations, kinds.memberships, kinds.roles, kinds.sessions];
+    let names: Vec<&str> =
+        KINDS.into_iter().zip(synced).filter(|(_, is_synced)| *is_synced).map(|(name, _)| name).collect();
+    if names.is_empty() { "users".to_owned() } else { names.join(",") }
 }
 
 pub(super) fn secret(text: &str) -> Parsed<Secret> {

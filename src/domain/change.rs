@@ -1,4 +1,4 @@
-//! Changes of users, and their positions in the change feed.
+//! Changes of objects, and their positions in the change feed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,71 +8,77 @@ use serde::ser::{SerializeStruct, Serializer};
 use serde_json::value::RawValue;
 
 use super::event::Origin;
+use super::membership::Membership;
+pub use super::object::Difference;
+use super::object::Kind;
+use super::organization::Organization;
 use super::timestamp::Timestamp;
 use super::user::User;
-
-/// How a user changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Difference {
-    /// The user is new.
-    Created,
-    /// Fields of the user changed.
-    Updated,
-    /// The user was deleted.
-    Deleted,
-}
-
-impl Difference {
-    /// Returns the word for the database and the feed.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Deleted => "deleted",
-        }
-    }
-}
 
 /// The kind of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
     /// A user changed.
     User(Difference),
-    /// An event of a type that changes no user, for example `session.created`.
+    /// An organization changed.
+    Organization(Difference),
+    /// A membership changed.
+    Membership(Difference),
+    /// An event of a type that describes no object, for example `session.created`.
     Event(String),
 }
 
 impl ChangeKind {
-    /// Parses the columns of the feed. For an event that changes no user, `kind` equals its type.
+    /// Returns the change of an object of this kind.
     #[must_use]
-    pub fn read(kind: &str, event_type: Option<&str>) -> Option<Self> {
-        match (kind, event_type) {
-            (kind, Some(event_type)) if kind == event_type => Some(Self::Event(kind.to_owned())),
-            ("created", _) => Some(Self::User(Difference::Created)),
-            ("updated", _) => Some(Self::User(Difference::Updated)),
-            ("deleted", _) => Some(Self::User(Difference::Deleted)),
-            _ => None,
+    pub fn of_object(kind: Kind, difference: Difference) -> Self {
+        match kind {
+            Kind::User => Self::User(difference),
+            Kind::Organization => Self::Organization(difference),
+            Kind::Membership => Self::Membership(difference),
         }
     }
 
-    /// Returns the word for the feed.
+    /// Parses the columns of the feed. For an event that describes no object, `kind` equals its type. Only a change of an object other
+    /// than a user has an object ID (`has_object_id`).
+    #[must_use]
+    pub fn read(kind: &str, event_type: Option<&str>, has_object_id: bool) -> Option<Self> {
+        if has_object_id {
+            return Kind::of_event_type(kind).map(|(kind, difference)| Self::of_object(kind, difference));
+        }
+        if event_type == Some(kind) {
+            return Some(Self::Event(kind.to_owned()));
+        }
+        Difference::read(kind).map(Self::User)
+    }
+
+    /// Returns the kind of the changed object, and how it changed. `None` for an event that describes no object.
+    #[must_use]
+    pub fn object(&self) -> Option<(Kind, Difference)> {
+        match self {
+            Self::User(difference) => Some((Kind::User, *difference)),
+            Self::Organization(difference) => Some((Kind::Organization, *difference)),
+            Self::Membership(difference) => Some((Kind::Membership, *difference)),
+            Self::Event(_) => None,
+        }
+    }
+
+    /// Returns the word for the feed: `created`, `updated` or `deleted` for a user, the event type for anything else.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
             Self::User(difference) => difference.as_str(),
-            Self::Event(event_type) => event_type,
+            other => other.event_type(),
         }
     }
 
     /// Returns the event type by which handlers select the change, also if no event brought it.
     #[must_use]
     pub fn event_type(&self) -> &str {
-        match self {
-            Self::User(Difference::Created) => "user.created",
-            Self::User(Difference::Updated) => "user.updated",
-            Self::User(Difference::Deleted) => "user.deleted",
-            Self::Event(event_type) => event_type,
+        match (self, self.object()) {
+            (_, Some((kind, difference))) => kind.event_type(difference),
+            (Self::Event(event_type), _) => event_type,
+            _ => "",
         }
     }
 }
@@ -123,18 +129,21 @@ pub struct Cause {
     pub event_type: String,
 }
 
-/// A committed change of a user, or an event of another type.
+/// A committed change of an object, or an event of another type.
 ///
-/// It serializes to the JSON of the feed: `position`, `kind`, `user_id`, `changed`, `event_id`, `event_type`, `origin`, `at`, and
-/// `user`, or `data` for an event that changes no user.
+/// It serializes to the JSON of the feed: `position`, `kind`, `user_id`, `object_id` (unless it is a user), `changed`, `event_id`,
+/// `event_type`, `origin`, `at`, and the object as it is now under the name of its kind (`user`, `organization`, `organization_membership`), or `data` for
+/// an event that describes no object.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The position in the feed.
     pub position: Position,
     /// The kind of change.
     pub kind: ChangeKind,
-    /// The user's ID.
+    /// The ID of the user whom the change is about. For a membership, the member.
     pub user_id: Option<String>,
+    /// The ID of the changed object, unless it is a user.
+    pub object_id: Option<String>,
     /// The names of the fields that an update changed. Empty for other kinds.
     pub changed: Vec<String>,
     /// The event that caused it. `None` if the change was found by reading WorkOS's API.
@@ -145,16 +154,23 @@ pub struct Change {
     pub at: Timestamp,
     /// The current user, which can be newer than the change. `None` if it has been deleted, and for other events.
     pub user: Option<User>,
+    /// The current organization of a change of an organization. `None` if it has been deleted.
+    pub organization: Option<Organization>,
+    /// The current membership of a change of a membership. `None` if it has ended.
+    pub membership: Option<Membership>,
     /// The `data` of an event of another type. `None` after the retention period, and for changes of users.
     pub data: Option<Box<RawValue>>,
 }
 
 impl Serialize for Change {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut change = serializer.serialize_struct("Change", 9)?;
+        let mut change = serializer.serialize_struct("Change", 10)?;
         change.serialize_field("position", &self.position)?;
         change.serialize_field("kind", self.kind.as_str())?;
         change.serialize_field("user_id", &self.user_id)?;
+        if let Some(id) = &self.object_id {
+            change.serialize_field("object_id", id)?;
+        }
         change.serialize_field("changed", &self.changed)?;
         change.serialize_field("event_id", &self.event.as_ref().map(|event| &event.id))?;
         change.serialize_field("event_type", &self.event.as_ref().map(|event| &event.event_type))?;
@@ -162,6 +178,8 @@ impl Serialize for Change {
         change.serialize_field("at", &self.at)?;
         match self.kind {
             ChangeKind::User(_) => change.serialize_field("user", &self.user)?,
+            ChangeKind::Organization(_) => change.serialize_field("organization", &self.organization)?,
+            ChangeKind::Membership(_) => change.serialize_field("organization_membership", &self.membership)?,
             ChangeKind::Event(_) => change.serialize_field("data", &self.data)?,
         }
         change.end()
@@ -183,9 +201,26 @@ mod tests {
 
     #[test]
     fn an_event_whose_type_is_a_kind_of_change_is_still_an_event() {
-        assert_eq!(ChangeKind::read("created", Some("user.updated")), Some(ChangeKind::User(Difference::Created)));
-        assert_eq!(ChangeKind::read("created", None), Some(ChangeKind::User(Difference::Created)));
-        assert_eq!(ChangeKind::read("created", Some("created")), Some(ChangeKind::Event("created".into())));
-        assert_eq!(ChangeKind::read("session.created", None), None);
+        for (kind, event_type, has_object_id, expected) in [
+            ("created", Some("user.updated"), false, Some(ChangeKind::User(Difference::Created))),
+            ("created", None, false, Some(ChangeKind::User(Difference::Created))),
+            ("created", Some("created"), false, Some(ChangeKind::Event("created".into()))),
+            ("session.created", None, false, None),
+            (
+                "organization.updated",
+                Some("organization.updated"),
+                true,
+                Some(ChangeKind::Organization(Difference::Updated)),
+            ),
+            (
+                "organization.updated",
+                Some("organization.updated"),
+                false,
+                Some(ChangeKind::Event("organization.updated".into())),
+            ),
+            ("organization_membership.deleted", None, true, Some(ChangeKind::Membership(Difference::Deleted))),
+        ] {
+            assert_eq!(ChangeKind::read(kind, event_type, has_object_id), expected, "{kind}");
+        }
     }
 }

@@ -1,57 +1,108 @@
-//! Decides what an observation does to a stored user.
+//! Decides what an observation does to a stored object.
 //!
-//! The stored state is a join of the user's observations: a tombstone replaces a live row, a higher version replaces a lower
+//! The stored state is a join of the object's observations: a tombstone replaces a live row, a higher version replaces a lower
 //! one, `last_sign_in_at` is a maximum of its own, the time of deletion a minimum. So the same observations end in the same
-//! state in any order and with any duplicates (promise 3), and a deleted user stays deleted (promise 4).
+//! state in any order and with any duplicates (promise 3), and a deleted object stays deleted (promise 4).
+//!
+//! The deletion of a user ends the user's memberships: each of them becomes a tombstone, whether it was stored before or is
+//! seen later.
 
 use std::borrow::Cow;
 
 use super::change::Difference;
-use super::event::{Content, Observation, Outcome};
+use super::event::{Content, Deletion, Observation, Outcome};
+use super::membership::Sides;
+use super::object::Object;
 use super::timestamp::Timestamp;
-use super::user::{LAST_SIGN_IN_AT, User};
+use super::user::LAST_SIGN_IN_AT;
 use super::version::Version;
 
-/// A user as the table holds it.
+/// An object as its table holds it: of any kind, or of the kind `T`.
 #[derive(Clone, Debug)]
-pub enum Stored {
-    /// The table has no row for the user.
+pub enum Stored<T = Object> {
+    /// The table has no row for the object.
     Absent,
-    /// The user exists.
+    /// The object exists.
     Live {
         /// The row.
-        user: Box<User>,
+        object: Box<T>,
         /// The version of the observation that the row was written from.
         version: Version,
     },
-    /// The user is deleted, permanently.
+    /// The object is deleted, permanently.
     Tombstone {
         /// The earliest time in any of its delete events.
         deleted_at: Option<Timestamp>,
+        /// The user and the organization of a membership, if they are known.
+        of: Option<Sides>,
     },
 }
 
-/// What an observation did to the stored user. The inbox's outcome, the change and the counters are read from it.
+impl<T> Stored<T> {
+    /// Returns whether the object is deleted.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        matches!(self, Self::Tombstone { .. })
+    }
+
+    /// Returns the live object.
+    #[must_use]
+    pub fn into_live(self) -> Option<T> {
+        if let Self::Live { object, .. } = self { Some(*object) } else { None }
+    }
+
+    /// Converts the live object.
+    #[must_use]
+    pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Stored<U> {
+        match self {
+            Self::Absent => Stored::Absent,
+            Self::Live { object, version } => Stored::Live { object: Box::new(into(*object)), version },
+            Self::Tombstone { deleted_at, of } => Stored::Tombstone { deleted_at, of },
+        }
+    }
+}
+
+impl Stored {
+    /// Returns the user and the organization of a membership, if they are known.
+    #[must_use]
+    pub fn sides(&self) -> Option<&Sides> {
+        match self {
+            Self::Live { object, .. } => match &**object {
+                Object::Membership(membership) => Some(&membership.of),
+                _ => None,
+            },
+            Self::Tombstone { of, .. } => of.as_ref(),
+            Self::Absent => None,
+        }
+    }
+}
+
+/// What an observation did to the stored object. The inbox's outcome, the change and the counters are read from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The user was not stored before.
+    /// The object was not stored before.
     Created,
-    /// A live user was stored before and differs now.
+    /// A live object was stored before and differs now.
     Updated {
         /// The names of the fields that differ.
         fields: Vec<String>,
     },
-    /// The user was live or not stored, and is deleted now.
+    /// The object was live or not stored, and is deleted now.
     Deleted,
-    /// The user was deleted before, and the time of its deletion is an earlier one now.
+    /// The object was deleted before, and its tombstone says more now: an earlier time of deletion, or the sides of a membership.
     DeletedEarlier,
     /// The row's content is the same; its version is higher now.
     Confirmed,
     /// The row was written from this observation or a later one.
     Stale,
-    /// The user was deleted before; the observation changes nothing.
-    AlreadyDeleted,
-    /// The observation changes no user.
+    /// The object was deleted before; the observation revives nothing.
+    AlreadyDeleted {
+        /// The tombstone is new, because the user of this membership was deleted before the membership was seen, or it says more now.
+        is_written: bool,
+    },
+    /// The observation asks for a read, or ends a session.
+    Noted,
+    /// The observation changes nothing.
     Ignored,
     /// The observation cannot be applied, for this reason. The reason contains nothing of the payload.
     Quarantined(Cow<'static, str>),
@@ -62,12 +113,25 @@ impl Effect {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Created | Self::Updated { .. } | Self::Deleted | Self::DeletedEarlier | Self::Confirmed => {
-                Outcome::Applied
-            }
-            Self::Stale | Self::AlreadyDeleted => Outcome::Stale,
+            Self::Created
+            | Self::Updated { .. }
+            | Self::Deleted
+            | Self::DeletedEarlier
+            | Self::Confirmed
+            | Self::Noted => Outcome::Applied,
+            Self::Stale | Self::AlreadyDeleted { .. } => Outcome::Stale,
             Self::Ignored => Outcome::Ignored,
             Self::Quarantined(_) => Outcome::Quarantined,
+        }
+    }
+
+    /// Returns whether the object's row must be written.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        match self {
+            Self::Created | Self::Updated { .. } | Self::Deleted | Self::DeletedEarlier | Self::Confirmed => true,
+            Self::AlreadyDeleted { is_written } => *is_written,
+            Self::Stale | Self::Noted | Self::Ignored | Self::Quarantined(_) => false,
         }
     }
 
@@ -76,13 +140,13 @@ impl Effect {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Stale => Some("the row has this observation or a later one"),
-            Self::AlreadyDeleted => Some("the user is deleted"),
+            Self::AlreadyDeleted { .. } => Some("it is deleted, or its user is"),
             Self::Quarantined(reason) => Some(reason),
             _ => None,
         }
     }
 
-    /// Returns the change for the feed, or `None` if the user has not changed.
+    /// Returns the change for the feed, or `None` if the object has not changed.
     #[must_use]
     pub fn difference(&self) -> Option<Difference> {
         match self {
@@ -100,64 +164,94 @@ impl Effect {
     }
 }
 
-/// What an observation says about a user.
+/// What an observation says about an object.
 #[derive(Clone, Copy, Debug)]
 enum Seen<'a> {
-    /// All fields of a live user.
-    Live(&'a User, &'a Version),
-    /// The user is deleted. The time is the one in the delete event.
-    Deleted(Option<Timestamp>),
+    /// All fields of a live object.
+    Live(&'a Object, &'a Version),
+    /// The object is deleted. The time is the one in the delete event.
+    Deleted(&'a Deletion, Option<Timestamp>),
 }
 
-/// Applies an observation to the stored state of its user, and returns the effect. `user` is `None` if the observation has no
-/// user ID.
-pub fn decide(user: Option<&mut Stored>, observation: &Observation) -> Effect {
+impl Seen<'_> {
+    /// The sides of a membership, if the observation gives them.
+    fn sides(&self) -> Option<&Sides> {
+        match self {
+            Self::Live(Object::Membership(membership), _) => Some(&membership.of),
+            Self::Live(..) => None,
+            Self::Deleted(deletion, _) => deletion.of.as_ref(),
+        }
+    }
+}
+
+/// Applies an observation to the stored state of its object, and returns the effect. `object` is `None` if the observation
+/// describes none. `is_user_deleted`: the user of the observation has a tombstone.
+pub fn decide(object: Option<&mut Stored>, is_user_deleted: bool, observation: &Observation) -> Effect {
     let seen = match observation {
-        Observation::Snapshot(snapshot) => Seen::Live(&snapshot.user, &snapshot.version),
-        Observation::Gone { confirmed_at, .. } => Seen::Deleted(Some(*confirmed_at)),
+        Observation::Snapshot(snapshot) => Seen::Live(&snapshot.object, &snapshot.version),
+        Observation::Gone { object, confirmed_at } => Seen::Deleted(object, Some(*confirmed_at)),
         Observation::Event(event) => match &event.content {
-            Content::Live { user, version } => Seen::Live(user, version),
-            Content::Deleted => Seen::Deleted(event.created_at),
+            Content::Live { object, version } => Seen::Live(object, version),
+            Content::Deleted(deletion) => Seen::Deleted(deletion, event.created_at),
+            Content::Changed(_) | Content::SessionRevoked(_) => return Effect::Noted,
             Content::SignedIn(_) | Content::Other => return Effect::Ignored,
             Content::Unusable(reason) => return Effect::Quarantined(Cow::Borrowed(reason)),
         },
     };
-    user.map_or(Effect::Quarantined(Cow::Borrowed("it has no user ID")), |stored| join(stored, seen))
+    let Some(stored) = object else { return Effect::Quarantined(Cow::Borrowed("it has no ID")) };
+    match (seen, &stored) {
+        (Seen::Live(Object::Membership(membership), _), Stored::Absent | Stored::Live { .. }) if is_user_deleted => {
+            let is_new = matches!(stored, Stored::Absent);
+            *stored = Stored::Tombstone { deleted_at: None, of: Some(membership.of.clone()) };
+            if is_new { Effect::AlreadyDeleted { is_written: true } } else { Effect::Deleted }
+        }
+        _ => join(stored, seen),
+    }
 }
 
 fn join(stored: &mut Stored, seen: Seen<'_>) -> Effect {
     match (&mut *stored, seen) {
-        (Stored::Tombstone { .. }, Seen::Live(..)) => Effect::AlreadyDeleted,
-        (Stored::Tombstone { deleted_at }, Seen::Deleted(at)) => {
-            if !is_earlier(at, *deleted_at) {
-                return Effect::AlreadyDeleted;
-            }
-            *deleted_at = at;
-            Effect::DeletedEarlier
-        }
-        (_, Seen::Deleted(deleted_at)) => {
-            *stored = Stored::Tombstone { deleted_at };
+        (Stored::Tombstone { deleted_at, of }, seen) => refine(deleted_at, of, seen),
+        (row, Seen::Deleted(deletion, deleted_at)) => {
+            let of = row.sides().or(deletion.of.as_ref()).cloned();
+            *stored = Stored::Tombstone { deleted_at, of };
             Effect::Deleted
         }
-        (Stored::Absent, Seen::Live(user, version)) => {
-            *stored = Stored::Live { user: Box::new(user.clone()), version: version.clone() };
+        (Stored::Absent, Seen::Live(object, version)) => {
+            *stored = Stored::Live { object: Box::new(object.clone()), version: version.clone() };
             Effect::Created
         }
-        (Stored::Live { user: row, version: row_version }, Seen::Live(user, version)) => {
-            let signed_in = row.last_sign_in_at.max(user.last_sign_in_at);
+        (Stored::Live { object: row, version: row_version }, Seen::Live(object, version)) => {
+            let signed_in = row.last_sign_in_at().max(object.last_sign_in_at());
             let effect = if *version > *row_version {
-                let before = std::mem::replace(&mut **row, User { last_sign_in_at: signed_in, ..user.clone() });
+                let before = std::mem::replace(&mut **row, object.clone());
+                row.set_last_sign_in_at(signed_in);
                 *row_version = version.clone();
                 let fields = before.differences(row);
                 if fields.is_empty() { Effect::Confirmed } else { Effect::Updated { fields } }
-            } else if signed_in > row.last_sign_in_at {
+            } else if signed_in > row.last_sign_in_at() {
                 Effect::Updated { fields: vec![LAST_SIGN_IN_AT.to_owned()] }
             } else {
                 Effect::Stale
             };
-            row.last_sign_in_at = signed_in;
+            row.set_last_sign_in_at(signed_in);
             effect
         }
+    }
+}
+
+/// Adds to a tombstone what an observation knows: an earlier time of deletion, the sides of a membership.
+fn refine(deleted_at: &mut Option<Timestamp>, of: &mut Option<Sides>, seen: Seen<'_>) -> Effect {
+    let says_sides = of.is_none() && seen.sides().is_some();
+    if says_sides {
+        *of = seen.sides().cloned();
+    }
+    match seen {
+        Seen::Deleted(_, at) if is_earlier(at, *deleted_at) => {
+            *deleted_at = at;
+            Effect::DeletedEarlier
+        }
+        _ => Effect::AlreadyDeleted { is_written: says_sides },
     }
 }
 
@@ -173,13 +267,16 @@ fn is_earlier(at: Option<Timestamp>, known: Option<Timestamp>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::membership::Membership;
+    use crate::domain::object::Kind;
+    use crate::domain::user::User;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_unix_micros(seconds * 1_000_000)
     }
 
-    fn user(name: &str, signed_in: Option<i64>) -> User {
-        User {
+    fn user(name: &str, signed_in: Option<i64>) -> Object {
+        Object::User(User {
             id: "user_1".into(),
             email: "a@example.test".into(),
             email_verified: true,
@@ -194,7 +291,30 @@ mod tests {
             created_at: None,
             updated_at: at(1),
             extra: std::collections::BTreeMap::new(),
-        }
+        })
+    }
+
+    fn membership(status: &str) -> Object {
+        Object::Membership(Membership {
+            id: "om_1".into(),
+            of: sides(),
+            status: status.into(),
+            role: None,
+            roles: Vec::new(),
+            custom_attributes: std::collections::BTreeMap::new(),
+            directory_managed: false,
+            created_at: None,
+            updated_at: at(1),
+            extra: std::collections::BTreeMap::new(),
+        })
+    }
+
+    fn sides() -> Sides {
+        Sides { user_id: "user_1".into(), organization_id: "org_1".into() }
+    }
+
+    fn deletion(of: Option<Sides>) -> Deletion {
+        Deletion { kind: Kind::Membership, id: "om_1".into(), of }
     }
 
     fn version(updated: i64, observed: i64, id: &str) -> Version {
@@ -202,7 +322,7 @@ mod tests {
     }
 
     fn live(name: &str, version: &Version) -> Stored {
-        Stored::Live { user: Box::new(user(name, Some(5))), version: version.clone() }
+        Stored::Live { object: Box::new(user(name, Some(5))), version: version.clone() }
     }
 
     fn changed(field: &str) -> Effect {
@@ -211,7 +331,10 @@ mod tests {
 
     fn name_of(stored: &Stored) -> Option<&str> {
         match stored {
-            Stored::Live { user, .. } => user.first_name.as_deref(),
+            Stored::Live { object, .. } => match &**object {
+                Object::User(user) => user.first_name.as_deref(),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -253,31 +376,71 @@ mod tests {
             let mut stored = live("old", &version(10, 10, "e"));
             let seen = version(updated, 10, "e");
             assert_eq!(join(&mut stored, Seen::Live(&user("new", signed_in), &seen)), effect);
-            let Stored::Live { user, .. } = stored else { panic!("still alive") };
-            assert_eq!(user.last_sign_in_at, Some(at(expected)));
+            let Stored::Live { object, .. } = stored else { panic!("still alive") };
+            assert_eq!(object.last_sign_in_at(), Some(at(expected)));
         }
     }
 
     #[test]
     fn a_deleted_user_is_never_revived_and_the_earliest_time_of_deletion_stays() {
         let mut stored = live("old", &version(10, 10, "e"));
-        assert_eq!(join(&mut stored, Seen::Deleted(None)), Effect::Deleted);
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), None)), Effect::Deleted);
         assert_eq!(
             join(&mut stored, Seen::Live(&user("new", Some(99)), &version(99, 99, "z"))),
-            Effect::AlreadyDeleted
+            Effect::AlreadyDeleted { is_written: false }
         );
-        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(8)))), Effect::DeletedEarlier);
-        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(9)))), Effect::AlreadyDeleted);
-        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(7)))), Effect::DeletedEarlier);
-        assert_eq!(join(&mut stored, Seen::Deleted(None)), Effect::AlreadyDeleted);
-        assert!(matches!(stored, Stored::Tombstone { deleted_at: Some(t) } if t == at(7)));
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), Some(at(8)))), Effect::DeletedEarlier);
+        assert_eq!(
+            join(&mut stored, Seen::Deleted(&deletion(None), Some(at(9)))),
+            Effect::AlreadyDeleted { is_written: false }
+        );
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), Some(at(7)))), Effect::DeletedEarlier);
+        assert_eq!(
+            join(&mut stored, Seen::Deleted(&deletion(None), None)),
+            Effect::AlreadyDeleted { is_written: false }
+        );
+        assert!(matches!(stored, Stored::Tombstone { deleted_at: Some(t), .. } if t == at(7)));
     }
 
     #[test]
     fn a_delete_before_the_create_leaves_a_tombstone() {
         let mut stored = Stored::Absent;
-        assert_eq!(join(&mut stored, Seen::Deleted(Some(at(3)))), Effect::Deleted);
-        assert_eq!(join(&mut stored, Seen::Live(&user("new", None), &version(1, 1, "e"))), Effect::AlreadyDeleted);
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), Some(at(3)))), Effect::Deleted);
+        assert_eq!(
+            join(&mut stored, Seen::Live(&user("new", None), &version(1, 1, "e"))),
+            Effect::AlreadyDeleted { is_written: false }
+        );
         assert!(matches!(stored, Stored::Tombstone { .. }));
+    }
+
+    fn observed(object: Object, version: Version) -> Observation {
+        Observation::Snapshot(crate::domain::event::Snapshot { object, version, payload: bytes::Bytes::new() })
+    }
+
+    #[test]
+    fn a_membership_of_a_deleted_user_becomes_a_tombstone_in_any_order() {
+        let seen = observed(membership("active"), version(1, 1, "e"));
+        let mut before = Stored::Absent;
+        assert_eq!(decide(Some(&mut before), false, &seen), Effect::Created);
+        let mut after = Stored::Absent;
+        assert_eq!(decide(Some(&mut after), true, &seen), Effect::AlreadyDeleted { is_written: true });
+        assert_eq!(after.sides(), Some(&sides()));
+        assert_eq!(decide(Some(&mut before), true, &seen), Effect::Deleted);
+        assert!(matches!(before, Stored::Tombstone { deleted_at: None, of: Some(_) }));
+        assert_eq!(decide(Some(&mut before), true, &seen), Effect::AlreadyDeleted { is_written: false });
+        assert_eq!(join(&mut before, Seen::Deleted(&deletion(None), Some(at(9)))), Effect::DeletedEarlier);
+    }
+
+    #[test]
+    fn the_tombstone_of_a_membership_learns_its_sides_from_any_observation() {
+        let mut stored = Stored::Absent;
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), Some(at(3)))), Effect::Deleted);
+        assert_eq!(stored.sides(), None);
+        let seen = observed(membership("active"), version(1, 1, "e"));
+        assert_eq!(decide(Some(&mut stored), false, &seen), Effect::AlreadyDeleted { is_written: true });
+        assert_eq!(stored.sides(), Some(&sides()));
+        let mut stored = Stored::Live { object: Box::new(membership("active")), version: version(1, 1, "e") };
+        assert_eq!(join(&mut stored, Seen::Deleted(&deletion(None), None)), Effect::Deleted);
+        assert_eq!(stored.sides(), Some(&sides()));
     }
 }

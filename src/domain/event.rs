@@ -1,11 +1,13 @@
-//! Observations: events and snapshots of users, as received from WorkOS.
+//! Observations: events and snapshots of objects, as received from WorkOS.
 
 use std::fmt;
 
 use bytes::Bytes;
 
+use super::membership::Sides;
+use super::object::{Kind, Object};
+use super::role::Refresh;
 use super::timestamp::Timestamp;
-use super::user::User;
 use super::version::Version;
 
 /// A WorkOS event. It has the same form in a webhook and in the Events API.
@@ -17,7 +19,7 @@ pub struct Event {
     pub event_type: String,
     /// When WorkOS created the event.
     pub created_at: Option<Timestamp>,
-    /// The user of the event. Deleting the user erases the payload.
+    /// The user whom the event is about. Deleting the user erases the payload.
     pub user_id: Option<String>,
     /// The content of the event.
     pub content: Content,
@@ -31,79 +33,109 @@ impl fmt::Debug for Event {
     }
 }
 
-/// What an event says about its user.
+/// What an event says about its object.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// `user.created` or `user.updated`: all fields of the user.
+    /// The type ends in `.created` or `.updated`: all fields of the object.
     Live {
-        /// The user at the time of the event.
-        user: Box<User>,
-        /// Orders the event among the observations of the user.
+        /// The object at the time of the event.
+        object: Box<Object>,
+        /// Orders the event among the observations of the object.
         version: Version,
     },
-    /// `user.deleted`. Only the ID is used.
-    Deleted,
+    /// The type ends in `.deleted`. Only the ID is used, and the sides of a membership where they are given.
+    Deleted(Box<Deletion>),
     /// `session.created` without impersonation: the user signed in at this time.
     SignedIn(Timestamp),
-    /// An event of a type that changes no user.
+    /// `session.revoked`: tokens of the session with this ID must be refused.
+    SessionRevoked(String),
+    /// Something has changed at WorkOS, and the event does not say how: it has to be read.
+    Changed(Refresh),
+    /// An event of a type that changes nothing here.
     Other,
     /// The event cannot be applied, for this reason. The reason contains nothing of the payload.
     Unusable(&'static str),
 }
 
-/// A user object read from WorkOS's REST API.
+/// The deletion of an object.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// The kind of the object.
+    pub kind: Kind,
+    /// WorkOS's ID.
+    pub id: String,
+    /// The user and the organization of a membership, if they are known.
+    pub of: Option<Sides>,
+}
+
+/// An object read from WorkOS's REST API.
 #[derive(Clone)]
 pub struct Snapshot {
-    /// The user.
-    pub user: User,
+    /// The object.
+    pub object: Object,
     /// The version. `observed_at` is WorkOS's `Date` header minus the duration of the request. The ID is `snapshot:` and a hash.
     pub version: Version,
-    /// The object as received, byte for byte. It is stored only if it cannot be applied.
+    /// The object as received, byte for byte, without secrets. It is stored only if it cannot be applied.
     pub payload: Bytes,
 }
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Snapshot").field("user", &self.user).finish_non_exhaustive()
+        f.debug_struct("Snapshot").field("object", &self.object).finish_non_exhaustive()
     }
 }
 
-/// All fields of a user at one time, or its deletion.
+/// All fields of an object at one time, or its deletion.
 #[derive(Clone, Debug)]
 pub enum Observation {
     /// An event. It is stored in the inbox too.
     Event(Event),
     /// A snapshot. Only the row is stored, unless the snapshot cannot be applied.
     Snapshot(Snapshot),
-    /// A read by ID answered that WorkOS does not know the user: a deletion without a delete event.
+    /// A read by ID answered that WorkOS does not know the object: a deletion without a delete event.
     Gone {
-        /// The user's ID.
-        user_id: String,
+        /// The object.
+        object: Deletion,
         /// When WorkOS answered, by its clock.
         confirmed_at: Timestamp,
     },
 }
 
 impl Observation {
-    /// Returns the observation. If `is_stored` is false, a sign-in becomes an event that changes no user.
+    /// Returns the kind and the ID of the object that the observation describes.
     #[must_use]
-    pub fn with_sign_in(self, is_stored: bool) -> Self {
+    pub fn object(&self) -> Option<(Kind, &str)> {
         match self {
-            Self::Event(event) if !is_stored && matches!(event.content, Content::SignedIn(_)) => {
-                Self::Event(Event { content: Content::Other, ..event })
-            }
-            other => other,
+            Self::Event(Event { content: Content::Live { object, .. }, .. }) => Some((object.kind(), object.id())),
+            Self::Event(Event { content: Content::Deleted(deleted), .. }) => Some((deleted.kind, &deleted.id)),
+            Self::Event(_) => None,
+            Self::Snapshot(snapshot) => Some((snapshot.object.kind(), snapshot.object.id())),
+            Self::Gone { object, .. } => Some((object.kind, &object.id)),
         }
     }
 
-    /// Returns the ID of the user whose row must be locked, and whose deletion erases the observation.
+    /// Returns the ID of the user whose deletion erases the observation.
     #[must_use]
     pub fn user_id(&self) -> Option<&str> {
         match self {
             Self::Event(event) => event.user_id.as_deref(),
-            Self::Snapshot(snapshot) => Some(&snapshot.user.id),
-            Self::Gone { user_id, .. } => Some(user_id),
+            Self::Snapshot(snapshot) => snapshot.object.user_id(),
+            Self::Gone { object: Deletion { kind: Kind::User, id, .. }, .. } => Some(id),
+            Self::Gone { object, .. } => object.of.as_ref().map(|of| &*of.user_id),
         }
+    }
+
+    /// Returns whether the observation asks for a read, or ends a session: something is written that is no object.
+    #[must_use]
+    pub fn is_note(&self) -> bool {
+        matches!(self, Self::Event(Event { content: Content::Changed(_) | Content::SessionRevoked(_), .. }))
+    }
+
+    /// Returns the objects whose rows must be locked: the described one, and the user.
+    pub fn locked(&self) -> impl Iterator<Item = (Kind, &str)> {
+        let object = self.object();
+        let user = self.user_id().map(|id| (Kind::User, id)).filter(|user| Some(*user) != object);
+        user.into_iter().chain(object)
     }
 }
 
@@ -114,11 +146,11 @@ pub enum Origin {
     Webhook,
     /// Catch-up read it from the Events API.
     CatchUp,
-    /// Backfill read it from the list of users.
+    /// Backfill read it from a list.
     Backfill,
-    /// Reconcile read it from the list of users, or by ID.
+    /// Reconcile read it from a list, or by ID.
     Reconcile,
-    /// Read by ID for a caller, before an event delivered the user.
+    /// Read for a caller, before an event delivered the object.
     ReadThrough,
 }
 
@@ -153,11 +185,11 @@ impl Origin {
 /// The result of applying an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It changed the stored user.
+    /// It changed what is stored.
     Applied,
-    /// The stored user already contains this observation or a later one.
+    /// The stored object already contains this observation or a later one.
     Stale,
-    /// Events of this type change no user.
+    /// Events of this type change nothing here.
     Ignored,
     /// It cannot be applied. It is stored until a retry succeeds.
     Quarantined,

@@ -1,11 +1,11 @@
 //! A WorkOS user, with every documented field and all other fields that WorkOS sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::value::RawValue;
 
+use super::fields::{self, Extra};
 use super::timestamp::Timestamp;
 
 /// The names of the fields that have a column. All other fields of a payload are in [`User::extra`].
@@ -28,9 +28,6 @@ pub const FIELDS: [&str; 14] = [
 
 /// The field that WorkOS updates without an event.
 pub const LAST_SIGN_IN_AT: &str = "last_sign_in_at";
-
-/// Fields without a column, unchanged: numbers keep their digits.
-pub type Extra = BTreeMap<String, Box<RawValue>>;
 
 /// A live user as WorkOS describes it (OpenAPI `UserlandUser`). Absent and null fields are both `None`.
 ///
@@ -92,20 +89,7 @@ impl User {
             ("created_at", self.created_at == other.created_at),
             ("updated_at", self.updated_at == other.updated_at),
         ];
-        let known = known.into_iter().filter(|(_, same)| !same).map(|(name, _)| name.to_owned());
-        let named: BTreeSet<&String> = self.extra.keys().chain(other.extra.keys()).collect();
-        let extra = named
-            .into_iter()
-            .filter(|name| !same(self.extra.get(*name).map(|raw| &**raw), other.extra.get(*name).map(|raw| &**raw)));
-        known.chain(extra.cloned()).collect()
-    }
-}
-
-fn same(one: Option<&RawValue>, other: Option<&RawValue>) -> bool {
-    let value = |raw: &RawValue| serde_json::from_str::<serde_json::Value>(raw.get()).ok();
-    match (one, other) {
-        (Some(one), Some(other)) => one.get() == other.get() || value(one) == value(other),
-        (one, other) => one.is_none() == other.is_none(),
+        fields::differences(&known, &self.extra, &other.extra)
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::error::Rejection;
-use super::shapes::{Error, UserShape};
+use super::shapes::{Error, MembershipShape, OrganizationShape, UserShape};
 use super::state::HttpState;
 use crate::domain::change::Position;
 use crate::sync::feed::{FeedError, PAGE, Page};
@@ -102,16 +102,20 @@ pub(super) struct PageShape {
     position: String,
 }
 
-/// A committed change of a user, or an event of another type.
+/// A committed change of an object, or an event of another type.
 #[derive(ToSchema)]
 #[schema(as = Change)]
 #[expect(dead_code, reason = "the shape of crate::domain::change::Change, which writes itself")]
 pub(super) struct ChangeShape {
     position: String,
-    /// `created`, `updated` or `deleted`; for another event, its type.
+    /// `created`, `updated` or `deleted` for a user; `organization.updated` and the like for another object; for another event, its
+    /// type.
     kind: String,
+    /// The user whom the change is about. For a membership, the member.
     #[schema(required)]
     user_id: Option<String>,
+    /// The ID of a changed object that is no user.
+    object_id: Option<String>,
     /// The names of the fields that an update changed.
     changed: Vec<String>,
     #[schema(required)]
@@ -124,6 +128,10 @@ pub(super) struct ChangeShape {
     at: String,
     /// The current user. Null if it has been deleted. Absent for other events.
     user: Option<UserShape>,
+    /// The current organization of a change of an organization. Null if it has been deleted.
+    organization: Option<OrganizationShape>,
+    /// The current membership of a change of a membership. Null if it has ended.
+    organization_membership: Option<MembershipShape>,
     /// The `data` of another event. Null after the retention period. Absent for changes of users.
     data: Option<Value>,
 }

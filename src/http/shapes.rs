@@ -49,6 +49,67 @@ enum UserObject {
     User,
 }
 
+/// A live organization in the format of WorkOS's API. Fields that this release does not know are passed on.
+#[derive(ToSchema)]
+#[schema(as = Organization)]
+#[expect(dead_code, reason = "the JSON of crate::domain::organization::Organization")]
+pub(super) struct OrganizationShape {
+    object: String,
+    /// WorkOS's ID of the organization. Opaque and never reused.
+    #[schema(examples("org_01M1BE6HKCX1KJMBSNH6QNGVQR"))]
+    id: String,
+    name: String,
+    /// Without their verification tokens.
+    domains: Vec<Value>,
+    metadata: BTreeMap<String, Option<String>>,
+    /// Your own ID of the organization.
+    #[schema(required)]
+    external_id: Option<String>,
+    /// Absent if there is none, as at WorkOS.
+    stripe_customer_id: Option<String>,
+    #[schema(required, format = DateTime)]
+    created_at: Option<String>,
+    #[schema(format = DateTime)]
+    updated_at: String,
+    #[serde(flatten)]
+    extra: BTreeMap<String, Value>,
+}
+
+/// A membership of any status in the format of WorkOS's API. Fields that this release does not know are passed on.
+#[derive(ToSchema)]
+#[schema(as = OrganizationMembership)]
+#[expect(dead_code, reason = "the JSON of crate::domain::membership::Membership")]
+pub(super) struct MembershipShape {
+    object: String,
+    /// WorkOS's ID of the membership. A re-added member has a new one.
+    id: String,
+    user_id: String,
+    organization_id: String,
+    /// `active`, `inactive` or `pending`. WorkOS may add others.
+    status: String,
+    /// The role of highest priority.
+    #[schema(required)]
+    role: Option<SlugShape>,
+    roles: Vec<SlugShape>,
+    /// Attributes from the identity provider.
+    custom_attributes: BTreeMap<String, Value>,
+    directory_managed: bool,
+    #[schema(required, format = DateTime)]
+    created_at: Option<String>,
+    #[schema(format = DateTime)]
+    updated_at: String,
+    #[serde(flatten)]
+    extra: BTreeMap<String, Value>,
+}
+
+/// A role of a membership.
+#[derive(ToSchema)]
+#[schema(as = RoleSlug)]
+#[expect(dead_code, reason = "part of a membership's JSON")]
+pub(super) struct SlugShape {
+    slug: String,
+}
+
 /// The claims of a verified access token.
 #[derive(ToSchema)]
 #[schema(as = Identity)]

@@ -11,6 +11,7 @@ use super::body::BodyBudget;
 use super::service_keys::ServiceKeys;
 use crate::actions::Actions;
 use crate::domain::clock::Clock;
+use crate::domain::kinds::Kinds;
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -36,8 +37,8 @@ pub(crate) struct HttpState {
     pub(crate) actions: Option<Arc<ActionState>>,
     /// Keys of the backends that read users. If there is none, these routes do not exist.
     pub(crate) service_keys: ServiceKeys,
-    /// Whether a `session.created` webhook updates the user's `last_sign_in_at`.
-    pub(crate) session_sign_ins: bool,
+    /// What is synced.
+    pub(crate) kinds: Kinds,
     /// Origins whose pages may call the lookups from a browser.
     pub(crate) cors_origins: Vec<HeaderValue>,
     /// Path of the webhook route.

@@ -57,7 +57,7 @@ pub(super) async fn receive(
         event_type: Some(event.event_type.clone()),
         ..LogFields::default()
     };
-    let observation = Observation::Event(event).with_sign_in(state.session_sign_ins);
+    let observation = state.kinds.restrict(Observation::Event(event));
     let applied = state.webhooks.apply(observation).await?;
     let outcome = applied.outcome();
     state.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);

@@ -1,4 +1,4 @@
-//! Writes a batch: users, inbox and feed in one statement, for a batch of any length.
+//! Writes a batch: live users, inbox and feed in one statement, for a batch of any length.
 //!
 //! One statement is one round trip, planned once per session, and durable on its own where no transaction is open.
 
@@ -57,7 +57,19 @@ pub(crate) struct Writes<'a> {
     pub(crate) changes: Vec<NewChange<'a>>,
 }
 
-impl Writes<'_> {
+impl<'a> Writes<'a> {
+    /// Changes alone, inside a transaction.
+    pub(crate) fn of_changes(changes: Vec<NewChange<'a>>) -> Self {
+        Self {
+            decided_from: DecidedFrom::default(),
+            users: Vec::new(),
+            restamp: false,
+            origin: Origin::CatchUp,
+            events: Vec::new(),
+            changes,
+        }
+    }
+
     /// There is nothing to write, and nothing to check.
     pub(crate) fn is_empty(&self) -> bool {
         self.users.is_empty() && self.events.is_empty() && self.changes.is_empty()
@@ -123,6 +135,7 @@ pub(crate) async fn write(connection: &mut PgConnection, writes: &Writes<'_>) ->
         &changes.iter().map(|change| change.event.map(|event| &*event.event_type)).collect::<Vec<_>>() as _,
         &changes.iter().map(|change| change.origin.as_str()).collect::<Vec<_>>() as _,
         &changes.iter().map(|change| change.only_if_new).collect::<Vec<_>>(),
+        &changes.iter().map(|change| change.object_id).collect::<Vec<_>>() as _,
         i64::try_from(inserted).unwrap_or(i64::MAX)
     )
     .fetch_one(connection)

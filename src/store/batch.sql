@@ -96,13 +96,13 @@ writing as materialized (
     where cardinality($31::text[]) > 0
 ),
 changed as (
-    insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
+    insert into workos.changes (position, kind, user_id, object_id, changed, event_id, event_type, origin)
     select
-        nextval('workos.changes_position'), kind, user_id, changed, event_id, event_type, origin
+        nextval('workos.changes_position'), kind, user_id, object_id, changed, event_id, event_type, origin
     from writing
     cross join unnest(
-        $31::text[], $32::text[], $33::jsonb[], $34::text[], $35::text[], $36::text[], $37::bool[]
-    ) as news (kind, user_id, changed, event_id, event_type, origin, only_if_new)
+        $31::text[], $32::text[], $33::jsonb[], $34::text[], $35::text[], $36::text[], $37::bool[], $38::text[]
+    ) as news (kind, user_id, changed, event_id, event_type, origin, only_if_new, object_id)
     where
         not only_if_new
         or event_id in (select id from recorded where is_new)
@@ -110,5 +110,5 @@ changed as (
 select array(select id from recorded where is_new) as "new!"
 from guard
 cross join lateral workos.confirm_inserted(
-    $38, array(select id from inserted), array(select last_sign_in_at from inserted)
+    $39, array(select id from inserted), array(select last_sign_in_at from inserted)
 ) as is_confirmed

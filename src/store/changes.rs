@@ -25,6 +25,8 @@ const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 pub(crate) struct NewChange<'a> {
     pub(crate) kind: &'a str,
     pub(crate) user_id: Option<&'a str>,
+    /// The changed object, unless it is a user.
+    pub(crate) object_id: Option<&'a str>,
     pub(crate) changed: &'a [String],
     pub(crate) event: Option<&'a Event>,
     pub(crate) origin: Origin,
@@ -52,8 +54,10 @@ pub struct ChangeRow {
     pub position: i64,
     /// The kind of change.
     pub kind: ChangeKind,
-    /// The ID of the changed user.
+    /// The ID of the changed user, or of the user whom the change is about.
     pub user_id: Option<String>,
+    /// The ID of the changed object, unless it is a user.
+    pub object_id: Option<String>,
     /// The names of the fields that an update changed.
     pub changed: Vec<String>,
     /// The event that caused it, if any.
@@ -68,6 +72,7 @@ struct Row {
     position: i64,
     kind: String,
     user_id: Option<String>,
+    object_id: Option<String>,
     changed: Json<Vec<String>>,
     event_id: Option<String>,
     event_type: Option<String>,
@@ -79,7 +84,7 @@ impl TryFrom<Row> for ChangeRow {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let kind = ChangeKind::read(&row.kind, row.event_type.as_deref());
+        let kind = ChangeKind::read(&row.kind, row.event_type.as_deref(), row.object_id.is_some());
         let origin = Origin::read(&row.origin);
         let (Some(kind), Some(origin)) = (kind, origin) else {
             return Err(StoreError::Unavailable("a change was written by a newer release; upgrade this one".into()));
@@ -88,6 +93,7 @@ impl TryFrom<Row> for ChangeRow {
             position: row.position,
             kind,
             user_id: row.user_id,
+            object_id: row.object_id,
             changed: row.changed.0,
             event: row.event_id.zip(row.event_type).map(|(id, event_type)| Cause { id, event_type }),
             origin,
@@ -167,6 +173,7 @@ impl Store {
                         position,
                         kind,
                         user_id,
+                        object_id,
                         changed as "changed: Json<Vec<String>>",
                         event_id,
                         event_type,

@@ -3,12 +3,17 @@
 
 use sqlx::postgres::PgConnection;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, sessions};
 
-/// Columns with personal data outside of `workos.user_records`, as table and column. `erase` erases each of them. A constraint of
-/// `workos.user_records` ensures that a tombstone contains no personal data.
-pub const PERSONAL_DATA: [(&str, &str); 3] =
-    [("events", "payload"), ("handler_backlog", "message"), ("sign_ins", "signed_in_at")];
+/// Columns with personal data outside of `workos.user_records`, as table and column. `erase` erases each of them, together with
+/// `memberships::end_of_users`. Constraints of the tables of objects ensure that a tombstone contains no personal data.
+pub const PERSONAL_DATA: [(&str, &str); 5] = [
+    ("events", "payload"),
+    ("handler_backlog", "message"),
+    ("organization_membership_records", "custom_attributes"),
+    ("revoked_sessions", "user_id"),
+    ("sign_ins", "signed_in_at"),
+];
 
 /// Maximum number of rows per table that one transaction erases. If more are left, the user is added to `workos.erasures`.
 pub const BATCH: i64 = 1_000;
@@ -34,11 +39,18 @@ pub struct PendingErasures {
     pub oldest_seconds: i64,
 }
 
-/// Erases personal data of these users, at most `limit` rows per table. Users with remaining data are added to the pending
+/// Erases personal data of these users, at most `limit` rows per table. The caller ends their memberships before, with the same limit
+/// (`ended`). Users with remaining data are added to the pending
 /// erasures in the same transaction.
 ///
 /// The caller holds locks on the users' rows, which must be tombstones, so that no other transaction can store more about them.
-pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit: i64) -> Result<Erased, StoreError> {
+pub(crate) async fn erase(
+    connection: &mut PgConnection,
+    users: &[String],
+    ended: usize,
+    limit: i64,
+) -> Result<Erased, StoreError> {
+    sessions::delete_of_users(&mut *connection, users).await?;
     // There is at most one row per user.
     sqlx::query!("-- erasure.sign_ins\ndelete from workos.sign_ins where user_id = any($1)", users)
         .execute(&mut *connection)
@@ -81,7 +93,8 @@ pub(crate) async fn erase(connection: &mut PgConnection, users: &[String], limit
     .await?
     .rows_affected();
     let is_full = |rows: u64| i64::try_from(rows).is_ok_and(|rows| rows >= limit);
-    let complete = !is_full(messages) && !is_full(payloads);
+    let ended = u64::try_from(ended).unwrap_or(u64::MAX);
+    let complete = !is_full(messages) && !is_full(payloads) && !is_full(ended);
     if !complete {
         add_pending(connection, users).await?;
     }
@@ -103,6 +116,10 @@ async fn add_pending(connection: &mut PgConnection, users: &[String]) -> Result<
             or exists (
                 select from workos.handler_backlog
                 where handler_backlog.user_id = deleted.user_id and message is not null
+            )
+            or exists (
+                select from workos.organization_membership_records as membership
+                where membership.user_id = deleted.user_id and not synced_deleted
             )
         on conflict (user_id) do nothing",
         users
@@ -144,6 +161,10 @@ pub(crate) async fn remove_completed(connection: &mut PgConnection, users: &[Str
             and not exists (
                 select from workos.handler_backlog
                 where handler_backlog.user_id = erasures.user_id and message is not null
+            )
+            and not exists (
+                select from workos.organization_membership_records as membership
+                where membership.user_id = erasures.user_id and not synced_deleted
             )",
         users
     )

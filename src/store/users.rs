@@ -4,7 +4,7 @@ mod grouped;
 mod pages;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
@@ -12,13 +12,14 @@ use time::OffsetDateTime;
 
 pub use grouped::GroupedReads;
 pub use pages::{Order, PageOf, UsersPage};
-pub(crate) use write::{FoundUser, delete_placeholders, find, insert_placeholders, lock, write_tombstones};
+pub(super) use write::{find, table, write_tombstones};
 
 use super::scans::ScanStart;
 use super::{Store, StoreError};
 use crate::domain::decide::Stored;
+use crate::domain::fields::Extra;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::user::{Extra, User};
+use crate::domain::user::User;
 use crate::domain::version::Version;
 
 /// What a comparison with WorkOS's list needs to know about a row.
@@ -57,9 +58,9 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn into_stored(self) -> Stored {
+    pub(super) fn into_stored(self) -> Stored<User> {
         if self.synced_deleted {
-            return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from) };
+            return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from), of: None };
         }
         // A check constraint of the table ensures that these four are null together, in a placeholder.
         let (Some(email), Some(updated_at), Some(observed_at), Some(observation)) =
@@ -70,7 +71,7 @@ impl Row {
         let updated_at = Timestamp::from(updated_at);
         Stored::Live {
             version: Version { updated_at, observed_at: observed_at.into(), id: observation },
-            user: Box::new(User {
+            object: Box::new(User {
                 id: self.id,
                 email,
                 email_verified: self.email_verified.unwrap_or_default(),
@@ -95,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn user(&self, id: &str) -> Result<Stored, StoreError> {
+    pub async fn user(&self, id: &str) -> Result<Stored<User>, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query_as!(
@@ -169,7 +170,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn users(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
+    pub async fn users(&self, ids: &[String]) -> Result<BTreeMap<String, Stored<User>>, StoreError> {
         let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
     }
@@ -239,38 +240,6 @@ impl Store {
             })
             .await?;
         Ok(ids.into_iter().collect())
-    }
-
-    /// Returns those of these users whose row another session has locked. Waits for no lock.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub(crate) async fn locked_users(&self, ids: &[String]) -> Result<BTreeSet<String>, StoreError> {
-        let locked = self
-            .one_statement(async |connection, _| {
-                let locked = sqlx::query_scalar!(
-                    r#"-- users.locked
-                    with free as materialized (
-                        select id
-                        from workos.user_records
-                        where id = any($1)
-                        order by id
-                        for no key update skip locked
-                    )
-                    select id as "id!"
-                    from workos.user_records
-                    where id = any($1)
-                    except
-                    select id
-                    from free"#,
-                    ids
-                )
-                .fetch_all(connection)
-                .await?;
-                Ok(locked)
-            })
-            .await?;
-        Ok(locked.into_iter().collect())
     }
 
     /// Returns up to `limit` random live users.

@@ -1,6 +1,6 @@
 //! A batch of observations, and the two ways to apply it: one statement without locks, or a transaction.
 //!
-//! Both read the users that the batch names, [decide](super::decisions) in memory, and write with [`batch::write`]. The one
+//! Both read the objects that the batch names, [decide](super::decisions) in memory, and write with [`batch::write`]. The one
 //! statement checks that nothing has changed since the batch was decided. The transaction locks the rows first, and it can do
 //! more: erase, quarantine one observation of many, move a job's position.
 
@@ -9,15 +9,19 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use super::decisions::{self, Decisions, Users, decide_all, is_between_equals, needs_placeholder};
-use super::records::{Inbox, inbox_event, new_changes};
+use super::decisions::{self, Decisions, decide_all, is_between_equals, needs_placeholder};
+use super::records::{Inbox, ended_changes, inbox_event, new_changes};
+use super::rows::{BatchRows, Named};
 use super::{Applied, FollowUp};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
+use crate::domain::object::{Kind, ObjectKey};
 use crate::store::batch::{self, DecidedFrom, NewEvent, Writes};
+use crate::store::memberships::{self, Ended};
+use crate::store::objects;
+use crate::store::rows::Found;
 use crate::store::scans::ScanStart;
-use crate::store::users::FoundUser;
-use crate::store::{StoreError, Work, erasure, events, scans, sign_ins, users};
+use crate::store::{StoreError, Work, erasure, events, refreshes, scans, sessions, sign_ins};
 
 /// Observations that one transaction applies, and how.
 pub(super) struct Batch<'a, T> {
@@ -58,10 +62,10 @@ impl<T: FollowUp> Work for QuarantineBatch<'_, T> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         let batch = &self.batch;
-        let mut users = batch.lock(connection).await?;
-        let placeholders = insert_placeholders(connection, &mut users).await?;
-        let applied = batch.apply(connection, batch.observations, &mut users, Some(self.reason)).await?;
-        batch.finish(connection, &users, &placeholders, applied).await.map(drop)
+        let mut rows = batch.lock(connection).await?;
+        let placeholders = rows.insert_placeholders(connection).await?;
+        let applied = batch.apply(connection, batch.observations, &mut rows, Some(self.reason)).await?;
+        batch.finish(connection, &rows, &placeholders, applied).await.map(drop)
     }
 }
 
@@ -69,23 +73,27 @@ impl<T: FollowUp> Work for Batch<'_, T> {
     type Output = Vec<Applied>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
-        let mut users = self.lock(connection).await?;
+        let mut rows = self.lock(connection).await?;
         let mut placeholders = Vec::new();
         let applied = if self.one_by_one {
-            placeholders = insert_placeholders(connection, &mut users).await?;
+            placeholders = rows.insert_placeholders(connection).await?;
             let mut applied = Vec::with_capacity(self.observations.len());
             for observation in self.observations {
-                applied.push(self.apply_one(connection, observation, &mut users).await?);
+                applied.push(self.apply_one(connection, observation, &mut rows).await?);
             }
             applied
         } else {
-            let decisions = decide_all(self.observations, &mut users, self.scan, None);
-            if users.values().any(needs_placeholder) {
-                placeholders = insert_placeholders(connection, &mut users).await?;
+            let decisions = decide_all(self.observations, &mut rows, self.scan, None);
+            // New users are inserted as they are. Every other absent object needs a row to lock and to write.
+            if rows
+                .iter()
+                .any(|(kind, _, row)| needs_placeholder(row) || (kind != Kind::User && row.revision.is_none()))
+            {
+                placeholders = rows.insert_placeholders(connection).await?;
             }
-            self.write(connection, self.observations, &users, decisions).await?
+            self.write(connection, self.observations, &rows, decisions).await?
         };
-        self.finish(connection, &users, &placeholders, applied).await
+        self.finish(connection, &rows, &placeholders, applied).await
     }
 }
 
@@ -93,8 +101,8 @@ impl<T: FollowUp> Work for Batch<'_, T> {
 pub(super) enum Attempt {
     /// It is committed.
     Done(Vec<Applied>),
-    /// It needs a transaction, because of these users. None of them: because of something else.
-    NeedsTransaction(BTreeSet<String>),
+    /// It needs a transaction, because of these objects. None of them: because of something else.
+    NeedsTransaction(BTreeSet<ObjectKey>),
 }
 
 /// A batch in one statement, which is durable without a transaction around it.
@@ -108,17 +116,17 @@ impl<T: FollowUp> Work for OneStatement<'_, T> {
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Attempt, StoreError> {
         let (batch, observations) = (&self.batch, self.batch.observations);
-        let named = decisions::named(observations);
-        let mut users = if named.is_empty() { Users::new() } else { users::find(connection, &named).await? };
-        let equals = observations.iter().filter(|observation| is_between_equals(observation, &users));
-        let mut apart: BTreeSet<String> = equals.filter_map(Observation::user_id).map(str::to_owned).collect();
-        let decided_from = decisions::decided_from(&users, self.client_id);
-        let decisions = decide_all(observations, &mut users, batch.scan, None);
-        apart.append(&mut decisions.need_transaction(&users));
-        if !apart.is_empty() {
+        let mut rows = BatchRows::find(connection, &Named::by(observations)).await?;
+        let equals = observations.iter().filter(|observation| is_between_equals(observation, &rows));
+        let mut apart: BTreeSet<ObjectKey> =
+            equals.filter_map(Observation::object).map(|(kind, id)| ObjectKey::new(kind, id)).collect();
+        let decided_from = decisions::decided_from(&rows, self.client_id);
+        let decisions = decide_all(observations, &mut rows, batch.scan, None);
+        apart.append(&mut decisions.need_transaction(&rows));
+        if !apart.is_empty() || decisions.has_notes() {
             return Ok(Attempt::NeedsTransaction(apart));
         }
-        batch.write_with(connection, observations, &users, decisions, decided_from).await.map(Attempt::Done)
+        batch.write_with(connection, observations, &rows, decisions, decided_from, &[]).await.map(Attempt::Done)
     }
 }
 
@@ -168,40 +176,32 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         !self.in_transaction && self.then.is_none() && matches!(self.inbox, Inbox::Record(_))
     }
 
-    /// Locks and reads every user the batch names.
-    async fn lock(&self, connection: &mut PgConnection) -> Result<Users, StoreError> {
-        let named = decisions::named(self.observations);
-        if named.is_empty() {
-            return Ok(Users::new());
-        }
-        let mut users = users::lock(connection, &named).await?;
+    /// Locks and reads every object that the batch names.
+    async fn lock(&self, connection: &mut PgConnection) -> Result<BatchRows, StoreError> {
+        let mut rows = BatchRows::lock(connection, &Named::by(self.observations)).await?;
         // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
-        if self.observations.iter().any(|observation| is_between_equals(observation, &users))
+        if self.observations.iter().any(|observation| is_between_equals(observation, &rows))
             && let Some(confirmation) = scans::confirmation(connection).await?
         {
-            for user in users.values_mut() {
-                let FoundUser { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
+            for user in rows.values_mut_of(Kind::User) {
+                let Found { stored: Stored::Live { version, .. }, version_at, .. } = user else { continue };
                 if version_at.is_none_or(|at| at < confirmation.before) {
                     version.confirm(confirmation.at);
                 }
             }
         }
-        Ok(users)
+        Ok(rows)
     }
 
-    /// Deletes the placeholders of users who are still absent, and runs the follow-up of the batch.
+    /// Deletes the placeholders of objects that are still absent, and runs the follow-up of the batch.
     async fn finish(
         &self,
         connection: &mut PgConnection,
-        users: &Users,
-        placeholders: &[String],
+        rows: &BatchRows,
+        placeholders: &[ObjectKey],
         applied: Vec<Applied>,
     ) -> Result<Vec<Applied>, StoreError> {
-        let is_unknown = |id: &&String| users.get(*id).is_some_and(|user| matches!(user.stored, Stored::Absent));
-        let unknown: Vec<String> = placeholders.iter().filter(is_unknown).cloned().collect();
-        if !unknown.is_empty() {
-            users::delete_placeholders(connection, &unknown).await?;
-        }
+        rows.delete_unused(connection, placeholders).await?;
         if let Some(then) = self.then.filter(|_| self.is_last) {
             then.after(connection, &[self.before, &applied].concat()).await?;
         }
@@ -212,21 +212,21 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         &self,
         connection: &mut PgConnection,
         observation: &Observation,
-        users: &mut Users,
+        rows: &mut BatchRows,
     ) -> Result<Applied, StoreError> {
         let alone = std::slice::from_ref(observation);
-        let before = users.clone();
+        let before = rows.clone();
         let mut savepoint = connection.begin().await?;
-        let applied = match self.apply(&mut savepoint, alone, users, None).await {
+        let applied = match self.apply(&mut savepoint, alone, rows, None).await {
             Ok(applied) => {
                 savepoint.commit().await?;
                 applied
             }
             Err(StoreError::Refused { sqlstate }) => {
                 savepoint.rollback().await?;
-                *users = before;
+                *rows = before;
                 let reason = format!("PostgreSQL refuses the data: SQLSTATE {sqlstate}");
-                self.apply(connection, alone, users, Some(&reason)).await?
+                self.apply(connection, alone, rows, Some(&reason)).await?
             }
             Err(error) => return Err(error),
         };
@@ -238,11 +238,11 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        users: &mut Users,
+        rows: &mut BatchRows,
         refused: Option<&str>,
     ) -> Result<Vec<Applied>, StoreError> {
-        let decisions = decide_all(observations, users, self.scan, refused);
-        self.write(connection, observations, users, decisions).await
+        let decisions = decide_all(observations, rows, self.scan, refused);
+        self.write(connection, observations, rows, decisions).await
     }
 
     /// Writes what was decided from locked rows.
@@ -250,36 +250,56 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        users: &Users,
+        rows: &BatchRows,
         mut decisions: Decisions<'_>,
     ) -> Result<Vec<Applied>, StoreError> {
         if !decisions.sign_ins.is_empty() {
             sign_ins::record(connection, &decisions.sign_ins).await?;
         }
-        let tombstones = decisions.tombstones(users);
-        if !tombstones.is_empty() {
-            users::write_tombstones(connection, &tombstones).await?;
+        if !decisions.revoked.is_empty() {
+            sessions::revoke(connection, &decisions.revoked).await?;
+        }
+        if !decisions.refreshes.is_empty() {
+            refreshes::request(connection, &decisions.refreshes).await?;
+        }
+        for kind in Kind::ALL {
+            let tombstones = decisions.tombstones(kind, rows);
+            if !tombstones.is_empty() {
+                objects::write_tombstones(connection, kind, &tombstones).await?;
+            }
+            let live = decisions.live(kind, rows);
+            if !live.is_empty() {
+                objects::write(connection, kind, &live).await?;
+            }
         }
         let erased = std::mem::take(&mut decisions.erased);
-        let applied = self.write_with(connection, observations, users, decisions, DecidedFrom::default()).await?;
+        let ended = if erased.is_empty() {
+            Vec::new()
+        } else {
+            memberships::end_of_users(connection, &erased, self.erase_limit).await?
+        };
+        let decided_from = DecidedFrom::default();
+        let applied = self.write_with(connection, observations, rows, decisions, decided_from, &ended).await?;
         if !erased.is_empty() {
-            erasure::erase(connection, &erased, self.erase_limit).await?;
+            erasure::erase(connection, &erased, ended.len(), self.erase_limit).await?;
         }
         Ok(applied)
     }
 
-    /// Writes live users, events and changes, after the check of client ID and revisions.
+    /// Writes live users, events and changes, after the check of client ID and revisions. `ended`: memberships that the deletion of
+    /// their user has ended.
     async fn write_with(
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        users: &Users,
+        rows: &BatchRows,
         decisions: Decisions<'_>,
         decided_from: DecidedFrom<'_>,
+        ended: &[Ended],
     ) -> Result<Vec<Applied>, StoreError> {
-        let users_to_write = decisions.live(users);
+        let users = decisions.live_users(rows);
         let mut applied = decisions.applied;
-        let (events, firsts) = self.inbox_events(observations, &applied, users);
+        let (events, firsts) = self.inbox_events(observations, &applied, rows);
         let (origin, events, retried) = match self.inbox {
             Inbox::Record(origin) => (origin, events, None),
             Inbox::Retry => {
@@ -288,9 +308,9 @@ impl<'a, T: FollowUp> Batch<'a, T> {
             }
         };
         mark_duplicates(observations, &mut applied, &firsts, retried.as_ref());
-        let changes = new_changes(self.inbox, observations, &applied);
-        let writes =
-            Writes { decided_from, users: users_to_write, restamp: self.scan.is_some(), origin, events, changes };
+        let mut changes = new_changes(self.inbox, observations, &applied);
+        changes.extend(ended_changes(ended, origin));
+        let writes = Writes { decided_from, users, restamp: self.scan.is_some(), origin, events, changes };
         let new = if writes.is_empty() { HashSet::new() } else { batch::write(connection, &writes).await? };
         drop(writes);
         if retried.is_none() {
@@ -305,32 +325,18 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         &self,
         observations: &'o [Observation],
         applied: &[Applied],
-        users: &Users,
+        rows: &BatchRows,
     ) -> (Vec<NewEvent<'o>>, BTreeSet<usize>) {
         let mut events = BTreeMap::new();
         for (at, (observation, Applied { effect, .. })) in observations.iter().zip(applied).enumerate() {
             let Some(event) = inbox_event(observation, effect, self.inbox) else { continue };
-            let user = event.user_id.as_deref().and_then(|id| users.get(id));
-            let erased = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
+            let erased = rows.is_deleted_user(event.user_id.as_deref());
             let new = NewEvent { event, outcome: effect.outcome(), reason: effect.reason().map(str::to_owned), erased };
             events.entry(new.event.id.clone()).or_insert((at, new));
         }
         let firsts = events.values().map(|(at, _)| *at).collect();
         (events.into_values().map(|(_, new)| new).collect(), firsts)
     }
-}
-
-/// Inserts a placeholder for each absent user, so that there is something to lock, and returns their IDs.
-async fn insert_placeholders(connection: &mut PgConnection, users: &mut Users) -> Result<Vec<String>, StoreError> {
-    let absent: Vec<String> =
-        users.iter().filter(|(_, user)| user.revision.is_none()).map(|(id, _)| id.clone()).collect();
-    if !absent.is_empty() {
-        users::insert_placeholders(connection, &absent).await?;
-        for user in users.values_mut() {
-            user.revision.get_or_insert_default();
-        }
-    }
-    Ok(absent)
 }
 
 /// Marks the events that the inbox already held: those that are not the first of their ID in the batch, and those that are not

@@ -200,9 +200,8 @@ impl CatchUpJob {
     async fn apply_events(&mut self, events: Vec<Event>, follow_up: &impl FollowUp) -> Result<(), JobError> {
         // Some emulators return events of every type.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || is_unreadable(event));
-        let sign_ins = self.context.session_sign_ins;
-        let observations: Vec<Observation> =
-            events.map(|event| Observation::Event(event).with_sign_in(sign_ins)).collect();
+        let kinds = self.context.kinds;
+        let observations: Vec<Observation> = events.map(|event| kinds.restrict(Observation::Event(event))).collect();
         let store = &self.context.store;
         if self.leader.panics >= MAX_PANICS {
             one_by_one(store, &observations).await?;

@@ -1,42 +1,40 @@
 //! Decides a batch in memory: what each observation does, and what has to be written for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Applied;
 use super::records::sign_in;
+use super::rows::BatchRows;
 use crate::domain::decide::{Effect, Stored, decide};
-use crate::domain::event::{Content, Event, Observation, Outcome};
+use crate::domain::event::{Content, Event, Observation};
+use crate::domain::object::{Kind, Object, ObjectKey};
+use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
 use crate::store::batch::{DecidedFrom, LiveUser};
+use crate::store::rows::{Found, LiveRow, TombstoneRow};
 use crate::store::scans::ScanStart;
-use crate::store::users::FoundUser;
-
-/// The users that a batch names, as the database holds them, and after [`decide_all`] as it will hold them.
-pub(super) type Users = BTreeMap<String, FoundUser>;
 
 /// What a batch does.
 pub(super) struct Decisions<'a> {
     /// For each observation, in order. `is_duplicate` is not known yet.
     pub(super) applied: Vec<Applied>,
-    /// Users to write.
-    written: BTreeSet<&'a str>,
+    /// Objects to write.
+    written: BTreeSet<(Kind, &'a str)>,
     /// Users whose data the batch erases.
     pub(super) erased: Vec<String>,
     /// Sign-ins to store.
     pub(super) sign_ins: Vec<(&'a str, Timestamp)>,
+    /// Sessions to revoke, with their users.
+    pub(super) revoked: Vec<(&'a str, Option<&'a str>)>,
+    /// What has to be read from WorkOS.
+    pub(super) refreshes: BTreeSet<&'a Refresh>,
 }
 
-/// The IDs of the users that the observations name, in order, each once.
-pub(super) fn named(observations: &[Observation]) -> Vec<String> {
-    let named: BTreeSet<&str> = observations.iter().filter_map(Observation::user_id).collect();
-    named.into_iter().map(str::to_owned).collect()
-}
-
-/// Decides the observations in order and changes `users` accordingly. With `refused`, it quarantines all of them for that
+/// Decides the observations in order and changes `rows` accordingly. With `refused`, it quarantines all of them for that
 /// reason instead.
 pub(super) fn decide_all<'a>(
     observations: &'a [Observation],
-    users: &mut Users,
+    rows: &mut BatchRows,
     scan: Option<&ScanStart>,
     refused: Option<&str>,
 ) -> Decisions<'a> {
@@ -45,90 +43,140 @@ pub(super) fn decide_all<'a>(
         written: BTreeSet::new(),
         erased: Vec::new(),
         sign_ins: Vec::new(),
+        revoked: Vec::new(),
+        refreshes: BTreeSet::new(),
     };
     for observation in observations {
-        let id = observation.user_id();
+        let object = observation.object();
+        let is_user_deleted = rows.is_deleted_user(observation.user_id());
         let effect = match refused {
             Some(reason) => Effect::Quarantined(reason.to_owned().into()),
-            None => decide(id.and_then(|id| users.get_mut(id)).map(|user| &mut user.stored), observation),
-        };
-        let user = id.and_then(|id| users.get(id));
-        if let Some(id) = id {
-            if effect.outcome() == Outcome::Applied || scan.is_some_and(|scan| is_of_before(scan, user)) {
-                decisions.written.insert(id);
+            None => {
+                let stored = object.and_then(|object| rows.get_mut(object)).map(|row| &mut row.stored);
+                decide(stored, is_user_deleted, observation)
             }
-            if effect == Effect::Deleted {
+        };
+        if let Some((kind, id)) = object {
+            if effect.is_written() || scan.is_some_and(|scan| is_of_before(scan, rows.get((kind, id)))) {
+                decisions.written.insert((kind, id));
+            }
+            if kind == Kind::User && effect == Effect::Deleted {
                 decisions.erased.push(id.to_owned());
             }
         }
-        let is_user_deleted = user.is_some_and(|user| matches!(user.stored, Stored::Tombstone { .. }));
+        let is_user_deleted = rows.is_deleted_user(observation.user_id());
         decisions.applied.push(Applied { effect, is_duplicate: false, is_user_deleted });
     }
     if refused.is_none() {
-        decisions.add_sign_ins(observations, users);
+        decisions.add_notes(observations, rows);
+        decisions.add_sign_ins(observations, rows);
     }
     decisions
 }
 
 impl<'a> Decisions<'a> {
+    /// Adds what events ask for without describing an object. The sessions of a deleted user need no row.
+    fn add_notes(&mut self, observations: &'a [Observation], rows: &BatchRows) {
+        for observation in observations {
+            let Observation::Event(Event { content, user_id, .. }) = observation else { continue };
+            match content {
+                Content::SessionRevoked(id) if !rows.is_deleted_user(user_id.as_deref()) => {
+                    self.revoked.push((id, user_id.as_deref()));
+                }
+                Content::Changed(refresh) => {
+                    self.refreshes.insert(refresh);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Adds the sign-ins from session events, except those of deleted users. Every live row shows the latest stored sign-in, in
     /// any order of arrival: a row that shows an earlier one is written.
-    fn add_sign_ins(&mut self, observations: &'a [Observation], users: &mut Users) {
+    fn add_sign_ins(&mut self, observations: &'a [Observation], rows: &mut BatchRows) {
         for (id, at) in observations.iter().filter_map(sign_in) {
-            let Some(user) = users.get_mut(id) else { continue };
-            if !matches!(user.stored, Stored::Tombstone { .. }) {
+            let Some(user) = rows.get_mut((Kind::User, id)) else { continue };
+            if !user.stored.is_tombstone() {
                 user.signed_in_at = user.signed_in_at.max(Some(at));
                 self.sign_ins.push((id, at));
             }
         }
         for id in observations.iter().filter_map(Observation::user_id) {
-            let Some(FoundUser { stored: Stored::Live { user, .. }, signed_in_at, .. }) = users.get_mut(id) else {
+            let Some(Found { stored: Stored::Live { object, .. }, signed_in_at, .. }) = rows.get_mut((Kind::User, id))
+            else {
                 continue;
             };
-            if user.last_sign_in_at < *signed_in_at {
-                user.last_sign_in_at = *signed_in_at;
-                self.written.insert(id);
+            if object.last_sign_in_at() < *signed_in_at {
+                object.set_last_sign_in_at(*signed_in_at);
+                self.written.insert((Kind::User, id));
             }
         }
     }
 
     /// The live users to write, in ID order.
-    pub(super) fn live<'u>(&self, users: &'u Users) -> Vec<LiveUser<'u>> {
-        let live = self.written.iter().filter_map(|id| match users.get(*id)? {
-            FoundUser { stored: Stored::Live { user, version }, revision, .. } => {
-                Some(LiveUser { user, version, is_new: revision.is_none() })
+    pub(super) fn live_users<'r>(&self, rows: &'r BatchRows) -> Vec<LiveUser<'r>> {
+        let live = self.live(Kind::User, rows).into_iter().filter_map(|row| match row.object {
+            Object::User(user) => Some(LiveUser { user, version: row.version, is_new: row.is_new }),
+            _ => None,
+        });
+        live.collect()
+    }
+
+    /// The live objects of a kind to write, in ID order.
+    pub(super) fn live<'r>(&self, kind: Kind, rows: &'r BatchRows) -> Vec<LiveRow<'r>> {
+        let live = self.written_of(kind).filter_map(|id| match rows.get((kind, id))? {
+            Found { stored: Stored::Live { object, version }, revision, .. } => {
+                Some(LiveRow { object, version, is_new: revision.is_none() })
             }
             _ => None,
         });
         live.collect()
     }
 
-    /// The tombstones to write, in ID order.
-    pub(super) fn tombstones(&self, users: &Users) -> Vec<(&'a str, Option<Timestamp>)> {
-        let tombstones = self.written.iter().filter_map(|id| match users.get(*id)?.stored {
-            Stored::Tombstone { deleted_at } => Some((*id, deleted_at)),
+    /// The tombstones of a kind to write, in ID order.
+    pub(super) fn tombstones<'r>(&self, kind: Kind, rows: &'r BatchRows) -> Vec<TombstoneRow<'r>>
+    where
+        'a: 'r,
+    {
+        let tombstones = self.written_of(kind).filter_map(|id| match &rows.get((kind, id))?.stored {
+            Stored::Tombstone { deleted_at, of } => Some(TombstoneRow { id, deleted_at: *deleted_at, of: of.as_ref() }),
             _ => None,
         });
         tombstones.collect()
     }
 
-    /// Returns the users that need a transaction, because [`batch::write`](crate::store::batch::write) alone is not enough for them.
-    pub(super) fn need_transaction(&self, users: &Users) -> BTreeSet<String> {
-        let tombstones = self.tombstones(users).into_iter().map(|(id, _)| id);
-        let sign_ins = self.sign_ins.iter().map(|(id, _)| *id);
-        let absent = users.iter().filter(|(_, user)| needs_placeholder(user)).map(|(id, _)| &**id);
-        tombstones.chain(sign_ins).chain(absent).map(str::to_owned).collect()
+    fn written_of(&self, kind: Kind) -> impl Iterator<Item = &'a str> {
+        self.written.iter().filter(move |(written, _)| *written == kind).map(|(_, id)| *id)
+    }
+
+    /// Returns the objects that need a transaction, because [`batch::write`](crate::store::batch::write) alone is not enough for
+    /// them.
+    pub(super) fn need_transaction(&self, rows: &BatchRows) -> BTreeSet<ObjectKey> {
+        let users = self.sign_ins.iter().map(|(id, _)| (Kind::User, *id));
+        let sessions = self.revoked.iter().filter_map(|(_, user)| Some((Kind::User, (*user)?)));
+        let needing = rows.iter().filter(|(kind, id, row)| {
+            let is_tombstone = self.written.contains(&(*kind, *id)) && row.stored.is_tombstone();
+            *kind != Kind::User || is_tombstone || needs_placeholder(row)
+        });
+        let needing = needing.map(|(kind, id, _)| (kind, id));
+        users.chain(sessions).chain(needing).map(|(kind, id)| ObjectKey::new(kind, id)).collect()
+    }
+
+    /// Returns whether something has to be written that belongs to no object.
+    pub(super) fn has_notes(&self) -> bool {
+        !self.refreshes.is_empty() || !self.revoked.is_empty()
     }
 }
 
-/// The user is absent and stays so, or becomes a tombstone. Without a row nothing keeps another transaction from deleting the user,
+/// The object is absent and stays so, or becomes a tombstone. Without a row nothing keeps another transaction from deleting the user,
 /// and that deletion would miss the payloads of this batch.
-pub(super) fn needs_placeholder(user: &FoundUser) -> bool {
-    user.revision.is_none() && !matches!(user.stored, Stored::Live { .. })
+pub(super) fn needs_placeholder(row: &Found) -> bool {
+    row.revision.is_none() && !matches!(row.stored, Stored::Live { .. })
 }
 
 /// What a write without locks was decided from: each user of the batch as it was found.
-pub(super) fn decided_from<'a>(users: &Users, client_id: &'a str) -> DecidedFrom<'a> {
+pub(super) fn decided_from<'a>(rows: &BatchRows, client_id: &'a str) -> DecidedFrom<'a> {
+    let users = rows.of(Kind::User);
     DecidedFrom {
         client_id,
         ids: users.keys().cloned().collect(),
@@ -137,20 +185,20 @@ pub(super) fn decided_from<'a>(users: &Users, client_id: &'a str) -> DecidedFrom
 }
 
 /// The observation would replace a version of the same `updated_at`.
-pub(super) fn is_between_equals(observation: &Observation, users: &Users) -> bool {
+pub(super) fn is_between_equals(observation: &Observation, rows: &BatchRows) -> bool {
     let seen = match observation {
         Observation::Event(Event { content: Content::Live { version, .. }, .. }) => version,
         Observation::Snapshot(snapshot) => &snapshot.version,
         _ => return false,
     };
-    let user = observation.user_id().and_then(|id| users.get(id));
-    let Some(FoundUser { stored: Stored::Live { version, .. }, .. }) = user else { return false };
+    let row = observation.object().and_then(|object| rows.get(object));
+    let Some(Found { stored: Stored::Live { version, .. }, .. }) = row else { return false };
     seen.updated_at == version.updated_at && seen > version
 }
 
-/// The row's version is from before the scan, which listed the user and did not confirm it: the row is written, so that the
+/// The row's version is from before the scan, which listed the object and did not confirm it: the row is written, so that the
 /// time of its version excludes it from what the scan confirms.
-fn is_of_before(scan: &ScanStart, user: Option<&FoundUser>) -> bool {
-    let Some(FoundUser { stored: Stored::Live { version, .. }, .. }) = user else { return false };
+fn is_of_before(scan: &ScanStart, row: Option<&Found>) -> bool {
+    let Some(Found { stored: Stored::Live { version, .. }, .. }) = row else { return false };
     version.observed_at < scan.started_at
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Applied;
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::Observation;
+use crate::domain::object::Kind;
 use crate::store::{Store, StoreError};
 
 /// A user that differs between the table and WorkOS.
@@ -71,11 +72,11 @@ impl Drift {
 /// Returns the effects that applying a page would have. Writes nothing.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
-    let mut stored = store.users(&ids).await?;
+    let mut stored = store.objects(Kind::User, &ids).await?;
     let applied = observations.iter().map(|observation| {
         let user = observation.user_id().map(|id| stored.entry(id.to_owned()).or_insert(Stored::Absent));
         let is_user_deleted = matches!(user, Some(Stored::Tombstone { .. }));
-        Applied { effect: decide(user, observation), is_duplicate: false, is_user_deleted }
+        Applied { effect: decide(user, false, observation), is_duplicate: false, is_user_deleted }
     });
     Ok(applied.collect())
 }

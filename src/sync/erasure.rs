@@ -2,9 +2,12 @@
 
 use sqlx::postgres::PgConnection;
 
-use crate::domain::decide::Stored;
+use super::records;
+use crate::domain::event::Origin;
+use crate::domain::object::Kind;
+use crate::store::batch::{self, Writes};
 use crate::store::erasure::{self, Erased};
-use crate::store::{Store, StoreError, Work, users};
+use crate::store::{Store, StoreError, Work, memberships, objects};
 
 /// Erases all remaining personal data of a deleted user, and returns the number of erased payloads. Returns `None` if the user is
 /// not deleted.
@@ -55,11 +58,11 @@ impl Work for EraseUser {
     type Output = Option<Erased>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<Erased>, StoreError> {
-        let stored = users::lock(connection, &self.user).await?;
-        if !stored.values().any(|user| matches!(user.stored, Stored::Tombstone { .. })) {
+        let stored = objects::lock(connection, Kind::User, &self.user).await?;
+        if !stored.values().any(|user| user.stored.is_tombstone()) {
             return Ok(None);
         }
-        let erased = erasure::erase(connection, &self.user, self.limit).await?;
+        let erased = erase(connection, &self.user, self.limit).await?;
         erasure::remove_completed(connection, &self.user).await?;
         Ok(Some(erased))
     }
@@ -77,8 +80,17 @@ impl Work for ErasePending {
         if users.is_empty() {
             return Ok(false);
         }
-        erasure::erase(connection, &users, self.limit).await?;
+        erase(connection, &users, self.limit).await?;
         erasure::remove_completed(connection, &users).await?;
         Ok(true)
     }
+}
+
+/// Ends memberships of these deleted users, and erases personal data: at most `limit` rows per table. The users' rows are locked.
+async fn erase(connection: &mut PgConnection, users: &[String], limit: i64) -> Result<Erased, StoreError> {
+    let ended = memberships::end_of_users(connection, users, limit).await?;
+    if !ended.is_empty() {
+        batch::write(connection, &Writes::of_changes(records::ended_changes(&ended, Origin::CatchUp))).await?;
+    }
+    erasure::erase(connection, users, ended.len(), limit).await
 }

@@ -1,4 +1,4 @@
-//! Reads the change feed: the changes after a position, each with the current user.
+//! Reads the change feed: the changes after a position, each with the current object.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,8 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::change::{Change, ChangeKind, Position};
-use crate::domain::decide::Stored;
-use crate::domain::user::User;
+use crate::domain::object::{Kind, Object, ObjectKey};
 use crate::store::changes::{ChangeRow, FeedHead};
 use crate::store::{Store, StoreError};
 use crate::workos::wire;
@@ -145,29 +144,30 @@ impl Feed {
         entries.truncate(complete);
         let end = if full || is_truncated { entries.last().map(|last| last.position) } else { None };
         let position = position(head, Some(end.unwrap_or_else(|| head.horizon.max(after.number))));
-        let users = self.users(&entries).await?;
+        let objects = self.current_objects(&entries).await?;
         let data = entries.into_iter().map(|entry| {
-            let user = entry.user_id.as_ref().and_then(|id| users.get(id)).cloned();
+            let object = object_key(&entry).and_then(|key| objects.get(&key)).cloned();
             let data =
                 payload_id(&entry).and_then(|id| payloads.get(id)).and_then(|bytes| wire::stored_data(bytes.as_ref()?));
-            to_change(entry, &head.epoch, user, data)
+            to_change(entry, &head.epoch, object, data)
         });
         Ok(Page { data: data.collect(), position })
     }
 
-    /// Returns the current live users of these changes.
-    async fn users(&self, entries: &[ChangeRow]) -> Result<BTreeMap<String, User>, StoreError> {
-        let changes = entries.iter().filter(|entry| matches!(entry.kind, ChangeKind::User(_)));
-        let ids: BTreeSet<String> = changes.filter_map(|entry| entry.user_id.clone()).collect();
-        if ids.is_empty() {
-            return Ok(BTreeMap::new());
+    /// Returns the current live objects of these changes.
+    async fn current_objects(&self, entries: &[ChangeRow]) -> Result<BTreeMap<ObjectKey, Object>, StoreError> {
+        let changed: BTreeSet<ObjectKey> = entries.iter().filter_map(object_key).collect();
+        let mut live = BTreeMap::new();
+        for kind in Kind::ALL {
+            let ids: Vec<String> = changed.iter().filter(|key| key.kind == kind).map(|key| key.id.clone()).collect();
+            if ids.is_empty() {
+                continue;
+            }
+            for (id, stored) in self.store.objects(kind, &ids).await? {
+                live.extend(stored.into_live().map(|object| (ObjectKey { kind, id }, object)));
+            }
         }
-        let stored = self.store.users(&ids.into_iter().collect::<Vec<_>>()).await?;
-        let live = stored.into_iter().filter_map(|(id, stored)| match stored {
-            Stored::Live { user, .. } => Some((id, *user)),
-            Stored::Tombstone { .. } | Stored::Absent => None,
-        });
-        Ok(live.collect())
+        Ok(live)
     }
 
     async fn payloads(&self, entries: &[ChangeRow]) -> Result<BTreeMap<String, Option<Vec<u8>>>, StoreError> {
@@ -178,16 +178,16 @@ impl Feed {
         Ok(self.store.event_payloads(&ids).await?.into_iter().collect())
     }
 
-    /// Returns one change with the current user.
+    /// Returns one change with the current object.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub(super) async fn with_current_user(&self, entry: ChangeRow, epoch: &str) -> Result<Change, StoreError> {
+    pub(super) async fn with_current_object(&self, entry: ChangeRow, epoch: &str) -> Result<Change, StoreError> {
         let entries = std::slice::from_ref(&entry);
-        let user = self.users(entries).await?.into_values().next();
+        let object = self.current_objects(entries).await?.into_values().next();
         let payload = self.payloads(entries).await?.into_values().next().flatten();
         let data = payload.and_then(|bytes| wire::stored_data(&bytes));
-        Ok(to_change(entry, epoch, user, data))
+        Ok(to_change(entry, epoch, object, data))
     }
 }
 
@@ -197,6 +197,13 @@ fn payload_id(entry: &ChangeRow) -> Option<&str> {
     Some(&event.id)
 }
 
+/// The object of a change. `None` for an event that describes no object.
+fn object_key(entry: &ChangeRow) -> Option<ObjectKey> {
+    let (kind, _) = entry.kind.object()?;
+    let id = if kind == Kind::User { &entry.user_id } else { &entry.object_id };
+    id.clone().map(|id| ObjectKey { kind, id })
+}
+
 fn position(head: &FeedHead, number: Option<i64>) -> Position {
     Position { epoch: head.epoch.clone(), number: number.unwrap_or(head.horizon) }
 }
@@ -204,18 +211,28 @@ fn position(head: &FeedHead, number: Option<i64>) -> Position {
 fn to_change(
     entry: ChangeRow,
     epoch: &str,
-    user: Option<User>,
+    object: Option<Object>,
     data: Option<Box<serde_json::value::RawValue>>,
 ) -> Change {
-    Change {
+    let mut change = Change {
         position: Position { epoch: epoch.to_owned(), number: entry.position },
         kind: entry.kind,
         user_id: entry.user_id,
+        object_id: entry.object_id,
         changed: entry.changed,
         event: entry.event,
         origin: entry.origin,
         at: entry.at,
-        user,
+        user: None,
+        organization: None,
+        membership: None,
         data,
+    };
+    match object {
+        Some(Object::User(user)) => change.user = Some(user),
+        Some(Object::Organization(organization)) => change.organization = Some(organization),
+        Some(Object::Membership(membership)) => change.membership = Some(membership),
+        None => {}
     }
+    change
 }

@@ -3,7 +3,7 @@
 //! Events that arrive while a batch is being committed form the next batch. So an event that comes alone waits for no other, and
 //! a burst shares round trips and the flush to disk. Each caller gets its answer after the commit of its own event.
 //!
-//! A user whose row another session has locked would delay the whole batch. So a batch leaves the events of such users out;
+//! An object whose row another session has locked would delay the whole batch. So a batch leaves the events of such objects out;
 //! they wait for the lock on connections of their own.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,10 +16,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch::{Attempt, Batch};
-use super::decisions::named;
 use super::records::Inbox;
+use super::rows::Named;
 use super::{Applied, NoFollowUp, ONLY, in_parts, one_statement};
 use crate::domain::event::{Observation, Origin};
+use crate::domain::object::{Kind, ObjectKey};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
@@ -34,7 +35,7 @@ const STUCK_AFTER: Duration = Duration::from_millis(50);
 /// Stuck batches that others pass.
 const STUCK: usize = 2;
 
-/// Locked users that are waited for at the same time. One connection is always left to the batches.
+/// Locked objects that are waited for at the same time. One connection is always left to the batches.
 const LOCK_WAITERS: usize = 2;
 
 /// Events in one batch.
@@ -55,7 +56,7 @@ struct Inner {
     origin: Origin,
     /// Events that may wait.
     limit: usize,
-    /// Locked users that may be waited for at the same time.
+    /// Locked objects that may be waited for at the same time.
     lock_waiters: usize,
     /// Stuck batches that others may pass.
     stuck: usize,
@@ -69,10 +70,10 @@ struct Queue {
     arrived: VecDeque<Waiting>,
     committers: usize,
     stuck: usize,
-    /// Events of users whose rows were found locked, by user.
-    locked: BTreeMap<String, Vec<Waiting>>,
+    /// Events of objects whose rows were found locked, by object.
+    locked: BTreeMap<ObjectKey, Vec<Waiting>>,
     /// Users of `locked` that no task waits for yet.
-    unattended: VecDeque<String>,
+    unattended: VecDeque<ObjectKey>,
     lock_waiters: usize,
     /// All events that wait, or are being applied.
     len: usize,
@@ -103,12 +104,9 @@ impl Group {
         (apart.into_iter().collect(), rest.into_iter().collect())
     }
 
-    /// Splits off the events of these users.
-    fn split_users(self, users: &BTreeSet<String>) -> (Self, Self) {
-        if users.is_empty() {
-            return (Self::default(), self);
-        }
-        self.split(|observation, _| observation.user_id().is_some_and(|id| users.contains(id)))
+    /// Splits off the events that name one of these objects.
+    fn split_objects(self, objects: &BTreeSet<ObjectKey>) -> (Self, Self) {
+        self.split(|observation, _| observation.locked().any(|object| is_among(objects, object)))
     }
 
     fn is_empty(&self) -> bool {
@@ -173,10 +171,12 @@ impl Inner {
             return Err(StoreError::Busy);
         }
         self.set_len(&mut queue, 1);
-        let locked = waiting.observation.user_id().and_then(|id| queue.locked.get_mut(id));
-        if let Some(events) = locked {
-            events.push(waiting);
-            return Ok(());
+        if !queue.locked.is_empty() {
+            let locked = keys(&waiting.observation).find(|object| queue.locked.contains_key(object));
+            if let Some(object) = locked {
+                queue.locked.entry(object).or_default().push(waiting);
+                return Ok(());
+            }
         }
         queue.arrived.push_back(waiting);
         self.start_committer(&mut queue);
@@ -238,15 +238,17 @@ impl Inner {
         true
     }
 
-    /// Commits a group in one statement. Where some users need a transaction, only their events go into one.
+    /// Commits a group in one statement. Where some objects need a transaction, only their events go into one.
     async fn commit(self: &Arc<Self>, group: Group) {
         let apart = match self.one_statement(&group).await {
             Ok(Attempt::Done(applied)) => return self.answer(group, Ok(applied)),
-            Ok(Attempt::NeedsTransaction(users)) => users,
+            Ok(Attempt::NeedsTransaction(objects)) => objects,
             Err(error) => return self.answer(group, Err(error)),
         };
-        let (mut in_transaction, rest) = group.split_users(&apart);
-        if apart.is_empty() {
+        let (mut in_transaction, rest) = group.split(|observation, _| {
+            observation.is_note() || observation.locked().any(|object| is_among(&apart, object))
+        });
+        if in_transaction.is_empty() {
             in_transaction = rest;
         } else if !rest.is_empty() {
             match self.one_statement(&rest).await {
@@ -270,16 +272,25 @@ impl Inner {
         Batch::new(Inbox::Record(self.origin), observations, ONLY)
     }
 
-    /// Applies the events of a group whose users are not locked, and lets the others wait for the locks.
+    /// Applies the events of a group whose objects are not locked, and lets the others wait for the locks.
     async fn commit_in_transaction(self: &Arc<Self>, group: Group) {
-        match caught(self.store.locked_users(&named(&group.observations))).await {
-            Ok(locked) => {
-                let (locked, free) = group.split_users(&locked);
-                self.await_locks(locked);
+        match caught(self.locked(&Named::by(&group.observations))).await {
+            Ok(objects) => {
+                let (locked, free) = group.split_objects(&objects);
+                self.await_locks(locked, &objects);
                 self.apply(free).await;
             }
             Err(error) => self.answer(group, Err(error)),
         }
+    }
+
+    /// Returns those of these objects whose row another session has locked.
+    async fn locked(&self, named: &Named) -> Result<BTreeSet<ObjectKey>, StoreError> {
+        let mut locked = BTreeSet::new();
+        for (kind, ids) in named.by_kind() {
+            locked.extend(self.store.locked(kind, ids).await?.into_iter().map(|id| ObjectKey { kind, id }));
+        }
+        Ok(locked)
     }
 
     /// Applies events in a transaction, which waits for locks.
@@ -320,15 +331,15 @@ impl Inner {
         in_time
     }
 
-    /// Lets the events of locked users wait for the locks.
-    fn await_locks(self: &Arc<Self>, group: Group) {
+    /// Lets the events of locked objects wait for the locks.
+    fn await_locks(self: &Arc<Self>, group: Group, locked: &BTreeSet<ObjectKey>) {
         let mut queue = self.queue();
         for (observation, caller) in group.observations.into_iter().zip(group.callers) {
-            let id = observation.user_id().unwrap_or_default().to_owned();
-            if !queue.locked.contains_key(&id) {
-                queue.unattended.push_back(id.clone());
+            let Some(object) = keys(&observation).find(|object| locked.contains(object)) else { continue };
+            if !queue.locked.contains_key(&object) {
+                queue.unattended.push_back(object.clone());
             }
-            queue.locked.entry(id).or_default().push(Waiting { observation, caller });
+            queue.locked.entry(object).or_default().push(Waiting { observation, caller });
         }
         if queue.lock_waiters < self.lock_waiters && !queue.unattended.is_empty() {
             queue.lock_waiters += 1;
@@ -336,19 +347,19 @@ impl Inner {
         }
     }
 
-    /// Applies the events of one locked user after the other, until there is none.
+    /// Applies the events of one locked object after the other, until there is none.
     async fn wait_for_locks(self: Arc<Self>) {
         loop {
-            let id = {
+            let object = {
                 let mut queue = self.queue();
-                let Some(id) = queue.unattended.pop_front() else {
+                let Some(object) = queue.unattended.pop_front() else {
                     queue.lock_waiters -= 1;
                     return;
                 };
-                id
+                object
             };
             loop {
-                let events = self.queue().take_locked(&id);
+                let events = self.queue().take_locked(&object);
                 let Some(events) = events else { break };
                 self.apply(self.in_time(events.into())).await;
             }
@@ -357,11 +368,11 @@ impl Inner {
 }
 
 impl Queue {
-    /// Takes the events of a locked user that have arrived. `None`: there are none, and the user counts as free again.
-    fn take_locked(&mut self, id: &str) -> Option<Vec<Waiting>> {
-        let events = self.locked.get_mut(id).map(std::mem::take).filter(|events| !events.is_empty());
+    /// Takes the events of a locked object that have arrived. `None`: there are none, and the object counts as free again.
+    fn take_locked(&mut self, object: &ObjectKey) -> Option<Vec<Waiting>> {
+        let events = self.locked.get_mut(object).map(std::mem::take).filter(|events| !events.is_empty());
         if events.is_none() {
-            self.locked.remove(id);
+            self.locked.remove(object);
         }
         events
     }
@@ -380,6 +391,16 @@ impl Queue {
         }
         batch
     }
+}
+
+/// The objects whose rows must be locked to apply an observation.
+fn keys(observation: &Observation) -> impl Iterator<Item = ObjectKey> {
+    observation.locked().map(|(kind, id)| ObjectKey::new(kind, id))
+}
+
+fn is_among(objects: &BTreeSet<ObjectKey>, (kind, id): (Kind, &str)) -> bool {
+    // The sets are small, and most are empty.
+    objects.iter().any(|object| object.kind == kind && object.id == id)
 }
 
 fn payload_bytes(observation: &Observation) -> usize {

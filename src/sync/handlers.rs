@@ -234,7 +234,7 @@ impl HandlerWorker {
             let postponement = Postponement { attempts: 0, delay: Some(Duration::ZERO), failure: None };
             return Ok(self.context.store.postpone(&self.name, moved, &change, &postponement).await?);
         }
-        let entry = self.feed.with_current_user(entry, &head.epoch).await?;
+        let entry = self.feed.with_current_object(entry, &head.epoch).await?;
         if !self.run(handler, entry, moved, &change).await? && !change.user_id.is_empty() {
             waiting.insert(change.user_id);
         }
@@ -268,16 +268,21 @@ impl HandlerWorker {
 
     /// Returns the change that a new handler receives for a live user, or `None` if the user was deleted.
     async fn created_change(&self, change: &BacklogChange, epoch: &str) -> Result<Option<Change>, JobError> {
-        let Stored::Live { user, .. } = self.context.store.user(&change.user_id).await? else { return Ok(None) };
+        let Stored::Live { object: user, .. } = self.context.store.user(&change.user_id).await? else {
+            return Ok(None);
+        };
         Ok(Some(Change {
             position: Position { epoch: epoch.to_owned(), number: change.position },
             kind: ChangeKind::User(Difference::Created),
             user_id: Some(change.user_id.clone()),
+            object_id: None,
             changed: Vec::new(),
             event: None,
             origin: Origin::Backfill,
             at: self.context.clock.now(),
             user: Some(*user),
+            organization: None,
+            membership: None,
             data: None,
         }))
     }
@@ -297,7 +302,7 @@ impl HandlerWorker {
                 self.created_change(change, &epoch).await?
             } else {
                 match store.change(change.position).await? {
-                    Some(entry) => Some(self.feed.with_current_user(entry, &epoch).await?),
+                    Some(entry) => Some(self.feed.with_current_object(entry, &epoch).await?),
                     None => None,
                 }
             };

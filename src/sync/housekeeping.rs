@@ -102,6 +102,7 @@ impl Job for HousekeepingJob {
         if self.retention < ROW_RETENTION {
             round.record("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));
         }
+        round.record("expire sessions", store.expire_revoked_sessions(BATCH).await.map_err(JobError::from));
         round.record("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
         round.record("audit", self.audit().await.map(|()| false));
         round.record("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
@@ -121,7 +122,7 @@ impl HousekeepingJob {
         if store.quarantine_retried_by().await?.as_deref() == Some(RELEASE) {
             return Ok(());
         }
-        let retried = inbox::retry(store, self.context.session_sign_ins, None).await?;
+        let retried = inbox::retry(store, self.context.kinds, None).await?;
         if retried.total() > 0 {
             tracing::info!(
                 retried = retried.total(),

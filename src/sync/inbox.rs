@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::reapply;
 use crate::domain::decide::Effect;
 use crate::domain::event::{Observation, Outcome};
+use crate::domain::kinds::Kinds;
 use crate::domain::timestamp::Timestamp;
 use crate::store::events::{EventSelection, StoredPayload};
 use crate::store::{Store, StoreError};
@@ -36,8 +37,8 @@ impl Retried {
 ///
 /// # Errors
 /// [`StoreError`]. Events that were applied before the failure stay applied.
-pub async fn retry(store: &Store, sign_ins: bool, id: Option<&str>) -> Result<Retried, StoreError> {
-    apply_stored(store, sign_ins, EventSelection { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
+pub async fn retry(store: &Store, kinds: Kinds, id: Option<&str>) -> Result<Retried, StoreError> {
+    apply_stored(store, kinds, EventSelection { id, quarantined: true }, Timestamp::from_unix_micros(0)).await
 }
 
 /// Applies every stored event that was received since then again. Rows that are already correct do not change. If `sign_ins` is
@@ -45,13 +46,13 @@ pub async fn retry(store: &Store, sign_ins: bool, id: Option<&str>) -> Result<Re
 ///
 /// # Errors
 /// [`StoreError`]. Events that were applied before the failure stay applied.
-pub async fn replay(store: &Store, sign_ins: bool, since: Timestamp) -> Result<Retried, StoreError> {
-    apply_stored(store, sign_ins, EventSelection { id: None, quarantined: false }, since).await
+pub async fn replay(store: &Store, kinds: Kinds, since: Timestamp) -> Result<Retried, StoreError> {
+    apply_stored(store, kinds, EventSelection { id: None, quarantined: false }, since).await
 }
 
 async fn apply_stored(
     store: &Store,
-    sign_ins: bool,
+    kinds: Kinds,
     selection: EventSelection<'_>,
     since: Timestamp,
 ) -> Result<Retried, StoreError> {
@@ -61,13 +62,13 @@ async fn apply_stored(
         let batch = store.stored_payloads(selection, (after.0, &after.1), BATCH).await?;
         let Some(last) = batch.last() else { return Ok(retried) };
         after = (last.received_at, last.id.clone());
-        apply_batch(store, sign_ins, &batch, &mut retried).await?;
+        apply_batch(store, kinds, &batch, &mut retried).await?;
     }
 }
 
 async fn apply_batch(
     store: &Store,
-    sign_ins: bool,
+    kinds: Kinds,
     batch: &[StoredPayload],
     retried: &mut Retried,
 ) -> Result<(), StoreError> {
@@ -75,7 +76,7 @@ async fn apply_batch(
     for stored in batch {
         if let Some(observation) = wire::stored_observation(&stored.event_type, stored.created_at, &stored.payload) {
             ids.push(&stored.id);
-            observations.push(observation.with_sign_in(sign_ins));
+            observations.push(kinds.restrict(observation));
         } else {
             *retried.outcomes.entry(Outcome::Quarantined.as_str()).or_default() += 1;
             retried.quarantined.insert(stored.id.clone(), "the payload still cannot be parsed".to_owned());

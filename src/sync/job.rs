@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::domain::clock::Clock;
+use crate::domain::kinds::Kinds;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::leases::Lease;
@@ -228,8 +229,8 @@ pub struct JobContext {
     pub metrics: Arc<Metrics>,
     /// The status of the jobs in this process.
     pub jobs: Arc<JobStatuses>,
-    /// Whether sessions are stored as sign-ins (`AUTHKIT_SYNC_SESSION_SIGN_INS`).
-    pub session_sign_ins: bool,
+    /// What is synced.
+    pub kinds: Kinds,
     /// The name of this process in leases.
     pub holder: Arc<str>,
     random: Arc<Mutex<fastrand::Rng>>,
@@ -245,13 +246,13 @@ impl JobContext {
         let holder = format!("{:032x}", random.u128(..)).into();
         let random = Arc::new(Mutex::new(random));
         let (jobs, held) = (Arc::default(), Arc::default());
-        Self { store, api, clock, metrics, jobs, session_sign_ins: false, holder, random, held }
+        Self { store, api, clock, metrics, jobs, kinds: Kinds::ALL, holder, random, held }
     }
 
-    /// Sets whether sessions are stored as sign-ins.
+    /// Sets what is synced. Default: everything except sign-ins.
     #[must_use]
-    pub fn storing_sign_ins(self, session_sign_ins: bool) -> Self {
-        Self { session_sign_ins, ..self }
+    pub fn syncing(self, kinds: Kinds) -> Self {
+        Self { kinds, ..self }
     }
 
     /// Returns the same context on another connection pool.

@@ -110,8 +110,8 @@ impl ListScan {
 
 fn position(listed: &Observation) -> Option<ListPosition> {
     let created_at = match listed {
-        Observation::Snapshot(snapshot) => snapshot.user.created_at,
+        Observation::Snapshot(snapshot) => snapshot.object.created_at(),
         _ => None,
     };
-    Some((listed.user_id()?.to_owned(), created_at))
+    Some((listed.object().map(|(_, id)| id).or(listed.user_id())?.to_owned(), created_at))
 }

@@ -18,6 +18,7 @@ use super::{apply, key_check};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::user::User;
 use crate::workos::api::{ApiError, Found};
 
 /// Number of concurrent requests to WorkOS.
@@ -38,7 +39,7 @@ const KEY_CHECK_TTL: i64 = 3_600;
 #[error("the user is not synced yet, and WorkOS is unreachable")]
 pub struct WorkosUnreachable;
 
-type Request = Shared<BoxFuture<'static, Result<Arc<Stored>, WorkosUnreachable>>>;
+type Request = Shared<BoxFuture<'static, Result<Arc<Stored<User>>, WorkosUnreachable>>>;
 
 /// Reads single users from WorkOS. Cloning is cheap; clones share their requests.
 #[derive(Clone)]
@@ -85,7 +86,7 @@ impl ReadThrough {
     ///
     /// # Errors
     /// [`WorkosUnreachable`], within 5 seconds.
-    pub async fn read(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
+    pub async fn read(&self, id: &str) -> Result<Arc<Stored<User>>, WorkosUnreachable> {
         if !is_possible_id(id) {
             return Ok(Arc::new(Stored::Absent));
         }
@@ -142,7 +143,7 @@ impl ReadThrough {
         Ok(())
     }
 
-    async fn request(&self, id: &str) -> Result<Arc<Stored>, WorkosUnreachable> {
+    async fn request(&self, id: &str) -> Result<Arc<Stored<User>>, WorkosUnreachable> {
         let _permit = self.0.permits.acquire().await.map_err(|_| WorkosUnreachable)?;
         let outcome = async {
             let context = &self.0.context;
@@ -162,7 +163,7 @@ impl ReadThrough {
                 Found::Live(listed) => *listed,
             };
             apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;
-            Ok::<Stored, JobError>(context.store.user(id).await?)
+            Ok::<Stored<User>, JobError>(context.store.user(id).await?)
         };
         match outcome.await {
             Ok(stored) => Ok(Arc::new(stored)),

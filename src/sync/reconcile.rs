@@ -14,7 +14,8 @@ use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::list_scan::ListScan;
 use super::runner::Runner;
 use super::{apply, apply_scan_page, key_check};
-use crate::domain::event::{Observation, Origin};
+use crate::domain::event::{Deletion, Observation, Origin};
+use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
 use crate::store::StoreError;
 use crate::store::scans::{SaveScanResult, ScanCounts, ScanKind, ScanStart};
@@ -333,7 +334,7 @@ impl ReconcileJob {
         }
         for slice in it.gone.chunks(PAGE) {
             let gone: Vec<Observation> =
-                slice.iter().map(|(id, at)| Observation::Gone { user_id: id.clone(), confirmed_at: *at }).collect();
+                slice.iter().map(|(id, at)| Observation::Gone { object: gone_user(id), confirmed_at: *at }).collect();
             apply(store, Origin::Reconcile, &gone).await?;
         }
         store
@@ -346,4 +347,8 @@ impl ReconcileJob {
 fn hash(id: &str) -> u128 {
     let digest = Sha256::digest(id.as_bytes());
     digest.iter().take(16).fold(0, |hash, byte| hash << 8 | u128::from(*byte))
+}
+
+fn gone_user(id: &str) -> Deletion {
+    Deletion { kind: Kind::User, id: id.to_owned(), of: None }
 }

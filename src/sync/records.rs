@@ -1,4 +1,4 @@
-//! What a batch records beside the users: events in the inbox, sign-ins and changes.
+//! What a batch records beside the objects: events in the inbox, sign-ins and changes.
 
 use std::borrow::Cow;
 
@@ -6,9 +6,11 @@ use super::Applied;
 use crate::domain::change::Difference;
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
+use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::LAST_SIGN_IN_AT;
 use crate::store::changes::NewChange;
+use crate::store::memberships::Ended;
 use crate::workos::wire;
 
 /// What a batch does to the inbox.
@@ -42,8 +44,8 @@ pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
     }
 }
 
-/// The changes that a batch adds to the feed: every difference in a user except a sign-in alone, and every new event of a type
-/// that changes no user. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
+/// The changes that a batch adds to the feed: every difference in an object except a sign-in alone, and every new event of a type
+/// that describes no object. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
 ///
 /// Whether the inbox already held an event is known only after it was written, so that such a change depends on it.
 pub(super) fn new_changes<'a>(
@@ -57,22 +59,45 @@ pub(super) fn new_changes<'a>(
             Observation::Snapshot(_) | Observation::Gone { .. } => None,
         };
         let changed = applied.effect.changed_fields();
+        let object = observation.object();
         let mut only_if_new = false;
         let kind = match (applied.effect.difference(), event) {
             (Some(Difference::Updated), _) if changed == [LAST_SIGN_IN_AT] => return None,
-            (Some(difference), _) => difference.as_str(),
-            (None, Some(event)) if applied.effect == Effect::Ignored && !applied.is_duplicate => {
+            (Some(difference), _) => object?.0.word_of_change(difference),
+            (None, Some(event)) if is_passed_on(&applied.effect, event) && !applied.is_duplicate => {
                 only_if_new = matches!(inbox, Inbox::Record(_));
-                &event.event_type
+                &*event.event_type
             }
             (None, _) => return None,
         };
+        let object_id =
+            if only_if_new { None } else { object.filter(|(kind, _)| *kind != Kind::User).map(|(_, id)| id) };
         let origin = match (inbox, event) {
             (Inbox::Record(origin), _) => origin,
             (Inbox::Retry, Some(_)) => Origin::CatchUp,
             (Inbox::Retry, None) => Origin::Reconcile,
         };
-        Some(NewChange { kind, user_id: observation.user_id(), changed, event, origin, only_if_new })
+        Some(NewChange { kind, user_id: observation.user_id(), object_id, changed, event, origin, only_if_new })
+    });
+    changes.collect()
+}
+
+/// Returns whether the event itself is a change of the feed, because it describes no object. An event about a role or a domain is
+/// none: what has changed enters the feed when it was read.
+fn is_passed_on(effect: &Effect, event: &Event) -> bool {
+    *effect == Effect::Ignored || matches!(event.content, Content::SessionRevoked(_))
+}
+
+/// The changes of memberships that ended because their users were deleted.
+pub(super) fn ended_changes(ended: &[Ended], origin: Origin) -> Vec<NewChange<'_>> {
+    let changes = ended.iter().map(|ended| NewChange {
+        kind: Kind::Membership.word_of_change(Difference::Deleted),
+        user_id: Some(&ended.user_id),
+        object_id: Some(&ended.id),
+        changed: &[],
+        event: None,
+        origin,
+        only_if_new: false,
     });
     changes.collect()
 }

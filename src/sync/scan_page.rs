@@ -5,6 +5,7 @@ use super::records::Inbox;
 use super::{Applied, ONLY, in_parts};
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Observation, Origin};
+use crate::domain::object::Kind;
 use crate::store::scans::ScanStart;
 use crate::store::{Store, StoreError};
 
@@ -22,12 +23,12 @@ pub async fn apply_scan_page(
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
     // In this order, so that a row that is written between the two reads is read with the new content.
     let unwritten = store.unwritten_since(&ids, scan.database_started_at).await?;
-    let stored = store.users(&ids).await?;
+    let stored = store.objects(Kind::User, &ids).await?;
     let unchanged: Vec<Option<Applied>> = observations
         .iter()
         .map(|listed| match listed {
             Observation::Snapshot(snapshot) => {
-                let id = &snapshot.user.id;
+                let id = snapshot.object.id();
                 unchanged(scan, listed, stored.get(id)?, unwritten.contains(id))
             }
             _ => None,
@@ -56,11 +57,11 @@ fn as_of(scan: &ScanStart, listed: &Observation) -> Observation {
 /// Returns the result for a user whose row needs no write, or `None`.
 fn unchanged(scan: &ScanStart, listed: &Observation, stored: &Stored, is_unwritten: bool) -> Option<Applied> {
     let mut after = stored.clone();
-    let effect = decide(Some(&mut after), listed);
+    let effect = decide(Some(&mut after), false, listed);
     let is_unchanged = match (&effect, &after) {
         (Effect::Confirmed, _) => is_unwritten,
         (Effect::Stale, Stored::Live { version, .. }) => version.observed_at >= scan.started_at,
-        (Effect::AlreadyDeleted, _) => true,
+        (Effect::AlreadyDeleted { .. }, _) => true,
         _ => false,
     };
     let is_user_deleted = matches!(stored, Stored::Tombstone { .. });

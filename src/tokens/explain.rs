@@ -12,6 +12,7 @@ use super::identity::impersonated;
 use super::text::{plain, text};
 use super::token::{Form, TokenVerifier};
 use crate::domain::decide::Stored;
+use crate::domain::user::User;
 
 /// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -44,7 +45,7 @@ pub struct Check {
 #[derive(Clone, Copy, Debug)]
 pub enum UserState<'a> {
     /// The state of the row.
-    Known(&'a Stored),
+    Known(&'a Stored<User>),
     /// There is no database: only the token is checked.
     NotChecked,
     /// The database is unreachable.
@@ -204,7 +205,7 @@ impl Explanation {
                 );
                 return add(self, CheckResult::Pass, found);
             }
-            UserState::Known(Stored::Tombstone { deleted_at }) => {
+            UserState::Known(Stored::Tombstone { deleted_at, .. }) => {
                 let when = deleted_at.map_or_else(String::new, |at| format!(" at {at}"));
                 (format!("deleted at WorkOS{when}"), "user_deleted", "its user was deleted at WorkOS")
             }

@@ -20,6 +20,7 @@ use super::http::{BodyError, HttpClientError, http_date, read_body, why, workos_
 use super::wire;
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Observation};
+use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
 
 /// Items on a page, the maximum of WorkOS (OpenAPI: `limit`, 1 to 100).
@@ -223,7 +224,7 @@ impl Api {
             url.query_pairs_mut().append_pair("after", after);
         }
         let answer = self.get(url).await?;
-        let read = |item: &RawValue| wire::listed_user(item, answer.observed_at);
+        let read = |item: &RawValue| wire::listed(Kind::User, item, answer.observed_at);
         list(&answer, |item| reading(item, read).unwrap_or_else(|panicked| Observation::Event(*panicked)))
     }
 
@@ -241,7 +242,7 @@ impl Api {
         };
         let text = String::from_utf8_lossy(&answer.body);
         let raw: &RawValue = serde_json::from_str(&text).map_err(|_| invalid_json())?;
-        Ok(Found::Live(Box::new(wire::listed_user(raw, answer.observed_at))))
+        Ok(Found::Live(Box::new(wire::listed(Kind::User, raw, answer.observed_at))))
     }
 
     fn url(&self, path: &[&str]) -> Url {

@@ -3,15 +3,23 @@
 //! WorkOS adds fields and types without notice, and a strict parser would lose events. So only the essential fields are required.
 //! Unexpected values are normalized, and what cannot be applied is stored with a reason (promise 2).
 
+mod membership;
+mod organization;
+mod user;
+
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::json::{self, Object};
+use super::json::{self, Object as Fields};
 use super::signature::VerifiedBody;
-use crate::domain::event::{Content, Event, Observation, Snapshot};
+use crate::domain::change::Difference;
+use crate::domain::event::{Content, Deletion, Event, Observation, Snapshot};
+use crate::domain::object::{Kind, Object};
+use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::user::{FIELDS, User};
 use crate::domain::version::Version;
 
 /// Maximum length of an ID in bytes. WorkOS's IDs are shorter, and PostgreSQL cannot index longer ones. An event with a longer ID
@@ -66,39 +74,60 @@ fn read_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
 
 /// Returns the ID of the user that an event is about: `data.id` for the three types that describe a user, `data.user_id` for
 /// others. An unknown `user.*` type can use either field.
-fn subject(event_type: &str, data: &Object) -> Option<String> {
-    let named = |name: &str| usable_id(data.get(name).map(|value| &**value));
+fn subject(event_type: &str, data: &Fields) -> Option<String> {
     match event_type {
-        "user.created" | "user.updated" | "user.deleted" => named("id"),
-        other if other.starts_with("user.") => named("user_id").or_else(|| named("id")),
-        _ => named("user_id"),
+        "user.created" | "user.updated" | "user.deleted" => id_field(data, "id"),
+        other if other.starts_with("user.") => id_field(data, "user_id").or_else(|| id_field(data, "id")),
+        _ => id_field(data, "user_id"),
     }
 }
 
-fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut data: Object) -> Content {
-    if event_type.starts_with("user.") && usable_id(data.get("id").map(|value| &**value)).is_none() {
-        return Content::Unusable("data.id is missing or is not an ID");
+fn content(event_id: &str, event_type: &str, created_at: Option<Timestamp>, mut data: Fields) -> Content {
+    let id = id_field(&data, "id");
+    let Some((kind, difference)) = Kind::of_event_type(event_type) else {
+        return match id {
+            None if event_type.starts_with("user.") => Content::Unusable(NO_ID),
+            id => other_content(event_type, created_at, id, &data),
+        };
+    };
+    let Some(id) = id else { return Content::Unusable(NO_ID) };
+    if difference == Difference::Deleted {
+        let of = if kind == Kind::Membership { membership::sides(&data) } else { None };
+        return Content::Deleted(Box::new(Deletion { kind, id, of }));
     }
-    match event_type {
-        "user.deleted" => Content::Deleted,
-        "user.created" | "user.updated" => match user(&mut data, created_at) {
-            Ok(user) => Content::Live {
-                version: Version {
-                    updated_at: user.updated_at,
-                    observed_at: created_at.unwrap_or(user.updated_at),
-                    id: event_id.to_owned(),
-                },
-                user: Box::new(user),
-            },
-            Err(reason) => Content::Unusable(reason),
-        },
-        "session.created" => signed_in(&data, created_at).map_or(Content::Other, Content::SignedIn),
+    match object(kind, &mut data, created_at) {
+        Ok(object) => {
+            let updated_at = object.updated_at();
+            let observed_at = created_at.unwrap_or(updated_at);
+            let version = Version { updated_at, observed_at, id: event_id.to_owned() };
+            Content::Live { object: Box::new(object), version }
+        }
+        Err(reason) => Content::Unusable(reason),
+    }
+}
+
+/// The content of an event that describes no object.
+fn other_content(event_type: &str, created_at: Option<Timestamp>, id: Option<String>, data: &Fields) -> Content {
+    let organization = || {
+        let nested = data.get("organization_domain").and_then(|domain| json::object(domain.get()));
+        id_field(data, "organization_id").or_else(|| id_field(&nested?, "organization_id"))
+    };
+    match event_type.split_once('.') {
+        Some(("session", "created")) => signed_in(data, created_at).map_or(Content::Other, Content::SignedIn),
+        Some(("session", "revoked")) => id.map_or(Content::Unusable(NO_ID), Content::SessionRevoked),
+        Some(("role" | "permission", _)) => Content::Changed(Refresh::Roles),
+        Some(("organization_role", _)) => {
+            organization().map_or(Content::Other, |id| Content::Changed(Refresh::OrganizationRoles(id)))
+        }
+        Some(("organization_domain", _)) => {
+            organization().map_or(Content::Other, |id| Content::Changed(Refresh::Organization(id)))
+        }
         _ => Content::Other,
     }
 }
 
 /// Returns when the user of a session signed in, or `None` if an administrator impersonates the user.
-fn signed_in(data: &Object, fallback: Option<Timestamp>) -> Option<Timestamp> {
+fn signed_in(data: &Fields, fallback: Option<Timestamp>) -> Option<Timestamp> {
     let field = |name: &str| data.get(name).map(|value| &**value);
     let impersonated = field("impersonator").is_some_and(|by| by.get() != "null")
         || json::string(field("auth_method")).as_deref() == Some("impersonation");
@@ -143,7 +172,8 @@ pub(crate) fn stored_observation(
 ) -> Option<Observation> {
     if event_type == SNAPSHOT {
         let text = std::str::from_utf8(payload).ok()?;
-        return snapshot(text, created_at?).ok().map(Observation::Snapshot);
+        let kind = json::object(text).and_then(|data| kind_of(&data)).unwrap_or(Kind::User);
+        return snapshot_of(kind, text, created_at?).ok().map(Observation::Snapshot);
     }
     read_event(payload).ok().map(Observation::Event)
 }
@@ -155,11 +185,11 @@ pub(crate) fn stored_data(payload: &[u8]) -> Option<Box<RawValue>> {
     json::object(&sanitized.text)?.remove("data")
 }
 
-/// Parses a user of the REST API. A user that cannot be applied becomes an event with its payload, for the quarantine.
-pub(crate) fn listed_user(item: &RawValue, observed_at: Timestamp) -> Observation {
-    match snapshot(item.get(), observed_at) {
+/// Parses an object of the REST API. An object that cannot be applied becomes an event with its payload, for the quarantine.
+pub(crate) fn listed(kind: Kind, item: &RawValue, observed_at: Timestamp) -> Observation {
+    match snapshot_of(kind, item.get(), observed_at) {
         Ok(snapshot) => Observation::Snapshot(snapshot),
-        Err(reason) => Observation::Event(unusable_snapshot(item.get(), observed_at, reason)),
+        Err(reason) => Observation::Event(unusable_snapshot(kind, item.get(), observed_at, reason)),
     }
 }
 
@@ -172,28 +202,28 @@ pub(crate) fn kept_snapshot(snapshot: &Snapshot) -> Event {
         id: snapshot.version.id.clone(),
         event_type: SNAPSHOT.to_owned(),
         created_at: Some(snapshot.version.observed_at),
-        user_id: Some(snapshot.user.id.clone()),
+        user_id: snapshot.object.user_id().map(str::to_owned),
         content: Content::Other,
         payload: snapshot.payload.clone(),
     }
 }
 
-/// Returns the inbox row for a user object that cannot be applied. Its `created_at` is the time of the observation.
-fn unusable_snapshot(text: &str, observed_at: Timestamp, reason: &'static str) -> Event {
+/// Returns the inbox row for an object that cannot be applied. Its `created_at` is the time of the observation.
+fn unusable_snapshot(kind: Kind, text: &str, observed_at: Timestamp, reason: &'static str) -> Event {
     let data = json::object(&json::sanitize(text).text);
     let id = data.as_ref().map_or_else(|| hashed(SNAPSHOT, text.as_bytes()), snapshot_id);
     Event {
         id,
         event_type: SNAPSHOT.to_owned(),
         created_at: Some(observed_at),
-        user_id: data.and_then(|data| usable_id(data.get("id").map(|value| &**value))),
+        user_id: data.and_then(|data| id_field(&data, if kind == Kind::User { "id" } else { "user_id" })),
         content: Content::Unusable(reason),
         payload: Bytes::copy_from_slice(text.as_bytes()),
     }
 }
 
-/// Returns the ID of a snapshot. Equal user objects have equal IDs, in any order of their fields.
-fn snapshot_id(data: &Object) -> String {
+/// Returns the ID of a snapshot. Equal objects have equal IDs, in any order of their fields.
+fn snapshot_id(data: &Fields) -> String {
     let mut canonical = String::new();
     for (name, value) in data {
         canonical.push_str(name);
@@ -212,43 +242,57 @@ fn hashed(kind: &str, bytes: &[u8]) -> String {
 /// # Errors
 /// Why the object cannot be applied. The text contains nothing of the object.
 pub fn snapshot(object: &str, observed_at: Timestamp) -> Result<Snapshot, &'static str> {
-    let sanitized = json::sanitize(object);
+    snapshot_of(Kind::User, object, observed_at)
+}
+
+/// Parses an object of the REST API.
+///
+/// # Errors
+/// As [`snapshot`].
+pub(crate) fn snapshot_of(kind: Kind, text: &str, observed_at: Timestamp) -> Result<Snapshot, &'static str> {
+    let sanitized = json::sanitize(text);
     if sanitized.too_deep {
         return Err("nested deeper than 128 levels");
     }
-    let mut data = json::object(&sanitized.text).ok_or("the user is not a JSON object")?;
+    let mut data = json::object(&sanitized.text).ok_or("it is not a JSON object")?;
     let id = snapshot_id(&data);
-    let user = user(&mut data, Some(observed_at))?;
-    let version = Version { updated_at: user.updated_at, observed_at, id };
-    Ok(Snapshot { user, version, payload: Bytes::copy_from_slice(object.as_bytes()) })
+    let object = object(kind, &mut data, Some(observed_at))?;
+    let version = Version { updated_at: object.updated_at(), observed_at, id };
+    Ok(Snapshot { object, version, payload: Bytes::copy_from_slice(text.as_bytes()) })
 }
 
-/// Moves the user's fields out of `data`. The remaining fields become [`User::extra`].
-fn user(data: &mut Object, fallback: Option<Timestamp>) -> Result<User, &'static str> {
-    let known: Object = FIELDS.iter().filter_map(|name| data.remove_entry(*name)).collect();
-    let field = |name: &str| known.get(name).map(|value| &**value);
-    Ok(User {
-        id: usable_id(field("id")).ok_or("data.id is missing or is not an ID")?,
-        email: json::string(field("email")).ok_or("email is missing or is not a string")?,
-        email_verified: json::boolean(field("email_verified"))
-            .ok_or("email_verified is missing or is not a boolean")?,
-        first_name: json::text(field("first_name")),
-        last_name: json::text(field("last_name")),
-        name: json::text(field("name")),
-        profile_picture_url: json::text(field("profile_picture_url")),
-        external_id: json::text(field("external_id")),
-        metadata: field("metadata")
-            .and_then(|metadata| json::object(metadata.get()))
-            .map(|pairs| pairs.into_iter().map(|(name, value)| (name, json::text(Some(&value)))).collect())
-            .unwrap_or_default(),
-        last_sign_in_at: timestamp(field("last_sign_in_at")),
-        locale: json::text(field("locale")),
-        created_at: timestamp(field("created_at")),
-        updated_at: timestamp(field("updated_at"))
-            .or(fallback)
-            .ok_or("it has no updated_at and no created_at, so it cannot be ordered")?,
-        extra: std::mem::take(data),
-    })
+/// Returns the kind of an object of the REST API, from its field `object`.
+fn kind_of(data: &Fields) -> Option<Kind> {
+    let word = json::string(data.get("object").map(|value| &**value))?;
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == word)
+}
+
+/// Moves the object's fields out of `data`. The remaining fields become the object's extra fields. `fallback` replaces a missing
+/// `updated_at`.
+fn object(kind: Kind, data: &mut Fields, fallback: Option<Timestamp>) -> Result<Object, &'static str> {
+    match kind {
+        Kind::User => user::parse(data, fallback).map(Object::User),
+        Kind::Organization => organization::parse(data, fallback).map(Object::Organization),
+        Kind::Membership => membership::parse(data, fallback).map(Object::Membership),
+    }
+}
+
+/// Why an object without an ID cannot be applied.
+const NO_ID: &str = "data.id is missing or is not an ID";
+
+/// Why an object without a time cannot be applied.
+const NO_TIME: &str = "it has no updated_at and no created_at, so it cannot be ordered";
+
+fn id_field(data: &Fields, name: &str) -> Option<String> {
+    usable_id(data.get(name).map(|value| &**value))
+}
+
+/// Converts an object of text values. Anything else becomes an empty map.
+fn metadata(value: Option<&RawValue>) -> BTreeMap<String, Option<String>> {
+    value
+        .and_then(|metadata| json::object(metadata.get()))
+        .map(|pairs| pairs.into_iter().map(|(name, value)| (name, json::text(Some(&value)))).collect())
+        .unwrap_or_default()
 }
 
 fn timestamp(value: Option<&RawValue>) -> Option<Timestamp> {
@@ -266,6 +310,7 @@ pub(super) fn bounded_id(id: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::user::User;
 
     fn read(json: &str) -> Event {
         read_event(&Bytes::copy_from_slice(json.as_bytes())).unwrap()
@@ -279,7 +324,10 @@ mod tests {
 
     fn live(data: &str) -> User {
         match with_data(data).content {
-            Content::Live { user, .. } => *user,
+            Content::Live { object, .. } => match *object {
+                Object::User(user) => user,
+                other => panic!("{other:?}"),
+            },
             other => panic!("{other:?}"),
         }
     }
@@ -351,7 +399,7 @@ mod tests {
     #[test]
     fn a_delete_needs_only_an_id_which_can_be_a_number() {
         let event = read(r#"{"id":"e","event":"user.deleted","data":{"id":42}}"#);
-        assert!(matches!(event.content, Content::Deleted));
+        assert!(matches!(event.content, Content::Deleted(_)));
         assert_eq!(event.user_id.as_deref(), Some("42"));
     }
 

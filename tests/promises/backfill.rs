@@ -66,7 +66,7 @@ async fn same_as_workos(lab: &Lab) {
         let ids: Vec<String> = chunk.iter().map(|user| user["id"].as_str().unwrap().to_owned()).collect();
         let stored = store.users(&ids).await.unwrap();
         for user in chunk {
-            let Some(Stored::Live { user: here, .. }) = stored.get(user["id"].as_str().unwrap()) else {
+            let Some(Stored::Live { object: here, .. }) = stored.get(user["id"].as_str().unwrap()) else {
                 panic!("{} is missing", user["id"])
             };
             assert_eq!(&serde_json::to_value(here).unwrap(), user);
@@ -139,7 +139,7 @@ async fn a_scan_does_not_undo_changes_that_happen_during_it() {
         assert_eq!((counts.new, counts.tombstoned), (10, 1), "starts over: {lists_start_over}, {counts:?}");
         let store = lab.context().store;
         let name = async |id: &str| match store.user(id).await.unwrap() {
-            Stored::Live { user, .. } => user.first_name.unwrap(),
+            Stored::Live { object: user, .. } => user.first_name.unwrap(),
             other => format!("{other:?}"),
         };
         assert_eq!((name(&ids[8]).await.as_str(), name(&late).await.as_str()), ("Late", "Born late"));

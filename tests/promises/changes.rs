@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use authkit_sync::domain::change::{ChangeKind, Difference, Position};
 use authkit_sync::domain::event::{Observation, Origin};
+use authkit_sync::domain::kinds::Kinds;
 use authkit_sync::store::Store;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::feed::{Feed, FeedError};
@@ -108,7 +109,7 @@ async fn events_of_other_types_are_changes_once_with_their_data_until_it_expires
     let store = store(&pool);
     let id = unique("user");
     let session = observed("session.created", 0, &json!({"id": "session_1", "user_id": id, "big": 1}));
-    let organization = observed("organization.updated", 1, &json!({"id": "org_1", "name": "Acme"}));
+    let organization = observed("connection.activated", 1, &json!({"id": "conn_1", "name": "Acme"}));
     take(&store, &[session.clone(), organization.clone(), session.clone()]).await;
     apply(&store, Origin::CatchUp, &[session, organization]).await.unwrap();
     let feed = Feed::new(store.clone());
@@ -117,7 +118,7 @@ async fn events_of_other_types_are_changes_once_with_their_data_until_it_expires
     let changes: Vec<Value> = page.data.iter().map(|change| json!(change)).collect();
     assert_eq!(changes.len(), 2, "{changes:?}");
     assert_eq!((&changes[0]["kind"], &changes[0]["user_id"]), (&json!("session.created"), &json!(id)));
-    assert_eq!((&changes[1]["kind"], &changes[1]["data"]["name"]), (&json!("organization.updated"), &json!("Acme")));
+    assert_eq!((&changes[1]["kind"], &changes[1]["data"]["name"]), (&json!("connection.activated"), &json!("Acme")));
     assert!(changes[0].get("user").is_none() && changes[1]["user_id"].is_null());
     // The user's deletion takes the data out of the inbox, and so out of the feed.
     take(&store, &[observed("user.deleted", 2, &json!({"id": id}))]).await;
@@ -138,10 +139,14 @@ async fn an_event_from_quarantine_is_a_change_once_it_is_applied() {
     spoiled["email"] = json!("ada@example.test");
     let corrected = body("event_x", "user.created", 0, &spoiled);
     sqlx::query("update workos.events set payload = $1").bind(&corrected[..]).execute(&pool).await.unwrap();
-    authkit_sync::sync::inbox::retry(&store, false, None).await.unwrap();
-    authkit_sync::sync::inbox::replay(&store, false, authkit_sync::domain::timestamp::Timestamp::from_unix_micros(0))
-        .await
-        .unwrap();
+    authkit_sync::sync::inbox::retry(&store, Kinds::ALL, None).await.unwrap();
+    authkit_sync::sync::inbox::replay(
+        &store,
+        Kinds::ALL,
+        authkit_sync::domain::timestamp::Timestamp::from_unix_micros(0),
+    )
+    .await
+    .unwrap();
     let told = told(&store).await;
     assert_eq!((kinds(&told), told[0].2.as_str()), (vec!["created"], "catch_up"));
 }

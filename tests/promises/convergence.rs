@@ -1,7 +1,8 @@
 //! Promise 3: any order, any duplication, same table. And promise 4 with it: deleted stays deleted, and erased.
 
 use authkit_sync::domain::decide::{Stored, decide};
-use authkit_sync::domain::event::{Observation, Origin, Outcome};
+use authkit_sync::domain::event::{Deletion, Observation, Origin, Outcome};
+use authkit_sync::domain::object::Kind;
 use authkit_sync::store::Store;
 use authkit_sync::store::scans::ScanKind;
 use authkit_sync::sync::{apply, apply_scan_page};
@@ -103,8 +104,8 @@ fn live_through(life: &Life) -> Told {
 async fn assert_last_words(store: &Store, pool: &PgPool, told: &[Told]) {
     for told in told {
         match (store.user(&told.id).await.unwrap(), &told.last_word) {
-            (Stored::Live { user, .. }, Some(word)) => assert_eq!(&serde_json::to_value(&user).unwrap(), word),
-            (Stored::Tombstone { deleted_at }, None) => assert_eq!(deleted_at, told.deleted_at.map(at)),
+            (Stored::Live { object: user, .. }, Some(word)) => assert_eq!(&serde_json::to_value(&user).unwrap(), word),
+            (Stored::Tombstone { deleted_at, .. }, None) => assert_eq!(deleted_at, told.deleted_at.map(at)),
             (stored, word) => panic!("{stored:?} where WorkOS says {word:?}"),
         }
         let kept: i64 =
@@ -225,9 +226,10 @@ async fn scan_among(
         let missing = listed(told).is_none() && told.deleted_at.is_some_and(|at| at <= read);
         let by_id = match &told.last_word {
             Some(user) if unconfirmed => Some(snapshot(user, 1_000_000)),
-            None if unconfirmed || missing => {
-                Some(Observation::Gone { user_id: told.id.clone(), confirmed_at: at(1_000_000) })
-            }
+            None if unconfirmed || missing => Some(Observation::Gone {
+                object: Deletion { kind: Kind::User, id: told.id.clone(), of: None },
+                confirmed_at: at(1_000_000),
+            }),
             _ => None,
         };
         if let Some(by_id) = by_id {
@@ -239,13 +241,15 @@ async fn scan_among(
     for told in told {
         let mut joined = Stored::Absent;
         for observation in all.iter().filter(|observation| observation.user_id() == Some(&told.id)) {
-            decide(Some(&mut joined), observation);
+            decide(Some(&mut joined), false, observation);
         }
         match (store.user(&told.id).await.unwrap(), joined) {
-            (Stored::Live { user: here, .. }, Stored::Live { user: joined, .. }) => {
+            (Stored::Live { object: here, .. }, Stored::Live { object: joined, .. }) => {
                 assert_eq!(serde_json::to_value(&here).unwrap(), serde_json::to_value(&joined).unwrap());
             }
-            (Stored::Tombstone { deleted_at: here }, Stored::Tombstone { deleted_at }) => assert_eq!(here, deleted_at),
+            (Stored::Tombstone { deleted_at: here, .. }, Stored::Tombstone { deleted_at, .. }) => {
+                assert_eq!(here, deleted_at)
+            }
             // Everything about this user was lost, and the scan did not list it.
             (Stored::Absent, Stored::Absent) => {}
             (here, joined) => panic!("{here:?} where the join is {joined:?}"),
@@ -336,7 +340,7 @@ async fn concurrent_batches_over_the_same_users_never_deadlock() {
             .unwrap();
     assert_eq!(deadlocks, 0);
     for id in &ids {
-        let Stored::Live { user, .. } = store.user(id).await.unwrap() else { panic!("{id} is not alive") };
+        let Stored::Live { object: user, .. } = store.user(id).await.unwrap() else { panic!("{id} is not alive") };
         assert_eq!(user.first_name.as_deref(), Some("v119"));
     }
 }

@@ -194,6 +194,15 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("handlers", "*", "the operator's configuration"),
     ("leases", "*", "names of jobs and processes"),
     ("migrations", "*", "the schema's own record"),
+    ("organization_membership_records", "id", "WorkOS's ID of the membership"),
+    ("organization_membership_records", "user_id", "the user's ID"),
+    ("organization_membership_records", "organization_id", "the organization's ID"),
+    ("organization_role_records", "*", "the list of an organization's roles"),
+    ("permission_records", "*", "the list of permissions"),
+    ("refreshes", "*", "IDs of organizations"),
+    ("role_lists", "*", "IDs of organizations"),
+    ("role_records", "*", "the list of roles"),
+    ("revoked_sessions", "*", "deleted with the user"),
     ("sign_ins", "user_id", "the user's ID"),
     ("scans", "*", "positions in the list of users"),
 ];
@@ -209,8 +218,12 @@ async fn no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased(
         where
             table_schema = 'workos'
             and table_type = 'BASE TABLE'
-            -- Its constraint leaves nothing but the ID in a tombstone.
-            and table_name <> 'user_records'
+            -- Their constraints leave nothing but IDs in a tombstone, and an organization is no person.
+            and table_name not in ('user_records', 'organization_records')
+            and not (
+                table_name = 'organization_membership_records'
+                and column_name not in ('id', 'user_id', 'organization_id', 'custom_attributes')
+            )
             and (
                 data_type not in ('boolean', 'smallint', 'integer', 'bigint', 'timestamp with time zone')
                 -- Numbers and instants tell something of a person where the row is a person's and of nothing else.
@@ -263,6 +276,16 @@ impl Scene {
             "insert into workos.handlers (name, types, position, start_position) values ('h', '{{*}}', 0, 0) on conflict do nothing;
             insert into workos.handler_backlog (handler, position, user_id, from_start, attempts, message)
             values ('h', 1, '{0}', false, 1, 'Ada failed') on conflict (handler, position, user_id) do update set message = 'Ada';
+            insert into workos.organization_membership_records (
+                id, user_id, organization_id, status, roles, custom_attributes, directory_managed, updated_at,
+                synced_extra, synced_observed_at, synced_observation_id, synced_at
+            )
+            values ('om_1', '{0}', 'org_1', 'active', '{{}}', '{{\"department\": \"Ada\"}}', false, now(), '{{}}', now(), 'e', now())
+            on conflict (id) do update set
+                status = 'active', roles = '{{}}', custom_attributes = excluded.custom_attributes, directory_managed = false,
+                updated_at = now(), synced_extra = '{{}}', synced_observed_at = now(), synced_observation_id = 'e',
+                synced_at = now(), synced_deleted = false;
+            insert into workos.revoked_sessions (id, user_id) values ('session_1', '{0}') on conflict do nothing;
             insert into workos.sign_ins (user_id, signed_in_at) values ('{0}', now()) on conflict do nothing;
             insert into workos.events (id, type, user_id, outcome, payload) values ('e', 'x', '{0}', 'ignored', 'Ada')
             on conflict (id) do update set payload = 'Ada'",

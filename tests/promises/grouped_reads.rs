@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use authkit_sync::User;
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::store::users::GroupedReads;
 use authkit_sync::store::{Pool, Store, StoreError};
@@ -22,7 +23,7 @@ use crate::support::service::{CLIENT_ID, Service, until};
 /// How many statements run at a time.
 const READERS: i64 = 2;
 
-type Read<'a> = Pin<Box<dyn Future<Output = Result<Stored, StoreError>> + Send + 'a>>;
+type Read<'a> = Pin<Box<dyn Future<Output = Result<Stored<User>, StoreError>> + Send + 'a>>;
 
 /// Users 0 to 99, and a lock on their table: reads begin and do not end.
 struct Locked {
@@ -84,9 +85,9 @@ fn id(number: usize) -> String {
     format!("user_{number}")
 }
 
-fn email(outcome: Result<Stored, StoreError>) -> String {
+fn email(outcome: Result<Stored<User>, StoreError>) -> String {
     match outcome {
-        Ok(Stored::Live { user, .. }) => user.email,
+        Ok(Stored::Live { object: user, .. }) => user.email,
         other => panic!("not live: {other:?}"),
     }
 }

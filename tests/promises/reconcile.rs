@@ -56,7 +56,7 @@ async fn drift_is_shown_by_id_and_field_and_then_repaired() {
     assert_eq!((code, &summary["users"]), (0, &expected));
     let (code, out, _) = lab.run(&["reconcile", "--check", "--json"]).await;
     assert_eq!(code, 0, "{out}");
-    assert!(matches!(lab.context().store.user(&ids[2]).await.unwrap(), Stored::Tombstone { deleted_at: Some(_) }));
+    assert!(matches!(lab.context().store.user(&ids[2]).await.unwrap(), Stored::Tombstone { deleted_at: Some(_), .. }));
     let erased = "select count(*) from workos.events where user_id is not null and payload is not null and user_id in (select id from workos.user_records where synced_deleted)";
     assert_eq!(lab.count(erased).await, 0);
 }

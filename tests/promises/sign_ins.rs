@@ -5,6 +5,7 @@ use std::time::Duration;
 use authkit_sync::AuthKit;
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::{Observation, Origin};
+use authkit_sync::domain::kinds::Kinds;
 use authkit_sync::store::Store;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::reconcile::Mode;
@@ -31,7 +32,7 @@ async fn take(store: &Store, observations: &[Observation]) {
 
 async fn last_sign_in(store: &Store, id: &str) -> Value {
     match store.user(id).await.unwrap() {
-        Stored::Live { user, .. } => json!(user.last_sign_in_at),
+        Stored::Live { object: user, .. } => json!(user.last_sign_in_at),
         other => panic!("{other:?}"),
     }
 }
@@ -107,7 +108,7 @@ async fn webhooks_and_catch_up_store_sign_ins_only_where_that_is_enabled() {
     let types = ["user.created", "session.created"].map(str::to_owned).to_vec();
     lab.workos.sign_in(&lab.create_user("Ada")).unwrap();
     for (sign_ins, expected) in [(false, 0), (true, 1)] {
-        let context = lab.context().storing_sign_ins(sign_ins);
+        let context = lab.context().syncing(Kinds { sign_ins, ..Kinds::ALL });
         let catch_up = CatchUp::new(context, types.clone(), Duration::ZERO);
         sqlx::query("delete from workos.catch_up").execute(&lab.pool).await.unwrap();
         lab.free_leases().await;
@@ -182,7 +183,7 @@ async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
     assert_eq!((code, last_sign_in(&store, &retried).await), (0, signed_in.clone()), "{out}{err}");
     // Sessions that arrived while it was disabled: a replay stores them where it is enabled now.
     let replayed = unique("user");
-    let late = session(&replayed, 900).with_sign_in(false);
+    let late = Kinds::ALL.restrict(session(&replayed, 900));
     take(&store, &[observed("user.created", 0, &user(&replayed, "Ada", 0)), late]).await;
     for (setting, expected) in [("off", Value::Null), ("on", signed_in)] {
         let setting = [("AUTHKIT_SYNC_SESSION_SIGN_INS", setting)];

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Row, rows_by_ids};
 use crate::domain::decide::Stored;
+use crate::domain::user::User;
 use crate::store::pool::Checkout;
 use crate::store::{Store, StoreError};
 
@@ -51,7 +52,7 @@ struct Waiting {
     answer: Answer,
 }
 
-type Answer = oneshot::Sender<Result<Stored, StoreError>>;
+type Answer = oneshot::Sender<Result<Stored<User>, StoreError>>;
 
 impl GroupedReads {
     /// Reads from `store`.
@@ -64,7 +65,7 @@ impl GroupedReads {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn read(&self, id: String) -> Result<Stored, StoreError> {
+    pub async fn read(&self, id: String) -> Result<Stored<User>, StoreError> {
         // WorkOS's IDs are like this. PostgreSQL might refuse other text, and then the statement would fail for every caller.
         if id.len() > ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return self.store.user(&id).await;
@@ -187,7 +188,8 @@ impl Drop for Reader {
 }
 
 fn answer(ids: &[String], answers: Vec<Answer>, rows: Vec<Row>) {
-    let mut users: HashMap<String, Stored> = rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect();
+    let mut users: HashMap<String, Stored<User>> =
+        rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect();
     for (at, answer) in answers.into_iter().enumerate() {
         let id = &ids[at];
         let is_read_again = ids[at + 1..].contains(id);

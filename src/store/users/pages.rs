@@ -1,7 +1,6 @@
 //! Pages of `workos.user_records`, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also of no user.
 
 use super::Row;
-use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::store::{Store, StoreError};
 
@@ -202,8 +201,5 @@ impl Store {
 }
 
 fn live(row: Row) -> Option<User> {
-    match row.into_stored() {
-        Stored::Live { user, .. } => Some(*user),
-        Stored::Tombstone { .. } | Stored::Absent => None,
-    }
+    row.into_stored().into_live()
 }

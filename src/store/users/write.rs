@@ -1,4 +1,4 @@
-//! The statements of the write path on `workos.user_records`: lock, read, insert placeholders, write tombstones.
+//! The statements of the write path on `workos.user_records`. Live users are written by [`batch::write`](crate::store::batch::write).
 
 use std::collections::BTreeMap;
 
@@ -7,87 +7,20 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use super::Row;
-use crate::domain::decide::Stored;
+use crate::domain::fields::Extra;
+use crate::domain::object::Object;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::user::Extra;
 use crate::store::StoreError;
+use crate::store::rows::{Found, Rows, TombstoneRow, table_statements};
 
-/// Inserts a placeholder for each of these users, which have no row, so no other transaction can insert or delete them. `ids` must be
-/// sorted, so that two transactions that insert the same rows do not deadlock.
-///
-/// # Errors
-/// [`StoreError::Conflict`] if another transaction inserted one of them first.
-pub(crate) async fn insert_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
-    let inserted = sqlx::query!(
-        "-- users.insert_placeholders
-        insert into workos.user_records (id)
-        select id
-        from unnest($1::text[]) as named (id)
-        on conflict (id) do nothing",
-        ids
-    )
-    .execute(connection)
-    .await?
-    .rows_affected();
-    if usize::try_from(inserted).is_ok_and(|inserted| inserted == ids.len()) {
-        return Ok(());
-    }
-    Err(StoreError::retry())
-}
+table_statements!("users", "workos.user_records", "email");
 
-/// The state of a user before a batch.
-#[derive(Clone, Debug)]
-pub(crate) struct FoundUser {
-    /// The row.
-    pub(crate) stored: Stored,
-    /// The latest sign-in according to session events. The row of a live user already contains it. An absent user can have one, too.
-    pub(crate) signed_in_at: Option<Timestamp>,
-    /// When the version was last written, by the database's clock.
-    pub(crate) version_at: Option<Timestamp>,
-    /// Identifies this version of the row (its `xmin`); `None` if the user has no row.
-    pub(crate) revision: Option<String>,
-}
-
-impl FoundUser {
-    fn absent() -> Self {
-        Self { stored: Stored::Absent, signed_in_at: None, version_at: None, revision: None }
-    }
-}
-
-/// Locks these users in ID order and reads them. It returns the last committed state, and no other transaction can change that state
-/// before this one ends. The lock is `no key`, so that foreign keys of an application do not wait for it.
-///
-/// This also holds for the sign-ins, although only the users' rows are locked: a transaction that stores a sign-in of a live user
-/// writes the user's row, too, and `workos.confirm_inserted` covers absent users.
-///
-/// # Errors
-/// [`StoreError::Conflict`] if another transaction inserted one of the rows after the locks were taken.
-pub(crate) async fn lock(
+/// Reads these users into `users`.
+pub(in crate::store) async fn find(
     connection: &mut PgConnection,
     ids: &[String],
-) -> Result<BTreeMap<String, FoundUser>, StoreError> {
-    let locked = sqlx::query_scalar!(
-        "-- users.lock
-        select id
-        from workos.user_records
-        where id = any($1)
-        order by id
-        for no key update",
-        ids
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let users = find(connection, ids).await?;
-    let found = users.values().filter(|user| user.revision.is_some()).count();
-    // Rows are never deleted, so the same number means the same rows.
-    if found == locked.len() { Ok(users) } else { Err(StoreError::retry()) }
-}
-
-/// Reads these users without locking them. A user without a row is [`Stored::Absent`].
-pub(crate) async fn find(
-    connection: &mut PgConnection,
-    ids: &[String],
-) -> Result<BTreeMap<String, FoundUser>, StoreError> {
+    users: &mut Rows,
+) -> Result<(), StoreError> {
     let rows = sqlx::query!(
         r#"-- users.find
         select
@@ -122,7 +55,6 @@ pub(crate) async fn find(
     )
     .fetch_all(connection)
     .await?;
-    let mut users: BTreeMap<String, FoundUser> = ids.iter().map(|id| (id.clone(), FoundUser::absent())).collect();
     users.extend(rows.into_iter().map(|row| {
         let signed_in_at = row.signed_in_at.map(Timestamp::from);
         let version_at = row.synced_version_at.map(Timestamp::from);
@@ -147,18 +79,17 @@ pub(crate) async fn find(
             synced_deleted: row.synced_deleted,
             synced_deleted_at: row.synced_deleted_at,
         };
-        (row.id, FoundUser { stored: stored.into_stored(), signed_in_at, version_at, revision })
+        (row.id, Found { stored: stored.into_stored().map(Object::User), signed_in_at, version_at, revision })
     }));
-    Ok(users)
+    Ok(())
 }
 
 /// Turns rows into tombstones: only the ID and the time of the deletion stay.
-pub(crate) async fn write_tombstones(
+pub(in crate::store) async fn write_tombstones(
     connection: &mut PgConnection,
-    deleted: &[(&str, Option<Timestamp>)],
+    deleted: &[TombstoneRow<'_>],
 ) -> Result<(), StoreError> {
-    let ids: Vec<String> = deleted.iter().map(|(id, _)| (*id).to_owned()).collect();
-    let instants: Vec<Option<OffsetDateTime>> = deleted.iter().map(|(_, at)| at.map(OffsetDateTime::from)).collect();
+    let times: Vec<Option<OffsetDateTime>> = deleted.iter().map(|row| row.deleted_at.map(Into::into)).collect();
     sqlx::query!(
         "-- users.write_tombstones
         update workos.user_records as stored
@@ -184,24 +115,8 @@ pub(crate) async fn write_tombstones(
             synced_deleted_at = deleted.at
         from unnest($1::text[], $2::timestamptz[]) as deleted (id, at)
         where stored.id = deleted.id",
-        &ids,
-        &instants as _
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Deletes the placeholders of users that the batch did not create.
-pub(crate) async fn delete_placeholders(connection: &mut PgConnection, ids: &[String]) -> Result<(), StoreError> {
-    sqlx::query!(
-        "-- users.delete_placeholders
-        delete from workos.user_records
-        where
-            id = any($1)
-            and email is null
-            and not synced_deleted",
-        ids
+        &deleted.iter().map(|row| row.id).collect::<Vec<_>>() as _,
+        &times as _
     )
     .execute(connection)
     .await?;

@@ -263,7 +263,7 @@ fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
                 (ChangeKind::User(_), None) => {
                     sqlx::query("delete from app_users where id = $1").bind(&id).execute(&mut *tx).await?;
                 }
-                (ChangeKind::Event(_), _) => {}
+                _ => {}
             }
             sqlx::query("insert into app_log (handler, position, user_id, kind) values ('mirror', $1, $2, $3)")
                 .bind(change.position.number)

@@ -111,7 +111,7 @@ impl World<'_> {
         let (store, here) = (&self.replicas[0].context.store, self.here());
         for (id, LastState { user: expected, deleted_at, event_says }) in &here.users {
             match (store.user(id).await.unwrap(), deleted_at) {
-                (Stored::Live { user, .. }, None) => {
+                (Stored::Live { object: user, .. }, None) => {
                     let (mut found, mut expected) = (serde_json::to_value(&user).unwrap(), expected.clone());
                     if !with_sign_ins {
                         found["last_sign_in_at"].take();
@@ -119,7 +119,7 @@ impl World<'_> {
                     }
                     assert_eq!(found, expected);
                 }
-                (Stored::Tombstone { deleted_at: found }, Some(_)) => {
+                (Stored::Tombstone { deleted_at: found, .. }, Some(_)) => {
                     assert!(found == *event_says || here.has_gaps(), "{id}: deleted {event_says:?}, here {found:?}");
                 }
                 // A reconcile of the other environment has deleted them.

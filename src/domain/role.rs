@@ -1,0 +1,144 @@
+//! Roles and permissions. WorkOS keys them by a reusable slug, so they have no tombstones: WorkOS's list is the truth.
+
+use std::collections::BTreeMap;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::fields::Extra;
+use super::timestamp::Timestamp;
+
+/// A role of the environment or of one organization, as WorkOS lists it (OpenAPI `Role`). It serializes to WorkOS's JSON.
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// Names the role in its environment or organization. It cannot change, but it can be reused.
+    pub slug: String,
+    /// WorkOS's ID of the role.
+    pub id: Option<String>,
+    /// Display name.
+    pub name: Option<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// `EnvironmentRole` or `OrganizationRole`.
+    pub role_type: Option<String>,
+    /// The slug of the type of resources that it applies to.
+    pub resource_type_slug: Option<String>,
+    /// The slugs of its permissions.
+    pub permissions: Vec<String>,
+    /// When WorkOS created it.
+    pub created_at: Option<Timestamp>,
+    /// When WorkOS last updated it.
+    pub updated_at: Option<Timestamp>,
+    /// Fields without a column.
+    pub extra: Extra,
+}
+
+/// A permission, as WorkOS lists it (OpenAPI `Permission`). It serializes to WorkOS's JSON.
+#[derive(Clone, Debug)]
+pub struct Permission {
+    /// Names the permission. It can be reused.
+    pub slug: String,
+    /// WorkOS's ID of the permission.
+    pub id: Option<String>,
+    /// Display name.
+    pub name: Option<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// WorkOS itself manages it.
+    pub system: bool,
+    /// The slug of the type of resources that it applies to.
+    pub resource_type_slug: Option<String>,
+    /// When WorkOS created it.
+    pub created_at: Option<Timestamp>,
+    /// When WorkOS last updated it.
+    pub updated_at: Option<Timestamp>,
+    /// Fields without a column.
+    pub extra: Extra,
+}
+
+/// What has to be read from WorkOS again, because an event says that it has changed without saying how.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refresh {
+    /// The roles and permissions of the environment.
+    Roles,
+    /// The roles of an organization.
+    OrganizationRoles(String),
+    /// An organization: one of its domains has changed.
+    Organization(String),
+}
+
+impl Refresh {
+    /// Returns the word for the database, metrics and logs.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Roles => "roles",
+            Self::OrganizationRoles(_) => "organization_roles",
+            Self::Organization(_) => "organization",
+        }
+    }
+
+    /// Returns the ID of the organization. Empty for the environment.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Roles => "",
+            Self::OrganizationRoles(id) | Self::Organization(id) => id,
+        }
+    }
+
+    /// Parses the columns of the database.
+    #[must_use]
+    pub fn read(kind: &str, id: String) -> Option<Self> {
+        match kind {
+            "roles" => Some(Self::Roles),
+            "organization_roles" => Some(Self::OrganizationRoles(id)),
+            "organization" => Some(Self::Organization(id)),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("object", "role")?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("slug", &self.slug)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("description", &self.description)?;
+        map.serialize_entry("type", &self.role_type)?;
+        map.serialize_entry("resource_type_slug", &self.resource_type_slug)?;
+        map.serialize_entry("permissions", &self.permissions)?;
+        serialize_rest::<S>(&mut map, self.created_at, self.updated_at, &self.extra)?;
+        map.end()
+    }
+}
+
+impl Serialize for Permission {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("object", "permission")?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("slug", &self.slug)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("description", &self.description)?;
+        map.serialize_entry("system", &self.system)?;
+        map.serialize_entry("resource_type_slug", &self.resource_type_slug)?;
+        serialize_rest::<S>(&mut map, self.created_at, self.updated_at, &self.extra)?;
+        map.end()
+    }
+}
+
+fn serialize_rest<S: Serializer>(
+    map: &mut S::SerializeMap,
+    created_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
+    extra: &BTreeMap<String, Box<serde_json::value::RawValue>>,
+) -> Result<(), S::Error> {
+    map.serialize_entry("created_at", &created_at)?;
+    map.serialize_entry("updated_at", &updated_at)?;
+    for (name, value) in extra {
+        map.serialize_entry(name, value)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! `workos.organization_membership_records`: memberships in every status, and tombstones.
+
+use std::collections::BTreeMap;
+
+use sqlx::postgres::PgConnection;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+
+use super::rows::{Found, LiveRow, Rows, TombstoneRow, table_statements};
+use super::{Store, StoreError};
+use crate::domain::decide::Stored;
+use crate::domain::fields::Extra;
+use crate::domain::membership::{Membership, Sides};
+use crate::domain::object::Object;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::version::Version;
+
+table_statements!("memberships", "workos.organization_membership_records", "status");
+
+/// A row: a membership, a tombstone or a placeholder.
+struct Row {
+    id: String,
+    user_id: Option<String>,
+    organization_id: Option<String>,
+    status: Option<String>,
+    role: Option<String>,
+    roles: Option<Vec<String>>,
+    custom_attributes: Option<Json<Extra>>,
+    directory_managed: Option<bool>,
+    created_at: Option<OffsetDateTime>,
+    updated_at: Option<OffsetDateTime>,
+    synced_extra: Option<Json<Extra>>,
+    synced_observed_at: Option<OffsetDateTime>,
+    synced_observation_id: Option<String>,
+    synced_deleted: bool,
+    synced_deleted_at: Option<OffsetDateTime>,
+    synced_version_at: Option<OffsetDateTime>,
+    revision: Option<String>,
+}
+
+impl Row {
+    fn into_stored(self) -> Stored<Membership> {
+        let of = self.user_id.zip(self.organization_id);
+        let of = of.map(|(user_id, organization_id)| Sides { user_id, organization_id });
+        if self.synced_deleted {
+            return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from), of };
+        }
+        // A check constraint of the table ensures that these are null together, in a placeholder.
+        let (Some(of), Some(status), Some(updated_at), Some(observed_at), Some(observation)) =
+            (of, self.status, self.updated_at, self.synced_observed_at, self.synced_observation_id)
+        else {
+            return Stored::Absent;
+        };
+        let updated_at = Timestamp::from(updated_at);
+        Stored::Live {
+            version: Version { updated_at, observed_at: observed_at.into(), id: observation },
+            object: Box::new(Membership {
+                id: self.id,
+                of,
+                status,
+                role: self.role,
+                roles: self.roles.unwrap_or_default(),
+                custom_attributes: self.custom_attributes.map(|json| json.0).unwrap_or_default(),
+                directory_managed: self.directory_managed.unwrap_or_default(),
+                created_at: self.created_at.map(Timestamp::from),
+                updated_at,
+                extra: self.synced_extra.map(|json| json.0).unwrap_or_default(),
+            }),
+        }
+    }
+}
+
+async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
+    sqlx::query_as!(
+        Row,
+        r#"-- memberships.by_ids
+        select
+            id,
+            user_id,
+            organization_id,
+            status,
+            role,
+            roles,
+            custom_attributes as "custom_attributes: _",
+            directory_managed,
+            created_at,
+            updated_at,
+            synced_extra as "synced_extra: _",
+            synced_observed_at,
+            synced_observation_id,
+            synced_deleted,
+            synced_deleted_at,
+            synced_version_at,
+            xmin::text as revision
+        from workos.organization_membership_records
+        where id = any($1)"#,
+        ids
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Reads these memberships into `rows`.
+pub(super) async fn find(connection: &mut PgConnection, ids: &[String], rows: &mut Rows) -> Result<(), StoreError> {
+    rows.extend(rows_by_ids(connection, ids).await?.into_iter().map(|mut row| {
+        let version_at = row.synced_version_at.map(Timestamp::from);
+        let (id, revision) = (row.id.clone(), row.revision.take());
+        (id, Found { stored: row.into_stored().map(Object::Membership), signed_in_at: None, version_at, revision })
+    }));
+    Ok(())
+}
+
+/// Writes live memberships. The rows exist and are locked.
+pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
+    let rows: Vec<(&Membership, &Version)> = live
+        .iter()
+        .filter_map(|row| match row.object {
+            Object::Membership(membership) => Some((membership, row.version)),
+            _ => None,
+        })
+        .collect();
+    let created: Vec<Option<OffsetDateTime>> = rows.iter().map(|(row, _)| row.created_at.map(Into::into)).collect();
+    let updated: Vec<OffsetDateTime> = rows.iter().map(|(row, _)| row.updated_at.into()).collect();
+    let observed: Vec<OffsetDateTime> = rows.iter().map(|(_, version)| version.observed_at.into()).collect();
+    sqlx::query!(
+        "-- memberships.write
+        update workos.organization_membership_records as stored
+        set
+            user_id = seen.user_id,
+            organization_id = seen.organization_id,
+            status = seen.status,
+            role = seen.role,
+            -- PostgreSQL has no array of arrays of different lengths.
+            roles = array(select jsonb_array_elements_text(seen.roles)),
+            custom_attributes = seen.custom_attributes,
+            directory_managed = seen.directory_managed,
+            created_at = seen.created_at,
+            updated_at = seen.updated_at,
+            synced_extra = seen.extra,
+            synced_observed_at = seen.observed_at,
+            synced_observation_id = seen.observation,
+            synced_at = now(),
+            synced_version_at = clock_timestamp()
+        from unnest(
+            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[], $8::bool[],
+            $9::timestamptz[], $10::timestamptz[], $11::jsonb[], $12::timestamptz[], $13::text[]
+        ) as seen (
+            id, user_id, organization_id, status, role, roles, custom_attributes, directory_managed, created_at,
+            updated_at, extra, observed_at, observation
+        )
+        where stored.id = seen.id",
+        &rows.iter().map(|(row, _)| &*row.id).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| &*row.of.user_id).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| &*row.of.organization_id).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| &*row.status).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| row.role.as_deref()).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| Json(&row.roles)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| Json(&row.custom_attributes)).collect::<Vec<_>>() as _,
+        &rows.iter().map(|(row, _)| row.directory_managed).collect::<Vec<_>>(),
+        &created as _,
+        &updated,
+        &rows.iter().map(|(row, _)| Json(&row.extra)).collect::<Vec<_>>() as _,
+        &observed,
+        &rows.iter().map(|(_, version)| &*version.id).collect::<Vec<_>>() as _
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Turns rows into tombstones: only the ID, the user, the organization and the time of the deletion stay.
+pub(super) async fn write_tombstones(
+    connection: &mut PgConnection,
+    deleted: &[TombstoneRow<'_>],
+) -> Result<(), StoreError> {
+    let times: Vec<Option<OffsetDateTime>> = deleted.iter().map(|row| row.deleted_at.map(Into::into)).collect();
+    sqlx::query!(
+        "-- memberships.write_tombstones
+        update workos.organization_membership_records as stored
+        set
+            user_id = deleted.user_id,
+            organization_id = deleted.organization_id,
+            status = null,
+            role = null,
+            roles = null,
+            custom_attributes = null,
+            directory_managed = null,
+            created_at = null,
+            updated_at = null,
+            synced_extra = null,
+            synced_observed_at = null,
+            synced_observation_id = null,
+            synced_at = null,
+            synced_version_at = null,
+            synced_deleted = true,
+            synced_deleted_at = deleted.at
+        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[]) as deleted (id, at, user_id, organization_id)
+        where stored.id = deleted.id",
+        &deleted.iter().map(|row| row.id).collect::<Vec<_>>() as _,
+        &times as _,
+        &deleted.iter().map(|row| row.of.map(|of| &*of.user_id)).collect::<Vec<_>>() as _,
+        &deleted.iter().map(|row| row.of.map(|of| &*of.organization_id)).collect::<Vec<_>>() as _
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A membership that ended because its user was deleted.
+pub(crate) struct Ended {
+    pub(crate) id: String,
+    pub(crate) user_id: String,
+}
+
+/// Turns up to `limit` memberships of these users into tombstones, because the users are deleted. The users' rows are locked. Returns the
+/// memberships that it ended.
+pub(crate) async fn end_of_users(
+    connection: &mut PgConnection,
+    users: &[String],
+    limit: i64,
+) -> Result<Vec<Ended>, StoreError> {
+    let ended = sqlx::query!(
+        r#"-- memberships.end_of_users
+        update workos.organization_membership_records
+        set
+            status = null,
+            role = null,
+            roles = null,
+            custom_attributes = null,
+            directory_managed = null,
+            created_at = null,
+            updated_at = null,
+            synced_extra = null,
+            synced_observed_at = null,
+            synced_observation_id = null,
+            synced_at = null,
+            synced_version_at = null,
+            synced_deleted = true
+        where ctid = any(array(
+            select ctid
+            from workos.organization_membership_records
+            where
+                user_id = any($1)
+                and not synced_deleted
+            limit $2
+        ))
+        returning id, user_id as "user_id!""#,
+        users,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ended.into_iter().map(|row| Ended { id: row.id, user_id: row.user_id }).collect())
+}
+
+impl Store {
+    /// Returns these memberships, in every status or deleted. Absent ones are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(super) async fn memberships(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
+        let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
+        Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored().map(Object::Membership))).collect())
+    }
+}
