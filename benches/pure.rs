@@ -56,15 +56,15 @@ fn webhooks(criterion: &mut Criterion) {
     });
     let (older, newer) = (verified(&secret, &clock, &older), verified(&secret, &clock, &newer));
     criterion.bench_function("parsing of a webhook", |bencher| bencher.iter(|| wire::event(&newer).unwrap()));
-    let Content::Live { user, version } = wire::event(&older).unwrap().content else { unreachable!() };
-    let stored = Stored::Live { user, version };
+    let Content::Live { object, version } = wire::event(&older).unwrap().content else { unreachable!() };
+    let stored = Stored::Live { object, version };
     let observation = Observation::Event(wire::event(&newer).unwrap());
     criterion.bench_function("decide, an update", |bencher| {
-        let decided = |mut stored: Stored| (decide(Some(&mut stored), &observation), stored);
+        let decided = |mut stored: Stored| (decide(Some(&mut stored), false, &observation), stored);
         bencher.iter_batched(|| stored.clone(), decided, BatchSize::SmallInput);
     });
-    let Content::Live { user, .. } = wire::event(&newer).unwrap().content else { unreachable!() };
-    criterion.bench_function("user to JSON", |bencher| bencher.iter(|| serde_json::to_vec(&user).unwrap()));
+    let Content::Live { object, .. } = wire::event(&newer).unwrap().content else { unreachable!() };
+    criterion.bench_function("user to JSON", |bencher| bencher.iter(|| serde_json::to_vec(&object).unwrap()));
 }
 
 /// A fixed set of keys.
