@@ -1,6 +1,9 @@
-//! A client of WorkOS's REST API: lists events and users, and reads a user by ID.
+//! A client of WorkOS's REST API: lists events and objects, and reads an object by ID.
 //!
 //! It does not retry, because the caller decides about pauses. Every response has the time at which it was correct.
+
+mod by_id;
+mod lists;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -15,12 +18,13 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+pub use by_id::Found;
+
 use super::clocks::{Answered, Clocks};
 use super::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
 use super::wire;
 use crate::domain::clock::Clock;
-use crate::domain::event::{Event, Observation};
-use crate::domain::object::Kind;
+use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
 
 /// Items on a page, the maximum of WorkOS (OpenAPI: `limit`, 1 to 100).
@@ -127,15 +131,6 @@ struct Identified {
 }
 
 #[derive(Deserialize)]
-struct NotFound {
-    message: String,
-    #[serde(default)]
-    code: Option<String>,
-    #[serde(default)]
-    entity_id: Option<String>,
-}
-
-#[derive(Deserialize)]
 struct ErrorBody {
     #[serde(default)]
     code: Option<String>,
@@ -150,21 +145,6 @@ struct ApiResponse {
     observed_at: Timestamp,
     /// When WorkOS answered, by its clock, rounded up to a second, because the `Date` header has whole seconds.
     answered_at: Timestamp,
-}
-
-/// The result of reading a user by ID.
-#[derive(Debug)]
-pub enum Found {
-    /// The user exists.
-    Live(Box<Observation>),
-    /// WorkOS does not know the user.
-    Unknown {
-        /// When WorkOS answered, by its clock.
-        at: Timestamp,
-        /// Whether the response contains the requested ID. A response without the ID may come from another server, or mean a
-        /// missing route. So it is accepted only after a live user was read by ID.
-        has_id: bool,
-    },
 }
 
 /// A client for one WorkOS environment. Cloning is cheap.
@@ -211,38 +191,6 @@ impl Api {
         }
         let answer = self.get(url).await?;
         list(&answer, |item| reading(item, wire::listed_event).unwrap_or_else(|panicked| *panicked))
-    }
-
-    /// Returns a page of users after the user `after`, oldest first: snapshots, and events for users that cannot be applied.
-    ///
-    /// # Errors
-    /// [`ApiError`]
-    pub async fn users(&self, after: Option<&str>) -> Result<Page<Observation>, ApiError> {
-        let mut url = self.url(&["user_management", "users"]);
-        url.query_pairs_mut().append_pair("order", "asc").append_pair("limit", &PAGE.to_string());
-        if let Some(after) = after {
-            url.query_pairs_mut().append_pair("after", after);
-        }
-        let answer = self.get(url).await?;
-        let read = |item: &RawValue| wire::listed(Kind::User, item, answer.observed_at);
-        list(&answer, |item| reading(item, read).unwrap_or_else(|panicked| Observation::Event(*panicked)))
-    }
-
-    /// Reads one user by ID.
-    ///
-    /// # Errors
-    /// [`ApiError`], also for a 404 that does not come from WorkOS, because a deletion may be inferred from a 404 of WorkOS.
-    pub async fn user(&self, id: &str) -> Result<Found, ApiError> {
-        let answer = match self.request(self.url(&["user_management", "users", id])).await? {
-            (StatusCode::NOT_FOUND, headers, answer) => match not_found(&answer.body, id) {
-                Some(has_id) => return Ok(Found::Unknown { at: answer.answered_at, has_id }),
-                None => check_status(StatusCode::NOT_FOUND, &headers, answer)?,
-            },
-            (status, headers, answer) => check_status(status, &headers, answer)?,
-        };
-        let text = String::from_utf8_lossy(&answer.body);
-        let raw: &RawValue = serde_json::from_str(&text).map_err(|_| invalid_json())?;
-        Ok(Found::Live(Box::new(wire::listed(Kind::User, raw, answer.observed_at))))
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -339,15 +287,6 @@ fn invalid_json() -> ApiError {
     ApiError::unavailable("the response is not the expected JSON")
 }
 
-/// Returns `Some` if a 404 means that WorkOS does not know `id`, with whether the body contains the ID. WorkOS answers
-/// `entity_not_found` with the `entity_id`. Its emulator answers `not_found` without it.
-fn not_found(body: &[u8], id: &str) -> Option<bool> {
-    let NotFound { message, code, entity_id } = object(body)?;
-    let is_code = code.is_none_or(|code| ["entity_not_found", "not_found"].contains(&code.as_str()));
-    let is_it = entity_id.as_ref().is_none_or(|entity_id| entity_id == id);
-    (!message.is_empty() && is_code && is_it).then_some(entity_id.is_some())
-}
-
 /// Parses a JSON object. Without this check, serde would also accept an array for a struct.
 fn object<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
     if text.trim_ascii_start().starts_with(b"{") { serde_json::from_slice(text).ok() } else { None }
@@ -385,27 +324,6 @@ mod tests {
                 panic!("429 is an error")
             };
             assert_eq!(retry_after, expected.map(Duration::from_secs), "{value}");
-        }
-    }
-
-    #[test]
-    fn a_404_means_unknown_only_in_the_format_of_workos_or_its_emulator() {
-        for (body, expected) in [
-            (r#"{"message":"User not found: 'user_1'.","code":"entity_not_found","entity_id":"user_1"}"#, Some(true)),
-            (r#"{"message":"User not found","code":"not_found"}"#, Some(false)),
-            (r#"{"message":"Not Found"}"#, Some(false)),
-            (r#"{"message":"Not Found","code":null,"entity_id":null}"#, Some(false)),
-            (r#"{"message":"User not found","code":"not_found","entity_id":"user_1"}"#, Some(true)),
-            (r#"{"message":"User not found","code":"entity_not_found","entity_id":"user_2"}"#, None),
-            (r#"{"message":"No such route","code":"route_not_found"}"#, None),
-            (r#"{"message":"User not found","code":404}"#, None),
-            (r#"{"code":"entity_not_found","entity_id":"user_1"}"#, None),
-            (r#"{"message":["not","found"],"code":"not_found"}"#, None),
-            (r#"["message"]"#, None),
-            ("<html>404</html>", None),
-            ("", None),
-        ] {
-            assert_eq!(not_found(body.as_bytes(), "user_1"), expected, "{body}");
         }
     }
 
