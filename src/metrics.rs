@@ -311,9 +311,10 @@ impl Metrics {
         self.erasures.oldest_age.set(oldest_seconds);
     }
 
-    /// Sets the number of webhooks that wait for their commit.
-    pub fn webhook_queue(&self, events: usize) {
-        self.webhook_queue.set(i64::try_from(events).unwrap_or(i64::MAX));
+    /// Returns the gauge of webhooks that wait for their commit.
+    #[must_use]
+    pub fn webhook_queue(&self) -> &Gauge {
+        &self.webhook_queue
     }
 
     /// Counts a batch of webhooks.

@@ -5,6 +5,7 @@
 pub mod backfill;
 mod batch;
 pub mod catch_up;
+mod commit_queue;
 mod decisions;
 pub mod drift;
 pub mod erasure;

@@ -55,7 +55,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(super) fn late(_: tokio::time::error::Elapsed) -> Self {
+    /// The deadline passed.
+    pub(crate) fn late(_: tokio::time::error::Elapsed) -> Self {
         Self::TimedOut("the request timed out".into())
     }
 

@@ -1,5 +1,7 @@
 //! Concurrent webhooks share transactions, and none of them suffers from another.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use authkit_sync::authkit::Builder;
@@ -7,6 +9,7 @@ use authkit_sync::store::Pool;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::support::database::TestDatabase;
@@ -28,6 +31,29 @@ fn ids(count: usize) -> Vec<String> {
 async fn service(database: &TestDatabase, settings: impl FnOnce(Builder) -> Builder) -> Service {
     let pool = Pool::connect(database.options().application_name("service"), 6, LONG);
     Service::start_on(pool, |builder| settings(builder.database_timeout(LONG))).await
+}
+
+/// A service on a pool of an application, whose callback is called for each use of one of its two connections. No batch passes
+/// another one.
+async fn service_of_application(
+    database: &TestDatabase,
+    timeout: Duration,
+    callback: impl Fn() + Clone + Send + Sync + 'static,
+) -> Service {
+    let options = PgPoolOptions::new().max_connections(2).before_acquire(move |_, _| {
+        callback();
+        Box::pin(async { Ok(true) })
+    });
+    let writes = options.connect_lazy_with(database.options().application_name("service"));
+    let others = database.pool(4).await;
+    let service = Service::start_on(writes.clone().into(), |builder| {
+        builder.lookup_pool(others.clone()).background_pool(others).database_timeout(timeout)
+    })
+    .await;
+    // The callback is not called for new connections.
+    drop(join_all((0..2).map(|_| writes.acquire())).await);
+    assert_eq!(service.deliver(&created(&unique("user"))).await.status, 200);
+    service
 }
 
 async fn count(pool: &PgPool, sql: &'static str) -> i64 {
@@ -218,5 +244,93 @@ async fn a_full_queue_is_answered_503_at_once_and_the_rest_is_applied() {
     let answers: Vec<_> = futures_util::StreamExt::collect::<Vec<_>>(deliveries).await;
     assert!(answers.len() == 8 && answers.iter().all(|answer| answer.status == 200));
     assert_eq!(count(&pool, "select count(*) from workos.users").await, 8);
+    service.stop().await.unwrap();
+}
+
+/// A callback of the application's pool panics. That stands for any defect of ours in a batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_a_batch_fails_no_other_event_and_leaves_nothing_counted() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let panics = Arc::new(AtomicIsize::new(0));
+    let left = panics.clone();
+    let callback = move || assert!(left.fetch_sub(1, Ordering::SeqCst) <= 0, "the application's callback panics");
+    let service = service_of_application(&database, LONG, callback).await;
+    // More panics than tasks that may commit at the same time: the first fails the batch, each other one an event.
+    for failed in [0, 1, 2] {
+        let mut blocker = PgConnection::connect_with(&database.options()).await.unwrap();
+        blocker.execute("begin; lock table workos.environment in exclusive mode").await.unwrap();
+        let (first, bodies) = (created(&unique("user")), ids(10).iter().map(|id| created(id)).collect::<Vec<_>>());
+        let release = async {
+            until("the first event waits", async || waits_for_lock(&pool).await > 0).await;
+            let deliveries = join_all(bodies.iter().map(|body| service.deliver(body)));
+            let release = async {
+                let all = "authkit_sync_webhook_queue_events 11\n";
+                until("every event waits", async || service.metrics().await.contains(all)).await;
+                panics.store(failed + 1, Ordering::SeqCst);
+                blocker.execute("commit").await.unwrap();
+            };
+            tokio::join!(deliveries, release).0
+        };
+        let (first, answers) = tokio::join!(service.deliver(&first), release);
+        assert_eq!(first.status, 200);
+        let (applied, others): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+        assert_eq!(others.len() as isize, failed, "{others:?}");
+        assert!(applied.len() == 10 - others.len() && others.iter().all(|answer| answer.status == 503));
+        assert!(service.metrics().await.contains("authkit_sync_webhook_queue_events 0\n"));
+    }
+    assert_eq!(service.deliver(&created(&unique("user"))).await.status, 200);
+    service.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_the_task_that_waits_for_a_locked_user_does_not_leave_the_user_locked() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let uses = Arc::new(AtomicIsize::new(isize::MAX));
+    let left = uses.clone();
+    let callback = move || assert_ne!(left.fetch_sub(1, Ordering::SeqCst), 1, "the application's callback panics");
+    let service = service_of_application(&database, LONG, callback).await;
+    let id = unique("user");
+    assert_eq!(service.deliver(&created(&id)).await.status, 200);
+    let mut application = PgConnection::connect_with(&database.options()).await.unwrap();
+    let mut lock = application.begin().await.unwrap();
+    sqlx::query("select from workos.user_records where id = $1 for update")
+        .bind(&id)
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    // One statement, the check for locks, and the transaction that waits.
+    uses.store(3, Ordering::SeqCst);
+    let update = |at| body(&unique("event"), "user.updated", at, &user(&id, "Ada", at));
+    assert_eq!(service.deliver(&update(1)).await.status, 503);
+    assert!(service.metrics().await.contains("authkit_sync_webhook_queue_events 0\n"));
+    let update = update(2);
+    let released = async {
+        until("the next event waits for the lock", async || waits_for_lock(&pool).await > 0).await;
+        lock.commit().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(service.deliver(&update), released);
+    assert_eq!(answer.status, 200);
+    service.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_deadline_has_passed_is_not_attempted_again() {
+    let database = TestDatabase::new().await;
+    let uses = Arc::new(AtomicUsize::new(0));
+    let counted = uses.clone();
+    let callback = move || _ = counted.fetch_add(1, Ordering::SeqCst);
+    let service = service_of_application(&database, Duration::from_millis(500), callback).await;
+    let mut blocker = PgConnection::connect_with(&database.options()).await.unwrap();
+    blocker.execute("begin; lock table workos.user_records in access exclusive mode").await.unwrap();
+    uses.store(0, Ordering::SeqCst);
+    let created = created(&unique("user"));
+    assert_eq!(service.deliver(&created).await.code(), (503, "database_unavailable".to_owned()));
+    until("nothing is left of it", async || service.metrics().await.contains("authkit_sync_webhook_queue_events 0\n"))
+        .await;
+    assert_eq!(uses.load(Ordering::SeqCst), 1, "one statement, no check for locks and no transaction");
+    blocker.execute("commit").await.unwrap();
+    until("the next delivery is applied", async || service.deliver(&created).await.status == 200).await;
     service.stop().await.unwrap();
 }

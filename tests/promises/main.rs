@@ -72,6 +72,8 @@
 //!    - `group_commit::a_locked_user_delays_only_its_own_events`
 //!    - `group_commit::a_batch_that_waits_for_another_transaction_delays_no_later_one`
 //!    - `group_commit::a_full_queue_is_answered_503_at_once_and_the_rest_is_applied`
+//!    - `group_commit::a_panic_in_a_batch_fails_no_other_event_and_leaves_nothing_counted`
+//!    - `group_commit::an_event_whose_deadline_has_passed_is_not_attempted_again`
 //!    - `exhaustion::idle_connections_in_any_number_block_no_other_client`
 //!    - `exhaustion::unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anything`
 //!    - `exhaustion::a_client_that_never_reads_is_cut_off`
