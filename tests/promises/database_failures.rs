@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use authkit_sync::authkit::RunError;
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
@@ -170,7 +170,8 @@ async fn connections_to_an_unreachable_server_are_closed_together() {
     until("four connections are idle", async || pool.connections().num_idle() == 4).await;
     cuts.send_modify(|cuts| *cuts += 1);
     // A connection that was used less than a second ago is not tested before it is used.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let idle = Instant::now();
+    until("they have been idle for longer", async || idle.elapsed() > Duration::from_millis(1_100)).await;
     let found = store.user("user_1").await;
     assert!(matches!(found, Ok(Stored::Absent)), "{found:?}");
 }
