@@ -1,13 +1,16 @@
-//! Looks up the user of an access token, or a user by ID.
+//! Looks up who is behind an access token: the user, and what the user may do in the token's organization.
 
 use std::sync::Arc;
 
 use crate::domain::decide::Stored;
+use crate::domain::kinds::Kinds;
+use crate::domain::membership::{self, Membership};
+use crate::domain::organization::Organization;
 use crate::domain::user::User;
-use crate::store::users::GroupedReads;
+use crate::store::lookups::{Caller, GroupedReads, Member, MemberKey};
 use crate::store::{Store, StoreError};
 use crate::sync::progress::SyncProgress;
-use crate::sync::read_through::{ReadThrough, WorkosUnreachable};
+use crate::sync::read_through::{Answer, ReadThrough, Wanted, WorkosUnreachable};
 use crate::tokens::{Identity, TokenError, TokenVerifier};
 
 /// Why a lookup returned no user.
@@ -25,27 +28,73 @@ pub enum LookupError {
     /// The token is valid, and its user was deleted at WorkOS.
     #[error("the token is valid, but its user was deleted at WorkOS")]
     Deleted,
+    /// The token is valid, and WorkOS has revoked its session.
+    #[error("the token is valid, but its session was revoked at WorkOS; sign in again")]
+    SessionRevoked,
+    /// The token is valid, and its user is no active member of its organization (any more).
+    #[error("the token is valid, but its user is not an active member of its organization")]
+    MembershipInactive,
+    /// The token is valid, and its organization was deleted at WorkOS.
+    #[error("the token is valid, but its organization was deleted at WorkOS")]
+    OrganizationDeleted,
+    /// The token is valid, and the membership is not synced yet: the first backfill has not completed, or WorkOS is unreachable.
+    #[error("the token is valid, but the membership of its user is not synced yet; retry")]
+    MembershipsNotSynced,
     /// The database request failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+/// Who is behind a token, and what the user may do in the token's organization, as the database knows it now.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The live user.
+    pub user: User,
+    /// The claims of the token.
+    pub identity: Identity,
+    /// The token's organization. `None` if the token has none, or if memberships are not synced.
+    pub organization: Option<Organization>,
+    /// The active membership of the user in the organization.
+    pub membership: Option<Membership>,
+    /// The slugs of the membership's roles.
+    pub roles: Vec<String>,
+    /// The slugs of the permissions of these roles, in order.
+    pub permissions: Vec<String>,
+}
+
 /// Answers lookups, each with one signature check and one indexed read. Concurrent lookups share a statement.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    users: GroupedReads,
+    reads: GroupedReads,
     tokens: Arc<TokenVerifier>,
+    kinds: Kinds,
+    /// Whether the membership in the token's organization is looked up. Without an API key a membership that no event has
+    /// delivered cannot be told from one that does not exist.
+    checks_memberships: bool,
     /// The progress of the sync, if a first backfill is enabled.
     awaited: Option<SyncProgress>,
-    /// Requests missing users from WorkOS.
+    /// Requests missing objects from WorkOS.
     read_through: Option<ReadThrough>,
 }
 
 impl Lookups {
     /// Creates lookups in `store` for the tokens that `tokens` accepts.
     #[must_use]
-    pub fn new(store: Store, tokens: Arc<TokenVerifier>) -> Self {
-        Self { users: GroupedReads::new(store), tokens, awaited: None, read_through: None }
+    pub fn new(store: Store, tokens: Arc<TokenVerifier>, kinds: Kinds) -> Self {
+        let reads = GroupedReads::new(store);
+        Self { reads, tokens, kinds, checks_memberships: false, awaited: None, read_through: None }
+    }
+
+    /// Enables the check of the membership in the token's organization.
+    #[must_use]
+    pub(crate) fn checking_memberships(self, is_possible: bool) -> Self {
+        Self { checks_memberships: is_possible && self.kinds.memberships, ..self }
+    }
+
+    /// Returns whether a session contains the membership in the token's organization.
+    #[must_use]
+    pub(crate) fn checks_memberships(&self) -> bool {
+        self.checks_memberships
     }
 
     /// Enables [`LookupError::NotSynced`]: until the first backfill has completed, a missing user may still be synced.
@@ -54,7 +103,7 @@ impl Lookups {
         Self { awaited: progress, ..self }
     }
 
-    /// Enables read-through: missing users are requested from WorkOS.
+    /// Enables read-through: missing objects are requested from WorkOS.
     #[must_use]
     pub(crate) fn reading_through(self, read_through: Option<ReadThrough>) -> Self {
         Self { read_through, ..self }
@@ -68,14 +117,23 @@ impl Lookups {
         self.tokens.verify(token).await
     }
 
-    /// Returns the user and the claims of the token.
+    /// Returns who is behind the token, and what the user may do in the token's organization.
     ///
     /// # Errors
     /// [`LookupError`]
-    pub async fn session(&self, token: &str) -> Result<(User, Identity), LookupError> {
+    pub async fn session(&self, token: &str) -> Result<Session, LookupError> {
         let identity = self.identity(token).await?;
-        let user = self.user(&identity.subject).await?;
-        Ok((user, identity))
+        match identity.organization_id().filter(|_| self.checks_memberships) {
+            Some(organization_id) => {
+                let organization_id = organization_id.to_owned();
+                self.member(identity, organization_id).await
+            }
+            None => {
+                let user = self.caller(&identity.subject, Some(&identity.session_id)).await?;
+                let (roles, permissions) = (Vec::new(), Vec::new());
+                Ok(Session { user, identity, organization: None, membership: None, roles, permissions })
+            }
+        }
     }
 
     /// Returns the live user of the token.
@@ -83,8 +141,8 @@ impl Lookups {
     /// # Errors
     /// [`LookupError`]
     pub async fn auth_user(&self, token: &str) -> Result<User, LookupError> {
-        let subject = self.tokens.subject(token).await?;
-        self.user(&subject).await
+        let (subject, session_id) = self.tokens.subject_and_session(token).await?;
+        self.caller(&subject, Some(&session_id)).await
     }
 
     /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.
@@ -92,21 +150,94 @@ impl Lookups {
     /// # Errors
     /// [`LookupError`], except [`LookupError::Token`].
     pub async fn user(&self, id: &str) -> Result<User, LookupError> {
+        self.caller(id, None).await
+    }
+
+    /// Returns the live user with this ID, unless the session was revoked.
+    async fn caller(&self, id: &str, session_id: Option<&str>) -> Result<User, LookupError> {
         // PostgreSQL cannot store NUL, so no user has such an ID.
         if id.contains('\0') {
             return Err(LookupError::NotFound);
         }
-        match (self.users.read(id.to_owned()).await?, &self.read_through) {
-            (Stored::Live { object: user, .. }, _) => Ok(*user),
-            (Stored::Tombstone { .. }, _) => Err(LookupError::Deleted),
-            (Stored::Absent, Some(read_through)) => match &*read_through.read(id).await? {
-                Stored::Live { object: user, .. } => Ok((**user).clone()),
-                Stored::Tombstone { .. } => Err(LookupError::Deleted),
-                Stored::Absent => Err(LookupError::NotFound),
-            },
-            (Stored::Absent, None) if self.is_incomplete().await? => Err(LookupError::NotSynced),
-            (Stored::Absent, None) => Err(LookupError::NotFound),
+        let session_id = session_id.filter(|id| self.kinds.sessions && !id.contains('\0'));
+        let read = || self.reads.caller(id.to_owned(), session_id.map(str::to_owned));
+        let mut caller = read().await?;
+        if matches!(caller.user, Stored::Absent) {
+            self.read_user_through(id).await?;
+            caller = read().await?;
         }
+        let Caller { user, is_revoked } = caller;
+        live(user, is_revoked)
+    }
+
+    /// Requests a user that the table does not contain from WorkOS.
+    async fn read_user_through(&self, id: &str) -> Result<(), LookupError> {
+        match &self.read_through {
+            Some(read_through) => match read_through.read(Wanted::User(id.to_owned())).await {
+                Ok(Answer::Stored) => Ok(()),
+                Ok(Answer::Unknown) => Err(LookupError::NotFound),
+                Err(WorkosUnreachable) => Err(LookupError::NotSynced),
+            },
+            None if self.is_incomplete().await? => Err(LookupError::NotSynced),
+            None => Err(LookupError::NotFound),
+        }
+    }
+
+    /// Returns the user of the token as a member of the token's organization.
+    async fn member(&self, identity: Identity, organization_id: String) -> Result<Session, LookupError> {
+        if [&identity.subject, &identity.session_id, &organization_id].iter().any(|id| id.contains('\0')) {
+            return Err(LookupError::NotFound);
+        }
+        let key = MemberKey {
+            user_id: identity.subject.clone(),
+            organization_id,
+            session_id: self.kinds.sessions.then(|| identity.session_id.clone()),
+        };
+        let mut member = self.reads.member(key.clone()).await?;
+        if matches!(member.user, Stored::Absent) {
+            self.read_user_through(&identity.subject).await?;
+            member = self.reads.member(key.clone()).await?;
+        }
+        if let Some(wanted) = missing(&member, &key) {
+            // Neither a revoked session nor a deleted user or organization needs WorkOS.
+            self.read_membership_through(wanted).await?;
+            member = self.reads.member(key).await?;
+        }
+        let Member { user, is_revoked, organization, membership, permissions } = member;
+        let user = live(user, is_revoked)?;
+        if organization.is_tombstone() {
+            return Err(LookupError::OrganizationDeleted);
+        }
+        let membership = membership.into_live().filter(|membership| membership.status == membership::ACTIVE);
+        let (Some(membership), Some(organization)) = (membership, organization.into_live()) else {
+            return Err(LookupError::MembershipInactive);
+        };
+        let roles = membership.roles.clone();
+        let permissions = if self.kinds.roles { permissions } else { Vec::new() };
+        Ok(Session {
+            user,
+            identity,
+            organization: Some(organization),
+            membership: Some(membership),
+            roles,
+            permissions,
+        })
+    }
+
+    /// Requests a membership, or its organization, that the tables do not contain from WorkOS.
+    async fn read_membership_through(&self, wanted: Vec<Wanted>) -> Result<(), LookupError> {
+        for wanted in wanted {
+            match &self.read_through {
+                Some(read_through) => match read_through.read(wanted).await {
+                    Ok(Answer::Stored) => {}
+                    Ok(Answer::Unknown) => return Ok(()),
+                    Err(WorkosUnreachable) => return Err(LookupError::MembershipsNotSynced),
+                },
+                None if self.are_memberships_incomplete() => return Err(LookupError::MembershipsNotSynced),
+                None => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// Returns true if the first backfill has not completed, so that a missing user can still appear.
@@ -119,10 +250,36 @@ impl Lookups {
             _ => Ok(false),
         }
     }
+
+    /// Returns true if no backfill of the memberships has completed.
+    fn are_memberships_incomplete(&self) -> bool {
+        true
+    }
 }
 
-impl From<WorkosUnreachable> for LookupError {
-    fn from(_: WorkosUnreachable) -> Self {
-        Self::NotSynced
+/// Returns a live user whose session was not revoked. A deletion takes precedence.
+fn live(user: Stored<User>, is_revoked: bool) -> Result<User, LookupError> {
+    match user {
+        Stored::Live { object, .. } if !is_revoked => Ok(*object),
+        Stored::Live { .. } => Err(LookupError::SessionRevoked),
+        Stored::Tombstone { .. } => Err(LookupError::Deleted),
+        Stored::Absent => Err(LookupError::NotFound),
     }
+}
+
+/// Returns what has to be read from WorkOS before the question can be answered: a membership or an organization that was never seen.
+/// `None`: the answer is known.
+fn missing(member: &Member, key: &MemberKey) -> Option<Vec<Wanted>> {
+    let is_known =
+        member.is_revoked || !matches!(member.user, Stored::Live { .. }) || member.organization.is_tombstone();
+    let membership = matches!(member.membership, Stored::Absent);
+    let organization = matches!(member.organization, Stored::Absent);
+    // An inactive membership of an organization that was never seen is inactive all the same.
+    let is_active = matches!(&member.membership, Stored::Live { object, .. } if object.status == membership::ACTIVE);
+    if is_known || !(membership || organization && is_active) {
+        return None;
+    }
+    let (user_id, organization_id) = (key.user_id.clone(), key.organization_id.clone());
+    let membership = membership.then(|| Wanted::Memberships { user_id, organization_id: organization_id.clone() });
+    Some(membership.into_iter().chain(organization.then_some(Wanted::Organization(organization_id))).collect())
 }

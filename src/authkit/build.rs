@@ -61,7 +61,10 @@ impl Builder {
             limits: Limits { connections: self.connections, write: self.write_timeout, ..Limits::default() },
             state: Arc::new(HttpState {
                 webhooks: GroupCommit::new(store.clone(), Origin::Webhook, self.webhook_queue, metrics.clone()),
-                lookups: Lookups::new(store.clone(), tokens).awaiting_backfill(awaited).reading_through(read_through),
+                lookups: Lookups::new(store.clone(), tokens, kinds)
+                    .checking_memberships(has_key)
+                    .awaiting_backfill(awaited)
+                    .reading_through(read_through),
                 kinds,
                 service_keys: self.service_keys,
                 cors_origins: self.cors_origins,

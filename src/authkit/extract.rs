@@ -5,11 +5,18 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 
 use super::AuthKit;
+use crate::domain::membership::Membership;
+use crate::domain::organization::Organization;
 use crate::domain::user::User;
 use crate::http::{Rejection, bearer};
+use crate::lookup::Session;
 use crate::tokens::Identity;
 
-/// Extracts the user and the claims of the request's access token, with one signature check and one indexed statement.
+/// Extracts the user and the claims of the request's access token, and what the user may do in the token's organization, with one
+/// signature check and one indexed statement.
+///
+/// A token whose session was revoked is refused with 401. If memberships are synced, a token whose user is no active member of its
+/// organization is refused with 403.
 ///
 /// `Option<AuthUser>` is `None` only if the request has no `Authorization` header. A bad token is still 401 and a failure of the
 /// service 503, so an outage does not turn users into guests.
@@ -48,6 +55,28 @@ pub struct AuthUser {
     pub user: User,
     /// The claims of the token.
     pub identity: Identity,
+    /// The token's organization. `None` if the token has none, or if memberships are not synced.
+    pub organization: Option<Organization>,
+    /// The active membership of the user in the organization.
+    pub membership: Option<Membership>,
+    /// The slugs of the membership's roles, as they are now. The token's claims may be older.
+    pub roles: Vec<String>,
+    /// The slugs of the permissions of these roles, as they are now.
+    pub permissions: Vec<String>,
+}
+
+impl AuthUser {
+    /// Returns whether the user has this permission in the token's organization, as the database knows it now.
+    #[must_use]
+    pub fn has_permission(&self, slug: &str) -> bool {
+        self.permissions.iter().any(|permission| permission == slug)
+    }
+
+    /// Returns whether the user has this role in the token's organization, as the database knows it now.
+    #[must_use]
+    pub fn has_role(&self, slug: &str) -> bool {
+        self.roles.iter().any(|role| role == slug)
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for AuthUser
@@ -58,8 +87,9 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
         let authkit = AuthKit::from_ref(state);
-        let (user, identity) = authkit.state.lookups.session(bearer(&parts.headers)?).await?;
-        Ok(Self { user, identity })
+        let session = authkit.state.lookups.session(bearer(&parts.headers)?).await?;
+        let Session { user, identity, organization, membership, roles, permissions } = session;
+        Ok(Self { user, identity, organization, membership, roles, permissions })
     }
 }
 

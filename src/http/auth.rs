@@ -1,20 +1,28 @@
 //! `GET /auth/user`, `/auth/identity` and `/auth/session`: the user and the claims of an access token.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::conditional;
 use super::error::Rejection;
 use super::headers::SYNCED_THROUGH;
-use super::shapes::{IdentityShape, LookupRefused, NotModified, TokenRefused, UserShape};
+use super::shapes::{
+    IdentityShape, LookupRefused, MembershipShape, NotModified, OrganizationShape, SessionRefused, TokenRefused,
+    UserShape,
+};
 use super::state::HttpState;
+use crate::domain::membership::Membership;
+use crate::domain::organization::Organization;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
+use crate::lookup::Session;
 use crate::tokens::Identity;
 
 /// Get the user of the access token.
@@ -69,7 +77,7 @@ pub(super) async fn identity(State(state): State<Arc<HttpState>>, request: Reque
     Ok(conditional::json(headers, &state.lookups.identity(bearer(headers)?).await?))
 }
 
-/// Get the user and the claims of the access token.
+/// Get the user and the claims of the access token, and what the user may do in the token's organization.
 #[utoipa::path(
     get,
     path = "/auth/session",
@@ -79,23 +87,23 @@ pub(super) async fn identity(State(state): State<Arc<HttpState>>, request: Reque
     responses(
         (
             status = 200,
-            description = "The live user and the token's claims.",
-            body = Session,
+            description = "The live user, the token's claims, and the active membership in the token's organization.",
+            body = SessionAnswer,
             headers(
                 ("ETag" = String, description = "Send it as `If-None-Match`."),
                 ("AuthKit-Sync-Synced-Through" = String, description = "The users table is complete up to this time.")
             )
         ),
         NotModified,
-        LookupRefused
+        SessionRefused
     )
 )]
 pub(super) async fn session(State(state): State<Arc<HttpState>>, request: Request) -> Response {
     let headers = request.headers();
     let answer = async {
-        let (user, identity) = state.lookups.session(bearer(headers)?).await?;
+        let session = state.lookups.session(bearer(headers)?).await?;
         let synced_through = state.watch.progress().synced_through;
-        Ok(conditional::json(headers, &Session { user, identity, synced_through }))
+        Ok(conditional::json(headers, &SessionAnswer::of(session, state.lookups.checks_memberships(), synced_through)))
     };
     with_synced_through(&state, answer.await.unwrap_or_else(Rejection::into_response))
 }
@@ -114,15 +122,66 @@ fn with_synced_through(state: &HttpState, mut response: Response) -> Response {
 }
 
 #[derive(Serialize, ToSchema)]
-pub(super) struct Session {
+#[schema(as = Session)]
+pub(super) struct SessionAnswer {
     #[schema(value_type = UserShape)]
     user: User,
     #[schema(value_type = IdentityShape)]
     identity: Identity,
+    /// The token's organization. Null if it has none. Absent, like the next four, if memberships are not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<OrganizationShape>)]
+    organization: Option<Option<Organization>>,
+    /// The active membership in the organization. Null if the token has no organization.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<MembershipShape>)]
+    membership: Option<Option<Membership>>,
+    /// The slugs of the membership's roles, as they are now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roles: Option<Vec<String>>,
+    /// The slugs of the permissions of these roles, as they are now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    permissions: Option<Vec<String>>,
+    /// The claims `role`, `roles` and `permissions` of the token that differ from the above, because something has changed since
+    /// the token was issued. Usually empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_differs: Option<Map<String, Value>>,
     /// The users table is complete up to this time. Null until a first backfill or reconcile has completed and catch-up has
     /// read to the end.
     #[schema(required, value_type = Option<String>, format = DateTime)]
     synced_through: Option<Timestamp>,
+}
+
+impl SessionAnswer {
+    fn of(session: Session, checks_memberships: bool, synced_through: Option<Timestamp>) -> Self {
+        let Session { user, identity, organization, membership, roles, permissions } = session;
+        let differs = membership.as_ref().map(|membership| differences(&identity, membership, &permissions));
+        Self {
+            organization: checks_memberships.then_some(organization),
+            membership: checks_memberships.then_some(membership),
+            roles: checks_memberships.then_some(roles),
+            permissions: checks_memberships.then_some(permissions),
+            token_differs: checks_memberships.then(|| differs.unwrap_or_default()),
+            user,
+            identity,
+            synced_through,
+        }
+    }
+}
+
+/// Returns the token's claims about roles and permissions that differ from the membership.
+fn differences(identity: &Identity, membership: &Membership, permissions: &[String]) -> Map<String, Value> {
+    let claims = &identity.claims;
+    let listed = |name: &str| -> BTreeSet<&str> {
+        claims.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let is_equal = |name: &str| match name {
+        "role" => claims.get(name).and_then(Value::as_str) == membership.role.as_deref(),
+        "roles" => listed(name) == membership.roles.iter().map(String::as_str).collect(),
+        _ => listed(name) == permissions.iter().map(String::as_str).collect(),
+    };
+    let claimed = ["role", "roles", "permissions"].into_iter().filter_map(|name| Some((name, claims.get(name)?)));
+    claimed.filter(|(name, _)| !is_equal(name)).map(|(name, claim)| (name.to_owned(), claim.clone())).collect()
 }
 
 /// Returns the token of `Authorization: Bearer <token>` (RFC 6750). The scheme is not case-sensitive.

@@ -100,6 +100,13 @@ impl From<LookupError> for Rejection {
             LookupError::NotSynced => Self::unavailable("user_not_synced", message, 5),
             LookupError::NotFound => Self::new(StatusCode::NOT_FOUND, "user_not_found", message),
             LookupError::Deleted => Self::new(StatusCode::NOT_FOUND, "user_deleted", message),
+            LookupError::SessionRevoked => {
+                let challenge = Some(format!("Bearer error=\"invalid_token\", error_description=\"{message}\""));
+                Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "session_revoked", message) }
+            }
+            LookupError::MembershipInactive => Self::new(StatusCode::FORBIDDEN, "membership_inactive", message),
+            LookupError::OrganizationDeleted => Self::new(StatusCode::FORBIDDEN, "organization_deleted", message),
+            LookupError::MembershipsNotSynced => Self::unavailable("memberships_not_synced", message, 5),
         }
     }
 }

@@ -156,13 +156,32 @@ pub(super) enum TokenRefused {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) enum LookupRefused {
-    /// `token_missing`, `token_expired`, `token_invalid`.
+    /// `token_missing`, `token_expired`, `token_invalid`, `session_revoked`.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
     Token(Error),
     /// `user_not_found` (perhaps not synced yet), `user_deleted`.
     #[response(status = 404)]
     NoUser(Error),
     /// `user_not_synced`, `keys_unavailable`, `database_unavailable`. Our failure: do not sign the user out.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(Error),
+}
+
+/// Rejections of a lookup in the token's organization.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum SessionRefused {
+    /// `token_missing`, `token_expired`, `token_invalid`, `session_revoked`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
+    Token(Error),
+    /// `membership_inactive`, `organization_deleted`. The user is no active member of the token's organization.
+    #[response(status = 403)]
+    NoMember(Error),
+    /// `user_not_found` (perhaps not synced yet), `user_deleted`.
+    #[response(status = 404)]
+    NoUser(Error),
+    /// `user_not_synced`, `memberships_not_synced`, `keys_unavailable`, `database_unavailable`. Our failure: do not sign the user
+    /// out.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(Error),
 }

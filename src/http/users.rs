@@ -41,7 +41,7 @@ pub(super) async fn by_id(
         Ok(user) => Ok(Json(user)),
         Err(LookupError::NotFound | LookupError::Deleted) => Err(WorkosRejection::not_found(&id)),
         Err(LookupError::Store(error)) => Err(error.into()),
-        Err(LookupError::NotSynced | LookupError::Token(_)) => Err(WorkosRejection::not_synced()),
+        Err(_) => Err(WorkosRejection::not_synced()),
     }
 }
 

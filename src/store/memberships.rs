@@ -18,28 +18,28 @@ use crate::domain::version::Version;
 table_statements!("memberships", "workos.organization_membership_records", "status");
 
 /// A row: a membership, a tombstone or a placeholder.
-struct Row {
-    id: String,
-    user_id: Option<String>,
-    organization_id: Option<String>,
-    status: Option<String>,
-    role: Option<String>,
-    roles: Option<Vec<String>>,
-    custom_attributes: Option<Json<Extra>>,
-    directory_managed: Option<bool>,
-    created_at: Option<OffsetDateTime>,
-    updated_at: Option<OffsetDateTime>,
-    synced_extra: Option<Json<Extra>>,
-    synced_observed_at: Option<OffsetDateTime>,
-    synced_observation_id: Option<String>,
-    synced_deleted: bool,
-    synced_deleted_at: Option<OffsetDateTime>,
-    synced_version_at: Option<OffsetDateTime>,
-    revision: Option<String>,
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) user_id: Option<String>,
+    pub(super) organization_id: Option<String>,
+    pub(super) status: Option<String>,
+    pub(super) role: Option<String>,
+    pub(super) roles: Option<Vec<String>>,
+    pub(super) custom_attributes: Option<Json<Extra>>,
+    pub(super) directory_managed: Option<bool>,
+    pub(super) created_at: Option<OffsetDateTime>,
+    pub(super) updated_at: Option<OffsetDateTime>,
+    pub(super) synced_extra: Option<Json<Extra>>,
+    pub(super) synced_observed_at: Option<OffsetDateTime>,
+    pub(super) synced_observation_id: Option<String>,
+    pub(super) synced_deleted: bool,
+    pub(super) synced_deleted_at: Option<OffsetDateTime>,
+    pub(super) synced_version_at: Option<OffsetDateTime>,
+    pub(super) revision: Option<String>,
 }
 
 impl Row {
-    fn into_stored(self) -> Stored<Membership> {
+    pub(super) fn into_stored(self) -> Stored<Membership> {
         let of = self.user_id.zip(self.organization_id);
         let of = of.map(|(user_id, organization_id)| Sides { user_id, organization_id });
         if self.synced_deleted {
@@ -261,5 +261,29 @@ impl Store {
     pub(super) async fn memberships(&self, ids: &[String]) -> Result<BTreeMap<String, Stored>, StoreError> {
         let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored().map(Object::Membership))).collect())
+    }
+
+    /// Returns whether there is a membership of this user in this organization, in any status or deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn has_membership(&self, user_id: &str, organization_id: &str) -> Result<bool, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                r#"-- memberships.exists
+                select exists (
+                    select
+                    from workos.organization_membership_records
+                    where
+                        user_id = $1
+                        and organization_id = $2
+                ) as "exists!""#,
+                user_id,
+                organization_id
+            )
+            .fetch_one(connection)
+            .await
+        })
+        .await
     }
 }

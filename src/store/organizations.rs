@@ -19,26 +19,26 @@ use crate::domain::version::Version;
 table_statements!("organizations", "workos.organization_records", "name");
 
 /// A row: a live organization, a tombstone or a placeholder.
-struct Row {
-    id: String,
-    name: Option<String>,
-    domains: Option<Json<Box<RawValue>>>,
-    metadata: Option<Json<BTreeMap<String, Option<String>>>>,
-    external_id: Option<String>,
-    stripe_customer_id: Option<String>,
-    created_at: Option<OffsetDateTime>,
-    updated_at: Option<OffsetDateTime>,
-    synced_extra: Option<Json<Extra>>,
-    synced_observed_at: Option<OffsetDateTime>,
-    synced_observation_id: Option<String>,
-    synced_deleted: bool,
-    synced_deleted_at: Option<OffsetDateTime>,
-    synced_version_at: Option<OffsetDateTime>,
-    revision: Option<String>,
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) name: Option<String>,
+    pub(super) domains: Option<Json<Box<RawValue>>>,
+    pub(super) metadata: Option<Json<BTreeMap<String, Option<String>>>>,
+    pub(super) external_id: Option<String>,
+    pub(super) stripe_customer_id: Option<String>,
+    pub(super) created_at: Option<OffsetDateTime>,
+    pub(super) updated_at: Option<OffsetDateTime>,
+    pub(super) synced_extra: Option<Json<Extra>>,
+    pub(super) synced_observed_at: Option<OffsetDateTime>,
+    pub(super) synced_observation_id: Option<String>,
+    pub(super) synced_deleted: bool,
+    pub(super) synced_deleted_at: Option<OffsetDateTime>,
+    pub(super) synced_version_at: Option<OffsetDateTime>,
+    pub(super) revision: Option<String>,
 }
 
 impl Row {
-    fn into_stored(self) -> Stored<Organization> {
+    pub(super) fn into_stored(self) -> Stored<Organization> {
         if self.synced_deleted {
             return Stored::Tombstone { deleted_at: self.synced_deleted_at.map(Timestamp::from), of: None };
         }

@@ -1,6 +1,5 @@
 //! `workos.user_records`: live users and tombstones.
 
-mod grouped;
 mod pages;
 mod write;
 
@@ -10,7 +9,6 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-pub use grouped::GroupedReads;
 pub use pages::{Order, PageOf, UsersPage};
 pub(super) use write::{find, table, write_tombstones};
 

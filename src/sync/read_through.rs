@@ -1,8 +1,8 @@
-//! Read-through: reads a user from WorkOS if a caller needs it before its first event has arrived.
+//! Read-through: reads an object from WorkOS if a caller needs it before its first event has arrived.
 //!
-//! At sign-up, the first request of a user often arrives before the webhook. A process sends one request per user at a time, and
-//! all callers wait for its response. A user that WorkOS does not know is remembered for some seconds. It never becomes a
-//! tombstone.
+//! At sign-up, the first request of a user often arrives before the webhook, and so does the first request of a new member. A process
+//! sends one request per object at a time, and all callers wait for its response. What WorkOS does not know is remembered for some
+//! seconds. It never becomes a tombstone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,9 @@ use tokio::time::Instant;
 
 use super::job::{JobContext, JobError};
 use super::{apply, key_check};
-use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
+use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::user::User;
 use crate::workos::api::{ApiError, Found};
 
 /// Number of concurrent requests to WorkOS.
@@ -27,7 +26,7 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// Timeout for a caller.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long, and for how many users, a process remembers that WorkOS does not know them.
+/// How long, and for how many objects, a process remembers that WorkOS does not know them.
 const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 const MAX_UNKNOWN: usize = 10_000;
 
@@ -36,12 +35,37 @@ const KEY_CHECK_TTL: i64 = 3_600;
 
 /// WorkOS is unreachable, or its response could not be verified in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the user is not synced yet, and WorkOS is unreachable")]
+#[error("the object is not synced yet, and WorkOS is unreachable")]
 pub struct WorkosUnreachable;
 
-type Request = Shared<BoxFuture<'static, Result<Arc<Stored<User>>, WorkosUnreachable>>>;
+/// What a caller needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// The user with this ID.
+    User(String),
+    /// The organization with this ID.
+    Organization(String),
+    /// The memberships of a user in an organization.
+    Memberships {
+        /// The user's ID.
+        user_id: String,
+        /// The organization's ID.
+        organization_id: String,
+    },
+}
 
-/// Reads single users from WorkOS. Cloning is cheap; clones share their requests.
+/// What WorkOS answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// WorkOS knows it. It is stored now.
+    Stored,
+    /// WorkOS does not know it.
+    Unknown,
+}
+
+type Request = Shared<BoxFuture<'static, Result<Answer, WorkosUnreachable>>>;
+
+/// Reads single objects from WorkOS. Cloning is cheap; clones share their requests.
 #[derive(Clone)]
 pub struct ReadThrough(Arc<Inner>);
 
@@ -63,8 +87,8 @@ struct Trust {
 
 #[derive(Default)]
 struct InFlight {
-    requests: HashMap<String, Request>,
-    unknown: HashMap<String, Instant>,
+    requests: HashMap<Wanted, Request>,
+    unknown: HashMap<Wanted, Instant>,
 }
 
 impl std::fmt::Debug for ReadThrough {
@@ -81,22 +105,22 @@ impl ReadThrough {
         Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), permits, in_flight: Mutex::default() }))
     }
 
-    /// Reads a user from WorkOS that the table does not contain, applies it, and returns the stored state: a live user, a
-    /// tombstone that another process stored meanwhile, or [`Stored::Absent`] if WorkOS does not know the user either.
+    /// Reads from WorkOS what the tables do not contain, and applies it. The caller then reads the tables again: another process may
+    /// have stored a tombstone meanwhile.
     ///
     /// # Errors
     /// [`WorkosUnreachable`], within 5 seconds.
-    pub async fn read(&self, id: &str) -> Result<Arc<Stored<User>>, WorkosUnreachable> {
-        if !is_possible_id(id) {
-            return Ok(Arc::new(Stored::Absent));
+    pub async fn read(&self, wanted: Wanted) -> Result<Answer, WorkosUnreachable> {
+        if !wanted.ids().all(is_possible_id) {
+            return Ok(Answer::Unknown);
         }
         let request = {
             let mut in_flight = self.in_flight();
             in_flight.unknown.retain(|_, since| since.elapsed() < UNKNOWN_TTL);
-            if in_flight.unknown.contains_key(id) {
-                return Ok(Arc::new(Stored::Absent));
+            if in_flight.unknown.contains_key(&wanted) {
+                return Ok(Answer::Unknown);
             }
-            in_flight.requests.entry(id.to_owned()).or_insert_with(|| self.start_request(id.to_owned())).clone()
+            in_flight.requests.entry(wanted.clone()).or_insert_with(|| self.start_request(wanted)).clone()
         };
         tokio::time::timeout(READ_TIMEOUT, request).await.unwrap_or(Err(WorkosUnreachable))
     }
@@ -106,14 +130,15 @@ impl ReadThrough {
     }
 
     /// Starts the request in its own task, so that a caller that stops waiting does not cancel it for the others.
-    fn start_request(&self, id: String) -> Request {
+    fn start_request(&self, wanted: Wanted) -> Request {
         let this = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = tokio::time::timeout(READ_TIMEOUT, this.request(&id)).await.unwrap_or(Err(WorkosUnreachable));
+            let request = tokio::time::timeout(READ_TIMEOUT, this.request(&wanted));
+            let outcome = request.await.unwrap_or(Err(WorkosUnreachable));
             let mut in_flight = this.in_flight();
-            in_flight.requests.remove(&id);
-            if matches!(outcome.as_deref(), Ok(Stored::Absent)) && in_flight.unknown.len() < MAX_UNKNOWN {
-                in_flight.unknown.insert(id, Instant::now());
+            in_flight.requests.remove(&wanted);
+            if outcome == Ok(Answer::Unknown) && in_flight.unknown.len() < MAX_UNKNOWN {
+                in_flight.unknown.insert(wanted, Instant::now());
             }
             outcome
         });
@@ -143,38 +168,87 @@ impl ReadThrough {
         Ok(())
     }
 
-    async fn request(&self, id: &str) -> Result<Arc<Stored<User>>, WorkosUnreachable> {
+    async fn request(&self, wanted: &Wanted) -> Result<Answer, WorkosUnreachable> {
         let _permit = self.0.permits.acquire().await.map_err(|_| WorkosUnreachable)?;
-        let outcome = async {
-            let context = &self.0.context;
-            // Another process may have committed the user since the caller read the table.
-            let known = context.store.user(id).await?;
-            if !matches!(known, Stored::Absent) {
-                return Ok(known);
-            }
-            self.trust().await?;
-            let listed: Observation = match context.api.user(id).await? {
-                Found::Unknown { has_id, .. } => {
-                    if !has_id {
-                        self.trust_not_found().await?;
-                    }
-                    return Ok(Stored::Absent);
-                }
-                Found::Live(listed) => *listed,
-            };
-            apply(&context.store, Origin::ReadThrough, std::slice::from_ref(&listed)).await?;
-            Ok::<Stored<User>, JobError>(context.store.user(id).await?)
-        };
-        match outcome.await {
-            Ok(stored) => Ok(Arc::new(stored)),
+        match self.ask(wanted).await {
+            Ok(answer) => Ok(answer),
             Err(error) => {
                 if matches!(error, JobError::Api(ApiError::KeyRefused(_))) {
                     // The next key may belong to another environment.
                     *self.0.trusted.lock().await = None;
                 }
-                tracing::warn!("a user could not be read from WorkOS, so the caller gets 503: {error}");
+                let what = wanted.name();
+                tracing::warn!("the {what} of a token could not be read from WorkOS, so the caller gets 503: {error}");
                 Err(WorkosUnreachable)
             }
+        }
+    }
+
+    async fn ask(&self, wanted: &Wanted) -> Result<Answer, JobError> {
+        let context = &self.0.context;
+        // Another process may have committed it since the caller read the tables.
+        if self.is_stored(wanted).await? {
+            return Ok(Answer::Stored);
+        }
+        self.trust().await?;
+        let listed: Vec<Observation> = match wanted {
+            Wanted::User(id) => self.found(context.api.object(Kind::User, id).await?).await?,
+            Wanted::Organization(id) => self.found(context.api.object(Kind::Organization, id).await?).await?,
+            Wanted::Memberships { user_id, organization_id } => {
+                match context.api.memberships_of(user_id, organization_id).await {
+                    Ok(page) => page.items,
+                    // The user or the organization is unknown.
+                    Err(ApiError::Refused { status: 404, .. }) => Vec::new(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        if listed.is_empty() {
+            return Ok(Answer::Unknown);
+        }
+        apply(&context.store, Origin::ReadThrough, &listed).await?;
+        Ok(Answer::Stored)
+    }
+
+    async fn is_stored(&self, wanted: &Wanted) -> Result<bool, JobError> {
+        let store = &self.0.context.store;
+        let (kind, id) = match wanted {
+            Wanted::User(id) => (Kind::User, id),
+            Wanted::Organization(id) => (Kind::Organization, id),
+            Wanted::Memberships { user_id, organization_id } => {
+                return Ok(store.has_membership(user_id, organization_id).await?);
+            }
+        };
+        Ok(!store.objects(kind, std::slice::from_ref(id)).await?.is_empty())
+    }
+
+    async fn found(&self, found: Found) -> Result<Vec<Observation>, JobError> {
+        match found {
+            Found::Live(listed) => Ok(vec![*listed]),
+            Found::Unknown { has_id, .. } => {
+                if !has_id {
+                    self.trust_not_found().await?;
+                }
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+impl Wanted {
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        let (one, other) = match self {
+            Self::User(id) | Self::Organization(id) => (id, None),
+            Self::Memberships { user_id, organization_id } => (user_id, Some(&**organization_id)),
+        };
+        std::iter::once(&**one).chain(other)
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::User(_) => "user",
+            Self::Organization(_) => "organization",
+            Self::Memberships { .. } => "membership",
         }
     }
 }

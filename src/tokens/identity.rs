@@ -31,6 +31,12 @@ impl Identity {
         Self { subject, issuer, session_id, impersonated, claims }
     }
 
+    /// Returns the organization that was selected when the token was issued (`org_id`). `None` if there was none.
+    #[must_use]
+    pub fn organization_id(&self) -> Option<&str> {
+        self.claims.get("org_id").and_then(Value::as_str).filter(|id| !id.is_empty())
+    }
+
     /// Returns `issuer|subject`, the identifier of a user in Convex.
     #[must_use]
     pub fn token_identifier(&self) -> String {

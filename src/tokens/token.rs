@@ -54,6 +54,15 @@ impl TokenVerifier {
         Ok(self.verified(token).await?.subject.to_string())
     }
 
+    /// Verifies a token and returns its subject and the ID of its session.
+    ///
+    /// # Errors
+    /// The same as [`TokenVerifier::verify`].
+    pub(crate) async fn subject_and_session(&self, token: &str) -> Result<(String, String), TokenError> {
+        let verified = self.verified(token).await?;
+        Ok((verified.subject.to_string(), verified.session_id.to_string()))
+    }
+
     /// Verifies a token, or finds that the same token was verified before and that nothing has changed since.
     async fn verified(&self, token: &str) -> Result<Arc<Verified>, TokenError> {
         Form::check_size(token)?;

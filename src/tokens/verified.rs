@@ -33,6 +33,7 @@ pub(super) struct Verified {
     /// The times of the claims. The clock decides again at each use.
     pub(super) times: Times,
     pub(super) subject: Box<str>,
+    pub(super) session_id: Box<str>,
     /// The claims as the token contains them. Parsed claims would take several times the memory.
     claims: Box<[u8]>,
 }
@@ -45,9 +46,9 @@ impl Verified {
         claims: Vec<u8>,
         parsed: &Map<String, Value>,
     ) -> Result<Self, TokenError> {
-        let subject = text(parsed, "sub").into();
+        let (subject, session_id) = (text(parsed, "sub").into(), text(parsed, "sid").into());
         let times = Times::read(parsed)?;
-        Ok(Self { key_id: key_id.into(), key, times, subject, claims: claims.into() })
+        Ok(Self { key_id: key_id.into(), key, times, subject, session_id, claims: claims.into() })
     }
 
     /// Returns the claims.
@@ -56,7 +57,7 @@ impl Verified {
     }
 
     fn size(&self) -> usize {
-        ENTRY + self.key_id.len() + self.subject.len() + self.claims.len()
+        ENTRY + self.key_id.len() + self.subject.len() + self.session_id.len() + self.claims.len()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use authkit_sync::User;
 use authkit_sync::domain::decide::Stored;
-use authkit_sync::store::users::GroupedReads;
+use authkit_sync::store::lookups::GroupedReads;
 use authkit_sync::store::{Pool, Store, StoreError};
 use futures_util::future::join_all;
 use futures_util::poll;

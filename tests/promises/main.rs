@@ -91,6 +91,7 @@
 mod action_endpoint;
 mod action_verdicts;
 mod actions;
+mod auth_session;
 mod backfill;
 mod catch_up;
 mod catch_up_oddities;

@@ -9,6 +9,7 @@ use authkit_sync::domain::user::FIELDS;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::auth_session::{membership, organization};
 use crate::support::actions::{ACTION_SECRET, fresh, registration, secrets};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
@@ -145,6 +146,26 @@ async fn hold_what_is_there(service: &Service, described: &mut Described) {
     }
 }
 
+/// A session in an organization, and its refusal once the membership is inactive.
+async fn hold_memberships(pool: &sqlx::PgPool, described: &mut Described) {
+    let service = Service::start_with(pool, |builder| {
+        builder.api_key(authkit_sync::workos::api::ApiKey::new("sk_test")).read_through(false)
+    })
+    .await;
+    let organization_id = "org_01M1BE6HKCX1KJMBSNH6QNGVQR";
+    let created = body(&unique("event"), "organization.created", 0, &organization(organization_id, "Quill", 0));
+    assert_eq!(service.deliver(&created).await.status, 200);
+    for (at, status, expected) in [(1, "active", 200), (2, "inactive", 403)] {
+        let changed = membership("om_1", USER, organization_id, status, at);
+        let changed = body(&unique("event"), "organization_membership.updated", at, &changed);
+        assert_eq!(service.deliver(&changed).await.status, 200);
+        let answer = get(&service, "/auth/session", Some(&token()), None).await;
+        assert_eq!(answer.status, expected, "{}", answer.text);
+        described.hold("get", "/auth/session", &answer);
+    }
+    service.stop().await.unwrap();
+}
+
 /// What callers do wrong.
 async fn hold_refusals(service: &Service, described: &mut Described) {
     let good = token();
@@ -232,6 +253,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     hold_what_is_there(&service, &mut described).await;
     hold_refusals(&service, &mut described).await;
     hold_actions(&service, &mut described).await;
+    hold_memberships(&pool, &mut described).await;
     let deleted = body(&unique("event"), "user.deleted", 9, &json!({"id": USER}));
     assert_eq!(service.deliver(&deleted).await.status, 200);
     for path in ["/auth/user", "/auth/session"] {

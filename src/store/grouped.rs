@@ -1,25 +1,23 @@
-//! Reads single users. Concurrent reads share a statement.
+//! Concurrent reads share a statement.
 //!
 //! A read starts at once while a reader is free. Reads that arrive while all readers are busy wait, and form the next statement.
 //! So a lone read waits for nobody, and a burst shares round trips and planning. A statement answers only reads that arrived
 //! before it began, so no answer is older than its request.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sqlx::postgres::PgConnection;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Row, rows_by_ids};
-use crate::domain::decide::Stored;
-use crate::domain::user::User;
-use crate::store::pool::Checkout;
-use crate::store::{Store, StoreError};
+use super::pool::Checkout;
+use super::{Store, StoreError};
 
 /// Number of concurrent statements.
 const READERS: usize = 2;
 
-/// Number of users that one statement reads.
+/// Number of keys that one statement reads.
 const BATCH: usize = 128;
 
 /// Number of reads that can wait. The service has fewer connections; an embedding application can have more.
@@ -32,52 +30,75 @@ const STATEMENTS: usize = 32;
 /// The longest ID that shares a statement, in bytes.
 const ID_BYTES: usize = 64;
 
-/// Reads users from one store. Cloning is cheap; clones share their statements.
-#[derive(Clone, Debug)]
-pub struct GroupedReads {
-    store: Store,
-    queue: Arc<Mutex<Queue>>,
+/// A statement that answers many keys.
+pub(super) trait GroupedQuery: 'static {
+    /// What is asked for.
+    type Key: Send + Sync;
+
+    /// The answer for one key.
+    type Answer: Send;
+
+    /// Returns the texts of a key that come from a caller.
+    fn texts(key: &Self::Key) -> impl Iterator<Item = &str>;
+
+    /// Returns the answers, in the order of the keys.
+    fn read(
+        connection: &mut PgConnection,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
+/// Reads from one store. Cloning is cheap; clones share their statements.
+pub(super) struct Grouped<Q: GroupedQuery> {
+    store: Store,
+    queue: Arc<Mutex<Queue<Q>>>,
+}
+
+impl<Q: GroupedQuery> Clone for Grouped<Q> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), queue: self.queue.clone() }
+    }
+}
+
+impl<Q: GroupedQuery> std::fmt::Debug for Grouped<Q> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grouped").field("waiting", &lock(&self.queue).waiting.len()).finish_non_exhaustive()
+    }
+}
+
+struct Queue<Q: GroupedQuery> {
+    waiting: VecDeque<Waiting<Q>>,
     /// Number of running readers.
     readers: usize,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    id: String,
-    answer: Answer,
+struct Waiting<Q: GroupedQuery> {
+    key: Q::Key,
+    answer: Sender<Q>,
 }
 
-type Answer = oneshot::Sender<Result<Stored<User>, StoreError>>;
+type Sender<Q> = oneshot::Sender<Result<<Q as GroupedQuery>::Answer, StoreError>>;
 
-impl GroupedReads {
-    /// Reads from `store`.
-    #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self { store, queue: Arc::default() }
+impl<Q: GroupedQuery> Grouped<Q> {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, queue: Arc::new(Mutex::new(Queue { waiting: VecDeque::new(), readers: 0 })) }
     }
 
-    /// Returns the user with this ID, dead or alive, as [`Store::user`] does.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn read(&self, id: String) -> Result<Stored<User>, StoreError> {
+    /// Returns the answer for this key.
+    pub(super) async fn read(&self, key: Q::Key) -> Result<Q::Answer, StoreError> {
         // WorkOS's IDs are like this. PostgreSQL might refuse other text, and then the statement would fail for every caller.
-        if id.len() > ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return self.store.user(&id).await;
+        let is_plain = |text: &str| text.len() <= ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !Q::texts(&key).all(is_plain) {
+            return read_alone::<Q>(&self.store, &key).await;
         }
         let deadline = Instant::now() + self.store.timeout;
         let (answer, answered) = oneshot::channel();
-        self.enqueue(Waiting { id, answer })?;
+        self.enqueue(Waiting { key, answer })?;
         let outcome = timeout_at(deadline, answered).await.map_err(StoreError::late)?;
         outcome.unwrap_or_else(|_| Err(StoreError::Unavailable("the read was interrupted".into())))
     }
 
-    fn enqueue(&self, read: Waiting) -> Result<(), StoreError> {
+    fn enqueue(&self, read: Waiting<Q>) -> Result<(), StoreError> {
         let mut queue = lock(&self.queue);
         if queue.waiting.len() >= WAITING {
             return Err(StoreError::TimedOut("too many reads are waiting".into()));
@@ -93,14 +114,20 @@ impl GroupedReads {
     }
 }
 
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn lock<Q: GroupedQuery>(queue: &Mutex<Queue<Q>>) -> MutexGuard<'_, Queue<Q>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads one key in a statement of its own.
+async fn read_alone<Q: GroupedQuery>(store: &Store, key: &Q::Key) -> Result<Q::Answer, StoreError> {
+    let answers = store.lookup(async |connection| Q::read(connection, std::slice::from_ref(key)).await).await?;
+    answers.into_iter().next().ok_or(StoreError::Unavailable("an answer was lost".into()))
+}
+
 /// Reads until no read waits.
-struct Reader {
+struct Reader<Q: GroupedQuery> {
     store: Store,
-    queue: Arc<Mutex<Queue>>,
+    queue: Arc<Mutex<Queue<Q>>>,
     /// Counted among the queue's readers.
     is_counted: bool,
 }
@@ -111,18 +138,23 @@ struct Held {
     statements: usize,
 }
 
-impl Reader {
+impl<Q: GroupedQuery> Reader<Q> {
     async fn run(mut self) {
         let mut held = None;
         while let Some(batch) = self.next_batch() {
-            let (ids, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|read| (read.id, read.answer)).unzip();
-            match self.rows(&mut held, &ids).await {
-                Ok(rows) => answer(&ids, answers, rows),
-                // One row that cannot be decoded must not fail the others.
-                Err(StoreError::Refused { .. } | StoreError::Unavailable(_)) if ids.len() > 1 => {
-                    self.read_alone(&ids, answers).await;
+            let (keys, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|read| (read.key, read.answer)).unzip();
+            match self.answers(&mut held, &keys).await {
+                Ok(answers) => {
+                    for (sender, answer) in senders.into_iter().zip(answers) {
+                        // The caller may have given up.
+                        let _ = sender.send(Ok(answer));
+                    }
                 }
-                Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone())))),
+                // One row that cannot be decoded must not fail the others.
+                Err(StoreError::Refused { .. } | StoreError::Unavailable(_)) if keys.len() > 1 => {
+                    self.read_each_alone(&keys, senders).await;
+                }
+                Err(error) => senders.into_iter().for_each(|sender| drop(sender.send(Err(error.clone())))),
             }
         }
         if let Some(Held { mut connection, .. }) = held {
@@ -131,7 +163,7 @@ impl Reader {
     }
 
     /// Takes the reads of the next statement. `None`: no read waits, and this reader no longer counts.
-    fn next_batch(&mut self) -> Option<Vec<Waiting>> {
+    fn next_batch(&mut self) -> Option<Vec<Waiting<Q>>> {
         let mut queue = lock(&self.queue);
         let mut batch = Vec::new();
         while batch.len() < BATCH {
@@ -150,15 +182,15 @@ impl Reader {
         Some(batch)
     }
 
-    /// Reads rows on the held connection, or on a new one that is then held.
-    async fn rows(&self, held: &mut Option<Held>, ids: &[String]) -> Result<Vec<Row>, StoreError> {
+    /// Reads on the held connection, or on a new one that is then held.
+    async fn answers(&self, held: &mut Option<Held>, keys: &[Q::Key]) -> Result<Vec<Q::Answer>, StoreError> {
         self.store.check().await?;
         let deadline = Instant::now() + self.store.timeout;
         let Held { mut connection, statements } = match held.take() {
             Some(held) => held,
             None => Held { connection: self.store.lookups.acquire(deadline, self.store.timeout).await?, statements: 0 },
         };
-        let query = async |connection: &mut _| rows_by_ids(connection, ids).await;
+        let query = async |connection: &mut _| Q::read(connection, keys).await;
         // After a timeout the server may still be busy. So the use of the connection has not ended.
         let outcome = self.store.ask_on(&mut connection, deadline, query).await?;
         if outcome.is_ok() && statements + 1 < STATEMENTS {
@@ -169,32 +201,20 @@ impl Reader {
         outcome
     }
 
-    async fn read_alone(&self, ids: &[String], answers: Vec<Answer>) {
-        for (id, answer) in ids.iter().zip(answers) {
-            if !answer.is_closed() {
-                let _ = answer.send(self.store.user(id).await);
+    async fn read_each_alone(&self, keys: &[Q::Key], senders: Vec<Sender<Q>>) {
+        for (key, sender) in keys.iter().zip(senders) {
+            if !sender.is_closed() {
+                let _ = sender.send(read_alone::<Q>(&self.store, key).await);
             }
         }
     }
 }
 
-impl Drop for Reader {
+impl<Q: GroupedQuery> Drop for Reader<Q> {
     /// The reader panicked, or its runtime is shutting down. The next read starts another one.
     fn drop(&mut self) {
         if self.is_counted {
             lock(&self.queue).readers -= 1;
         }
-    }
-}
-
-fn answer(ids: &[String], answers: Vec<Answer>, rows: Vec<Row>) {
-    let mut users: HashMap<String, Stored<User>> =
-        rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect();
-    for (at, answer) in answers.into_iter().enumerate() {
-        let id = &ids[at];
-        let is_read_again = ids[at + 1..].contains(id);
-        let stored = if is_read_again { users.get(id).cloned() } else { users.remove(id) };
-        // The caller may have given up.
-        let _ = answer.send(Ok(stored.unwrap_or(Stored::Absent)));
     }
 }
