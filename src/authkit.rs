@@ -25,7 +25,7 @@ use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
 use crate::http::{self, HttpState, Limits, OPS_CONNECTIONS, Served};
 pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
-use crate::lookup::LookupError;
+use crate::lookup::{LookupError, Session};
 use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
 use crate::store::{Pool, Store, StoreError};
@@ -81,6 +81,14 @@ impl AuthKit {
     /// in the first case.
     pub async fn get_auth_user(&self, token: &str) -> Result<User, LookupError> {
         self.state.lookups.auth_user(token).await
+    }
+
+    /// Returns who is behind an access token, and what the user may do in the token's organization, as the database knows it now.
+    ///
+    /// # Errors
+    /// [`LookupError`]
+    pub async fn get_session(&self, token: &str) -> Result<Session, LookupError> {
+        self.state.lookups.session(token).await
     }
 
     /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.

@@ -3,6 +3,7 @@
 //! | guide | contents |
 //! |---|---|
 //! | [`reading`] | HTTP, WorkOS SDKs, Rust, SQL, foreign keys, row-level security, ORMs |
+//! | [`authorizing`] | organizations, memberships, roles and permissions: what an answer guarantees, and when to ask WorkOS |
 //! | [`reacting`] | the change feed, handlers, actions |
 //! | [`operating`] | settings, exit codes, metrics, troubleshooting, the runbook |
 //! | [`architecture`] | the layers, and four walks through the code |
@@ -10,6 +11,9 @@
 
 #[doc = include_str!("docs/architecture.md")]
 pub mod architecture {}
+
+#[doc = include_str!("docs/authorizing.md")]
+pub mod authorizing {}
 
 #[doc = include_str!("docs/operating.md")]
 pub mod operating {}

@@ -4,6 +4,7 @@
 
 mod action;
 mod auth;
+mod auth_memberships;
 mod body;
 mod changes;
 mod conditional;
@@ -68,7 +69,8 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     let lookups = OpenApiRouter::with_openapi(openapi::empty())
         .routes(routes!(auth::user))
         .routes(routes!(auth::session))
-        .routes(routes!(auth::identity));
+        .routes(routes!(auth::identity))
+        .routes(routes!(auth_memberships::list));
     let mut cached = OpenApiRouter::new().routes(routes!(openapi::document));
     let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
     let users = OpenApiRouter::new().nest("/user_management", user_management(state));

@@ -97,7 +97,7 @@ pub use domain::membership::{Membership, Sides};
 pub use domain::organization::Organization;
 pub use domain::timestamp::Timestamp;
 pub use domain::user::User;
-pub use lookup::LookupError;
+pub use lookup::{LookupError, Session};
 pub use store::handlers::Tx;
 pub use store::migrations::{MigrationsError, run as run_migrations};
 pub use store::roles::assert as assert_roles;

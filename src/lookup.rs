@@ -65,6 +65,7 @@ pub struct Session {
 /// Answers lookups, each with one signature check and one indexed read. Concurrent lookups share a statement.
 #[derive(Clone, Debug)]
 pub struct Lookups {
+    store: Store,
     reads: GroupedReads,
     tokens: Arc<TokenVerifier>,
     kinds: Kinds,
@@ -81,8 +82,8 @@ impl Lookups {
     /// Creates lookups in `store` for the tokens that `tokens` accepts.
     #[must_use]
     pub fn new(store: Store, tokens: Arc<TokenVerifier>, kinds: Kinds) -> Self {
-        let reads = GroupedReads::new(store);
-        Self { reads, tokens, kinds, checks_memberships: false, awaited: None, read_through: None }
+        let reads = GroupedReads::new(store.clone());
+        Self { store, reads, tokens, kinds, checks_memberships: false, awaited: None, read_through: None }
     }
 
     /// Enables the check of the membership in the token's organization.
@@ -143,6 +144,22 @@ impl Lookups {
     pub async fn auth_user(&self, token: &str) -> Result<User, LookupError> {
         let (subject, session_id) = self.tokens.subject_and_session(token).await?;
         self.caller(&subject, Some(&session_id)).await
+    }
+
+    /// Returns up to `limit` memberships of the token's user that have not ended, in any status, after the membership ID `after`, in ID
+    /// order. Each has the name of its organization, unless the organization is not synced yet.
+    ///
+    /// # Errors
+    /// [`LookupError`]
+    pub async fn memberships(
+        &self,
+        token: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(Membership, Option<String>)>, LookupError> {
+        let user = self.auth_user(token).await?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Ok(self.store.memberships_of_user(&user.id, after, limit).await?)
     }
 
     /// Returns the live user with this ID. If read-through is enabled, a missing user is requested from WorkOS.

@@ -94,6 +94,8 @@ pub(super) struct MembershipShape {
     /// Attributes from the identity provider.
     custom_attributes: BTreeMap<String, Value>,
     directory_managed: bool,
+    /// The name of the organization, where memberships are listed. Null if the organization is not synced yet.
+    organization_name: Option<String>,
     #[schema(required, format = DateTime)]
     created_at: Option<String>,
     #[schema(format = DateTime)]

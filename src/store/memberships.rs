@@ -286,4 +286,76 @@ impl Store {
         })
         .await
     }
+
+    /// Returns up to `limit` memberships of a user that have not ended, in any status, after the membership ID `after`, in ID order.
+    /// Each has the name of its organization, unless the organization was never seen.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn memberships_of_user(
+        &self,
+        user_id: &str,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<(Membership, Option<String>)>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- memberships.of_user
+                    select
+                        membership.id,
+                        membership.user_id,
+                        membership.organization_id,
+                        membership.status,
+                        membership.role,
+                        membership.roles,
+                        membership.custom_attributes as "custom_attributes: Json<Extra>",
+                        membership.directory_managed,
+                        membership.created_at,
+                        membership.updated_at,
+                        membership.synced_extra as "synced_extra: Json<Extra>",
+                        membership.synced_observed_at,
+                        membership.synced_observation_id,
+                        organization.name as "organization_name?"
+                    from workos.organization_membership_records as membership
+                    left join workos.organization_records as organization on organization.id = membership.organization_id
+                    where
+                        membership.user_id = $1
+                        and membership.id > $2
+                        and not membership.synced_deleted
+                        and organization.synced_deleted is not true
+                    order by membership.id
+                    limit $3"#,
+                    user_id,
+                    after,
+                    limit
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        let memberships = rows.into_iter().filter_map(|row| {
+            let stored = Row {
+                id: row.id,
+                user_id: row.user_id,
+                organization_id: row.organization_id,
+                status: row.status,
+                role: row.role,
+                roles: row.roles,
+                custom_attributes: row.custom_attributes,
+                directory_managed: row.directory_managed,
+                created_at: row.created_at,
+                updated_at: row.updated_at,
+                synced_extra: row.synced_extra,
+                synced_observed_at: row.synced_observed_at,
+                synced_observation_id: row.synced_observation_id,
+                synced_deleted: false,
+                synced_deleted_at: None,
+                synced_version_at: None,
+                revision: None,
+            };
+            Some((stored.into_stored().into_live()?, row.organization_name))
+        });
+        Ok(memberships.collect())
+    }
 }

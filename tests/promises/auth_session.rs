@@ -243,3 +243,34 @@ async fn the_deletion_of_a_user_ends_every_membership_also_one_that_arrives_late
     );
     service.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_user_lists_the_memberships_that_have_not_ended_in_pages() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let service = with_member(&pool).await;
+    let created = "organization_membership.created";
+    for (id, organization, status) in
+        [("om_2", "org_2", "pending"), ("om_3", "org_3", "active"), ("om_4", "org_4", "active")]
+    {
+        deliver(&service, created, 0, &membership(id, USER, organization, status, 0)).await;
+    }
+    deliver(&service, created, 0, &membership("om_5", "user_other", ORGANIZATION, "active", 0)).await;
+    deliver(&service, "organization_membership.deleted", 1, &json!({"id": "om_3"})).await;
+    deliver(&service, "organization.deleted", 1, &json!({"id": "org_4"})).await;
+    let page = service.ask("/auth/memberships?limit=1", &token()).await.json();
+    assert_eq!(page["data"][0]["id"], json!("om_1"));
+    assert_eq!(page["data"][0]["organization_name"], json!("Quill"));
+    assert_eq!(page["list_metadata"], json!({"after": "om_1"}));
+    let page = service.ask("/auth/memberships?limit=1&after=om_1", &token()).await.json();
+    assert_eq!((&page["data"][0]["id"], &page["data"][0]["status"]), (&json!("om_2"), &json!("pending")));
+    assert_eq!(
+        (&page["data"][0]["organization_name"], &page["list_metadata"]),
+        (&Value::Null, &json!({"after": null}))
+    );
+    for query in ["limit=0", "limit=101", "limit=x", "after=%00"] {
+        let answer = service.ask(&format!("/auth/memberships?{query}"), &token()).await;
+        assert_eq!((answer.status, answer.json()["code"].as_str()), (400, Some("invalid_parameter")), "{query}");
+    }
+    service.stop().await.unwrap();
+}

@@ -115,6 +115,7 @@ const ONE: &str = "/user_management/users/{id}";
 const BY_EXTERNAL_ID: &str = "/user_management/users/external_id/{external_id}";
 const LIST: &str = "/user_management/users";
 const CHANGES: &str = "/changes";
+const MEMBERSHIPS: &str = "/auth/memberships";
 const ACTION: &str = "/workos/action";
 
 /// 200 and 304 of everything that can be read.
@@ -126,6 +127,7 @@ async fn hold_what_is_there(service: &Service, described: &mut Described) {
         ("/auth/user", "/auth/user", Some(good.as_str())),
         ("/auth/identity", "/auth/identity", Some(&good)),
         ("/auth/session", "/auth/session", Some(&good)),
+        (MEMBERSHIPS, MEMBERSHIPS, Some(&good)),
         (ONE, &one, Some(KEY)),
         (BY_EXTERNAL_ID, &external, Some(KEY)),
         (LIST, "/user_management/users?limit=1&order=asc", Some(KEY)),
@@ -162,6 +164,7 @@ async fn hold_memberships(pool: &sqlx::PgPool, described: &mut Described) {
         let answer = get(&service, "/auth/session", Some(&token()), None).await;
         assert_eq!(answer.status, expected, "{}", answer.text);
         described.hold("get", "/auth/session", &answer);
+        described.hold("get", MEMBERSHIPS, &get(&service, MEMBERSHIPS, Some(&token()), None).await);
     }
     service.stop().await.unwrap();
 }
@@ -169,7 +172,8 @@ async fn hold_memberships(pool: &sqlx::PgPool, described: &mut Described) {
 /// What callers do wrong.
 async fn hold_refusals(service: &Service, described: &mut Described) {
     let good = token();
-    for path in ["/auth/user", "/auth/identity", "/auth/session"] {
+    described.hold("get", MEMBERSHIPS, &get(service, "/auth/memberships?limit=0", Some(&good), None).await);
+    for path in ["/auth/user", "/auth/identity", "/auth/session", MEMBERSHIPS] {
         for bearer in [None, Some("not.a.token")] {
             described.hold("get", path, &get(service, path, bearer, None).await);
         }
@@ -256,7 +260,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     hold_memberships(&pool, &mut described).await;
     let deleted = body(&unique("event"), "user.deleted", 9, &json!({"id": USER}));
     assert_eq!(service.deliver(&deleted).await.status, 200);
-    for path in ["/auth/user", "/auth/session"] {
+    for path in ["/auth/user", "/auth/session", MEMBERSHIPS] {
         described.hold("get", path, &get(&service, path, Some(&token()), None).await);
     }
     // What is ours: the keys, then the database.
@@ -270,6 +274,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     for (path, asked, bearer) in [
         ("/auth/user", "/auth/user", token()),
         ("/auth/session", "/auth/session", token()),
+        (MEMBERSHIPS, MEMBERSHIPS, token()),
         (ONE, "/user_management/users/user_1", KEY.to_owned()),
         (BY_EXTERNAL_ID, "/user_management/users/external_id/1", KEY.to_owned()),
         (LIST, LIST, KEY.to_owned()),
