@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use futures_util::FutureExt;
+use invariants::Groups;
 use world::{Feeds, World};
 
 /// Number of seeds that the test command plays in addition to the pinned ones, and the time limit for all of them.
@@ -59,26 +60,30 @@ async fn after_all_faults_every_row_equals_workos() {
     let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
     let began = Instant::now();
-    let (mut played, mut failed) = (0, Vec::new());
+    let (mut played, mut failed, mut groups) = (0, Vec::new(), Groups::default());
     for seed in seeds {
         if began.elapsed() > budget {
             break;
         }
         // After a failing seed, the others are played too.
-        if AssertUnwindSafe(Box::pin(play(seed, &mut server))).catch_unwind().await.is_err() {
-            eprintln!("seed {seed} failed; to play it again: SEED={seed} cargo test after_all_faults");
-            failed.push(seed);
+        match AssertUnwindSafe(Box::pin(play(seed, &mut server))).catch_unwind().await {
+            Ok(seen) => groups = groups.plus(seen),
+            Err(_) => {
+                eprintln!("seed {seed} failed; to play it again: SEED={seed} cargo test after_all_faults");
+                failed.push(seed);
+            }
         }
         played += 1;
         if played % 20 == 0 {
             eprintln!("{played} seeds in {:?}, failed: {failed:?}", began.elapsed());
         }
     }
-    println!("{played} seeds in {:?}", began.elapsed());
+    println!("{played} seeds in {:?}: {groups:?}", began.elapsed());
     assert!(played > 0 && failed.is_empty(), "of {played} seeds these failed: {failed:?}");
+    assert!(played < 10 || groups.are_complete(), "the simulation misses something: {groups:?}");
 }
 
-async fn play(seed: u64, server: &mut PrivatePostgres) {
+async fn play(seed: u64, server: &mut PrivatePostgres) -> Groups {
     let feeds = match seed % 4 {
         0 => Feeds::WebhooksOnly,
         1 => Feeds::CatchUpOnly,
@@ -87,5 +92,7 @@ async fn play(seed: u64, server: &mut PrivatePostgres) {
     let mut world = World::begin(seed, feeds, server).await;
     world.live().await;
     world.settle().await;
+    let groups = world.seen.groups;
     world.end().await;
+    groups
 }

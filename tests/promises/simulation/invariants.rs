@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use authkit_sync::dev::workos::Held;
 use authkit_sync::domain::timestamp::Timestamp;
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::replica::JobKind;
+use super::environment::can_be_quarantined;
+use super::replica::{JobKind, Receipt};
 use super::world::{Feeds, World};
 
 /// What the checks have seen in the database so far.
@@ -20,6 +22,41 @@ pub(super) struct Seen {
     /// Numbers of rows of the inbox and of the feed.
     inbox: usize,
     changes: i64,
+    pub(super) groups: Groups,
+}
+
+/// What became of deliveries that arrived at the same time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Groups {
+    /// Deliveries that met a full queue.
+    busy: usize,
+    /// Groups with an event that PostgreSQL refused and with one that was applied.
+    with_refused: usize,
+}
+
+impl Groups {
+    pub(super) fn add(&mut self, group: &[Held], receipts: &[Receipt]) {
+        for (held, receipt) in group.iter().zip(receipts) {
+            match (receipt.status, &*receipt.text) {
+                // A refused event can be applied too: if a later one of the group has replaced its state before the write.
+                (200, "quarantined") => assert!(can_be_quarantined(held), "{}: {receipt:?}", held.event_id),
+                (200 | 401 | 503, _) => {}
+                _ => panic!("{}: {receipt:?}", held.event_id),
+            }
+        }
+        let has = |text| receipts.iter().any(|receipt| receipt.text == text);
+        self.busy += receipts.iter().filter(|receipt| receipt.text == "busy").count();
+        self.with_refused += usize::from(has("quarantined") && has("applied"));
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { busy: self.busy + other.busy, with_refused: self.with_refused + other.with_refused }
+    }
+
+    /// Returns whether the simulation has met both.
+    pub(super) fn are_complete(self) -> bool {
+        self.busy > 0 && self.with_refused > 0
+    }
 }
 
 #[derive(FromRow)]

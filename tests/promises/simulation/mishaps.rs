@@ -289,6 +289,8 @@ impl World<'_> {
             .await
             .unwrap()
             .into_iter()
+            // A retry applies what is quarantined, whose ever it is.
+            .chain(self.environments[old].users.keys().cloned())
             .collect();
         let at = self.some_replica();
         self.restart(at).await;

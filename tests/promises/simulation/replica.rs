@@ -29,11 +29,13 @@ use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::signature::Secret;
 use authkit_sync::{AuthKit, Change, Tx};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
 use axum::http::Request;
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
+use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 use tower::ServiceExt;
 
@@ -41,6 +43,26 @@ use crate::support::lab::job_context;
 
 /// Database connections of a process. Its receiver and its jobs share them.
 pub(super) const POOL: u32 = 4;
+
+/// How many events may wait in a process. Deliveries arrive in groups of up to twelve.
+const QUEUES: [usize; 3] = [3, 8, 4_096];
+
+/// An answer to a delivery.
+#[derive(Debug)]
+pub(super) struct Receipt {
+    pub(super) status: u16,
+    /// The outcome, or the code of the error.
+    pub(super) text: String,
+}
+
+impl Receipt {
+    async fn of(response: Response) -> Self {
+        let status = response.status().as_u16();
+        let body: Value = serde_json::from_slice(&to_bytes(response.into_body(), 65_536).await.unwrap()).unwrap();
+        let text = body.get("outcome").or(body.get("code")).and_then(Value::as_str);
+        Self { status, text: text.unwrap_or_default().to_owned() }
+    }
+}
 
 /// The simulation sends no tokens, so a process needs no HTTP client for keys.
 struct NoKeys;
@@ -156,6 +178,7 @@ impl Replica {
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
             .key_source(Arc::new(NoKeys))
             .database_timeout(timeout)
+            .webhook_queue(QUEUES[usize::try_from(seed % 3).unwrap()])
             .clock(clock.clone());
         let day = Duration::from_secs(86_400);
         Self {
@@ -220,18 +243,18 @@ impl Replica {
 
     /// Receives a webhook that was signed at `now`. Returns the status, or `None` if the process was killed.
     pub(super) async fn take(&mut self, held: &Held, now: Timestamp, polls: usize) -> Option<u16> {
-        self.take_all(std::slice::from_ref(held), now, polls).await?.pop()
+        self.take_all(std::slice::from_ref(held), now, polls).await?.pop().map(|receipt| receipt.status)
     }
 
-    /// Receives several webhooks at the same time. Returns the statuses, or `None` if the process was killed.
-    pub(super) async fn take_all(&mut self, held: &[Held], now: Timestamp, polls: usize) -> Option<Vec<u16>> {
+    /// Receives several webhooks at the same time. Returns the answers, or `None` if the process was killed.
+    pub(super) async fn take_all(&mut self, held: &[Held], now: Timestamp, polls: usize) -> Option<Vec<Receipt>> {
         let router = self.receiver.router();
         let answers = held.iter().map(|held| {
             let request = Request::post("/workos/webhook").header("workos-signature", held.sign(now));
             router.clone().oneshot(request.body(Body::from(held.body.clone())).unwrap())
         });
         let answers = cut_off(polls, join_all(answers)).await?;
-        Some(answers.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect())
+        Some(join_all(answers.into_iter().map(|answer| Receipt::of(answer.unwrap()))).await)
     }
 
     pub(super) async fn end(self) {

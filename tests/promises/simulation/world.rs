@@ -282,16 +282,16 @@ impl<'a> World<'a> {
             let open = &self.environments[from].deliveries;
             group.push(open[self.random.usize(0..open.len())].0.clone());
         }
-        let statuses = self.replicas[at].take_all(&group, self.clock.now(), polls).await;
-        for status in statuses.iter().flatten() {
-            assert!(matches!(status, 200 | 401 | 503), "{status:?}");
+        let receipts = self.replicas[at].take_all(&group, self.clock.now(), polls).await;
+        if let Some(receipts) = &receipts {
+            self.seen.groups.add(&group, receipts);
         }
-        let is_committed = statuses.as_ref().is_some_and(|statuses| statuses[0] == 200);
+        let is_committed = receipts.as_ref().is_some_and(|receipts| receipts[0].status == 200);
         let gives_up = tried >= 6 && self.feeds == Feeds::Both;
         if (is_committed && self.random.u8(0..6) > 0) || gives_up {
             self.here_mut().deliveries.swap_remove(which);
         }
-        if statuses.is_none() {
+        if receipts.is_none() {
             self.restart(at).await;
         }
     }
@@ -357,7 +357,8 @@ impl<'a> World<'a> {
     }
 }
 
-/// Creates the tables of the application (a mirror of users and a log), a trigger that slows down erasing, and a digest that shows
+/// Creates the tables of the application (a mirror of users and a log), a trigger that refuses some names as data, a
+/// trigger that slows down erasing, and a digest that shows
 /// whether one of our tables has changed.
 const CLEAN: &str = "
     truncate workos.user_records, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
@@ -378,6 +379,13 @@ const CLEAN: &str = "
         end if;
     end
     $$;
+    create or replace function app_refuse() returns trigger language plpgsql as $$
+    begin
+        raise exception 'refused' using errcode = '22023';
+    end
+    $$;
+    create or replace trigger app_refuse before insert or update on workos.user_records
+        for each row when (new.first_name like 'refused %') execute function public.app_refuse();
     create table if not exists app_slowness (erasing_ms integer);
     truncate app_slowness;
     create or replace function app_slowly() returns trigger language plpgsql as $$
