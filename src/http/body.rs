@@ -10,6 +10,10 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
+/// How much of a refused body is read, in bytes, and for how long.
+const DISCARDED: usize = 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Why there is no body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
@@ -71,11 +75,11 @@ impl BodyBudget {
 
     /// Reads the whole body. Counts bytes when they arrive, not when they are announced, so a slow sender occupies only what it
     /// has sent.
-    pub(super) async fn read(self: &Arc<Self>, body: Body, timeout: Duration) -> Result<Held, BodyError> {
+    pub(super) async fn read(self: &Arc<Self>, body: &mut Body, timeout: Duration) -> Result<Held, BodyError> {
         tokio::time::timeout(timeout, self.collect(body)).await.unwrap_or(Err(BodyError::Slow))
     }
 
-    async fn collect(self: &Arc<Self>, mut body: Body) -> Result<Held, BodyError> {
+    async fn collect(self: &Arc<Self>, body: &mut Body) -> Result<Held, BodyError> {
         let mut bytes = BytesMut::new();
         let mut share = Share { budget: self.clone(), evicted: CancellationToken::new(), state: State::Empty };
         loop {
@@ -98,6 +102,20 @@ impl BodyBudget {
     fn bodies(&self) -> MutexGuard<'_, Bodies> {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reads the rest of a refused body without keeping it, within limits. If it stayed unread, the end of the connection would reach the
+/// sender as a reset, possibly before the answer.
+pub(super) async fn discard(mut body: Body) {
+    let rest = async {
+        let mut bytes = 0;
+        while bytes < DISCARDED
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 /// A body in memory, counted until dropped.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::body::{BodyBudget, BodyError, Held};
+use super::body::{BodyBudget, BodyError, Held, discard};
 use super::error::Rejection;
 use super::state::HttpState;
 use crate::workos::signature::{self, Secret, SignatureError, SignatureHeader, VerifiedBody};
@@ -25,7 +25,24 @@ pub(super) struct Signed {
 pub(super) async fn read(
     state: &HttpState,
     headers: &HeaderMap,
-    body: Body,
+    mut body: Body,
+    bodies: &Arc<BodyBudget>,
+    secrets: &[Secret],
+    tolerance: Duration,
+) -> Result<Signed, Rejection> {
+    let outcome = verify(state, headers, &mut body, bodies, secrets, tolerance).await;
+    // A sender that waits for `100 Continue` has sent nothing yet.
+    let is_sent = !headers.contains_key(header::EXPECT);
+    if outcome.as_ref().is_err_and(|refused| is_sent && refused.status().is_client_error()) {
+        discard(body).await;
+    }
+    outcome
+}
+
+async fn verify(
+    state: &HttpState,
+    headers: &HeaderMap,
+    body: &mut Body,
     bodies: &Arc<BodyBudget>,
     secrets: &[Secret],
     tolerance: Duration,

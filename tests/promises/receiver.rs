@@ -290,3 +290,24 @@ async fn a_shutdown_commits_and_answers_what_has_begun() {
     let name: String = sqlx::query_scalar("select first_name from workos.users").fetch_one(&pool).await.unwrap();
     assert_eq!(name, "Grace");
 }
+
+/// Found under load: the end of the connection reached the sender as a reset, before the answer.
+#[tokio::test]
+async fn the_answer_to_a_refused_body_arrives_although_the_body_was_not_wanted() {
+    let database = TestDatabase::new().await;
+    let service = Service::start_with(&database.pool(2).await, |builder| builder.body_limit(1_024)).await;
+    for (header, status) in [("", "401"), ("workos-signature: t=1, v1=00\r\n", "401")] {
+        let mut stream = tokio::net::TcpStream::connect(service.address).await.unwrap();
+        let body = vec![b' '; 512 * 1_024];
+        let head =
+            format!("POST /workos/webhook HTTP/1.1\r\nhost: x\r\n{header}content-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&body).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status}")), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200"), "the connection goes on: {answers}");
+    }
+    service.stop().await.unwrap();
+}
