@@ -99,17 +99,21 @@ impl<Q: GroupedQuery> Grouped<Q> {
     }
 
     fn enqueue(&self, read: Waiting<Q>) -> Result<(), StoreError> {
-        let mut queue = lock(&self.queue);
-        if queue.waiting.len() >= WAITING {
-            return Err(StoreError::TimedOut("too many reads are waiting".into()));
-        }
-        queue.waiting.push_back(read);
-        if queue.readers < READERS {
+        let reader = {
+            let mut queue = lock(&self.queue);
+            if queue.waiting.len() >= WAITING {
+                return Err(StoreError::TimedOut("too many reads are waiting".into()));
+            }
+            queue.waiting.push_back(read);
+            if queue.readers >= READERS {
+                return Ok(());
+            }
             queue.readers += 1;
-            let reader = Reader { store: self.store.clone(), queue: self.queue.clone(), is_counted: true };
-            // The reader has its own task, so a caller that gives up does not interrupt the other callers' read.
-            tokio::spawn(reader.run());
-        }
+            Reader { store: self.store.clone(), queue: self.queue.clone(), is_counted: true }
+        };
+        // The reader has its own task, so a caller that gives up does not interrupt the other callers' read. It starts outside of
+        // the lock: a runtime that ends drops it at once, and that locks the queue.
+        tokio::spawn(reader.run());
         Ok(())
     }
 }

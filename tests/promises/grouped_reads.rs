@@ -135,13 +135,11 @@ async fn the_failure_of_a_statement_reaches_every_caller() {
     let begun = locked.begin(&reads, (0..30).map(id)).await;
     let pool = locked.database.pool(1).await;
     let is_done = AtomicBool::new(false);
-    let kill = async {
-        while !is_done.load(Ordering::SeqCst) {
-            let kill = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-            pool.execute(kill).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let kill = until("every statement has been terminated", async || {
+        let kill = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        pool.execute(kill).await.unwrap();
+        is_done.load(Ordering::SeqCst)
+    });
     let outcomes = async {
         let outcomes = join_all(begun).await;
         is_done.store(true, Ordering::SeqCst);
