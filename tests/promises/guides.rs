@@ -38,7 +38,7 @@ pub(crate) fn texts(sources: bool) -> Vec<(String, String)> {
 }
 
 /// The fenced blocks in a language, whole.
-fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item = &'a str> {
+pub(crate) fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item = &'a str> {
     let fences = text.split("```").skip(1).step_by(2);
     fences.filter_map(move |block| block.trim_start().strip_prefix(language)?.strip_prefix('\n'))
 }
@@ -194,7 +194,8 @@ async fn the_sql_examples_run() {
         }
     }
     assert!(ran >= 6, "only {ran} examples were found");
-    pool.execute(AssertSqlSafe(format!("drop table notes; drop owned by {role}; drop role {role}"))).await.unwrap();
+    let drop = format!("drop table notes, invoices, announcements; drop owned by {role}; drop role {role}");
+    pool.execute(AssertSqlSafe(drop)).await.unwrap();
 }
 
 #[test]

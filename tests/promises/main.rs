@@ -92,6 +92,8 @@ mod action_endpoint;
 mod action_verdicts;
 mod actions;
 mod auth_session;
+mod authorization;
+mod authorization_plans;
 mod backfill;
 mod catch_up;
 mod catch_up_oddities;

@@ -6,6 +6,7 @@
 //! | [`database::TestDatabase`] | a database of the test's own |
 //! | [`service::Service`] | the service in this process, on a pool, with a clock and signing keys that the test sets |
 //! | [`application::Application`] | a database and an application's table, and services with handlers |
+//! | [`policies::PolicyLab`] | a database, an application's tables with row-level security, and requests as PostgREST runs them |
 //! | [`lab::Lab`] | a database and a simulated WorkOS on one clock, and the background jobs, a step at a time |
 //! | [`binary::Served`] | the real binary as a process, which can be killed |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
@@ -19,6 +20,7 @@ pub(crate) mod database;
 pub(crate) mod events;
 pub(crate) mod hostile;
 pub(crate) mod lab;
+pub(crate) mod policies;
 pub(crate) mod service;
 
 use serde_json::Value;
