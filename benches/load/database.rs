@@ -26,6 +26,29 @@ const USERS: &str = r#"
         '2026-08-01'
     from generate_series($1, $2) as n"#;
 
+/// Organizations that are loaded, each with its share of the users as members.
+pub(crate) const ORGANIZATIONS: u64 = 1_000;
+
+const ORGANIZATION_ROWS: &str = r#"
+    insert into workos.organization_records (
+        id, name, domains, metadata, created_at, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at
+    )
+    select 'org_seed_' || n, 'Quill', '[]', '{}', '2026-08-01', '2026-08-01', '{}', '2026-08-01', 'event_seed_' || n, '2026-08-01'
+    from generate_series(0, $1 - 1) as n
+    on conflict do nothing"#;
+
+const ROLE: &str = "insert into workos.role_records (slug, permissions) values ('member', '{notes:read,notes:write}') on conflict do nothing";
+
+const MEMBERSHIPS: &str = r#"
+    insert into workos.organization_membership_records (
+        id, user_id, organization_id, status, role, roles, custom_attributes, directory_managed, created_at, updated_at,
+        synced_extra, synced_observed_at, synced_observation_id, synced_at
+    )
+    select
+        'om_seed_' || n, 'user_seed_' || n, 'org_seed_' || n % $3, 'active', 'member', '{member}', '{}', false, '2026-08-01',
+        '2026-08-01', '{}', '2026-08-01', 'event_seed_' || n, '2026-08-01'
+    from generate_series($1, $2) as n"#;
+
 /// Events that both channels brought, as in an environment that runs without trouble. The payload has the size of a webhook's.
 const INBOX: &str = "
     insert into workos.events (
@@ -145,7 +168,13 @@ async fn load(pool: &PgPool, options: &Options) {
         let through = options.users.min(from + LOAD) - 1;
         let query = sqlx::query(USERS).bind(bigint(FIRST + from)).bind(bigint(FIRST + through));
         query.execute(pool).await.unwrap();
+        let (from, through) = (bigint(FIRST + from), bigint(FIRST + through));
+        let query = sqlx::query(MEMBERSHIPS).bind(from).bind(through).bind(bigint(ORGANIZATIONS));
+        query.execute(pool).await.unwrap();
     }
+    let query = sqlx::query(ORGANIZATION_ROWS).bind(bigint(ORGANIZATIONS));
+    query.execute(pool).await.unwrap();
+    pool.execute(ROLE).await.unwrap();
     for from in (events..options.inbox).step_by(LOAD as usize) {
         let through = options.inbox.min(from + LOAD) - 1;
         let query = sqlx::query(INBOX).bind(bigint(FIRST + from)).bind(bigint(FIRST + through)).bind(bigint(FIRST));

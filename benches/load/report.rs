@@ -14,7 +14,7 @@ use super::verify::Verified;
 pub(crate) const LOOKUPS_BESIDE: &str = "  lookups-beside";
 
 /// Ratios to print: name, row, row that it is compared with.
-const RATIOS: [(&str, &str, &str); 9] = [
+const RATIOS: [(&str, &str, &str); 10] = [
     ("webhooks-32 / pgbench-statement-32", "webhooks-32", "pgbench-statement-32"),
     ("webhooks-256 / webhooks-32", "webhooks-256", "webhooks-32"),
     ("webhooks-256 / pgbench-statement-256", "webhooks-256", "pgbench-statement-256"),
@@ -23,6 +23,7 @@ const RATIOS: [(&str, &str, &str); 9] = [
     ("webhooks-32 / empty-post-32", "webhooks-32", "empty-post-32"),
     ("lookups-new-32 / pgbench-reads-32", "lookups-new-32", "pgbench-reads-32"),
     ("lookups-ten-32 / pgbench-reads-32", "lookups-ten-32", "pgbench-reads-32"),
+    ("sessions-ten-32 / lookups-ten-32", "sessions-ten-32", "lookups-ten-32"),
     ("lookups-ten-32 / empty-get-32", "lookups-ten-32", "empty-get-32"),
 ];
 

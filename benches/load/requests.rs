@@ -32,8 +32,10 @@ pub(crate) enum Kind {
         /// How many there are.
         events: u64,
     },
-    /// `GET /auth/user`.
+    /// `GET` of this path with a token.
     Lookups {
+        /// `/auth/user` or `/auth/session`.
+        path: String,
         /// The file with tokens, one a line.
         tokens: String,
         /// How often each is used.
@@ -92,11 +94,10 @@ impl Requests {
                 requests.again = true;
                 requests.webhooks("/post", secret, 0..1_000, |number| created(run, number));
             }
-            Kind::Lookups { tokens, uses, again } => {
+            Kind::Lookups { path, tokens, uses, again } => {
                 (requests.uses, requests.again) = (*uses, *again);
                 for token in fs::read_to_string(tokens).unwrap().lines() {
-                    requests
-                        .push(&format!("GET /auth/user HTTP/1.1\r\nhost: b\r\nauthorization: Bearer {token}\r\n\r\n"));
+                    requests.push(&format!("GET {path} HTTP/1.1\r\nhost: b\r\nauthorization: Bearer {token}\r\n\r\n"));
                 }
             }
             Kind::EmptyGet => {

@@ -19,6 +19,9 @@ use super::service::{EmptyHandler, Service};
 use super::verify::{self, Verified};
 use super::{backfill, pgbench, tokens};
 
+/// The route of lookups.
+const USER: &str = "/auth/user";
+
 /// Distinct events of the row of duplicates.
 const DUPLICATES: u64 = 1_000;
 
@@ -79,12 +82,13 @@ fn kept_workos(options: &Options) -> Option<PathBuf> {
 
 impl Bench<'_> {
     fn tokens(&self, name: &str, count: usize) -> PathBuf {
-        tokens::write(&self.workos, &self.folder, name, count, self.options.users)
+        tokens::write(&self.workos, &self.folder, name, count, self.options.users, name.starts_with("sessions"))
     }
 
     fn sign_tokens(&self, rows: &[Row]) {
         let uses = |wanted: usize| rows.iter().any(|row| matches!(row.work, Work::Lookups(uses) if uses == wanted));
         let besides = rows.iter().any(|row| matches!(row.work, Work::OpenLoopBesideLookups));
+        let sessions = rows.iter().any(|row| matches!(row.work, Work::Sessions));
         let count = self.options.tokens;
         self.tokens("warm-up", 1_000);
         for round in 0..self.options.rounds {
@@ -93,6 +97,9 @@ impl Bench<'_> {
             }
             if uses(10) || besides {
                 self.tokens(&format!("lookups-10-{round}"), count / 5);
+            }
+            if sessions {
+                self.tokens(&format!("sessions-10-{round}"), count / 5);
             }
         }
     }
@@ -115,14 +122,20 @@ impl Bench<'_> {
 
     fn lookups(&self, uses: usize, again: bool, round: usize, connections: usize) -> Plan {
         let tokens = self.token_file(&format!("lookups-{uses}-{round}"));
-        self.plan(Kind::Lookups { tokens, uses, again }, "lookups", connections)
+        self.plan(Kind::Lookups { path: USER.to_owned(), tokens, uses, again }, "lookups", connections)
+    }
+
+    fn sessions(&self, round: usize, connections: usize) -> Plan {
+        let tokens = self.token_file(&format!("sessions-10-{round}"));
+        let kind = Kind::Lookups { path: "/auth/session".to_owned(), tokens, uses: 10, again: false };
+        self.plan(kind, "lookups", connections)
     }
 
     /// Fills caches of statements, keys and pages.
     fn warm_up(&mut self) {
         let run = format!("{}w", self.prefix);
         let tokens = self.token_file("warm-up");
-        for kind in [Kind::Created, Kind::Lookups { tokens, uses: 1, again: true }] {
+        for kind in [Kind::Created, Kind::Lookups { path: USER.to_owned(), tokens, uses: 1, again: true }] {
             let plan = self.plan(kind, &run, 32);
             self.send(&[Plan { seconds: 1.0, ..plan }]);
         }
@@ -142,6 +155,7 @@ impl Bench<'_> {
             Work::Updates => vec![self.plan(Kind::Updated { users: self.options.users }, &run, row.connections)],
             Work::Duplicates => vec![self.plan(Kind::Duplicates { events: DUPLICATES }, &run, row.connections)],
             Work::Lookups(uses) => vec![self.lookups(uses, false, round, row.connections)],
+            Work::Sessions => vec![self.sessions(round, row.connections)],
             Work::OpenLoop => vec![self.open_loop(&run, row.connections)],
             Work::OpenLoopBesideLookups => {
                 vec![self.open_loop(&run, row.connections), self.lookups(10, true, round, 32)]

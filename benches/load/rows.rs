@@ -18,6 +18,8 @@ pub(crate) enum Work {
     OpenLoopBesideLookups,
     /// Lookups in which each token is used this often.
     Lookups(usize),
+    /// The same of members: `/auth/session` with a token that has an organization, used ten times.
+    Sessions,
     EmptyPost,
     EmptyGet,
     Pgbench(Script),
@@ -48,6 +50,7 @@ pub(crate) fn of(options: &Options) -> Vec<Row> {
     rows.push(row("empty-post", Work::EmptyPost, 32));
     rows.push(row("lookups-new", Work::Lookups(1), 32));
     rows.push(row("lookups-ten", Work::Lookups(10), 32));
+    rows.push(row("sessions-ten", Work::Sessions, 32));
     rows.push(row("pgbench-reads", Work::Pgbench(Script::Reads), 32));
     rows.push(row("empty-get", Work::EmptyGet, 32));
     rows.push(Row { name: "open-loop".to_owned(), work: Work::OpenLoop, connections: 64 });
