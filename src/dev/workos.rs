@@ -1,24 +1,27 @@
 //! A simulated WorkOS on this machine: users, events, webhooks and signing keys over HTTP.
 //!
-//! It has the paths and JSON formats of the real API: create, update, delete, get and list users, `GET /events`, the JWKS, and
-//! `POST /user_management/authenticate` (grant type `password`, any password). Every change creates an event, which is signed and
-//! posted to the endpoints, with retries. These paths control the simulation:
-//!
-//! | path | body | effect |
-//! |---|---|---|
-//! | `POST /_simulate/deliveries` | `{"duplicate":%,"reorder":%,"delay_ms":n,"drop":%}` | makes deliveries unreliable |
-//! | `POST /_simulate/api` | [`ApiFaults`] | makes the API unreliable |
-//! | `POST /_simulate/users/{id}/token` | | signs the user in and returns an access token |
-//! | `POST /_simulate/actions` | `{"email":…}` or `{"user_id":…}` | asks the application whether a person may sign up or sign in |
-//! | `POST /_simulate/events` | `{"event":"type","data":{…}}` | creates an event of any type |
+//! It has the paths and JSON formats of the real API: users, organizations, memberships, roles, permissions and sessions,
+//! `GET /events`, the JWKS, and `POST /user_management/authenticate` (grant type `password`, any password). Every change creates the
+//! events of the real service, which are signed and posted to the endpoints, with retries. The paths under `/_simulate` control the
+//! simulation. `GET /` lists them, each with its body and its effect.
 
 mod actions;
 mod api;
+mod cascades;
+mod collection;
 mod deliveries;
+mod domains;
 mod fault;
 mod fault_injector;
 mod ids;
+mod memberships;
+mod organization_roles;
+mod organizations;
 mod pages;
+mod permissions;
+mod roles;
+mod routes;
+mod sessions;
 mod state;
 mod state_file;
 mod tokens;
@@ -41,16 +44,16 @@ use crate::domain::timestamp::Timestamp;
 use crate::workos::http::HTTP_DATE;
 use crate::workos::signature::Secret;
 pub use actions::{ActionResult, Attempt as ActionAttempt};
+pub use cascades::Cascades;
+use collection::text;
 use deliveries::Deliveries;
 pub use deliveries::{Attempt, Faults, Held};
 pub use fault::{Fault, SimulationError};
 pub use fault_injector::ApiFaults;
 use fault_injector::FaultInjector;
-use state::{State, text};
+use state::State;
 use tokens::SigningKey;
-
-/// Lifetime of an access token in seconds, the default of WorkOS.
-const TOKEN_LIFE: i64 = 300;
+pub use tokens::TokenRequest;
 
 /// Options of the simulation.
 #[derive(Clone, Debug)]
@@ -219,14 +222,17 @@ impl SimulatedWorkos {
         self.change(|state, now| state.update(id, given, now))
     }
 
-    /// Sets a field of a user to any value, without an event. The real WorkOS would not do that.
+    /// Sets a field of an object to any value, without an event. The real WorkOS would not do that.
     pub fn spoil(&self, id: &str, field: &str, value: Value) {
-        if let Some(user) = self.state().users.get_mut(id) {
-            user.insert(field.to_owned(), value);
+        let mut state = self.state();
+        let state = &mut *state;
+        let kinds = [&mut state.users, &mut state.organizations, &mut state.memberships, &mut state.sessions];
+        for kind in kinds {
+            kind.set(id, field, value.clone());
         }
     }
 
-    /// Removes a live user from every list.
+    /// Removes a live object from every list.
     pub fn unlist(&self, id: &str) {
         self.state().unlisted.insert(id.to_owned());
     }
@@ -246,74 +252,16 @@ impl SimulatedWorkos {
         data
     }
 
-    /// Signs the user in and returns an access token.
-    ///
-    /// # Errors
-    /// [`Fault`] if the user does not exist.
-    pub fn sign_in(&self, id: &str) -> Result<String, Fault> {
-        let session = self.change(|state, now| state.sign_in(id, now))?;
-        self.token(id, &session, TOKEN_LIFE).map_err(|_| Fault::bad("internal", "the token could not be signed"))
-    }
-
-    /// Returns an access token with a lifetime of `life` seconds. The user and the session need not exist.
-    ///
-    /// # Errors
-    /// [`SimulationError`] if it cannot be signed.
-    pub fn token(&self, user: &str, session: &str, life: i64) -> Result<String, SimulationError> {
-        self.token_with(json!({"sub": user, "sid": session}), life)
-    }
-
-    /// Returns a token with additional or replaced claims. A claim that is null is removed.
-    ///
-    /// # Errors
-    /// [`SimulationError`] if it cannot be signed.
-    pub fn token_with(&self, more: Value, life: i64) -> Result<String, SimulationError> {
-        let now = self.0.clock.now();
-        let (client_id, jti, now) = (self.client_id(), self.state().ids.ulid(now), now.unix_seconds());
-        let issuer = format!("{}/user_management/{client_id}", self.0.base_url);
-        let mut claims = json!({"iss": issuer, "jti": jti, "client_id": client_id, "iat": now, "exp": now + life});
-        if let (Value::Object(claims), Value::Object(more)) = (&mut claims, more) {
-            claims.extend(more);
-            claims.retain(|_, value| !value.is_null());
-        }
-        let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.last().ok_or_else(|| SimulationError::new("the simulated WorkOS has no signing key"))?.sign(&claims)
-    }
-
     /// Returns every user, oldest first.
     #[must_use]
     pub fn users(&self) -> Vec<Value> {
-        self.read(|state| state.oldest_first().into_iter().cloned().map(Value::Object).collect())
+        self.read(|state| state.users.oldest_first().cloned().map(Value::Object).collect())
     }
 
     /// Returns every event, oldest first.
     #[must_use]
     pub fn events(&self) -> Vec<Value> {
         self.read(|state| state.events.iter().cloned().map(Value::Object).collect())
-    }
-
-    /// Signs new tokens with a new key. Older keys stay published, as during a rotation at WorkOS.
-    ///
-    /// # Errors
-    /// [`SimulationError`] if no key can be generated.
-    pub fn rotate_keys(&self) -> Result<(), SimulationError> {
-        let key = SigningKey::generate(self.next_id("sso_oidc_key_pair"))?;
-        self.state().signing_keys.push((key.kid.clone(), key.export()?));
-        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
-        self.save();
-        Ok(())
-    }
-
-    /// Answers requests for the keys with this status. `None` serves the keys again.
-    pub fn refuse_keys(&self, status: Option<StatusCode>) {
-        *self.0.refuse_keys.lock().unwrap_or_else(PoisonError::into_inner) = status;
-    }
-
-    /// Returns the published keys.
-    #[must_use]
-    pub fn jwks(&self) -> Value {
-        let keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        json!({ "keys": keys.iter().map(SigningKey::jwk).collect::<Vec<_>>() })
     }
 
     /// Stops the server and the deliveries, and waits for them, for at most five seconds.

@@ -33,21 +33,35 @@ impl Fault {
         Self { status: StatusCode::TOO_MANY_REQUESTS, body }
     }
 
-    pub(super) fn not_found(id: &str) -> Self {
-        let message = format!("User not found: '{id}'.");
+    /// The 404 of an object: `thing` is the kind with a capital letter.
+    pub(super) fn not_found(thing: &str, id: &str) -> Self {
+        let message = format!("{thing} not found: '{id}'.");
         Self {
             status: StatusCode::NOT_FOUND,
             body: json!({"message": message, "code": "entity_not_found", "entity_id": id}),
         }
     }
 
-    /// The 404 of WorkOS's emulator.
-    pub(super) fn emulator_not_found() -> Self {
-        Self { status: StatusCode::NOT_FOUND, body: json!({"message": "User not found", "code": "not_found"}) }
+    /// Turns a 404 into that of WorkOS's emulator.
+    pub(super) fn like_emulator(self) -> Self {
+        if self.status != StatusCode::NOT_FOUND {
+            return self;
+        }
+        let message = self.body.get("message").and_then(Value::as_str).and_then(|message| message.split(':').next());
+        Self { body: json!({"message": message, "code": "not_found"}), ..self }
+    }
+
+    /// Turns a 404 into that of `/organizations/{id}` as recorded in 2021.
+    pub(super) fn bare(self) -> Self {
+        if self.status == StatusCode::NOT_FOUND { Self { body: json!({"message": "Not Found"}), ..self } } else { self }
     }
 
     pub(super) fn bad(code: &str, message: &str) -> Self {
         Self { status: StatusCode::BAD_REQUEST, body: json!({"message": message, "code": code}) }
+    }
+
+    pub(super) fn conflict(code: &str, message: &str) -> Self {
+        Self { status: StatusCode::CONFLICT, body: json!({"message": message, "code": code}) }
     }
 
     /// Status 422 with the name of the field.

@@ -46,7 +46,7 @@ pub struct ApiFaults {
     pub backwards: bool,
     /// Maximum number of items on a page, even if the request asks for more.
     pub page_limit: Option<usize>,
-    /// With the cursor of a deleted user, the list of users starts from the first page instead of continuing.
+    /// With the cursor of a removed object, a list starts from the first page instead of continuing.
     pub lists_start_over: bool,
     /// `Retry-After` in seconds of every 429 and every error. Every error is then a 503.
     pub retry_after_s: Option<u32>,
@@ -62,6 +62,10 @@ pub struct ApiFaults {
     pub unreadable_page: bool,
     /// A 404 has the format of WorkOS's emulator: the code `not_found`, and no `entity_id`.
     pub emulator_not_found: bool,
+    /// A 404 has only the message `Not Found`, as that of organizations in 2021.
+    pub bare_not_found: bool,
+    /// The list of memberships of an unknown user or organization is empty, as in WorkOS's emulator, instead of a 404.
+    pub unknown_lists_empty: bool,
     /// Path prefixes that are answered 404 with a `message`, as with a wrong base URL.
     pub missing_routes: Vec<String>,
     /// The 404 of a missing route is an HTML page.

@@ -1,12 +1,15 @@
 //! Pages of lists, as WorkOS returns them.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::collection::{Collection, Key, Object, text};
 use super::fault::Fault;
 use super::fault_injector::ApiFaults;
-use super::state::{Object, State, creation, text};
+use super::routes::Read;
 use crate::domain::timestamp::Timestamp;
 
 type Parameters = [(String, String)];
@@ -21,40 +24,54 @@ fn limit(parameters: &Parameters, faults: &ApiFaults) -> Result<usize, Fault> {
     if (1..=100).contains(&limit) { Ok(limit.min(most)) } else { Err(Fault::invalid("limit_out_of_range", "limit")) }
 }
 
-/// `GET /user_management/users`: newest first by default. Cursors are user IDs.
-///
-/// With the cursor of a deleted user, the list continues, unless a fault is set. With an unknown cursor, it starts from the first
-/// page.
-pub(super) fn users(state: &State, parameters: &Parameters, faults: &ApiFaults) -> Result<Value, Fault> {
-    let (limit, starts_over) = (limit(parameters, faults)?, faults.lists_start_over);
-    let ascending = match parameter(parameters, "order") {
-        Some("asc") => true,
-        None | Some("desc" | "normal") => false,
-        Some(_) => return Err(Fault::invalid("invalid_order", "order")),
-    };
-    let mut all = state.oldest_first();
-    if !ascending {
-        all.reverse();
+impl Read<'_> {
+    /// Returns the requested page of the objects at `keys` that `is_listed` accepts: newest first by default. Cursors are IDs.
+    ///
+    /// With the cursor of a removed object, the list continues, unless a fault is set. With an unknown cursor, it starts from the
+    /// first page.
+    pub(super) fn page(
+        &self,
+        collection: &Collection,
+        keys: &BTreeSet<Key>,
+        is_listed: impl Fn(&Object) -> bool,
+        present: impl Fn(&Object) -> Value,
+    ) -> Result<Value, Fault> {
+        let limit = limit(self.parameters, self.faults)?;
+        let ascending = match self.parameter("order") {
+            Some("asc") => true,
+            None | Some("desc" | "normal") => false,
+            Some(_) => return Err(Fault::invalid("invalid_order", "order")),
+        };
+        let removed = |id: &str| self.state.removed_key(id).filter(|_| !self.faults.lists_start_over);
+        let cursor = |name: &str| self.parameter(name).and_then(|id| collection.key(id).or_else(|| removed(id)));
+        let listed = |(_, id): &&Key| !self.state.unlisted.contains(id) && collection.get(id).is_some_and(&is_listed);
+        // The objects on one side of a cursor, the nearest first.
+        let beyond = |cursor: Option<&Key>, ascending: bool| -> Box<dyn Iterator<Item = &Key> + '_> {
+            let cursor = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+            if ascending {
+                Box::new(keys.range((cursor, Bound::Unbounded)))
+            } else {
+                Box::new(keys.range((Bound::Unbounded, cursor)).rev())
+            }
+        };
+        let before = cursor("before");
+        let after = if before.is_some() { None } else { cursor("after") };
+        let is_backward = before.is_some();
+        let mut page: Vec<&Key> =
+            beyond(before.as_ref().or(after.as_ref()), ascending != is_backward).filter(listed).take(limit).collect();
+        if is_backward {
+            page.reverse();
+        }
+        // The cursor of a page that has more objects beyond it.
+        let beyond_page = |key: Option<&&Key>, ascending: bool| {
+            let has_more = |key: &Key| beyond(Some(key), ascending).any(|key| listed(&key));
+            key.filter(|key| has_more(key)).map(|(_, id)| id.clone())
+        };
+        let before = beyond_page(page.first(), !ascending);
+        let metadata = json!({"before": before, "after": beyond_page(page.last(), ascending)});
+        let data: Vec<Value> = page.iter().filter_map(|(_, id)| collection.get(id)).map(present).collect();
+        Ok(json!({"object": "list", "data": data, "list_metadata": metadata}))
     }
-    if let Some(email) = parameter(parameters, "email").map(str::to_lowercase) {
-        all.retain(|user| text(user, "email").to_lowercase() == email);
-    }
-    let known = |id: &&str| !starts_over || state.users.contains_key(*id);
-    let position = |name: &str| parameter(parameters, name).filter(known).and_then(|id| state.position(id));
-    let ahead = |user: &Object, at| if ascending { creation(user) < at } else { creation(user) > at };
-    let (start, end) = if let Some(before) = position("before") {
-        let end = all.partition_point(|user| ahead(user, before));
-        (end.saturating_sub(limit), end)
-    } else {
-        let passed =
-            |user: &Object| position("after").is_some_and(|after| ahead(user, after) || creation(user) == after);
-        let start = all.partition_point(|user| passed(user));
-        (start, all.len().min(start + limit))
-    };
-    let page = all.get(start..end).unwrap_or_default();
-    let before = page.first().filter(|_| start > 0).map(|user| text(user, "id"));
-    let after = page.last().filter(|_| end < all.len()).map(|user| text(user, "id"));
-    Ok(json!({"object": "list", "data": page, "list_metadata": {"before": before, "after": after}}))
 }
 
 /// The events that the Events API lists at this time.
@@ -84,7 +101,7 @@ impl Window {
 
     /// Returns whether the event is a valid cursor.
     fn knows(&self, events: &[Object], id: &str) -> bool {
-        let event = events.iter().find(|event| text(event, "id") == id);
+        let event = events.binary_search_by(|event| text(event, "id").cmp(id)).ok().and_then(|at| events.get(at));
         event
             .and_then(|event| Timestamp::parse(text(event, "created_at")))
             .is_some_and(|at| self.oldest().is_none_or(|oldest| at >= oldest) && self.lost.is_none_or(|lost| at > lost))
@@ -121,11 +138,11 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
     }
     let wanted = |event: &&Object| {
         let recent = since.is_none_or(|since| Timestamp::parse(text(event, "created_at")) >= since);
-        types.contains(&text(event, "event"))
-            && after.is_none_or(|after| text(event, "id") > after)
-            && recent
-            && window.remembers(event)
+        types.contains(&text(event, "event")) && recent && window.remembers(event)
     };
+    // IDs ascend, so the events that were read before are skipped without a scan.
+    let first = after.map_or(0, |after| events.partition_point(|event| text(event, "id") <= after));
+    let events = events.get(first..).unwrap_or_default();
     let shown = events.iter().take_while(|event| !window.holds_back(event)).filter(wanted);
     let mut rest: Vec<&Object> = if window.faults.backwards {
         let mut all: Vec<&Object> = shown.collect();
@@ -158,6 +175,7 @@ fn spoil_ids(page: &mut Value, faults: &ApiFaults) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::State;
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -183,7 +201,12 @@ mod tests {
             let given = json!({"id": id, "email": format!("{id}@example.test")});
             state.create(given.as_object().unwrap(), at(i64::try_from(second).unwrap())).unwrap();
         }
-        let page = |state: &State, query: &[(&str, &str)]| users(state, &asked(query), &ApiFaults::default()).unwrap();
+        let page = |state: &State, query: &[(&str, &str)]| {
+            let (parameters, faults) = (asked(query), ApiFaults::default());
+            let read = Read { state, path: &[], parameters: &parameters, faults: &faults, now: at(9) };
+            let present = |user: &Object| Value::Object(user.clone());
+            read.page(&state.users, state.users.keys(), |_| true, present).unwrap()
+        };
         assert_eq!(ids(&page(&state, &[("order", "asc")])), ["user_z", "user_m", "user_a"]);
         assert_eq!(ids(&page(&state, &[])), ["user_a", "user_m", "user_z"]);
         assert_eq!(ids(&page(&state, &[("order", "asc"), ("before", "user_a"), ("limit", "1")])), ["user_m"]);

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::cascades::Cascades;
+use super::collection::{Collection, Key, Object, text};
 use super::fault::Fault;
 use super::ids::Ids;
 use crate::domain::timestamp::Timestamp;
-
-/// A user object or an event, as JSON.
-pub(super) type Object = Map<String, Value>;
 
 /// The state that is stored between runs.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,11 +19,30 @@ pub(super) struct State {
     pub(super) webhook_secret: String,
     /// The signing keys as key ID and base64 PKCS#8. The last one signs.
     pub(super) signing_keys: Vec<(String, String)>,
-    /// The users by ID.
-    pub(super) users: BTreeMap<String, Object>,
-    /// Live users that are missing in lists.
+    pub(super) users: Collection,
+    #[serde(default)]
+    pub(super) organizations: Collection,
+    #[serde(default)]
+    pub(super) memberships: Collection,
+    #[serde(default)]
+    pub(super) sessions: Collection,
+    #[serde(default)]
+    pub(super) permissions: Collection,
+    /// The environment roles, the one with the highest priority first. The last one is the default.
+    #[serde(default)]
+    pub(super) roles: Vec<Object>,
+    /// The roles of each organization.
+    #[serde(default)]
+    pub(super) organization_roles: BTreeMap<String, Vec<Object>>,
+    /// Live objects that are missing in lists.
     #[serde(default)]
     pub(super) unlisted: BTreeSet<String>,
+    /// `created_at` of removed objects by ID: the position of a cursor in a list.
+    #[serde(default)]
+    pub(super) removed: BTreeMap<String, String>,
+    /// The events that are created for consequences of a change.
+    #[serde(skip)]
+    pub(super) cascades: Cascades,
     /// The events, oldest first.
     pub(super) events: Vec<Object>,
     /// Stored too, because a repeated or smaller ID would break the order of events.
@@ -38,15 +56,36 @@ const SETTABLE: [&str; 8] =
 impl State {
     pub(super) fn new(seed: u64, now: Timestamp) -> Self {
         let mut ids = Ids::new(seed);
-        Self {
+        let mut state = Self {
             client_id: ids.next("client", now),
             api_key: ids.next("sk_test", now),
             webhook_secret: ids.next("whsec", now),
             signing_keys: Vec::new(),
-            users: BTreeMap::new(),
+            users: Collection::default(),
+            organizations: Collection::default(),
+            memberships: Collection::default(),
+            sessions: Collection::default(),
+            permissions: Collection::default(),
+            roles: Vec::new(),
+            organization_roles: BTreeMap::new(),
             unlisted: BTreeSet::new(),
+            removed: BTreeMap::new(),
+            cascades: Cascades::default(),
             events: Vec::new(),
             ids,
+        };
+        state.complete(now);
+        state
+    }
+
+    /// Adds what the state file of an earlier version lacks: the roles of a new environment, and the positions of removed users.
+    pub(super) fn complete(&mut self, now: Timestamp) {
+        if self.roles.is_empty() {
+            self.create_initial_roles(now);
+        }
+        let deleted = self.events.iter().filter(|event| text(event, "event") == "user.deleted");
+        for user in deleted.filter_map(|event| event.get("data")?.as_object()) {
+            self.removed.entry(text(user, "id").to_owned()).or_insert_with(|| text(user, "created_at").to_owned());
         }
     }
 
@@ -59,12 +98,12 @@ impl State {
         // A seed file can contain IDs.
         let id = given.get("id").and_then(Value::as_str).map(str::to_owned);
         let id = id.unwrap_or_else(|| self.ids.next("user", now));
-        if self.users.contains_key(&id) {
+        if self.users.contains(&id) {
             return Err(Fault::invalid("id_not_available", "id"));
         }
         let mut user = Object::new();
         user.insert("object".into(), "user".into());
-        user.insert("id".into(), id.clone().into());
+        user.insert("id".into(), id.into());
         for name in SETTABLE {
             user.insert(name.into(), given.get(name).cloned().unwrap_or(Value::Null));
         }
@@ -78,7 +117,7 @@ impl State {
         if given.get("name").is_none_or(Value::is_null) {
             full_name(&mut user);
         }
-        self.users.insert(id, user.clone());
+        self.users.put(user.clone());
         self.emit("user.created", Value::Object(user.clone()), None, now);
         Ok(Value::Object(user))
     }
@@ -87,49 +126,54 @@ impl State {
         self.user(id)?;
         check_types(given)?;
         self.check_unique(given, Some(id))?;
-        let user = self.users.get_mut(id).ok_or_else(|| Fault::not_found(id))?;
-        let before = user.clone();
-        for name in SETTABLE {
-            // These two fields cannot be set to null.
-            let is_required = |value: &Value| value.is_null() && ["email", "email_verified"].contains(&name);
-            if let Some(value) = given.get(name).filter(|value| !is_required(value)) {
-                user.insert(name.into(), value.clone());
+        let changed = self.users.change(id, now, |user| {
+            for name in SETTABLE {
+                // These two fields cannot be set to null.
+                let is_required = |value: &Value| value.is_null() && ["email", "email_verified"].contains(&name);
+                if let Some(value) = given.get(name).filter(|value| !is_required(value)) {
+                    user.insert(name.into(), value.clone());
+                }
             }
-        }
-        change_metadata(user, given);
-        let parts = given.contains_key("first_name") || given.contains_key("last_name");
-        if parts && !given.contains_key("name") {
-            full_name(user);
-        }
-        if *user == before {
-            return Ok(Value::Object(before));
-        }
-        user.insert("updated_at".into(), json!(now));
-        let after = user.clone();
-        let mut previous = before;
-        previous.retain(|name, value| name != "updated_at" && after.get(name) != Some(value));
-        self.emit("user.updated", Value::Object(after.clone()), Some(previous), now);
+            change_metadata(user, given);
+            let parts = given.contains_key("first_name") || given.contains_key("last_name");
+            if parts && !given.contains_key("name") {
+                full_name(user);
+            }
+        });
+        let (before, after) = changed.ok_or_else(|| user_not_found(id))?;
+        self.emit_updated("user.updated", before, &after, now);
         Ok(Value::Object(after))
     }
 
+    /// Deletes a user. Its sessions and memberships end, with events only as [`Cascades`] selects them.
     pub(super) fn delete(&mut self, id: &str, now: Timestamp) -> Result<(), Fault> {
-        let user = self.users.remove(id).ok_or_else(|| Fault::not_found(id))?;
-        self.emit("user.deleted", Value::Object(user), None, now);
+        self.user(id)?;
+        self.end_sessions(id, None, now);
+        self.end_memberships("user_id", id, now);
+        if let Some(user) = self.users.remove(id) {
+            self.forget(&user);
+            self.emit("user.deleted", Value::Object(user), None, now);
+        }
         Ok(())
     }
 
-    /// A sign-in: `last_sign_in_at` moves and `updated_at` does not; only `session.created` reports it. Returns the session ID.
-    pub(super) fn sign_in(&mut self, id: &str, now: Timestamp) -> Result<String, Fault> {
-        let user = self.users.get_mut(id).ok_or_else(|| Fault::not_found(id))?;
-        user.insert("last_sign_in_at".into(), json!(now));
-        let session = self.ids.next("session", now);
-        let data = json!({
-            "object": "session", "id": session, "user_id": id, "organization_id": null, "status": "active",
-            "auth_method": "password", "ip_address": "203.0.113.9", "user_agent": null,
-            "expires_at": now.plus_seconds(7 * 86_400), "ended_at": null, "created_at": now, "updated_at": now,
-        });
-        self.emit("session.created", data, None, now);
-        Ok(session)
+    /// Remembers the position of a removed object, because a list continues after it.
+    pub(super) fn forget(&mut self, object: &Object) {
+        self.removed.insert(text(object, "id").to_owned(), text(object, "created_at").to_owned());
+    }
+
+    /// Returns the position of a removed object.
+    pub(super) fn removed_key(&self, id: &str) -> Option<Key> {
+        self.removed.get(id).map(|created_at| (created_at.clone(), id.to_owned()))
+    }
+
+    /// Creates an `.updated` event with the previous values, unless nothing changed.
+    pub(super) fn emit_updated(&mut self, event_type: &str, mut before: Object, after: &Object, now: Timestamp) {
+        if before == *after {
+            return;
+        }
+        before.retain(|name, value| name != "updated_at" && after.get(name) != Some(value));
+        self.emit(event_type, Value::Object(after.clone()), Some(before), now);
     }
 
     /// Creates an event of any type.
@@ -148,35 +192,12 @@ impl State {
     }
 
     pub(super) fn user(&self, id: &str) -> Result<Value, Fault> {
-        self.users.get(id).cloned().map(Value::Object).ok_or_else(|| Fault::not_found(id))
+        self.users.get(id).cloned().map(Value::Object).ok_or_else(|| user_not_found(id))
     }
 
-    pub(super) fn user_by(&self, field: &str, value: &str) -> Option<Value> {
-        let same = |user: &&Object| {
-            let held = user.get(field).and_then(Value::as_str);
-            held.is_some_and(
-                |held| if field == "email" { held.to_lowercase() == value.to_lowercase() } else { held == value },
-            )
-        };
-        self.users.values().find(same).cloned().map(Value::Object)
-    }
-
-    /// Returns every listed user, oldest first.
-    pub(super) fn oldest_first(&self) -> Vec<&Object> {
-        let listed = self.users.iter().filter(|(id, _)| !self.unlisted.contains(*id));
-        let mut users: Vec<&Object> = listed.map(|(_, user)| user).collect();
-        users.sort_by_key(|user| creation(user));
-        users
-    }
-
-    /// Returns the position of a user in [`State::oldest_first`], also of a deleted one.
-    pub(super) fn position(&self, id: &str) -> Option<(&str, &str)> {
-        let deleted = || {
-            let is_deleted = |event: &&Object| text(event, "event") == "user.deleted";
-            let users = self.events.iter().rev().filter(is_deleted).filter_map(|event| event.get("data")?.as_object());
-            users.into_iter().find(|user| text(user, "id") == id)
-        };
-        self.users.get(id).or_else(deleted).map(creation)
+    /// Returns the user with this value of an indexed field.
+    pub(super) fn user_by(&self, field: &'static str, value: &str) -> Option<Value> {
+        self.users.with(field, value).next().cloned().map(Value::Object)
     }
 
     /// Checks the fields that WorkOS requires to be unique in an environment.
@@ -191,14 +212,9 @@ impl State {
     }
 }
 
-/// Returns a text field, or an empty text.
-pub(super) fn text<'a>(object: &'a Object, name: &str) -> &'a str {
-    object.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// Returns the sort key of a user. All times have the same format, so they are compared as text.
-pub(super) fn creation(user: &Object) -> (&str, &str) {
-    (text(user, "created_at"), text(user, "id"))
+/// The 404 of a user.
+pub(super) fn user_not_found(id: &str) -> Fault {
+    Fault::not_found("User", id)
 }
 
 /// Rejects values of a wrong type. Null means absent, as in WorkOS's SDKs.
@@ -220,7 +236,7 @@ fn check_types(given: &Object) -> Result<(), Fault> {
 }
 
 /// Updates the metadata: null deletes a key, an empty object deletes all keys.
-fn change_metadata(user: &mut Object, given: &Object) {
+pub(super) fn change_metadata(user: &mut Object, given: &Object) {
     let mut metadata = user.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
     if let Some(Value::Object(changes)) = given.get("metadata") {
         if changes.is_empty() {
@@ -242,14 +258,11 @@ fn full_name(user: &mut Object) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::collection::object;
     use super::*;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap().plus_seconds(second)
-    }
-
-    fn object(value: Value) -> Object {
-        value.as_object().unwrap().clone()
     }
 
     fn with_user(given: Value) -> (State, Value) {
@@ -289,7 +302,7 @@ mod tests {
             assert!(state.create(&create, at(1)).is_err(), "{given}");
         }
         assert_eq!(state.user(user["id"].as_str().unwrap()).unwrap(), user);
-        assert_eq!((state.users.len(), state.events.len()), (1, events));
+        assert_eq!((state.users.keys().len(), state.events.len()), (1, events));
     }
 
     #[test]
@@ -326,7 +339,7 @@ mod tests {
     fn a_sign_in_creates_only_a_session_event() {
         let (mut state, user) = with_user(json!({"email": "a@example.test"}));
         let id = user["id"].as_str().unwrap();
-        state.sign_in(id, at(60)).unwrap();
+        state.sign_in(id, None, at(60)).unwrap();
         let after = state.user(id).unwrap();
         assert_eq!((&after["updated_at"], &after["last_sign_in_at"]), (&user["updated_at"], &json!(at(60))));
         assert_eq!(state.events.last().unwrap()["event"], "session.created");

@@ -19,7 +19,9 @@ pub(super) fn load(options: &Options) -> Result<State, SimulationError> {
         ))
     };
     let bytes = std::fs::read(file).map_err(unreadable)?;
-    serde_json::from_slice(&bytes).map_err(io::Error::from).map_err(unreadable)
+    let mut state: State = serde_json::from_slice(&bytes).map_err(io::Error::from).map_err(unreadable)?;
+    state.complete(options.clock.now());
+    Ok(state)
 }
 
 /// Writes a new file and renames it, so that a kill leaves either the old or the new file.
