@@ -7,6 +7,7 @@
 
 mod actions;
 mod api;
+mod authenticate;
 mod cascades;
 mod collection;
 mod deliveries;

@@ -140,6 +140,8 @@ mod search_path;
 mod settings;
 mod sign_ins;
 mod signature;
+mod simulated_organizations;
+mod simulated_routes;
 mod simulated_workos;
 mod simulation;
 mod sql;

@@ -23,26 +23,27 @@ use crate::support::fixture;
 use crate::support::lab::object;
 use crate::support::service::Answer;
 
-async fn workos(state: Option<PathBuf>) -> SimulatedWorkos {
+pub(crate) async fn workos(state: Option<PathBuf>) -> SimulatedWorkos {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     SimulatedWorkos::start(Options { listen, clock: Clock::system(), seed: 7, state }).await.unwrap()
 }
 
-fn keys(value: &Value) -> BTreeSet<&str> {
+pub(crate) fn keys(value: &Value) -> BTreeSet<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-struct Api {
+/// A simulated WorkOS and a client of its API.
+pub(crate) struct Api {
     client: reqwest::Client,
-    workos: SimulatedWorkos,
+    pub(crate) workos: SimulatedWorkos,
 }
 
 impl Api {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self { client: http_client().unwrap(), workos: workos(None).await }
     }
 
-    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         let url = format!("{}{path}", self.workos.base_url());
         let mut request = self.client.request(method.parse().unwrap(), url).bearer_auth(self.workos.api_key());
         if let Some(body) = body {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::actions::{ActionResult, Attempt};
+use super::authenticate::authenticate;
 use super::cascades::Cascades;
 use super::collection::{Object, text};
 use super::deliveries::Faults;
@@ -238,30 +239,6 @@ async fn jwks(State(workos): State<SimulatedWorkos>, Path(client_id): Path<Strin
         return status.into_response();
     }
     ([(header::CONTENT_TYPE, "application/jwk-set+json")], workos.jwks().to_string()).into_response()
-}
-
-/// Signs a user in with any password, because nothing is protected.
-async fn authenticate(State(workos): State<SimulatedWorkos>, Json(given): Json<Object>) -> ApiResult {
-    let text = |name: &str| given.get(name).and_then(Value::as_str).unwrap_or_default();
-    if text("client_id") != workos.client_id() || text("client_secret") != workos.api_key() {
-        return Err(Fault::bad("invalid_client", "Invalid client ID or client secret."));
-    }
-    if text("grant_type") != "password" {
-        return Err(Fault::bad("unsupported_grant_type", "The simulated WorkOS signs in with grant_type password."));
-    }
-    let user = workos.read(|state| state.user_by("email", text("email")));
-    let user = user.ok_or_else(|| Fault::grant("There is no user with this email address."))?;
-    let id = user.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let access_token = workos.sign_in(&id)?;
-    // At the real WorkOS, users in this response have no metadata either.
-    let mut user = workos.read(|state| state.user(&id))?;
-    if let Value::Object(user) = &mut user {
-        user.remove("metadata");
-    }
-    Ok(Json(json!({
-        "user": user, "organization_id": null, "access_token": access_token,
-        "refresh_token": workos.next_id("refresh"), "authentication_method": "Password",
-    })))
 }
 
 async fn set_faults(State(workos): State<SimulatedWorkos>, Json(faults): Json<Faults>) -> Json<Faults> {

@@ -71,6 +71,11 @@ impl Fault {
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, body }
     }
 
+    /// The answer to a sign-in of a user with several organizations.
+    pub(super) fn organization_selection(body: Value) -> Self {
+        Self { status: StatusCode::FORBIDDEN, body }
+    }
+
     /// The error of a sign-in, in OAuth's format.
     pub(super) fn grant(description: &str) -> Self {
         let body = json!({"error": "invalid_grant", "error_description": description});
