@@ -128,6 +128,10 @@ impl Deliveries {
         self.shared().endpoints.push(Endpoint { url: url.to_owned(), secret, events });
     }
 
+    pub(super) fn has_endpoints(&self) -> bool {
+        !self.shared().endpoints.is_empty()
+    }
+
     pub(super) fn set_faults(&self, faults: Faults) {
         self.shared().faults = faults;
     }

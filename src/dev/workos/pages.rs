@@ -70,7 +70,10 @@ impl Read<'_> {
         let before = beyond_page(page.first(), !ascending);
         let metadata = json!({"before": before, "after": beyond_page(page.last(), ascending)});
         let data: Vec<Value> = page.iter().filter_map(|(_, id)| collection.get(id)).map(present).collect();
-        Ok(json!({"object": "list", "data": data, "list_metadata": metadata}))
+        let mut list = json!({"object": "list", "list_metadata": metadata});
+        // `json!` would copy the objects.
+        list["data"] = Value::Array(data);
+        Ok(list)
     }
 }
 

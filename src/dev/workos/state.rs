@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cascades::Cascades;
-use super::collection::{Collection, Key, Object, text};
+use super::collection::{Collection, Key, Object, object, text};
 use super::fault::Fault;
 use super::ids::Ids;
 use crate::domain::timestamp::Timestamp;
@@ -182,13 +182,13 @@ impl State {
         if let Some(previous) = previous {
             context["previous_attributes"] = Value::Object(previous);
         }
-        let event = json!({
-            "object": "event", "id": self.ids.next("event", now), "event": event_type,
-            "data": data, "created_at": now, "context": context,
-        });
-        if let Value::Object(event) = event {
-            self.events.push(event);
-        }
+        let mut event = object(json!({
+            "object": "event", "id": self.ids.next("event", now), "event": event_type, "created_at": now,
+        }));
+        // `json!` would copy these two values.
+        event.insert("data".into(), data);
+        event.insert("context".into(), context);
+        self.events.push(event);
     }
 
     pub(super) fn user(&self, id: &str) -> Result<Value, Fault> {
@@ -258,7 +258,6 @@ fn full_name(user: &mut Object) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::collection::object;
     use super::*;
 
     fn at(second: i64) -> Timestamp {
