@@ -190,6 +190,8 @@ impl Machine {
              curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes?after=POSITION&wait=20'\n\n\
              # get a new token\n\
              curl -X POST {workos}/_simulate/users/{id}/token\n\n\
+             # list every action of the simulated WorkOS: organizations, members, roles, sessions, faults\n\
+             curl {workos}/\n\n\
              # ask whether a person may sign up (a rule denies gmail.com)\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n\
              # deliver every webhook twice, half of them out of order, and lose some\n\
