@@ -53,6 +53,7 @@ select
         left join workos.role_records as shared
             on
                 shared.slug = held.slug
+                and own.slug is null
                 and not shared.synced_deleted
                 -- Such a slug names a role of one organization.
                 and not starts_with(held.slug, 'org-')
