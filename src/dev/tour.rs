@@ -1,4 +1,5 @@
-//! The short tour: creates, renames and deletes a user at WorkOS, and shows what the service answers.
+//! The short tour: creates, renames and deletes a user at WorkOS, makes the user a member of an organization and ends the membership,
+//! and shows what the service answers.
 
 use std::time::Duration;
 
@@ -53,11 +54,13 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     let answer = guide.until("the name whose webhook was lost", &token, named("Augusta")).await?;
     say(&format!("6. get_auth_user   → 200 {}, read by catch-up", brief(&answer)));
 
+    deactivate_a_member(workos, &guide, &id, &say).await?;
+
     workos.delete_user(&id).map_err(|fault| TourError(format!("WorkOS rejected a deletion: {fault:?}")))?;
-    say("7. WorkOS      user.deleted");
+    say("11. WorkOS     user.deleted");
     let gone = |status, body: &Value| status == 404 && body.get("code").and_then(Value::as_str) == Some("user_deleted");
     guide.until("the deletion", &token, gone).await?;
-    say("8. get_auth_user   → 404 user_deleted");
+    say("12. get_auth_user  → 404 user_deleted");
 
     let before = workos.attempts().len();
     let _ = workos.emit("user.updated", answer);
@@ -65,13 +68,42 @@ pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Re
     if workos.attempts().len() == before {
         return Err(TourError("the late update was not delivered".to_owned()));
     }
-    say("9. WorkOS      user.updated   a late one, after the deletion: accepted, and changes nothing");
+    say("13. WorkOS     user.updated   a late one, after the deletion: accepted, and changes nothing");
     let (status, body) = guide.look_up(&token).await?;
     if !gone(status, &body) {
         return Err(TourError(format!("a late update revived the user: {status}")));
     }
-    say("10. get_auth_user  → 404 user_deleted: deleted stays deleted");
+    say("14. get_auth_user  → 404 user_deleted: deleted stays deleted");
     Ok(())
+}
+
+/// Makes the user a member of an organization, and deactivates the membership. The token stays valid, and the service refuses it.
+async fn deactivate_a_member(
+    workos: &SimulatedWorkos,
+    guide: &Guide<'_>,
+    user_id: &str,
+    say: &impl Fn(&str),
+) -> Result<(), TourError> {
+    let rejected = |fault| TourError(format!("WorkOS rejected a membership: {fault:?}"));
+    let id_of = |created: &Value| created.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let organization = workos.create_organization(&object(json!({"name": "Analytical Engines"}))).map_err(rejected)?;
+    let organization_id = id_of(&organization);
+    let membership = workos.add_membership(user_id, &organization_id, &["admin"]).map_err(rejected)?;
+    let token = workos.sign_in_to(user_id, &organization_id).map_err(rejected)?;
+    say(
+        "7. WorkOS      organization.created, organization_membership.created   Augusta is an admin of Analytical Engines",
+    );
+    let is_admin = |status, body: &Value| status == 200 && body.get("roles") == Some(&json!(["admin"]));
+    let session = guide.until_at("/auth/session", "the membership", &token, is_admin).await?;
+    let shown = ["roles", "permissions"].map(|name| format!("{name} {}", session.get(name).unwrap_or(&Value::Null)));
+    say(&format!("8. /auth/session with a token of that organization   → 200 {}", shown.join(", ")));
+    workos.deactivate_membership(&id_of(&membership)).map_err(rejected)?;
+    say("9. WorkOS      organization_membership.updated   Augusta is deactivated; the token stays valid for minutes");
+    let refused =
+        |status, body: &Value| status == 403 && body.get("code").and_then(Value::as_str) == Some("membership_inactive");
+    guide.until_at("/auth/session", "the refusal", &token, refused).await?;
+    say("10. /auth/session with the same token   → 403 membership_inactive");
+    workos.delete_organization(&organization_id).map_err(rejected)
 }
 
 struct Guide<'a> {
@@ -81,17 +113,31 @@ struct Guide<'a> {
 
 impl Guide<'_> {
     async fn look_up(&self, token: &str) -> Result<(u16, Value), TourError> {
+        self.get("/auth/user", token).await
+    }
+
+    async fn get(&self, path: &str, token: &str) -> Result<(u16, Value), TourError> {
         let unreachable = |error: reqwest::Error| TourError(format!("the service does not answer: {error}"));
-        let request = self.client.get(format!("{}/auth/user", self.url)).bearer_auth(token);
+        let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token);
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status().as_u16();
         Ok((status, answer.json().await.map_err(unreachable)?))
     }
 
     async fn until(&self, what: &str, token: &str, done: impl Fn(u16, &Value) -> bool) -> Result<Value, TourError> {
+        self.until_at("/auth/user", what, token, done).await
+    }
+
+    async fn until_at(
+        &self,
+        path: &str,
+        what: &str,
+        token: &str,
+        done: impl Fn(u16, &Value) -> bool,
+    ) -> Result<Value, TourError> {
         let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
         loop {
-            let (status, body) = self.look_up(token).await?;
+            let (status, body) = self.get(path, token).await?;
             if done(status, &body) {
                 return Ok(body);
             }
