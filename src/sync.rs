@@ -21,6 +21,7 @@ pub mod progress;
 pub mod read_through;
 pub mod reconcile;
 mod records;
+mod redaction;
 mod rows;
 pub mod runner;
 mod scan_page;

@@ -18,7 +18,7 @@ pub async fn erase_user(store: &Store, id: &str) -> Result<Option<u64>, StoreErr
     let mut payloads = 0;
     loop {
         let batch = |limit| EraseUser { user: [id.to_owned()], limit };
-        let Some(erased) = in_batches(store, "erase user", batch).await? else { return Ok(None) };
+        let Some(erased) = in_batches(store, "erase user", erasure::BATCH, batch).await? else { return Ok(None) };
         payloads += erased.payloads;
         if erased.complete {
             return Ok(Some(payloads));
@@ -31,16 +31,16 @@ pub async fn erase_user(store: &Store, id: &str) -> Result<Option<u64>, StoreErr
 /// # Errors
 /// [`StoreError`]: nothing of the batch was erased.
 pub(super) async fn erase_pending(store: &Store) -> Result<bool, StoreError> {
-    in_batches(store, "erase pending", |limit| ErasePending { limit }).await
+    in_batches(store, "erase pending", erasure::BATCH, |limit| ErasePending { limit }).await
 }
 
-/// Erases a batch. After a timeout, retries with half the size.
-async fn in_batches<W: Work>(
+/// Runs a batch of at most `limit` rows. After a timeout, retries with half the size.
+pub(super) async fn in_batches<W: Work>(
     store: &Store,
     name: &'static str,
+    mut limit: i64,
     batch: impl Fn(i64) -> W,
 ) -> Result<W::Output, StoreError> {
-    let mut limit = erasure::BATCH;
     loop {
         match store.transaction(name, &batch(limit)).await {
             Err(StoreError::TimedOut(_)) if limit > 1 => limit /= 2,

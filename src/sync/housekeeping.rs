@@ -1,5 +1,5 @@
-//! Periodic maintenance: pending erasures, retention, the comparison of both feeds, and a retry of quarantined events by a new
-//! release. The database's clock decides what is old.
+//! Periodic maintenance: pending erasures, secrets that an earlier release stored, retention, the comparison of both feeds, and a
+//! retry of quarantined events by a new release. The database's clock decides what is old.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::job::{Job, JobContext, JobError};
 use super::runner::Runner;
-use super::{erasure, inbox};
+use super::{erasure, inbox, redaction};
 use crate::store::StoreError;
 use crate::store::events::MissedEvents;
 
@@ -96,6 +96,7 @@ impl Job for HousekeepingJob {
         let rows_stay = self.retention.max(ROW_RETENTION);
         let mut round = Round::default();
         round.record("erase", erasure::erase_pending(store).await.map_err(JobError::from));
+        round.record("redact payloads", redaction::redact_stored(store).await.map_err(JobError::from));
         round.record("expire verdicts", more(store.expire_verdicts(BATCH).await));
         round.record("expire events", more(store.expire_rows(rows_stay, BATCH).await));
         // With a longer retention, a payload is deleted together with its row.

@@ -5,6 +5,7 @@
 
 mod membership;
 mod organization;
+mod redaction;
 mod user;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ use crate::domain::object::{Kind, Object};
 use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::version::Version;
+
+pub(crate) use redaction::{TYPE_WORDS as REDACTED_TYPE_WORDS, redacted};
 
 /// Maximum length of an ID in bytes. WorkOS's IDs are shorter, and PostgreSQL cannot index longer ones. An event with a longer ID
 /// is stored under a hash of its ID, and a user with a longer ID is quarantined.
@@ -41,7 +44,7 @@ pub enum NotAnEvent {
     NoType,
 }
 
-/// Parses a webhook's body.
+/// Parses a webhook's body. The event has no secrets, neither in its content nor in its payload.
 ///
 /// # Errors
 /// [`NotAnEvent`]. Other unexpected values are normalized, or make the event [`Content::Unusable`].
@@ -49,7 +52,16 @@ pub fn event(body: &VerifiedBody) -> Result<Event, NotAnEvent> {
     read_event(body.bytes())
 }
 
+/// Parses an event without its secrets. Which fields are secret depends on the type, so only an event with secrets is parsed twice.
 fn read_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
+    let event = parse_event(payload)?;
+    match redacted(&event.event_type, payload) {
+        Some(redacted) => parse_event(&Bytes::from(redacted)),
+        None => Ok(event),
+    }
+}
+
+fn parse_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
     let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
     let text = std::str::from_utf8(without_bom).map_err(|_| NotAnEvent::NotAnObject)?;
     let sanitized = json::sanitize(text);
@@ -150,9 +162,10 @@ pub(crate) fn listed_event(item: &RawValue) -> Event {
     })
 }
 
-/// Returns the inbox row for a list item that is not an event. Its ID is a hash of its bytes.
+/// Returns the inbox row for a list item that is not an event. Its ID is a hash of its bytes without secrets.
 pub(crate) fn unreadable(item: &RawValue, why: &'static str) -> Event {
-    let payload = Bytes::copy_from_slice(item.get().as_bytes());
+    let item = item.get().as_bytes();
+    let payload = redacted(UNREADABLE, item).map_or_else(|| Bytes::copy_from_slice(item), Bytes::from);
     Event {
         id: hashed(UNREADABLE, &payload),
         event_type: UNREADABLE.to_owned(),
@@ -178,11 +191,16 @@ pub(crate) fn stored_observation(
     read_event(payload).ok().map(Observation::Event)
 }
 
-/// Returns the `data` of a stored event, as JSON that PostgreSQL accepts.
+/// Returns the `data` of a stored event without secrets, as JSON that PostgreSQL accepts. An earlier release stored secrets.
 pub(crate) fn stored_data(payload: &[u8]) -> Option<Box<RawValue>> {
     let without_bom = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
     let sanitized = json::sanitize(std::str::from_utf8(without_bom).ok()?);
-    json::object(&sanitized.text)?.remove("data")
+    let mut envelope = json::object(&sanitized.text)?;
+    let event_type = json::string(envelope.get("event").map(|value| &**value)).unwrap_or_default();
+    match redacted(&event_type, sanitized.text.as_bytes()) {
+        Some(redacted) => json::object(std::str::from_utf8(&redacted).ok()?)?.remove("data"),
+        None => envelope.remove("data"),
+    }
 }
 
 /// Parses an object of the REST API. An object that cannot be applied becomes an event with its payload, for the quarantine.
@@ -210,6 +228,7 @@ pub(crate) fn kept_snapshot(snapshot: &Snapshot) -> Event {
 
 /// Returns the inbox row for an object that cannot be applied. Its `created_at` is the time of the observation.
 fn unusable_snapshot(kind: Kind, text: &str, observed_at: Timestamp, reason: &'static str) -> Event {
+    let text = &*redaction::snapshot(kind, text);
     let data = json::object(&json::sanitize(text).text);
     let id = data.as_ref().map_or_else(|| hashed(SNAPSHOT, text.as_bytes()), snapshot_id);
     Event {
@@ -245,11 +264,12 @@ pub fn snapshot(object: &str, observed_at: Timestamp) -> Result<Snapshot, &'stat
     snapshot_of(Kind::User, object, observed_at)
 }
 
-/// Parses an object of the REST API.
+/// Parses an object of the REST API, without its secrets.
 ///
 /// # Errors
 /// As [`snapshot`].
 pub(crate) fn snapshot_of(kind: Kind, text: &str, observed_at: Timestamp) -> Result<Snapshot, &'static str> {
+    let text = &*redaction::snapshot(kind, text);
     let sanitized = json::sanitize(text);
     if sanitized.too_deep {
         return Err("nested deeper than 128 levels");

@@ -199,6 +199,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("organization_membership_records", "organization_id", "the organization's ID"),
     ("organization_role_records", "*", "the list of an organization's roles"),
     ("permission_records", "*", "the list of permissions"),
+    ("redaction", "*", "the ID of an event"),
     ("refreshes", "*", "IDs of organizations"),
     ("role_lists", "*", "IDs of organizations"),
     ("role_records", "*", "the list of roles"),

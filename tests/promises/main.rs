@@ -18,6 +18,8 @@
 //!    - `catch_up_oddities::an_unreadable_last_item_is_quarantined_and_never_becomes_the_cursor`
 //!    - `reconcile::a_snapshot_that_cannot_be_applied_is_quarantined_once_and_shown`
 //!    - `group_commit::an_event_that_postgres_refuses_is_quarantined_and_its_neighbours_are_applied`
+//!    - `redaction::no_secret_is_stored_whether_an_event_is_applied_or_quarantined`
+//!    - `redaction::payloads_of_an_earlier_release_are_cleaned_once_in_batches`
 //! 3. **Any order, any duplication, same table.**
 //!    - `convergence::any_order_any_duplication_any_concurrency_same_table`
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
@@ -136,6 +138,7 @@ mod progress;
 mod proxies;
 mod receiver;
 mod reconcile;
+mod redaction;
 mod search_path;
 mod settings;
 mod sign_ins;

@@ -59,6 +59,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.organization_records",
             "workos.organization_role_records",
             "workos.permission_records",
+            "workos.redaction",
             "workos.refreshes",
             "workos.revoked_sessions",
             "workos.role_lists",

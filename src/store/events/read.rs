@@ -59,7 +59,7 @@ pub struct StoredPayload {
     pub created_at: Option<Timestamp>,
     /// When it was received.
     pub received_at: Timestamp,
-    /// The payload, byte for byte.
+    /// The payload as received, byte for byte, except that secrets of WorkOS are null.
     pub payload: Bytes,
 }
 
