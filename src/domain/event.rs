@@ -125,10 +125,18 @@ impl Observation {
         }
     }
 
-    /// Returns whether the observation asks for a read, or ends a session: something is written that is no object.
+    /// Returns whether more has to be written than a live user: another kind of object, a tombstone, a note beside the objects.
     #[must_use]
-    pub fn is_note(&self) -> bool {
-        matches!(self, Self::Event(Event { content: Content::Changed(_) | Content::SessionRevoked(_), .. }))
+    pub fn needs_transaction(&self) -> bool {
+        match self {
+            Self::Event(event) => match &event.content {
+                Content::Live { object, .. } => object.kind() != Kind::User,
+                Content::Deleted(_) | Content::SignedIn(_) | Content::SessionRevoked(_) | Content::Changed(_) => true,
+                Content::Other | Content::Unusable(_) => false,
+            },
+            Self::Snapshot(snapshot) => snapshot.object.kind() != Kind::User,
+            Self::Gone { .. } => true,
+        }
     }
 
     /// Returns the objects whose rows must be locked: the described one, and the user.

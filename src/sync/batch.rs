@@ -122,8 +122,9 @@ impl<T: FollowUp> Work for OneStatement<'_, T> {
             equals.filter_map(Observation::object).map(|(kind, id)| ObjectKey::new(kind, id)).collect();
         let decided_from = decisions::decided_from(&rows, self.client_id);
         let decisions = decide_all(observations, &mut rows, batch.scan, None);
-        apart.append(&mut decisions.need_transaction(&rows));
-        if !apart.is_empty() || decisions.has_notes() {
+        let absent = rows.iter().filter(|(_, _, row)| needs_placeholder(row));
+        apart.extend(absent.map(|(kind, id, _)| ObjectKey::new(kind, id)));
+        if !apart.is_empty() {
             return Ok(Attempt::NeedsTransaction(apart));
         }
         batch.write_with(connection, observations, &rows, decisions, decided_from, &[]).await.map(Attempt::Done)
@@ -173,7 +174,10 @@ impl<'a, T: FollowUp> Batch<'a, T> {
 
     /// One statement can be enough.
     pub(super) fn may_be_one_statement(&self) -> bool {
-        !self.in_transaction && self.then.is_none() && matches!(self.inbox, Inbox::Record(_))
+        !self.in_transaction
+            && self.then.is_none()
+            && matches!(self.inbox, Inbox::Record(_))
+            && !self.observations.iter().any(Observation::needs_transaction)
     }
 
     /// Locks and reads every object that the batch names.

@@ -7,7 +7,7 @@ use super::records::sign_in;
 use super::rows::BatchRows;
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Content, Event, Observation};
-use crate::domain::object::{Kind, Object, ObjectKey};
+use crate::domain::object::{Kind, Object};
 use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
 use crate::store::batch::{DecidedFrom, LiveUser};
@@ -147,24 +147,6 @@ impl<'a> Decisions<'a> {
 
     fn written_of(&self, kind: Kind) -> impl Iterator<Item = &'a str> {
         self.written.iter().filter(move |(written, _)| *written == kind).map(|(_, id)| *id)
-    }
-
-    /// Returns the objects that need a transaction, because [`batch::write`](crate::store::batch::write) alone is not enough for
-    /// them.
-    pub(super) fn need_transaction(&self, rows: &BatchRows) -> BTreeSet<ObjectKey> {
-        let users = self.sign_ins.iter().map(|(id, _)| (Kind::User, *id));
-        let sessions = self.revoked.iter().filter_map(|(_, user)| Some((Kind::User, (*user)?)));
-        let needing = rows.iter().filter(|(kind, id, row)| {
-            let is_tombstone = self.written.contains(&(*kind, *id)) && row.stored.is_tombstone();
-            *kind != Kind::User || is_tombstone || needs_placeholder(row)
-        });
-        let needing = needing.map(|(kind, id, _)| (kind, id));
-        users.chain(sessions).chain(needing).map(|(kind, id)| ObjectKey::new(kind, id)).collect()
-    }
-
-    /// Returns whether something has to be written that belongs to no object.
-    pub(super) fn has_notes(&self) -> bool {
-        !self.refreshes.is_empty() || !self.revoked.is_empty()
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::batch::{Attempt, Batch};
-use super::commit_queue::{BATCH, CommitQueue, Group, Waiting, is_among};
+use super::commit_queue::{BATCH, CommitQueue, Group, Waiting};
 use super::records::Inbox;
 use super::rows::Named;
 use super::{Applied, NoFollowUp, ONLY, in_parts, one_statement};
@@ -228,14 +228,17 @@ impl Inner {
 
     /// Commits a group in one statement. Where some objects need a transaction, only their events go into one.
     async fn commit(self: &Arc<Self>, group: Group) {
-        let Some((group, apart)) = self.try_one_statement(group).await else { return };
-        let (in_transaction, rest) = group
-            .split(|observation| observation.is_note() || observation.locked().any(|object| is_among(&apart, object)));
-        if in_transaction.is_empty() {
-            return self.commit_in_transaction(rest).await;
-        }
-        if let Some((rest, _)) = self.try_one_statement(rest).await {
-            self.commit_in_transaction(rest).await;
+        let (in_transaction, rest) = group.split(Observation::needs_transaction);
+        if let Some((rest, apart)) = self.try_one_statement(rest).await {
+            let (apart, rest) = rest.split_objects(&apart);
+            if apart.is_empty() {
+                self.commit_in_transaction(rest).await;
+            } else {
+                if let Some((rest, _)) = self.try_one_statement(rest).await {
+                    self.commit_in_transaction(rest).await;
+                }
+                self.commit_in_transaction(in_time(apart)).await;
+            }
         }
         self.commit_in_transaction(in_time(in_transaction)).await;
     }
