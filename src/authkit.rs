@@ -217,7 +217,6 @@ impl AuthKit {
 
     /// Resolves when this process must not serve the database, at start or later.
     async fn unfit(&self) -> RunError {
-        let mut waiting = false;
         loop {
             match self.prepare().await {
                 Ok(()) => {
@@ -225,17 +224,7 @@ impl AuthKit {
                     return self.state.store.becomes_unfit().await.into();
                 }
                 Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => return unfit.into(),
-                Err(RunError::Migrations(MigrationsError::Database(StoreError::Unbound))) => {}
-                Err(RunError::Migrations(MigrationsError::Database(error))) => {
-                    if !waiting {
-                        tracing::error!(
-                            error = %error,
-                            database = self.state.store.address(),
-                            "the database is unreachable; the service answers 503 and retries every second"
-                        );
-                    }
-                    waiting = true;
-                }
+                Err(RunError::Migrations(MigrationsError::Database(error))) => self.state.store.note_failure(&error),
                 Err(error) => return error,
             }
             tokio::time::sleep(DATABASE_PAUSE).await;

@@ -20,13 +20,11 @@ mod webhook;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{self, Description, IS_LOG_JSON, LOG_FILTER, SETTINGS, Source, unknown_variables};
-use crate::store::pool;
+use crate::config::{AnySetting, Description, IS_LOG_JSON, LOG_FILTER, SETTINGS, Source, unknown_variables};
 use crate::telemetry;
 pub use exit::{Exit, Failure};
 
@@ -50,11 +48,22 @@ pub fn main() -> ExitCode {
     let exit = match command().try_get_matches_from(std::env::args_os()) {
         Ok(matches) => run(&matches),
         Err(error) => {
-            let _ = error.print();
+            print_usage(&error);
             if error.use_stderr() { Exit::Usage } else { Exit::Yes }
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// Prints the help, or a usage error. The settings were not read yet, so the environment alone decides about JSON.
+fn print_usage(error: &clap::Error) {
+    let is_json = std::env::var_os(IS_LOG_JSON.description().name).is_some_and(|format| format == "json");
+    if is_json && error.use_stderr() {
+        telemetry::set_format(true);
+        telemetry::say("ERROR", error.to_string().trim());
+    } else {
+        let _ = error.print();
+    }
 }
 
 /// Returns the whole command line, for `--help` and for tests.
@@ -125,23 +134,10 @@ fn run(matches: &ArgMatches) -> Exit {
             }
         })
     });
-    outcome.unwrap_or_else(|mut failure| {
-        if failure.is_database
-            && let Some(address) = database_address(&source)
-        {
-            failure.message += &format!(
-                ". The database is {address}. Check that PostgreSQL is running and that DATABASE_URL is correct"
-            );
-        }
-        // Writing fails if the terminal is closed. The exit code still tells the result.
-        let _ = writeln!(std::io::stderr(), "authkit-sync {name}: {}", failure.message);
+    outcome.unwrap_or_else(|failure| {
+        telemetry::say("ERROR", &format!("authkit-sync {name}: {}", failure.message));
         failure.exit
     })
-}
-
-/// Returns host, port and name of the configured database.
-fn database_address(source: &Source) -> Option<String> {
-    config::database(source).ok().map(|database| pool::address(&database.options))
 }
 
 /// Returns the names of the command and its subcommands, for example `events list`.

@@ -8,6 +8,8 @@ pub mod environment;
 pub mod erasure;
 pub mod error;
 pub mod events;
+mod failure;
+mod failure_log;
 pub mod fitness;
 mod grouped;
 pub mod handlers;
@@ -33,6 +35,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::StoreError;
+pub use failure::DatabaseFailure;
+use failure_log::FailureLog;
 use fitness::{ClientVerifier, Fitness};
 pub use pool::Pool;
 pub use transaction::Work;
@@ -58,6 +62,8 @@ pub struct Store {
     fitness: Arc<Fitness>,
     /// Called before the database is bound to the client ID.
     verifier: Option<Arc<dyn ClientVerifier>>,
+    /// Set in a service. A command reports its failure itself.
+    failure_log: Option<Arc<FailureLog>>,
 }
 
 impl Store {
@@ -75,6 +81,7 @@ impl Store {
             begin_read: pool::begin_read(timeout).into(),
             fitness: Arc::default(),
             verifier: None,
+            failure_log: None,
         }
     }
 
@@ -86,9 +93,22 @@ impl Store {
         Self::new(pool.clone(), pool, "", timeout)
     }
 
-    /// Returns host, port and name of the database, for messages.
-    pub(crate) fn address(&self) -> String {
-        pool::address(&self.writes.connections().connect_options())
+    /// Returns the store with a log of failures: each cause is logged once, and not again by every caller.
+    #[must_use]
+    pub fn logging_failures(self) -> Self {
+        Self { failure_log: Some(Arc::default()), ..self }
+    }
+
+    /// Logs a failure of the database outside of this store, as one of this store.
+    pub(crate) fn note_failure(&self, error: &StoreError) {
+        self.log_failure(&Err::<(), _>(error.clone()));
+    }
+
+    /// Logs a failure of the database, if this store does that.
+    fn log_failure<T>(&self, outcome: &Result<T, StoreError>) {
+        if let Some(log) = &self.failure_log {
+            log.note(outcome);
+        }
     }
 
     /// Returns the maximum number of connections for writes.

@@ -15,6 +15,7 @@ pub mod handlers;
 pub mod housekeeping;
 pub mod inbox;
 pub mod job;
+mod job_status;
 mod key_check;
 mod list_scan;
 pub mod progress;

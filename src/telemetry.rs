@@ -1,10 +1,17 @@
-//! Log output of the binary. The library only emits log events.
+//! Log output of the binary, and everything else that it writes to stderr. The library only emits log events.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use serde_json::json;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Registry;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::reload;
+
+use crate::domain::clock::Clock;
 
 /// The default filter: our own lines, and the warnings of libraries.
 pub(crate) const DEFAULT_FILTER: &str = "warn,authkit_sync=info";
@@ -50,8 +57,40 @@ impl LogFilter {
     }
 }
 
+/// Whether stderr holds one JSON object per line.
+static IS_JSON: OnceLock<bool> = OnceLock::new();
+
+/// Sets the format of stderr. The first call counts.
+pub(crate) fn set_format(json: bool) {
+    if *IS_JSON.get_or_init(|| json) {
+        // The text of a panic may contain personal data, so only its place is reported.
+        std::panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            say("ERROR", &format!("authkit-sync panicked at {place}; this is a defect, please report it"));
+        }));
+    }
+}
+
+/// Returns whether stderr holds one JSON object per line.
+pub(crate) fn is_json() -> bool {
+    IS_JSON.get().copied().unwrap_or_default()
+}
+
+/// Writes a line to stderr that no log filter suppresses: the text alone, or a JSON object like those of the log.
+pub(crate) fn say(level: &str, message: &str) {
+    let line = if is_json() {
+        let timestamp = Clock::system().now().to_string();
+        json!({"timestamp": timestamp, "level": level, "message": message, "target": "authkit_sync"}).to_string()
+    } else {
+        message.to_owned()
+    };
+    // Writing fails if the terminal is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Starts to write logs to stderr, as text or as one JSON object per line. Warns about a malformed filter and uses the default.
 pub(crate) fn start(filter: &str, json: bool) -> LogFilter {
+    set_format(json);
     let parsed = EnvFilter::try_new(filter);
     let is_malformed = parsed.is_err();
     let text = if is_malformed { DEFAULT_FILTER } else { filter }.to_owned();

@@ -33,7 +33,8 @@ impl Builder {
         let keys = self.keys()?;
         let migrate = self.migrate.then(|| self.receipts.connections().clone());
         let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
-            .verifying_client(Arc::new(PublishedKeys(keys.clone())));
+            .verifying_client(Arc::new(PublishedKeys(keys.clone())))
+            .logging_failures();
         let policy = TokenPolicy::new(&self.client_id, &self.api_base)
             .issuers(self.issuers)
             .audiences(self.audiences)

@@ -34,13 +34,11 @@ pub struct Failure {
     pub message: String,
     /// The exit code.
     pub exit: Exit,
-    /// The database is unavailable. The message does not name it yet.
-    pub(super) is_database: bool,
 }
 
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
-        Self { message: message.to_string(), exit, is_database: false }
+        Self { message: message.to_string(), exit }
     }
 
     pub(super) fn unavailable(message: impl Display) -> Self {
@@ -62,9 +60,6 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unfit(_) => Self::new(Exit::Config, error),
-            StoreError::Unavailable(_) | StoreError::TimedOut(_) | StoreError::Disconnected(_) => {
-                Self { is_database: true, ..Self::unavailable(error) }
-            }
             _ => Self::unavailable(error),
         }
     }
@@ -74,7 +69,7 @@ impl From<JobError> for Failure {
     fn from(error: JobError) -> Self {
         let exit = match error {
             JobError::Store(error) => return error.into(),
-            JobError::Api(ApiError::KeyRefused(_)) | JobError::NameTaken(_) => Exit::Config,
+            JobError::Api(ApiError::KeyRefused { .. }) | JobError::NameTaken(_) => Exit::Config,
             JobError::WrongKey { .. }
             | JobError::NotConfirmed
             | JobError::TooMany { .. }

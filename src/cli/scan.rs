@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use crate::store::scans::ScanCounts;
 use crate::sync::job::{Job, JobContext, REQUEST_INTERVAL, STANDBY};
 use crate::sync::runner::{Runner, renewing};
+use crate::telemetry;
 use crate::workos::api::Api;
 
 /// Failures in a row before the command gives up: some minutes.
@@ -98,7 +99,7 @@ struct Progress {
 
 impl Progress {
     fn start() -> Self {
-        let is_plain = !std::io::stderr().is_terminal();
+        let is_plain = telemetry::is_json() || !std::io::stderr().is_terminal();
         let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} users  {per_sec}  {msg}") {
             bar.set_style(style);
@@ -114,12 +115,12 @@ impl Progress {
         let (since, before) = *last;
         if self.is_plain && since.elapsed() >= LINE_INTERVAL {
             let seconds = i64::try_from(since.elapsed().as_secs()).unwrap_or(1).max(1);
-            eprintln!("{total} users  {}/s  {position}", (total - before) / seconds);
+            telemetry::say("INFO", &format!("{total} users  {}/s  {position}", (total - before) / seconds));
             *last = (Instant::now(), total);
         }
     }
 
     fn print(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| telemetry::say("INFO", line));
     }
 }

@@ -21,9 +21,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let listener = bind(listen, "AUTHKIT_SYNC_LISTEN").await?;
     let ops = bind(ops_listen, "AUTHKIT_SYNC_OPS_LISTEN").await?;
     let authkit = builder.build().map_err(|error| Failure::new(Exit::Config, error))?;
+    // The configured port can be 0, which means any free port.
     tracing::info!(
-        listen = %listen,
-        ops_listen = %ops_listen,
+        listen = %listener.local_addr().unwrap_or(listen),
+        ops_listen = %ops.local_addr().unwrap_or(ops_listen),
         version = env!("CARGO_PKG_VERSION"),
         "authkit-sync is listening"
     );

@@ -12,6 +12,7 @@ use crate::config::{self, ALLOW_SHARED_ISSUER, AUDIENCES, Environment, ISSUERS, 
 use crate::domain::clock::Clock;
 use crate::domain::decide::Stored;
 use crate::store::{Store, StoreError};
+use crate::telemetry;
 use crate::tokens::{CheckResult, Explanation, HttpKeySource, KeyCache, TokenPolicy, TokenVerifier, UserState};
 
 const ABOUT: &str = "\
@@ -88,7 +89,7 @@ fn read() -> Result<String, Failure> {
     let stdin = std::io::stdin();
     let mut bytes = Vec::new();
     if stdin.is_terminal() {
-        eprintln!("paste an access token and press Enter");
+        telemetry::say("INFO", "paste an access token and press Enter");
         let mut line = String::new();
         stdin.read_line(&mut line).map_err(Failure::unavailable)?;
         if line.len() >= TERMINAL_LINE {
@@ -131,7 +132,7 @@ async fn note_user(explanation: &mut Explanation, store: Option<&Store>) -> Resu
             if matches!(error, StoreError::Unfit(_)) {
                 return Ok(Some(error.into()));
             }
-            eprintln!("authkit-sync token: {error}");
+            telemetry::say("WARN", &format!("authkit-sync token: {error}"));
         }
     }
     Ok(None)

@@ -67,13 +67,26 @@ impl Rejection {
     }
 }
 
+/// Logs the cause of a 503, unless the store logs it, once for all callers. The caller only gets a code.
+pub(super) fn log_unreported(error: &StoreError) {
+    match error {
+        error if error.failure().is_some() => {
+            tracing::debug!(error = %error, "a database request failed; the caller got 503")
+        }
+        // The service itself waits for these states, or ends because of them.
+        StoreError::Unfit(_) | StoreError::Unbound => {
+            tracing::warn!(error = %error, "the database is not usable yet; the caller got 503");
+        }
+        _ => tracing::error!(error = %error, "a database request failed; the caller got 503"),
+    }
+}
+
 impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
         if matches!(error, StoreError::Busy) {
             return Self::unavailable("busy", "too many requests wait for the database; retry", 2);
         }
-        // The cause is logged here. The caller only gets the code.
-        tracing::error!(error = %error, "a database request failed; the caller got 503");
+        log_unreported(&error);
         Self::unavailable("database_unavailable", "the database is unreachable or not usable; retry", 2)
     }
 }

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::error::log_unreported;
 use super::request_log::LogFields;
 use crate::store::StoreError;
 
@@ -60,7 +61,7 @@ impl WorkosRejection {
 
 impl From<StoreError> for WorkosRejection {
     fn from(error: StoreError) -> Self {
-        tracing::error!(error = %error, "a database request failed; the caller got 503");
+        log_unreported(&error);
         Self::unavailable("database_unavailable", "The database is unreachable or not usable. Retry.")
     }
 }

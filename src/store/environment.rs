@@ -62,12 +62,9 @@ impl Work for CheckWritable {
             left join workos.environment on true"#
         );
         let is_read_only = is_read_only.fetch_one(connection).await?;
-        if is_read_only { Err(StoreError::Disconnected(READ_ONLY.into())) } else { Ok(()) }
+        if is_read_only { Err(StoreError::read_only()) } else { Ok(()) }
     }
 }
-
-/// The reason for a standby, and for a primary that an operator made read-only.
-const READ_ONLY: &str = "the server is read-only (it is a standby, or default_transaction_read_only is on)";
 
 impl Store {
     /// Returns whether an operator has accepted any number of deletions for the next reconcile.

@@ -102,10 +102,12 @@ impl Store {
             let mut running = checked.running.lock().unwrap_or_else(PoisonError::into_inner);
             running
                 .get_or_insert_with(|| {
-                    let (asked, fitness, timeout) = (ask(), self.fitness.clone(), self.timeout);
+                    let (asked, fitness, store) = (ask(), self.fitness.clone(), self.clone());
                     let check = async move {
-                        let answer = tokio::time::timeout(timeout, asked).await;
+                        let answer = tokio::time::timeout(store.timeout, asked).await;
                         let outcome = answer.unwrap_or_else(|late| Err(StoreError::late(late)));
+                        let outcome = outcome.map_err(|error| error.at(store.lookups.place()));
+                        store.log_failure(&outcome);
                         let checked = which(&fitness);
                         checked.has_passed.store(checked.is_final && outcome.is_ok(), Ordering::Release);
                         *checked.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -169,9 +171,12 @@ impl Store {
             Ok(true) => Ok(()),
             Ok(false) => Err(Unfit::UnknownClient(self.client_id.to_string()).into()),
             Err(why) => {
-                tracing::warn!(
+                let text = format!(
                     "WorkOS is unreachable: {why}. The database is not bound to WORKOS_CLIENT_ID before WorkOS confirms the client ID; until then, webhooks get 503"
                 );
+                if self.failure_log.as_ref().is_none_or(|log| log.count(&text).is_some()) {
+                    tracing::warn!("{text}");
+                }
                 Err(StoreError::Unbound)
             }
         }

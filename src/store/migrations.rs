@@ -1,12 +1,14 @@
 //! The migrations of the schema: lists pending ones, and runs them safely on several replicas at the same time.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection};
 
+use super::failure::Place;
 use super::unfit::Unfit;
 use super::{StoreError, pooler};
 
@@ -120,17 +122,25 @@ pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Re
 const SESSION: &str = "set search_path = pg_catalog, pg_temp; set statement_timeout = 0; set lock_timeout = 0; \
      set idle_in_transaction_session_timeout = 0";
 
+fn place_of(pool: &PgPool) -> Arc<Place> {
+    Arc::new(Place::of(&pool.connect_options()))
+}
+
 /// Opens a session for migrations, with its own settings and outside of the pool.
 ///
 /// # Errors
 /// [`StoreError`], also with a pooler that shares sessions, because the settings and the lock would remain in a shared session.
 pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
-    if pooler::shares_sessions(pool).await? {
-        return Err(Unfit::TransactionPooler.into());
-    }
-    let mut connection = pool.acquire().await?.detach();
-    sqlx::raw_sql(SESSION).execute(&mut connection).await?;
-    Ok(connection)
+    let opened = async {
+        if pooler::shares_sessions(pool).await? {
+            return Err(Unfit::TransactionPooler.into());
+        }
+        let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        sqlx::raw_sql(SESSION).execute(&mut connection).await?;
+        Ok(connection)
+    };
+    let opened = tokio::time::timeout(pool.options().get_acquire_timeout(), opened).await;
+    opened.map_err(StoreError::late).flatten().map_err(|error| error.at(&place_of(pool)))
 }
 
 /// Runs the pending migrations, and returns the applied migrations and rebuilt indexes. Several replicas can call it at the same
@@ -147,6 +157,13 @@ pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
 /// # Errors
 /// [`MigrationsError`]. Migrations that were applied before the failure stay applied.
 pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
+    run_in_session(pool, migrator).await.map_err(|error| match error {
+        MigrationsError::Database(error) => MigrationsError::Database(error.at(&place_of(pool))),
+        other => other,
+    })
+}
+
+async fn run_in_session(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
     // The lock belongs to the session, so it is released even after a failure.
     let mut connection = session(pool).await?;
     lock(&mut connection).await?;
@@ -253,6 +270,11 @@ async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrationsEr
 /// Explains the failure of a migration. PostgreSQL's message is about our own statements, so it contains no data.
 fn explain(error: MigrateError) -> MigrationsError {
     MigrationsError::Migration(match error {
+        MigrateError::ExecuteMigration(sqlx::Error::Database(database), version)
+            if database.code().as_deref() == Some("42501") =>
+        {
+            format!("migration {version:04} failed: {}", StoreError::from(sqlx::Error::Database(database)))
+        }
         MigrateError::VersionMismatch(version) => format!(
             "migration {version:04} was changed after this database applied it; install the release that applied it, or a newer one"
         ),

@@ -6,16 +6,19 @@
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
+use tokio::sync::Mutex;
 use tokio::time::Instant as TokioInstant;
 
 use super::StoreError;
+use super::failure::{self, DatabaseFailure, Place};
 
 /// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
 const SEARCH_PATH: &str = "pg_catalog, pg_temp";
@@ -27,7 +30,10 @@ const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// How long to wait for a session beyond its statement timeout before its connection is closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-const USED_AFTER_END: StoreError = StoreError::Unavailable(Cow::Borrowed("a connection was used after its end"));
+const USED_AFTER_END: StoreError = StoreError::Unavailable(DatabaseFailure::new(
+    Cow::Borrowed("a connection was used after its end"),
+    Cow::Borrowed("this is a defect of authkit-sync, please report it"),
+));
 
 /// A pool of connections to the database. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -35,12 +41,17 @@ pub struct Pool {
     connections: PgPool,
     /// Set for pools whose sessions carry our settings.
     cutoff: Option<Cutoff>,
+    place: Arc<Place>,
+    /// The number of connections that callers use.
+    in_use: Arc<AtomicU32>,
+    /// Why no connection could be opened, and when that was tested. Callers that wait at the same time share a test.
+    last_test: Arc<Mutex<Option<(TokioInstant, StoreError)>>>,
 }
 
 impl From<PgPool> for Pool {
     /// Uses an application's pool. Each lookup costs two more round trips than with [`Pool::connect`].
     fn from(connections: PgPool) -> Self {
-        Self { connections, cutoff: None }
+        Self::of(connections, None)
     }
 }
 
@@ -81,7 +92,12 @@ impl Pool {
                 })
             })
             .connect_lazy_with(options);
-        Self { connections, cutoff: Some(cutoff) }
+        Self::of(connections, Some(cutoff))
+    }
+
+    fn of(connections: PgPool, cutoff: Option<Cutoff>) -> Self {
+        let place = Arc::new(Place::of(&connections.connect_options()));
+        Self { connections, cutoff, place, in_use: Arc::default(), last_test: Arc::default() }
     }
 
     /// Returns the connections, for migrations.
@@ -91,12 +107,17 @@ impl Pool {
     }
 
     /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
-    /// connection that the process has opened so far is closed.
+    /// connection that the process has opened so far is closed. An error then names the place of the database.
     pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if let (Err(StoreError::Disconnected(_)), Some(cutoff)) = (&outcome, &self.cutoff) {
             cutoff.set();
         }
-        outcome
+        outcome.map_err(|error| error.at(&self.place))
+    }
+
+    /// Returns the place of the database.
+    pub(super) fn place(&self) -> &Arc<Place> {
+        &self.place
     }
 
     /// Returns whether the sessions have our settings.
@@ -110,19 +131,84 @@ impl Pool {
         deadline: TokioInstant,
         statement_timeout: Duration,
     ) -> Result<Checkout, StoreError> {
-        let connection = tokio::time::timeout_at(deadline, self.connections.acquire()).await;
-        let connection = Some(connection.map_err(StoreError::late)??);
-        let cutoff = self.cutoff.clone();
-        Ok(Checkout { connection, cutoff, statement_timeout, is_beginning: false, has_ended: false })
+        let connection = self.diagnosing(deadline, self.connections.acquire()).await?;
+        let (connection, cutoff, in_use) = (Some(connection), self.cutoff.clone(), Some(InUse::one_of(&self.in_use)));
+        Ok(Checkout { connection, in_use, cutoff, statement_timeout, is_beginning: false, has_ended: false })
+    }
+
+    /// Waits for `acquiring`, which needs a connection, until `deadline`. After half of the time it finds out why there is none,
+    /// because the driver retries a refused connection until its own timeout, and then does not say why.
+    pub(super) async fn diagnosing<T>(
+        &self,
+        deadline: TokioInstant,
+        acquiring: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
+        let now = TokioInstant::now();
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        let diagnosis = async {
+            tokio::time::sleep_until(half).await;
+            self.why_no_connection().await
+        };
+        let (mut acquiring, mut diagnosis) = (pin!(acquiring), pin!(diagnosis));
+        let mut cause = None;
+        let acquired = loop {
+            tokio::select! {
+                biased;
+                acquired = tokio::time::timeout_at(deadline, &mut acquiring) => break acquired,
+                found = &mut diagnosis, if cause.is_none() => cause = Some(found),
+            }
+        };
+        let error = match acquired {
+            Ok(Ok(acquired)) => return Ok(acquired),
+            Ok(Err(sqlx::Error::PoolTimedOut)) => cause.unwrap_or_else(|| sqlx::Error::PoolTimedOut.into()),
+            Ok(Err(error)) => error.into(),
+            Err(late) => cause.unwrap_or_else(|| StoreError::late(late)),
+        };
+        Err(error.at(&self.place))
+    }
+
+    /// Returns why the pool has no connection: all are in use, or none can be opened. One caller at a time tests the latter.
+    async fn why_no_connection(&self) -> StoreError {
+        let size = self.connections.options().get_max_connections();
+        if self.in_use.load(Ordering::Relaxed) >= size {
+            return StoreError::TimedOut(failure::exhausted(size));
+        }
+        let mut last_test = self.last_test.lock().await;
+        if let Some((at, cause)) = &*last_test
+            && at.elapsed() < TEST_INTERVAL
+        {
+            return cause.clone();
+        }
+        let cause = match PgConnection::connect_with(&self.connections.connect_options()).await {
+            Ok(connection) => {
+                let _ = connection.close().await;
+                StoreError::TimedOut(failure::exhausted(size))
+            }
+            Err(error) => error.into(),
+        };
+        *last_test = Some((TokioInstant::now(), cause.clone()));
+        cause
     }
 }
 
-/// Returns host, port and name of a database, for messages.
-#[must_use]
-pub fn address(options: &PgConnectOptions) -> String {
-    let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
-    let name = options.get_database().unwrap_or_else(|| options.get_username());
-    format!("{host}:{}/{name}", options.get_port())
+/// The result of a test whether a connection can be opened is used for this time.
+const TEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A connection that a caller uses.
+#[derive(Debug)]
+struct InUse(Arc<AtomicU32>);
+
+impl InUse {
+    fn one_of(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
@@ -174,6 +260,7 @@ fn divide(total: u32) -> [u32; 4] {
 /// pool, so the number of sessions never exceeds the size of the pool.
 pub(super) struct Checkout {
     connection: Option<PoolConnection<Postgres>>,
+    in_use: Option<InUse>,
     cutoff: Option<Cutoff>,
     statement_timeout: Duration,
     /// A BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
@@ -227,11 +314,13 @@ impl Drop for Checkout {
             return;
         }
         let limit = self.statement_timeout + CLOSE_GRACE;
-        let cutoff = self.cutoff.take().unwrap_or_default();
+        let (cutoff, in_use) = (self.cutoff.take().unwrap_or_default(), self.in_use.take());
         tokio::spawn(async move {
             if cutoff.ping(&mut connection, limit).await.is_err() {
                 connection.close_on_drop();
             }
+            drop(connection);
+            drop(in_use);
         });
     }
 }

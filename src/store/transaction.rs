@@ -57,6 +57,15 @@ impl Store {
         work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.check_bound().await?;
+        let outcome = self.writes.noting(self.run_one_statement(work).await);
+        self.log_failure(&outcome);
+        self.noting_unfit(outcome)
+    }
+
+    async fn run_one_statement<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
         let has_settings = self.writes.has_settings();
@@ -71,7 +80,7 @@ impl Store {
         };
         let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
         held.ended(&outcome);
-        self.noting_unfit(outcome)
+        outcome
     }
 
     /// Runs one statement in its own transaction, and returns the number of rows that it wrote. See [`Store::transaction`].
@@ -85,6 +94,12 @@ impl Store {
 
     /// Attempts a transaction once.
     pub(super) async fn attempt<W: Work>(&self, begin: &str, work: &W) -> Result<W::Output, StoreError> {
+        let outcome = self.writes.noting(self.run_once(begin, work).await);
+        self.log_failure(&outcome);
+        outcome
+    }
+
+    async fn run_once<W: Work>(&self, begin: &str, work: &W) -> Result<W::Output, StoreError> {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
         let run = async {
@@ -112,10 +127,15 @@ impl Store {
         &self,
         query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + self.timeout;
-        let mut held = self.lookups.acquire(deadline, self.timeout).await?;
-        let outcome = self.ask_on(&mut held, deadline, query).await?;
-        held.ended(&outcome);
+        let asked = async {
+            let deadline = Instant::now() + self.timeout;
+            let mut held = self.lookups.acquire(deadline, self.timeout).await?;
+            let outcome = self.ask_on(&mut held, deadline, query).await?;
+            held.ended(&outcome);
+            outcome
+        };
+        let outcome = self.lookups.noting(asked.await);
+        self.log_failure(&outcome);
         outcome
     }
 

@@ -134,10 +134,12 @@ impl HandlerWorker {
                 FEED_POLL_INTERVAL
             }
             Err(problem) => {
-                tracing::warn!(
-                    handler = &*self.name,
-                    "a handler could not process its changes and continues later: {problem}"
-                );
+                let handler = &*self.name;
+                if problem.is_reported_elsewhere() {
+                    tracing::debug!(handler, "a handler could not process its changes and continues later: {problem}");
+                } else {
+                    tracing::warn!(handler, "a handler could not process its changes and continues later: {problem}");
+                }
                 let rest = self.context.backoff(&problem, *failures);
                 *failures = failures.saturating_add(1);
                 rest

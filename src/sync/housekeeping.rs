@@ -62,7 +62,11 @@ impl Round {
         match outcome {
             Ok(more) => self.more |= more,
             Err(error) => {
-                tracing::warn!(task, "a housekeeping task failed and is retried later: {error}");
+                if error.is_reported_elsewhere() {
+                    tracing::debug!(task, "a housekeeping task failed and is retried later: {error}");
+                } else {
+                    tracing::warn!(task, "a housekeeping task failed and is retried later: {error}");
+                }
                 self.failure.get_or_insert(error);
             }
         }

@@ -1,14 +1,13 @@
 //! The `Job` trait, the context that all jobs of a process share, their errors, and the backoff after an error.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
-
+use super::job_status::JobFailure;
+pub use super::job_status::{JobStatus, JobStatuses};
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
-use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::leases::Lease;
 use crate::store::{Store, StoreError};
@@ -154,13 +153,21 @@ impl JobError {
         }
     }
 
+    /// Returns whether the failure is reported once elsewhere: the store logs failures of the database, and `serve` ends when the
+    /// database is unfit.
+    pub(super) fn is_reported_elsewhere(&self) -> bool {
+        let Self::Store(error) = self else { return false };
+        let is_state = matches!(error, StoreError::Unfit(_) | StoreError::Unbound | StoreError::Overtaken);
+        is_state || error.failure().is_some()
+    }
+
     /// Returns the pause before the next attempt, after `failures` consecutive failures. `jitter` is in `0.0..1.0`.
     fn backoff(&self, failures: u32, jitter: f64) -> Duration {
         let longest = FIRST_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(LONGEST_BACKOFF);
         // Half of it is jitter, so that replicas do not send their requests at the same time.
         let jittered = longest.mul_f64(0.5 + jitter / 2.0);
         match self {
-            Self::Api(ApiError::KeyRefused(_)) => KEY_REJECTED_PAUSE,
+            Self::Api(ApiError::KeyRefused { .. }) => KEY_REJECTED_PAUSE,
             Self::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) => (*pause).max(jittered),
             Self::Paused { left } => *left,
             Self::WrongKey { .. } | Self::NotConfirmed => KEY_CHECK_PAUSE,
@@ -173,46 +180,6 @@ impl JobError {
             Self::Store(StoreError::Overtaken) => FIRST_BACKOFF,
             Self::Api(ApiError::Unavailable { .. }) | Self::Store(_) => jittered,
         }
-    }
-}
-
-/// The status of a job in this process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct JobStatus {
-    /// `working`, `failing`, or `standby` (another process runs the job).
-    pub state: &'static str,
-    /// The error of the last step, if it failed.
-    pub error: Option<String>,
-    /// When the status last changed.
-    pub since: Timestamp,
-}
-
-/// The status of every job in this process.
-#[derive(Debug, Default)]
-pub struct JobStatuses(Mutex<BTreeMap<&'static str, JobStatus>>);
-
-impl JobStatuses {
-    /// Returns the current status of every job.
-    #[must_use]
-    pub fn current(&self) -> BTreeMap<&'static str, JobStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Sets the status of a job, and logs it if it changed.
-    fn set(&self, name: &'static str, state: &'static str, error: Option<String>, now: Timestamp) {
-        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = jobs.get(name);
-        if before.is_some_and(|job| job.state == state && job.error == error) {
-            return;
-        }
-        match &error {
-            Some(error) => tracing::error!(job = name, "{error}"),
-            None if before.is_some_and(|job| job.error.is_some()) => {
-                tracing::info!(job = name, "a background job has recovered")
-            }
-            None => tracing::debug!(job = name, state, "background job"),
-        }
-        jobs.insert(name, JobStatus { state, error, since: now });
     }
 }
 
@@ -277,7 +244,7 @@ impl JobContext {
     pub(super) async fn hold_lease(&self, job: &'static str) -> Result<bool, JobError> {
         let Lease { held, pause, .. } = self.take_lease(job).await?;
         if !held {
-            self.jobs.set(job, "standby", None, self.clock.now());
+            self.jobs.set(job, "standby", self.clock.now());
         }
         match pause {
             Some(left) => Err(JobError::Paused { left }),
@@ -335,7 +302,7 @@ impl JobContext {
             Ok(rest) => {
                 *failures = 0;
                 if rest.is_some() {
-                    self.jobs.set(job, "working", None, now);
+                    self.jobs.set(job, "working", now);
                 }
                 rest.unwrap_or(STANDBY)
             }
@@ -344,7 +311,7 @@ impl JobContext {
             // Reported where it is detected.
             Err(JobError::Store(StoreError::Unbound)) => STANDBY,
             Err(error) => {
-                self.jobs.set(job, "failing", Some(error.to_string()), now);
+                self.jobs.set_failing(job, &failure(&error, *failures), now);
                 self.store_pause(job, &error).await;
                 let rest = error.backoff(*failures, self.jitter());
                 *failures = failures.saturating_add(1);
@@ -375,18 +342,31 @@ impl JobContext {
     }
 }
 
+fn failure(error: &JobError, failures: u32) -> JobFailure {
+    JobFailure {
+        text: error.to_string(),
+        is_temporary: error.is_temporary(),
+        is_reported_elsewhere: error.is_reported_elsewhere(),
+        failures,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_backoff_grows_is_bounded_and_observes_the_pause_of_workos() {
-        let failed = |retry_after| JobError::Api(ApiError::Unavailable { why: String::new(), retry_after });
+        let failed =
+            |retry_after| JobError::Api(ApiError::Unavailable { host: String::new(), why: String::new(), retry_after });
         let pauses: Vec<Duration> = (0..9).map(|failures| failed(None).backoff(failures, 0.0)).collect();
         assert!(pauses.is_sorted() && pauses[0] >= Duration::from_millis(500), "{pauses:?}");
         assert!(failed(None).backoff(u32::MAX, 0.999) <= LONGEST_BACKOFF);
         let pause = Duration::from_secs(90);
         assert_eq!(failed(Some(pause)).backoff(0, 0.5), pause);
-        assert_eq!(JobError::Api(ApiError::KeyRefused(401)).backoff(0, 0.5), KEY_REJECTED_PAUSE);
+        assert_eq!(
+            JobError::Api(ApiError::KeyRefused { host: String::new(), status: 401 }).backoff(0, 0.5),
+            KEY_REJECTED_PAUSE
+        );
     }
 }

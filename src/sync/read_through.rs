@@ -173,7 +173,7 @@ impl ReadThrough {
         match self.ask(wanted).await {
             Ok(answer) => Ok(answer),
             Err(error) => {
-                if matches!(error, JobError::Api(ApiError::KeyRefused(_))) {
+                if matches!(error, JobError::Api(ApiError::KeyRefused { .. })) {
                     // The next key may belong to another environment.
                     *self.0.trusted.lock().await = None;
                 }

@@ -229,12 +229,7 @@ impl Inner {
                 Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), clock_ahead, ..Held::default() }
             }
             Err(error) => {
-                let keys = before.set.len();
-                if keys == 0 {
-                    tracing::warn!(error = %error, "WorkOS's signing keys could not be fetched, so tokens cannot be checked and lookups get 503; the service retries");
-                } else {
-                    tracing::warn!(error = %error, keys, "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
-                }
+                log_failure(&error, &before);
                 Held {
                     asked_at: Some(now),
                     failing_since: before.failing_since.or(Some(now)),
@@ -245,5 +240,17 @@ impl Inner {
             }
         };
         self.held.store(Arc::new(after));
+    }
+}
+
+/// Logs a failed refresh, unless the last one failed for the same reason.
+fn log_failure(error: &KeyFetchError, before: &Held) {
+    let keys = before.set.len();
+    if before.error.as_ref().is_some_and(|before| before.to_string() == error.to_string()) {
+        tracing::debug!(error = %error, keys, "WorkOS's signing keys could still not be fetched");
+    } else if keys == 0 {
+        tracing::warn!(error = %error, "WorkOS's signing keys could not be fetched, so tokens cannot be checked and lookups get 503; the service retries");
+    } else {
+        tracing::warn!(error = %error, keys, "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
     }
 }

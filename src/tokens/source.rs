@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{AGE, DATE, HeaderMap};
 
 use crate::domain::timestamp::Timestamp;
-use crate::workos::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
+use crate::workos::http::{BodyError, HttpClientError, host_and_port, http_date, read_body, why, workos_client};
 
 /// The longest document read. WorkOS's is a few kilobytes.
 const DOCUMENT_LIMIT: usize = 1024 * 1024;
@@ -84,17 +84,19 @@ impl HttpKeySource {
     }
 
     async fn get(&self) -> Result<Bytes, KeyFetchError> {
+        let host = host_and_port(&self.url);
+        let failed = |why: String| KeyFetchError::new(format!("the request to {host} failed: {why}"));
         let answer = self.client.get(self.url.clone()).timeout(TIMEOUT).send().await;
-        let answer = answer.map_err(|error| KeyFetchError::new(why(&error)))?;
+        let answer = answer.map_err(|error| failed(why(&error)))?;
         self.date.store(date(answer.headers()).map(Arc::new));
         match answer.status().as_u16() {
             200 => {}
             404 => return Err(KeyFetchError::unknown_client()),
-            status => return Err(KeyFetchError::new(format!("WorkOS answered {status}"))),
+            status => return Err(failed(format!("it answered {status}"))),
         }
         read_body(answer, DOCUMENT_LIMIT).await.map_err(|error| match error {
-            BodyError::TooLong => KeyFetchError::new("the document is longer than 1 MiB"),
-            BodyError::Broken(why) => KeyFetchError::new(why),
+            BodyError::TooLong => failed("the document is longer than 1 MiB".to_owned()),
+            BodyError::Broken(why) => failed(why),
         })
     }
 }

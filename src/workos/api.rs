@@ -21,7 +21,7 @@ use tokio::time::Instant;
 pub use by_id::Found;
 
 use super::clocks::{Answered, Clocks};
-use super::http::{BodyError, HttpClientError, http_date, read_body, why, workos_client};
+use super::http::{BodyError, HttpClientError, host_and_port, http_date, read_body, why, workos_client};
 use super::wire;
 use crate::domain::clock::Clock;
 use crate::domain::event::Event;
@@ -58,19 +58,28 @@ impl fmt::Debug for ApiKey {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
     /// Status 401 or 403. Only another key helps.
-    #[error("WorkOS rejected the API key (status {0}); check WORKOS_API_KEY")]
-    KeyRefused(u16),
-    /// Status 400, 404 or 422: WorkOS does not accept the request.
-    #[error("WorkOS rejected the request (status {status}, code {code:?})")]
+    #[error("WorkOS at {host} rejected the API key (status {status}); check WORKOS_API_KEY")]
+    KeyRefused {
+        /// The host and the port.
+        host: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// Status 400, 404, 409 or 422: WorkOS does not accept the request.
+    #[error("WorkOS at {host} rejected the request (status {status}, code {code:?})")]
     Refused {
+        /// The host and the port.
+        host: String,
         /// The HTTP status.
         status: u16,
         /// WorkOS's error code. Empty if there is none.
         code: String,
     },
     /// Status 429 or 5xx, no response, or a response that cannot be parsed. A retry can succeed.
-    #[error("the request to WorkOS failed: {why}")]
+    #[error("the request to WorkOS at {host} failed: {why}")]
     Unavailable {
+        /// The host and the port.
+        host: String,
         /// The reason.
         why: String,
         /// The pause that WorkOS asked for.
@@ -79,8 +88,8 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    fn unavailable(why: impl Into<String>) -> Self {
-        Self::Unavailable { why: why.into(), retry_after: None }
+    fn unavailable(host: &str, why: impl Into<String>) -> Self {
+        Self::Unavailable { host: host.to_owned(), why: why.into(), retry_after: None }
     }
 }
 
@@ -139,6 +148,8 @@ struct ErrorBody {
 /// A response, and when it was correct.
 struct ApiResponse {
     body: Bytes,
+    /// The host that answered, for errors.
+    host: Arc<str>,
     /// See [`Page::latest`].
     latest: Timestamp,
     /// See [`Page::observed_at`].
@@ -152,6 +163,7 @@ struct ApiResponse {
 pub struct Api {
     client: reqwest::Client,
     base: Url,
+    host: Arc<str>,
     key: ApiKey,
     clocks: Arc<Clocks>,
 }
@@ -165,7 +177,8 @@ impl Api {
         let base = Url::parse(base).ok().filter(|url| !url.cannot_be_a_base());
         let base = base
             .ok_or_else(|| HttpClientError::new("the URL of the WorkOS API is malformed; check WORKOS_API_HOSTNAME"))?;
-        Ok(Self { client: workos_client(&base)?, base, key, clocks: Arc::new(Clocks::new(clock)) })
+        let host = host_and_port(&base).into();
+        Ok(Self { client: workos_client(&base)?, base, host, key, clocks: Arc::new(Clocks::new(clock)) })
     }
 
     /// Records the current time of the database's clock, which is used to check `Date` headers. Clones share it.
@@ -201,11 +214,8 @@ impl Api {
         url
     }
 
-    /// Returns an error that names the host and the port.
-    fn unreachable(&self, why: &str) -> ApiError {
-        let host = self.base.host_str().unwrap_or_default();
-        let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
-        ApiError::unavailable(format!("{why} ({host}{port})"))
+    fn unreachable(&self, why: impl Into<String>) -> ApiError {
+        ApiError::unavailable(&self.host, why)
     }
 
     async fn get(&self, url: Url) -> Result<ApiResponse, ApiError> {
@@ -220,12 +230,13 @@ impl Api {
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
         let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {
-            BodyError::TooLong => ApiError::unavailable("the response is larger than 32 MiB"),
+            BodyError::TooLong => self.unreachable("the response is larger than 32 MiB"),
             BodyError::Broken(why) => self.unreachable(why),
         })?;
         let Answered { at, latest } = self.clocks.answered(date_of(&headers));
         let answer = ApiResponse {
             body,
+            host: self.host.clone(),
             latest,
             observed_at: at.minus(took),
             // The header has no fractions of a second. A deletion that this response confirms happened before this time.
@@ -241,10 +252,11 @@ fn date_of(headers: &HeaderMap) -> Option<Timestamp> {
 
 /// Returns the response, or the error for its status.
 fn check_status(status: StatusCode, headers: &HeaderMap, answer: ApiResponse) -> Result<ApiResponse, ApiError> {
+    let host = answer.host.to_string();
     match status.as_u16() {
         200..=299 => Ok(answer),
-        status @ (401 | 403) => Err(ApiError::KeyRefused(status)),
-        status @ (400 | 404 | 422) => Err(ApiError::Refused { status, code: code(&answer.body) }),
+        status @ (401 | 403) => Err(ApiError::KeyRefused { host, status }),
+        status @ (400 | 404 | 409 | 422) => Err(ApiError::Refused { host, status, code: code(&answer.body) }),
         status => {
             let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
             // A date is compared with the response's own date, so that our clock does not matter.
@@ -255,7 +267,7 @@ fn check_status(status: StatusCode, headers: &HeaderMap, answer: ApiResponse) ->
                 })
             });
             let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
-            Err(ApiError::Unavailable { why: format!("it answered {status}"), retry_after })
+            Err(ApiError::Unavailable { host, why: format!("it answered {status}"), retry_after })
         }
     }
 }
@@ -263,7 +275,7 @@ fn check_status(status: StatusCode, headers: &HeaderMap, answer: ApiResponse) ->
 fn list<T>(answer: &ApiResponse, read: impl Fn(&RawValue) -> T) -> Result<Page<T>, ApiError> {
     // Invalid UTF-8 in one event must not block the page.
     let text = String::from_utf8_lossy(&answer.body);
-    let list: List<'_> = serde_json::from_str(&text).map_err(|_| invalid_json())?;
+    let list: List<'_> = serde_json::from_str(&text).map_err(|_| invalid_json(&answer.host))?;
     let after = list.list_metadata.and_then(|metadata| metadata.after);
     let more = after.is_some() && !list.data.is_empty();
     let resume = list.data.iter().rev().find_map(|item| usable_id(item)).or(after);
@@ -283,8 +295,8 @@ fn reading<T>(item: &RawValue, read: impl Fn(&RawValue) -> T) -> Result<T, Box<E
     read.map_err(|_panic| Box::new(wire::unreadable(item, "it made authkit-sync panic")))
 }
 
-fn invalid_json() -> ApiError {
-    ApiError::unavailable("the response is not the expected JSON")
+fn invalid_json(host: &str) -> ApiError {
+    ApiError::unavailable(host, "the response is not the expected JSON; check WORKOS_API_HOSTNAME and any proxy")
 }
 
 /// Parses a JSON object. Without this check, serde would also accept an array for a struct.
@@ -317,7 +329,13 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(RETRY_AFTER, value.parse().unwrap());
-            let answer = ApiResponse { body: Bytes::new(), latest: answered_at, observed_at: answered_at, answered_at };
+            let answer = ApiResponse {
+                body: Bytes::new(),
+                host: "".into(),
+                latest: answered_at,
+                observed_at: answered_at,
+                answered_at,
+            };
             let Err(ApiError::Unavailable { retry_after, .. }) =
                 check_status(StatusCode::TOO_MANY_REQUESTS, &headers, answer)
             else {

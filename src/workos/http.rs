@@ -3,6 +3,7 @@
 //! Only requests to WorkOS use the proxy of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`). Requests to this service,
 //! to a server on this machine and to the action endpoint never use it.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub(crate) enum BodyError {
     /// It is longer than the limit.
     TooLong,
     /// The connection failed.
-    Broken(&'static str),
+    Broken(String),
 }
 
 /// Reads the body of a response, at most `limit` bytes.
@@ -52,16 +53,62 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
 }
 
 /// Describes why a request failed. The text contains neither the URL nor the response.
-pub(crate) fn why(error: &reqwest::Error) -> &'static str {
-    if error.is_timeout() {
+pub(crate) fn why(error: &reqwest::Error) -> String {
+    let reason = if error.is_timeout() && error.is_connect() {
+        "the connection timed out; check the network and the firewall"
+    } else if error.is_timeout() {
         "the request timed out"
     } else if error.is_connect() {
-        "the connection failed"
+        return why_not_connected(error);
     } else if error.is_redirect() {
         "the server redirects to another host"
     } else {
         "the connection was lost during the response"
+    };
+    reason.to_owned()
+}
+
+/// Maximum length of the reason of a TLS failure.
+const TLS_REASON_LIMIT: usize = 200;
+
+/// Describes why there is no connection: DNS, TCP, a proxy or TLS.
+fn why_not_connected(error: &reqwest::Error) -> String {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let chain: Vec<_> = std::iter::successors(Some(first), |error| error.source()).collect();
+    let io = chain.iter().rev().find_map(|error| error.downcast_ref::<std::io::Error>());
+    let texts: Vec<String> = chain.iter().map(ToString::to_string).collect();
+    let says = |word: &str| texts.iter().any(|text| text.contains(word));
+    if says("failed to lookup address") || says("dns error") {
+        return "the host name cannot be resolved; check the name and the DNS of this machine".to_owned();
     }
+    if says("tunnel") || says("proxy") {
+        return "the proxy did not open a connection; check HTTPS_PROXY and NO_PROXY".to_owned();
+    }
+    match io.map(std::io::Error::kind) {
+        Some(ErrorKind::ConnectionRefused) => {
+            "the connection was refused; check that the server runs, and the port".to_owned()
+        }
+        Some(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => {
+            "no network path leads to the host; check the network".to_owned()
+        }
+        // rustls reports a rejected certificate, and an answer without TLS, like this.
+        Some(ErrorKind::InvalidData | ErrorKind::Other) => {
+            let reason = io.map(ToString::to_string).unwrap_or_default();
+            let reason: String = reason.chars().filter(|char| !char.is_control()).take(TLS_REASON_LIMIT).collect();
+            format!("TLS failed: {reason}; check the server's certificate and this machine's root certificates")
+        }
+        Some(ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            "the server closed the connection before it answered; check the port, and whether the server expects TLS"
+                .to_owned()
+        }
+        _ => "the connection failed".to_owned(),
+    }
+}
+
+/// Returns host and port of a URL, for messages.
+pub(crate) fn host_and_port(url: &reqwest::Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
 /// An HTTP client could not be created.

@@ -111,6 +111,7 @@ mod emulator;
 mod erasure;
 mod exhaustion;
 mod explain;
+mod failure_words;
 mod followers;
 mod group_commit;
 mod grouped_reads;

@@ -173,7 +173,7 @@ impl Store {
     async fn can_set_role(&self, role: &str) -> Result<bool, StoreError> {
         match self.transaction("set role", &SetRole { role }).await {
             Ok(()) => Ok(true),
-            Err(StoreError::Unavailable(why)) if why.starts_with("SQLSTATE 42501") => Ok(false),
+            Err(StoreError::Unavailable(why)) if why.is_lack_of_privilege() => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -114,7 +114,9 @@ impl Store {
         self.check_bound().await?;
         // As in `transaction`: a number and nothing else.
         let begun = self.begin_handler(timeout).await;
-        let begun = self.noting_unfit(self.handlers.noting(begun))?;
+        let begun = self.handlers.noting(begun);
+        self.log_failure(&begun);
+        let begun = self.noting_unfit(begun)?;
         let shared = Arc::new(Mutex::new(begun));
         let tx = Tx(shared.clone().lock_owned().await);
         let ran =
@@ -156,8 +158,9 @@ impl Store {
             // In its own task, because a dropped `begin` would leave the transaction open.
             let connections = self.handlers.connections().clone();
             let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
-            let mut begun =
-                beginning.await.map_err(|_| StoreError::Unavailable("the runtime is shutting down".into()))??;
+            let beginning = async { beginning.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) };
+            let deadline = tokio::time::Instant::now() + self.timeout;
+            let mut begun = self.handlers.diagnosing(deadline, beginning).await?;
             sqlx::query!("-- handlers.check_client\nselect workos.check_client($1)", &*self.client_id)
                 .execute(&mut *begun)
                 .await?;

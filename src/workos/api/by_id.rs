@@ -64,7 +64,7 @@ impl Api {
             Err(Unknown { at, has_id }) => return Ok(Found::Unknown { at, has_id }),
         };
         let text = String::from_utf8_lossy(&answer.body);
-        let raw: &RawValue = serde_json::from_str(&text).map_err(|_| invalid_json())?;
+        let raw: &RawValue = serde_json::from_str(&text).map_err(|_| invalid_json(&answer.host))?;
         Ok(Found::Live(Box::new(wire::listed(kind, raw, answer.observed_at))))
     }
 
