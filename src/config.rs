@@ -127,10 +127,15 @@ pub(crate) struct Environment {
 
 /// Reads the WorkOS environment.
 pub(crate) fn environment(source: &Source) -> Result<Environment, Problems> {
+    Ok(Environment { client_id: source.get(&settings::CLIENT_ID)?, api_base: api_base(source)? })
+}
+
+/// Reads the base URL of the WorkOS API.
+pub(crate) fn api_base(source: &Source) -> Result<String, Problems> {
     let scheme = if source.get(&settings::API_HTTPS)? { "https" } else { "http" };
     let host = source.get(&settings::API_HOSTNAME)?;
     let port = source.find(&settings::API_PORT).map(|port| format!(":{port}")).unwrap_or_default();
-    Ok(Environment { client_id: source.get(&settings::CLIENT_ID)?, api_base: format!("{scheme}://{host}{port}") })
+    Ok(format!("{scheme}://{host}{port}"))
 }
 
 /// Reads the address of the public listener: `AUTHKIT_SYNC_LISTEN`, else all addresses with `PORT`, else the default.

@@ -27,6 +27,9 @@ const DATABASE: &[&str] =
 /// Commands that belong to one WorkOS environment.
 const WORKOS: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token"];
 
+/// Commands that send requests to the WorkOS API.
+const API: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token", "webhook register"];
+
 /// Commands that log as configured: all except `dev`.
 const ALL: &[&str] = &[
     "serve",
@@ -68,8 +71,8 @@ pub(crate) static WORKOS_API_KEY: Setting<ApiKey> = Setting::new(
 )
 .secret()
 .example("sk_replace_me")
-.used_by(&["serve", "backfill", "reconcile"])
-.required_by(&["backfill", "reconcile"])
+.used_by(&["serve", "backfill", "reconcile", "webhook register"])
+.required_by(&["backfill", "reconcile", "webhook register"])
 .passed_to(Builder::api_key);
 
 pub(crate) static WEBHOOK_SECRETS: Setting<Vec<Secret>> = Setting::new(
@@ -97,16 +100,16 @@ pub(crate) static API_HOSTNAME: Setting<String> = Setting::new(
     "Host name of the WorkOS API: WorkOS itself, your custom auth domain, or an emulator",
 )
 .default(authkit::WORKOS_API_HOSTNAME)
-.used_by(WORKOS);
+.used_by(API);
 
 pub(crate) static API_PORT: Setting<u16> =
     Setting::new("WORKOS_API_PORT", value::port, "Port of the WorkOS API, if it is not 443 (80 without TLS)")
-        .used_by(WORKOS);
+        .used_by(API);
 
 pub(crate) static API_HTTPS: Setting<bool> =
     Setting::new("WORKOS_API_HTTPS", value::boolean, "Use TLS for the WorkOS API. false: for an emulator without TLS")
         .default("true")
-        .used_by(WORKOS);
+        .used_by(API);
 
 pub(crate) static ISSUERS: Setting<Vec<String>> = Setting::new(
     "WORKOS_ISSUER",

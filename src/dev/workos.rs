@@ -26,6 +26,7 @@ mod sessions;
 mod state;
 mod state_file;
 mod tokens;
+mod webhook_endpoints;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,7 +44,6 @@ use tokio_util::task::TaskTracker;
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::http::HTTP_DATE;
-use crate::workos::signature::Secret;
 pub use actions::{ActionResult, Attempt as ActionAttempt};
 pub use cascades::Cascades;
 use collection::text;
@@ -155,12 +155,7 @@ impl SimulatedWorkos {
 
     /// Adds an endpoint: delivers every new event to `url`, signed with [`SimulatedWorkos::webhook_secret`].
     pub fn add_endpoint(&self, url: &str) {
-        self.add_endpoint_for(url, Secret::new(self.webhook_secret()), &[]);
-    }
-
-    /// Adds an endpoint for events of these types (empty: all types) with its own secret.
-    pub fn add_endpoint_for(&self, url: &str, secret: Secret, events: &[&str]) {
-        self.0.deliveries.add_endpoint(url, secret, events);
+        self.add_endpoint_for(url, &self.webhook_secret(), &[]);
     }
 
     /// Sets the faults of deliveries.
@@ -348,7 +343,7 @@ mod tests {
 
     use super::*;
     use crate::workos::http::http_client;
-    use crate::workos::signature::{self, SignatureHeader};
+    use crate::workos::signature::{self, Secret, SignatureHeader};
 
     fn noon() -> Timestamp {
         Timestamp::parse("2026-09-01T12:00:00Z").unwrap()
@@ -435,7 +430,7 @@ mod tests {
         let workos = SimulatedWorkos::start(options(None)).await.unwrap();
         let (url, mut received, server) = endpoint().await;
         let secret = Secret::new("whsec_its_own");
-        workos.add_endpoint_for(&url, secret.clone(), &["user.deleted"]);
+        workos.add_endpoint_for(&url, "whsec_its_own", &["user.deleted"]);
         let user = workos.create_user(&ada()).unwrap();
         workos.delete_user(user["id"].as_str().unwrap()).unwrap();
         workos.wait_until_delivered().await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
-use reqwest::{StatusCode, Url};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -206,7 +206,7 @@ impl Api {
         list(&answer, |item| reading(item, wire::listed_event).unwrap_or_else(|panicked| *panicked))
     }
 
-    fn url(&self, path: &[&str]) -> Url {
+    pub(super) fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -223,10 +223,27 @@ impl Api {
         check_status(status, &headers, answer)
     }
 
+    /// Sends a request with a JSON body, and returns the object of the answer.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<serde_json::Value>,
+    ) -> Result<T, ApiError> {
+        let request = self.client.request(method, url);
+        let (status, headers, answer) =
+            self.send(if let Some(body) = body { request.json(&body) } else { request }).await?;
+        let answer = check_status(status, &headers, answer)?;
+        object(&answer.body).ok_or_else(|| invalid_json(&answer.host))
+    }
+
     async fn request(&self, url: Url) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
+        self.send(self.client.get(url)).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
         let began = Instant::now();
-        let request = self.client.get(url).bearer_auth(&self.key.0);
-        let response = request.send().await.map_err(|error| self.unreachable(why(&error)))?;
+        let response = request.bearer_auth(&self.key.0).send().await.map_err(|error| self.unreachable(why(&error)))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
         let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {

@@ -152,3 +152,4 @@ mod sql;
 mod support;
 mod user_management;
 mod verified_tokens;
+mod webhook_register;

@@ -21,6 +21,7 @@ use super::state::user_not_found;
 use super::tokens::TokenRequest;
 use super::{
     SimulatedWorkos, domains, memberships, organization_roles, organizations, pages, permissions, roles, sessions,
+    webhook_endpoints,
 };
 
 type ApiResult = Result<Json<Value>, Fault>;
@@ -92,7 +93,8 @@ pub(super) fn router(workos: SimulatedWorkos) -> Router {
         .route("/user_management/users", post(create_user))
         .route("/user_management/users/{id}", on(MethodFilter::PUT, update_user).delete(delete_user))
         .route("/user_management/sessions/revoke", post(revoke_session))
-        .route("/events", get(list_events));
+        .route("/events", get(list_events))
+        .merge(webhook_endpoints::routes());
     for (path, read) in READS.into_iter().flatten() {
         with_key = with_key.route(path, get(async |state, path, query| answer(*read, state, path, query)));
     }

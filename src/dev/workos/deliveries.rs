@@ -60,16 +60,21 @@ impl Held {
 
 /// An endpoint that receives deliveries.
 #[derive(Clone, Debug)]
-struct Endpoint {
-    url: String,
-    secret: Secret,
+pub(super) struct Endpoint {
+    pub(super) id: String,
+    pub(super) url: String,
+    pub(super) secret: Secret,
+    /// The text of the secret, for the API.
+    pub(super) secret_text: String,
     /// The event types that it receives. Empty means all types.
-    events: Vec<String>,
+    pub(super) events: Vec<String>,
+    pub(super) is_enabled: bool,
+    pub(super) created_at: Timestamp,
 }
 
 impl Endpoint {
     fn receives(&self, event_type: &str) -> bool {
-        self.events.is_empty() || self.events.iter().any(|wanted| wanted == event_type)
+        self.is_enabled && (self.events.is_empty() || self.events.iter().any(|wanted| wanted == event_type))
     }
 }
 
@@ -123,9 +128,29 @@ impl Deliveries {
         self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add_endpoint(&self, url: &str, secret: Secret, events: &[&str]) {
-        let events = events.iter().map(|&event| event.to_owned()).collect();
-        self.shared().endpoints.push(Endpoint { url: url.to_owned(), secret, events });
+    pub(super) fn add_endpoint(&self, endpoint: Endpoint) {
+        self.shared().endpoints.push(endpoint);
+    }
+
+    /// Returns every endpoint, oldest first.
+    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
+        self.shared().endpoints.clone()
+    }
+
+    /// Changes an endpoint, and returns it. `None` if there is none with this ID.
+    pub(super) fn change_endpoint(&self, id: &str, change: impl FnOnce(&mut Endpoint)) -> Option<Endpoint> {
+        let mut shared = self.shared();
+        let endpoint = shared.endpoints.iter_mut().find(|endpoint| endpoint.id == id)?;
+        change(endpoint);
+        Some(endpoint.clone())
+    }
+
+    /// Removes an endpoint. Returns whether there was one with this ID.
+    pub(super) fn remove_endpoint(&self, id: &str) -> bool {
+        let mut shared = self.shared();
+        let before = shared.endpoints.len();
+        shared.endpoints.retain(|endpoint| endpoint.id != id);
+        shared.endpoints.len() < before
     }
 
     pub(super) fn has_endpoints(&self) -> bool {

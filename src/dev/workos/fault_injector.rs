@@ -68,6 +68,8 @@ pub struct ApiFaults {
     pub unknown_lists_empty: bool,
     /// Path prefixes that are answered 404 with a `message`, as with a wrong base URL.
     pub missing_routes: Vec<String>,
+    /// The API shows no secrets of webhook endpoints after their creation.
+    pub mask_secrets: bool,
     /// The 404 of a missing route is an HTML page.
     pub missing_routes_html: bool,
 }
