@@ -23,7 +23,7 @@ pub struct Event {
     pub user_id: Option<String>,
     /// The content of the event.
     pub content: Content,
-    /// The event as received, byte for byte.
+    /// The event as received, byte for byte, except that secrets of WorkOS in it are null.
     pub payload: Bytes,
 }
 
@@ -75,7 +75,7 @@ pub struct Snapshot {
     pub object: Object,
     /// The version. `observed_at` is WorkOS's `Date` header minus the duration of the request. The ID is `snapshot:` and a hash.
     pub version: Version,
-    /// The object as received, byte for byte, without secrets. It is stored only if it cannot be applied.
+    /// The object as received, byte for byte, except that secrets of WorkOS in it are null. It is stored only if it cannot be applied.
     pub payload: Bytes,
 }
 
