@@ -13,6 +13,7 @@ mod error;
 mod headers;
 mod openapi;
 mod ops;
+mod pages;
 mod request_log;
 mod server;
 mod service_key_check;
@@ -23,6 +24,7 @@ mod state;
 mod users;
 mod webhook;
 mod workos_error;
+mod workos_routes;
 mod write_timeout;
 
 use std::sync::Arc;
@@ -118,12 +120,13 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
 
 /// Returns the routes of WorkOS's API for reading users.
 fn user_management(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
-    let read_only = |route: UtoipaMethodRouter<Arc<HttpState>>| route.map(|methods| methods.fallback(users::read_only));
+    let read_only =
+        |route: UtoipaMethodRouter<Arc<HttpState>>| route.map(|methods| methods.fallback(workos_routes::read_only));
     OpenApiRouter::new()
         .routes(read_only(routes!(users::list)))
         .routes(read_only(routes!(users::by_id)))
         .routes(read_only(routes!(users::by_external_id)))
-        .fallback(users::not_served)
+        .fallback(workos_routes::not_served)
         .layer(middleware::map_response_with_state(state.clone(), auth::synced_through))
         .layer(middleware::from_fn_with_state(state.clone(), require_service_key))
 }

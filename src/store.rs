@@ -19,6 +19,7 @@ pub(crate) mod memberships;
 pub mod migrations;
 pub(crate) mod objects;
 mod organizations;
+pub mod pages;
 pub mod pool;
 mod pooler;
 pub(crate) mod refreshes;

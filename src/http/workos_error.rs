@@ -1,4 +1,4 @@
-//! Rejections of the routes below `/user_management`, in the shape of WorkOS's API.
+//! Rejections of the routes of WorkOS's API, in its format.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -28,9 +28,11 @@ impl WorkosRejection {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", json!({"message": "Unauthorized", "code": "unauthorized"}))
     }
 
-    pub(super) fn not_found(id: &str) -> Self {
+    /// Creates a 404. `what` is WorkOS's word for the kind of object.
+    pub(super) fn not_found(what: &str, id: &str) -> Self {
         let id: String = id.chars().take(128).map(|char| if char.is_ascii_graphic() { char } else { '?' }).collect();
-        let body = json!({"message": format!("User not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
+        let body =
+            json!({"message": format!("{what} not found: '{id}'."), "code": "entity_not_found", "entity_id": id});
         Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
     }
 

@@ -9,7 +9,6 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-pub use pages::{Order, PageOf, UsersPage};
 pub(super) use write::{find, table, write_tombstones};
 
 use super::scans::ScanStart;

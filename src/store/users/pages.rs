@@ -1,75 +1,23 @@
-//! Pages of `workos.user_records`, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also of no user.
+//! Pages of `workos.user_records`.
 
 use super::Row;
 use crate::domain::user::User;
+use crate::store::pages::{Page, PageOf, Range};
 use crate::store::{Store, StoreError};
 
-/// The order of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Oldest first.
-    Ascending,
-    /// Newest first.
-    Descending,
-}
-
-/// Selects a page.
-#[derive(Clone, Copy, Debug)]
-pub struct PageOf<'a> {
-    /// Only users with this email address. Not case-sensitive.
-    pub email: Option<&'a str>,
-    /// The order of the list.
-    pub order: Order,
-    /// Select the users right before this ID in the list.
-    pub before: Option<&'a str>,
-    /// Select the users right after this ID in the list.
-    pub after: Option<&'a str>,
-    /// Maximum number of users.
-    pub limit: usize,
-}
-
-/// A page.
-#[derive(Clone, Debug)]
-pub struct UsersPage {
-    /// The users, in the order of the list.
-    pub users: Vec<User>,
-    /// The list has users before the first one.
-    pub before: bool,
-    /// The list has users after the last one.
-    pub after: bool,
-}
-
-/// Greater than every ID: IDs compare bytewise, and no character has greater bytes.
-const END: &str = "\u{10FFFF}";
-
 impl Store {
-    /// Returns a page of live users. Reads one range of one index, for late pages too.
+    /// Returns a page of live users, or of those with this email address, which is not case-sensitive. Reads one range of one index,
+    /// for late pages too.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn users_page(&self, of: &PageOf<'_>) -> Result<UsersPage, StoreError> {
-        // The direction (`upward`: to greater IDs) and the start.
-        let (upward, from) = match (of.order, of.before, of.after) {
-            (Order::Ascending, None, after) => (true, after.unwrap_or_default()),
-            (Order::Ascending, Some(before), _) => (false, before),
-            (Order::Descending, None, after) => (false, after.unwrap_or(END)),
-            (Order::Descending, Some(before), _) => (true, before),
+    pub async fn users_page(&self, email: Option<&str>, of: &PageOf<'_>) -> Result<Page<User>, StoreError> {
+        let Range { upward, from, limit } = of.range();
+        let users = match email {
+            Some(email) => self.with_email(email, upward, from, limit).await?,
+            None => self.with_any_email(upward, from, limit).await?,
         };
-        let one_more = i64::try_from(of.limit).unwrap_or(i64::MAX).saturating_add(1);
-        let mut users = match of.email {
-            Some(email) => self.with_email(email, upward, from, one_more).await?,
-            None => self.with_any_email(upward, from, one_more).await?,
-        };
-        let more = users.len() > of.limit;
-        users.truncate(of.limit);
-        // With a cursor, the caller comes from a neighbouring page.
-        let came_from = of.before.is_some() || of.after.is_some();
-        let backwards = of.before.is_some();
-        if backwards {
-            users.reverse();
-        }
-        let (before, after) = if backwards { (more, came_from) } else { (came_from, more) };
-        Ok(UsersPage { users, before, after })
+        Ok(of.page(users))
     }
 
     async fn with_any_email(&self, upward: bool, from: &str, limit: i64) -> Result<Vec<User>, StoreError> {

@@ -1,0 +1,72 @@
+//! Pages of lists, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also of no object.
+
+/// The order of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Oldest first.
+    Ascending,
+    /// Newest first.
+    Descending,
+}
+
+/// Selects a page of a list.
+#[derive(Clone, Copy, Debug)]
+pub struct PageOf<'a> {
+    /// The order of the list.
+    pub order: Order,
+    /// Select the objects right before this ID in the list.
+    pub before: Option<&'a str>,
+    /// Select the objects right after this ID in the list.
+    pub after: Option<&'a str>,
+    /// Maximum number of objects.
+    pub limit: usize,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The objects, in the order of the list.
+    pub items: Vec<T>,
+    /// The list has objects before the first one.
+    pub before: bool,
+    /// The list has objects after the last one.
+    pub after: bool,
+}
+
+/// What a statement reads for a page: objects from one ID on, and one more than the page has.
+pub(super) struct Range<'a> {
+    /// To greater IDs.
+    pub(super) upward: bool,
+    /// The ID that is not included.
+    pub(super) from: &'a str,
+    pub(super) limit: i64,
+}
+
+/// Greater than every ID: IDs compare bytewise, and no character has greater bytes.
+const END: &str = "\u{10FFFF}";
+
+impl<'a> PageOf<'a> {
+    pub(super) fn range(&self) -> Range<'a> {
+        let (upward, from) = match (self.order, self.before, self.after) {
+            (Order::Ascending, None, after) => (true, after.unwrap_or_default()),
+            (Order::Ascending, Some(before), _) => (false, before),
+            (Order::Descending, None, after) => (false, after.unwrap_or(END)),
+            (Order::Descending, Some(before), _) => (true, before),
+        };
+        Range { upward, from, limit: i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1) }
+    }
+
+    /// Returns the page of what was read for [`PageOf::range`].
+    pub(super) fn page<T>(&self, mut items: Vec<T>) -> Page<T> {
+        let more = items.len() > self.limit;
+        items.truncate(self.limit);
+        // With a cursor, the caller comes from a neighbouring page.
+        let came_from = self.before.is_some() || self.after.is_some();
+        let backwards = self.before.is_some();
+        if backwards {
+            items.reverse();
+        }
+        let (before, after) = if backwards { (more, came_from) } else { (came_from, more) };
+        Page { items, before, after }
+    }
+}
