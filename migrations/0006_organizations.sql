@@ -53,6 +53,19 @@ with (fillfactor = 85);
 -- Lookups by the application's own ID.
 create index organization_records_external_id on workos.organization_records (external_id) where external_id is not null;
 
+-- Lookups by domain: `jsonb_path_query_array(domains, '$[*].domain') ?| array['example.com']`.
+create index organization_records_domains
+on workos.organization_records using gin (jsonb_path_query_array(domains, '$[*].domain')) where domains is not null;
+
+-- Lookups by the words of the name. ASCII characters other than letters and digits separate words. A long name is indexed by its
+-- beginning, because PostgreSQL limits the length of a word.
+create index organization_records_name_words
+on workos.organization_records using gin (
+    array_to_tsvector(
+        array_remove(regexp_split_to_array(lower(left(name, 500)), '[\x01-/:-@\[-`{-\x7f]+'), '')
+    )
+) where name is not null;
+
 -- Live organizations only. Columns are only ever appended.
 create view workos.organizations as
 select

@@ -13,6 +13,7 @@ mod error;
 mod headers;
 mod openapi;
 mod ops;
+mod organizations;
 mod pages;
 mod request_log;
 mod server;
@@ -75,13 +76,13 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
         .routes(routes!(auth_memberships::list));
     let mut cached = OpenApiRouter::new().routes(routes!(openapi::document));
     let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
-    let users = OpenApiRouter::new().nest("/user_management", user_management(state));
+    let mirror = mirror(state);
     if state.service_keys.is_empty() {
         // The routes are described even without a key: a client is generated once, and a key can be configured later.
-        cached.get_openapi_mut().merge(users.into_openapi());
+        cached.get_openapi_mut().merge(mirror.into_openapi());
         uncached.get_openapi_mut().merge(feed(state).into_openapi());
     } else {
-        (cached, uncached) = (cached.merge(users), uncached.merge(feed(state)));
+        (cached, uncached) = (cached.merge(mirror), uncached.merge(feed(state)));
     }
     // The lookups answer conditionally by themselves, because each layer costs them.
     let mut all = lookups.merge(cached.layer(middleware::from_fn(conditional::answer))).merge(uncached);
@@ -118,17 +119,26 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(layer)
 }
 
-/// Returns the routes of WorkOS's API for reading users.
-fn user_management(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
-    let read_only =
-        |route: UtoipaMethodRouter<Arc<HttpState>>| route.map(|methods| methods.fallback(workos_routes::read_only));
+/// Returns the routes of WorkOS's API for reading, with its paths.
+fn mirror(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
+    let users = OpenApiRouter::new()
+        .routes(readable(routes!(users::list)))
+        .routes(readable(routes!(users::by_id)))
+        .routes(readable(routes!(users::by_external_id)))
+        .layer(middleware::map_response_with_state(state.clone(), auth::synced_through));
+    let organizations = OpenApiRouter::new()
+        .routes(readable(routes!(organizations::list)))
+        .routes(readable(routes!(organizations::by_id)))
+        .routes(readable(routes!(organizations::by_external_id)));
     OpenApiRouter::new()
-        .routes(read_only(routes!(users::list)))
-        .routes(read_only(routes!(users::by_id)))
-        .routes(read_only(routes!(users::by_external_id)))
-        .fallback(workos_routes::not_served)
-        .layer(middleware::map_response_with_state(state.clone(), auth::synced_through))
+        .nest("/user_management", users.fallback(workos_routes::not_served))
+        .nest("/organizations", organizations.fallback(workos_routes::not_served))
         .layer(middleware::from_fn_with_state(state.clone(), require_service_key))
+}
+
+/// Returns a route that answers all methods but reads with `read_only`.
+fn readable(route: UtoipaMethodRouter<Arc<HttpState>>) -> UtoipaMethodRouter<Arc<HttpState>> {
+    route.map(|methods| methods.fallback(workos_routes::read_only))
 }
 
 /// Returns the route of the change feed.

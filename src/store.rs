@@ -18,7 +18,7 @@ pub mod lookups;
 pub(crate) mod memberships;
 pub mod migrations;
 pub(crate) mod objects;
-mod organizations;
+pub mod organizations;
 pub mod pages;
 pub mod pool;
 mod pooler;

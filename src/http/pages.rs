@@ -99,36 +99,28 @@ impl ListQuery {
         self.values.get(name).map(Vec::as_slice)
     }
 
-    /// Returns the answer: the page, the IDs of its first and last object as cursors, and the position of the change feed.
-    pub(super) fn answer<T: Serialize>(&self, page: &Page<T>, id: impl Fn(&T) -> &str, position: String) -> Response {
-        let mut before = page.items.first().filter(|_| page.before).map(&id);
-        let mut after = page.items.last().filter(|_| page.after).map(&id);
+    /// Returns the answer: the page, its cursors, and the position of the change feed.
+    pub(super) fn answer<T: Serialize>(&self, page: Page<T>, position: String) -> Response {
+        let Page { items, mut before, mut after } = page;
         if self.swapped {
             std::mem::swap(&mut before, &mut after);
         }
-        let list = List { object: "list", data: &page.items, list_metadata: Some(Metadata { before, after }) };
+        let list = List { object: "list", data: &items, list_metadata: Metadata { before, after } };
         ([(POSITION, position)], Json(list)).into_response()
     }
-}
-
-/// Returns the answer of a list without pages.
-pub(super) fn whole<T: Serialize>(items: &[T], position: String) -> Response {
-    let list = List { object: "list", data: items, list_metadata: None };
-    ([(POSITION, position)], Json(list)).into_response()
 }
 
 #[derive(Serialize)]
 struct List<'a, T> {
     object: &'static str,
     data: &'a [T],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    list_metadata: Option<Metadata<'a>>,
+    list_metadata: Metadata,
 }
 
 #[derive(Serialize)]
-struct Metadata<'a> {
-    before: Option<&'a str>,
-    after: Option<&'a str>,
+struct Metadata {
+    before: Option<String>,
+    after: Option<String>,
 }
 
 /// Returns the position of the change feed. It must be read before the list, so that the list contains every change up to it.

@@ -96,7 +96,7 @@ pub(super) async fn list(
     }
     let position = pages::position(&state).await?;
     let page = state.store.users_page(asked.single("email"), &asked.page()).await?;
-    Ok(asked.answer(&page, |user| &user.id, position))
+    Ok(asked.answer(page, position))
 }
 
 /// A page of users.

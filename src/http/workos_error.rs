@@ -36,6 +36,14 @@ impl WorkosRejection {
         Self::new(StatusCode::NOT_FOUND, "entity_not_found", body)
     }
 
+    /// Creates a 404 for a kind of objects that is not synced. `name` is its name in the setting.
+    pub(super) fn kind_disabled(name: &str) -> Self {
+        let message = format!(
+            "This service does not sync {name}: the setting AUTHKIT_SYNC_KINDS does not name them. Send the request to WorkOS."
+        );
+        Self::new(StatusCode::NOT_FOUND, "kind_disabled", json!({"message": message, "code": "kind_disabled"}))
+    }
+
     /// Creates a 422 that names the parameter.
     pub(super) fn parameter(code: &'static str, field: &str) -> Self {
         let field: String = field.chars().filter(char::is_ascii_graphic).take(64).collect();
@@ -129,6 +137,39 @@ pub(super) enum ListRefused {
     #[response(status = 422)]
     Parameter(WorkosError),
     /// `user_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
+}
+
+/// Rejections of a request for one object of a kind that can be disabled.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum KindOneRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
+    Key(WorkosError),
+    /// `entity_not_found`; `kind_disabled` if AUTHKIT_SYNC_KINDS does not name the kind.
+    #[response(status = 404)]
+    NotFound(WorkosError),
+    /// `organizations_not_synced`, `memberships_not_synced`, `roles_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
+}
+
+/// Rejections of a list of a kind that can be disabled.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum KindListRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
+    Key(WorkosError),
+    /// `kind_disabled`: AUTHKIT_SYNC_KINDS does not name the kind.
+    #[response(status = 404)]
+    Disabled(WorkosError),
+    /// `invalid_request_parameters`, `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `organizations_not_synced`, `memberships_not_synced`, `roles_not_synced`, `database_unavailable`.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(WorkosError),
 }

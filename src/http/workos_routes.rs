@@ -6,7 +6,53 @@ use axum::extract::rejection::PathRejection;
 use axum::http::{Method, StatusCode};
 use serde_json::json;
 
+use super::state::HttpState;
 use super::workos_error::WorkosRejection;
+
+/// The kinds of objects beside users that these routes serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SyncedKind {
+    Organizations,
+}
+
+impl SyncedKind {
+    /// Returns WorkOS's word for an object of this kind.
+    pub(super) fn object(self) -> &'static str {
+        match self {
+            Self::Organizations => "Organization",
+        }
+    }
+
+    /// Rejects the request if the kind is not synced.
+    pub(super) fn require_enabled(self, state: &HttpState) -> Result<(), WorkosRejection> {
+        let (is_enabled, name) = match self {
+            Self::Organizations => (state.kinds.organizations, "organizations"),
+        };
+        if is_enabled { Ok(()) } else { Err(WorkosRejection::kind_disabled(name)) }
+    }
+
+    /// Rejects the request until the first backfill has completed: a caller cannot distinguish an incomplete list from a complete one.
+    pub(super) async fn require_complete(self, state: &HttpState) -> Result<(), WorkosRejection> {
+        if state.lookups.is_incomplete().await? { Err(self.not_synced()) } else { Ok(()) }
+    }
+
+    /// Returns the rejection of a request for an object that is not stored: unknown, or perhaps not synced yet.
+    pub(super) async fn missing(self, state: &HttpState, id: &str) -> WorkosRejection {
+        match self.require_complete(state).await {
+            Ok(()) => WorkosRejection::not_found(self.object(), id),
+            Err(rejection) => rejection,
+        }
+    }
+
+    pub(super) fn not_synced(self) -> WorkosRejection {
+        let (code, message) = match self {
+            Self::Organizations => {
+                ("organizations_not_synced", "The organizations are not completely synced yet. Retry.")
+            }
+        };
+        WorkosRejection::unavailable(code, message)
+    }
+}
 
 /// The only variable part of a path, as axum extracts it.
 pub(super) type NamedPath = Result<Path<String>, PathRejection>;

@@ -1,11 +1,15 @@
 //! `workos.organization_records`: live organizations and tombstones.
 
+mod pages;
+
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
+
+pub use pages::OrganizationFilter;
 
 use super::rows::{Found, LiveRow, Rows, TombstoneRow, table_statements};
 use super::{Store, StoreError};

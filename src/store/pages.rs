@@ -27,10 +27,18 @@ pub struct PageOf<'a> {
 pub struct Page<T> {
     /// The objects, in the order of the list.
     pub items: Vec<T>,
-    /// The list has objects before the first one.
-    pub before: bool,
-    /// The list has objects after the last one.
-    pub after: bool,
+    /// The ID of the first object, if the list has objects before it.
+    pub before: Option<String>,
+    /// The ID of the last object, if the list has objects after it.
+    pub after: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// Replaces each object. Objects that become `None` are left out.
+    pub(super) fn filter_map<U>(self, replace: impl FnMut(T) -> Option<U>) -> Page<U> {
+        let items = self.items.into_iter().filter_map(replace).collect();
+        Page { items, before: self.before, after: self.after }
+    }
 }
 
 /// What a statement reads for a page: objects from one ID on, and one more than the page has.
@@ -57,7 +65,7 @@ impl<'a> PageOf<'a> {
     }
 
     /// Returns the page of what was read for [`PageOf::range`].
-    pub(super) fn page<T>(&self, mut items: Vec<T>) -> Page<T> {
+    pub(super) fn page<T>(&self, mut items: Vec<T>, id: impl Fn(&T) -> &str) -> Page<T> {
         let more = items.len() > self.limit;
         items.truncate(self.limit);
         // With a cursor, the caller comes from a neighbouring page.
@@ -67,6 +75,7 @@ impl<'a> PageOf<'a> {
             items.reverse();
         }
         let (before, after) = if backwards { (more, came_from) } else { (came_from, more) };
-        Page { items, before, after }
+        let cursor = |item: Option<&T>, there: bool| item.filter(|_| there).map(|item| id(item).to_owned());
+        Page { before: cursor(items.first(), before), after: cursor(items.last(), after), items }
     }
 }

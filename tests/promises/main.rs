@@ -129,6 +129,8 @@ mod logs;
 mod lookups;
 mod migrations;
 mod openapi;
+mod openapi_workos;
+mod organizations_api;
 mod outage;
 mod plans;
 mod plans_at_scale;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::auth_session::{membership, organization};
+use crate::openapi_workos::hold_workos_routes;
 use crate::support::actions::{ACTION_SECRET, fresh, registration, secrets};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
@@ -20,7 +21,7 @@ const KEY: &str = "a-service-key-of-at-least-32-characters";
 const USER: &str = "user_01M1E0K8KTSGG8REDJXJJNWG5C";
 
 /// The document, closed: an answer may hold nothing that is not described, unless its schema says so.
-struct Described {
+pub(crate) struct Described {
     document: Value,
     /// Which answers were seen: method and path, status.
     seen: BTreeSet<(String, String)>,
@@ -53,7 +54,7 @@ impl Described {
     }
 
     /// The answer must be described, with its body, its code and its headers.
-    fn hold(&mut self, method: &str, path: &str, answer: &Answer) {
+    pub(crate) fn hold(&mut self, method: &str, path: &str, answer: &Answer) {
         let operation = format!("{method} {path}");
         let status = answer.status.to_string();
         let described = &self.document["paths"][path][method]["responses"][&status];
@@ -287,6 +288,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     }
     described.hold("post", "/workos/webhook", &service.deliver(&body("event_2", "user.created", 0, &ada)).await);
     described.hold("post", ACTION, &service.act(&registration(&fresh(), "ada@example.test")).await);
+    hold_workos_routes(&mut described).await;
     let unseen: Vec<_> = described.all().difference(&described.seen).cloned().collect();
     assert!(unseen.is_empty(), "described, and never seen: {unseen:?}");
     service.stop().await.unwrap();

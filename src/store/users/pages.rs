@@ -17,7 +17,7 @@ impl Store {
             Some(email) => self.with_email(email, upward, from, limit).await?,
             None => self.with_any_email(upward, from, limit).await?,
         };
-        Ok(of.page(users))
+        Ok(of.page(users, |user| &user.id))
     }
 
     async fn with_any_email(&self, upward: bool, from: &str, limit: i64) -> Result<Vec<User>, StoreError> {
