@@ -100,9 +100,9 @@ begin
 end
 $$;
 
--- Returns the permissions that these roles give in an organization now, sorted bytewise, each once. A role of the organization takes
--- precedence over a role of the environment with the same slug. A slug that begins with `org-` belongs to an organization only. A
--- slug of no stored role gives no permission. It reads with the privileges of its caller.
+-- Returns the permissions that these roles give in an organization now, sorted bytewise, each once. A slug that begins with `org-`
+-- names a role of the organization, any other slug a role of the environment. A slug of no stored role gives no permission. It
+-- reads with the privileges of its caller.
 create function workos.role_permissions(organization_id text, roles text[]) returns text[]
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -113,9 +113,9 @@ begin
         select coalesce(array_agg(distinct permission order by permission), '{}')
         from unnest(role_permissions.roles) as held (slug)
         left join workos.organization_roles as own
-            on own.organization_id = role_permissions.organization_id and own.slug = held.slug
+            on own.organization_id = role_permissions.organization_id and own.slug = held.slug and starts_with(held.slug, 'org-')
         left join workos.roles as shared
-            on shared.slug = held.slug and own.slug is null and not starts_with(held.slug, 'org-')
+            on shared.slug = held.slug and not starts_with(held.slug, 'org-')
         cross join unnest(coalesce(own.permissions, shared.permissions)) as permission
     );
 end

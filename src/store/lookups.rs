@@ -232,7 +232,9 @@ struct MemberRow {
 
 impl MemberRow {
     fn into_member(mut self) -> Member {
-        let (is_revoked, permissions) = (self.is_revoked, self.permissions.take().unwrap_or_default());
+        let (is_revoked, mut permissions) = (self.is_revoked, self.permissions.take().unwrap_or_default());
+        permissions.sort_unstable();
+        permissions.dedup();
         let membership = self.membership();
         let organization = self.organization();
         Member { is_revoked, permissions, membership, organization, user: self.user() }

@@ -46,19 +46,28 @@ select
     membership.synced_observation_id as "membership_observation_id?",
     membership.synced_deleted as "membership_deleted?",
     array(
-        select distinct permission
+        select permission
         from unnest(membership.roles) as held (slug)
-        left join workos.organization_role_records as own
-            on own.organization_id = asked.organization_id and own.slug = held.slug and not own.synced_deleted
-        left join workos.role_records as shared
-            on
-                shared.slug = held.slug
-                and own.slug is null
-                and not shared.synced_deleted
-                -- Such a slug names a role of one organization.
-                and not starts_with(held.slug, 'org-')
-        cross join unnest(coalesce(own.permissions, shared.permissions)) as permission
-        order by permission
+        cross join lateral unnest(
+            -- Slugs of the roles of one organization begin with `org-`. An environment has no role with such a slug.
+            case
+                when starts_with(held.slug, 'org-') then (
+                    select own.permissions
+                    from workos.organization_role_records as own
+                    where
+                        own.organization_id = asked.organization_id
+                        and own.slug = held.slug
+                        and not own.synced_deleted
+                )
+                else (
+                    select shared.permissions
+                    from workos.role_records as shared
+                    where
+                        shared.slug = held.slug
+                        and not shared.synced_deleted
+                )
+            end
+        ) as permission
     ) as permissions
 from
     unnest($1::text[], $2::text[], $3::text[]) with ordinality

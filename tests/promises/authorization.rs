@@ -193,7 +193,7 @@ async fn permissions_are_those_of_the_roles_as_they_are_now() {
             ('shared', '{environment}', false), ('org-stray', '{never}', false), ('org-ended', '{never}', false);
         insert into workos.organization_role_records (organization_id, slug, permissions, synced_deleted) values
             ('org_1', 'org-clerk', '{Z,a,é}', false), ('org_2', 'org-clerk', '{never}', false),
-            ('org_2', 'org-other', '{never}', false), ('org_1', 'shared', '{own}', false), ('org_2', 'member', '{never}', false),
+            ('org_2', 'org-other', '{never}', false), ('org_1', 'shared', '{never}', false), ('org_2', 'member', '{never}', false),
             ('org_1', 'org-ended', '{never}', true), ('org_1', 'auditor', '{never}', true)",
     )
     .await;
@@ -205,7 +205,7 @@ async fn permissions_are_those_of_the_roles_as_they_are_now() {
         ("{auditor,member}", &["a", "b", "c"]),
         ("{member,member}", &["a", "b"]),
         ("{org-clerk,member}", &["Z", "a", "b", "é"]),
-        ("{shared}", &["own"]),
+        ("{shared}", &["environment"]),
         ("{empty,old,org-stray,org-ended,org-other,unknown}", &[]),
         ("{unknown,member}", &["a", "b"]),
     ] {
