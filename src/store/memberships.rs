@@ -236,14 +236,17 @@ pub(crate) async fn end_of_users(
             synced_at = null,
             synced_version_at = null,
             synced_deleted = true
-        where ctid = any(array(
-            select ctid
-            from workos.organization_membership_records
-            where
-                user_id = any($1)
-                and not synced_deleted
-            limit $2
-        ))
+        where
+            ctid = any(array(
+                select ctid
+                from workos.organization_membership_records
+                where
+                    user_id = any($1)
+                    and not synced_deleted
+                limit $2
+            ))
+            -- Another transaction, for whose lock this statement has waited, may have ended one.
+            and not synced_deleted
         returning id, user_id as "user_id!""#,
         users,
         limit

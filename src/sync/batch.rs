@@ -91,7 +91,7 @@ impl<T: FollowUp> Work for Batch<'_, T> {
             {
                 placeholders = rows.insert_placeholders(connection).await?;
             }
-            self.write(connection, self.observations, &rows, decisions).await?
+            self.write(connection, self.observations, &mut rows, decisions).await?
         };
         self.finish(connection, &rows, &placeholders, applied).await
     }
@@ -249,12 +249,12 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         self.write(connection, observations, rows, decisions).await
     }
 
-    /// Writes what was decided from locked rows.
+    /// Writes what was decided from locked rows. `rows` then shows the memberships that ended with their users.
     async fn write(
         &self,
         connection: &mut PgConnection,
         observations: &[Observation],
-        rows: &BatchRows,
+        rows: &mut BatchRows,
         mut decisions: Decisions<'_>,
     ) -> Result<Vec<Applied>, StoreError> {
         if !decisions.sign_ins.is_empty() {
@@ -287,6 +287,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         if !erased.is_empty() {
             erasure::erase(connection, &erased, ended.len(), self.erase_limit).await?;
         }
+        rows.end(&ended);
         Ok(applied)
     }
 

@@ -8,6 +8,7 @@ use crate::domain::decide::Stored;
 use crate::domain::event::Observation;
 use crate::domain::object::{Kind, ObjectKey};
 use crate::store::StoreError;
+use crate::store::memberships::Ended;
 use crate::store::objects;
 use crate::store::rows::{Found, Rows};
 
@@ -78,6 +79,16 @@ impl BatchRows {
     /// Returns whether this user has a tombstone.
     pub(super) fn is_deleted_user(&self, id: Option<&str>) -> bool {
         id.and_then(|id| self.get((Kind::User, id))).is_some_and(|user| user.stored.is_tombstone())
+    }
+
+    /// Turns these memberships into tombstones, as the deletion of their users did in the database. The later observations of a batch
+    /// are decided from these rows.
+    pub(super) fn end(&mut self, ended: &[Ended]) {
+        for membership in ended {
+            if let Some(row) = self.get_mut((Kind::Membership, &membership.id)) {
+                row.stored = Stored::Tombstone { deleted_at: None, of: row.stored.sides().cloned() };
+            }
+        }
     }
 
     /// Inserts a placeholder for each absent object, so that there is something to lock, and returns their keys.

@@ -258,7 +258,7 @@ async fn scan_among(
 }
 
 /// A seeded Fisher-Yates over splitmix64.
-fn shuffle<T>(items: &mut [T], mut seed: u64) {
+pub(crate) fn shuffle<T>(items: &mut [T], mut seed: u64) {
     for at in (1..items.len()).rev() {
         seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut word = seed;

@@ -20,8 +20,12 @@
 //!    - `group_commit::an_event_that_postgres_refuses_is_quarantined_and_its_neighbours_are_applied`
 //!    - `redaction::no_secret_is_stored_whether_an_event_is_applied_or_quarantined`
 //!    - `redaction::payloads_of_an_earlier_release_are_cleaned_once_in_batches`
+//!    - `group_commit_of_kinds::an_event_that_postgres_refuses_in_a_group_of_all_kinds_is_quarantined_alone_and_retried`
+//!    - `kinds::organizations_and_memberships_without_required_fields_are_quarantined_whole_and_retried`
+//!    - `kinds::a_kind_that_is_off_changes_no_row_and_what_was_ignored_is_replayed_once_it_is_on`
 //! 3. **Any order, any duplication, same table.**
 //!    - `convergence::any_order_any_duplication_any_concurrency_same_table`
+//!    - `convergence_of_kinds::users_organizations_and_memberships_converge_in_any_order_any_duplication_any_concurrency`
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
 //!    - `convergence::concurrent_batches_over_the_same_users_never_deadlock`
 //!    - `sign_ins::the_latest_session_counts_in_any_order_before_and_after_its_user`
@@ -31,6 +35,9 @@
 //!    - `erasure::a_delete_before_the_create_leaves_nothing`
 //!    - `erasure::a_delete_in_flight_when_the_update_comes_leaves_nothing`
 //!    - `erasure::an_update_in_flight_when_the_delete_comes_leaves_nothing`
+//!    - `ended_memberships::a_membership_whose_own_deletion_is_in_flight_ends_once_with_its_user`
+//!    - `ended_memberships::a_membership_in_flight_when_its_user_is_deleted_ends_in_any_order`
+//!    - `ended_memberships::in_a_batch_with_a_refused_neighbour_a_membership_ends_once_with_its_user`
 //!    - `handlers::the_message_of_a_failure_is_erased_with_its_user_in_any_order`
 //!    - `reconcile::a_tombstone_workos_contradicts_is_reported_and_stays`
 //! 5. **An outage is caught up.**
@@ -72,6 +79,8 @@
 //!    - `action_endpoint::no_request_uses_a_proxy_and_the_log_contains_no_personal_data`
 //! 10. **Everything is bounded, and nothing stops for good.**
 //!    - `group_commit::a_locked_user_delays_only_its_own_events`
+//!    - `group_commit_of_kinds::a_locked_organization_delays_only_its_own_events`
+//!    - `ended_memberships::a_user_with_many_memberships_ends_in_bounded_batches_and_is_no_member_from_the_start`
 //!    - `group_commit::a_batch_that_waits_for_another_transaction_delays_no_later_one`
 //!    - `group_commit::a_full_queue_is_answered_503_at_once_and_the_rest_is_applied`
 //!    - `group_commit::a_panic_in_a_batch_fails_no_other_event_and_leaves_nothing_counted`
@@ -102,18 +111,21 @@ mod catch_up_oddities;
 mod changes;
 mod command_line;
 mod convergence;
+mod convergence_of_kinds;
 mod crash;
 mod database_failures;
 mod dev;
 mod documents;
 mod embedding;
 mod emulator;
+mod ended_memberships;
 mod erasure;
 mod exhaustion;
 mod explain;
 mod failure_words;
 mod followers;
 mod group_commit;
+mod group_commit_of_kinds;
 mod grouped_reads;
 mod guides;
 mod handlers;
@@ -123,6 +135,7 @@ mod hostile_schema;
 mod http_caching;
 mod image;
 mod inbox;
+mod kinds;
 mod layers;
 mod leases;
 mod logs;
