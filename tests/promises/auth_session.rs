@@ -1,13 +1,20 @@
 //! Who is behind a token in its organization: roles and permissions as they are now, and a refusal as soon as the database knows
 //! that the user is no member any more, or that the session was revoked.
 
+use std::time::Duration;
+
+use authkit_sync::dev::workos::ApiFaults;
+use authkit_sync::sync::housekeeping::Housekeeping;
+use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::ApiKey;
+use authkit_sync::{AuthKit, LookupError};
 use serde_json::{Value, json};
 use sqlx::{Executor, PgPool};
 
 use crate::support::database::TestDatabase;
 use crate::support::events::{at, body, unique, user};
 use crate::support::fixture;
+use crate::support::lab::{Lab, object};
 use crate::support::service::{Answer, Service};
 
 /// What the fixture token `per_client_issuer` says.
@@ -204,6 +211,60 @@ async fn a_revoked_session_is_refused_in_every_process_and_an_unknown_one_is_not
     assert!(sqlx::query(columns).fetch_optional(&pool).await.unwrap().is_none(), "no row is left of a deleted user");
     service.stop().await.unwrap();
     other.stop().await.unwrap();
+}
+
+/// No access token lives longer than 30 days.
+#[tokio::test]
+async fn a_revoked_session_is_forgotten_after_thirty_days_and_never_earlier() {
+    let lab = Lab::new().await;
+    lab.pool
+        .execute(
+            "insert into workos.revoked_sessions (id, revoked_at)
+            values ('session_old', now() - interval '30 days 1 minute'), ('session_new', now() - interval '29 days 23 hours')",
+        )
+        .await
+        .unwrap();
+    Housekeeping::new(lab.context(), Duration::from_secs(86_400), None).tick().await;
+    let left: Vec<String> =
+        sqlx::query_scalar("select id from workos.revoked_sessions").fetch_all(&lab.pool).await.unwrap();
+    assert_eq!(left, ["session_new"]);
+}
+
+/// The first request of a new member often arrives before the webhook.
+#[tokio::test]
+async fn a_member_whose_webhook_has_not_arrived_is_read_from_workos_and_a_stranger_is_refused() {
+    let lab = Lab::new().await;
+    let id = lab.create_user("Ada");
+    let acme =
+        lab.workos.create_organization(&object(json!({"name": "Acme"}))).unwrap()["id"].as_str().unwrap().to_owned();
+    let other =
+        lab.workos.create_organization(&object(json!({"name": "Other"}))).unwrap()["id"].as_str().unwrap().to_owned();
+    lab.workos.add_membership(&id, &acme, &["admin"]).unwrap();
+    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+        .api_base(lab.workos.base_url())
+        .api_key(ApiKey::new(lab.workos.api_key()))
+        .clock(lab.clock.clone())
+        .build()
+        .unwrap();
+    let token = lab.workos.sign_in_to(&id, &acme).unwrap();
+    let session = authkit.get_session(&token).await.unwrap();
+    assert_eq!(session.organization.unwrap().name, "Acme");
+    assert_eq!((session.roles, session.membership.unwrap().of.user_id), (vec!["admin".to_owned()], id.clone()));
+    let requests = lab.workos.all_requests();
+    authkit.get_session(&token).await.unwrap();
+    assert_eq!(lab.workos.all_requests(), requests, "the second time it is known");
+    // WorkOS's own no.
+    let claims = json!({"sub": id, "sid": "session_1", "org_id": other});
+    let stranger = lab.workos.token_with(claims, 300).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(authkit.get_session(&stranger).await, Err(LookupError::MembershipInactive)));
+    }
+    // An outage of WorkOS refuses nobody, and what is known stays known.
+    lab.workos.set_api_faults(ApiFaults { refuse_key: true, ..ApiFaults::default() });
+    let claims = json!({"sub": id, "sid": "session_1", "org_id": "org_never_seen"});
+    let unknown = lab.workos.token_with(claims, 300).unwrap();
+    assert!(matches!(authkit.get_session(&unknown).await, Err(LookupError::MembershipsNotSynced)));
+    assert!(authkit.get_session(&token).await.is_ok());
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@
 //! 4. **Deleted stays deleted, and erased.**
 //!    - `erasure::everything_on_the_list_is_erased_by_a_deletion`
 //!    - `erasure::no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased`
+//!    - `auth_session::the_deletion_of_a_user_ends_every_membership_also_one_that_arrives_later`
 //!    - `erasure::a_delete_before_the_create_leaves_nothing`
 //!    - `erasure::a_delete_in_flight_when_the_update_comes_leaves_nothing`
 //!    - `erasure::an_update_in_flight_when_the_delete_comes_leaves_nothing`
@@ -63,6 +64,7 @@
 //!    - `verified_tokens::a_known_token_is_refused_once_its_key_is_withdrawn_or_replaced`
 //!    - `explain::header_log_and_explanation_give_one_reason`
 //! 8. **Who must act decides the status.**
+//!    - `auth_session::a_membership_that_was_never_seen_is_not_refused_while_it_may_still_arrive`
 //!    - `lookups::without_keys_no_user_is_signed_out`
 //!    - `lookups::without_the_database_lookups_are_503_and_the_identity_route_still_answers`
 //!    - `receiver::a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos`
