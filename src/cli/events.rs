@@ -29,6 +29,7 @@ pub(super) fn command() -> Command {
             "stale",
             "ignored",
             "quarantined",
+            "dismissed",
         ]))
         .arg(option("type", "TYPE", "Only events of this type"))
         .arg(option("user", "ID", "Only events about this user"))
@@ -53,11 +54,18 @@ pub(super) fn command() -> Command {
         .about("Apply all stored events again. Rows that are already correct do not change")
         .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when).required(true))
         .arg(json());
+    let dismiss = Command::new("dismiss")
+        .about(
+            "End the quarantine of an event that nobody will retry. It is no longer counted, and expires like any other event. \
+             Exit with 1 if it is not in quarantine",
+        )
+        .arg(Arg::new("id").value_name("EVENT").help("Event ID, for example event_01H…").required(true))
+        .arg(option("reason", "TEXT", "Why nobody will retry it. Recorded with the event").required(true));
     Command::new("events")
-        .about("List, show, retry or replay the events that WorkOS sent")
+        .about("List, show, retry, replay or dismiss the events that WorkOS sent")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([list, show, retry, replay])
+        .subcommands([list, show, retry, replay, dismiss])
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
@@ -76,6 +84,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             let retried = inbox::retry(&store, kinds, id.map(String::as_str)).await?;
             Ok(report(&retried, matches.get_flag("json")))
         }
+        Some(("dismiss", matches)) => dismiss(&store, matches).await,
         Some(("replay", matches)) => {
             let since = instant(&store, matches, "since").await?.unwrap_or(Timestamp::from_unix_micros(0));
             let replayed = inbox::replay(&store, kinds(source)?, since).await?;
@@ -103,6 +112,24 @@ async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
         print(&entries);
     }
     Ok(Exit::Yes)
+}
+
+/// The longest reason for a dismissal, in bytes.
+const REASON: usize = 500;
+
+async fn dismiss(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
+    let text = |name| matches.get_one::<String>(name).map(|text| text.trim()).unwrap_or_default();
+    let (id, reason) = (text("id"), text("reason"));
+    if reason.is_empty() || reason.len() > REASON || reason.contains('\0') {
+        return Err(Failure::new(Exit::Usage, format!("--reason must have 1 to {REASON} bytes")));
+    }
+    let entry = store.event_summary(id).await?.ok_or_else(|| unknown(id))?;
+    if store.dismiss(id, reason).await? {
+        println!("dismissed; `authkit-sync events list --outcome dismissed` lists it until it expires");
+        return Ok(Exit::Yes);
+    }
+    let why = if entry.dismissed.is_some() { "it was dismissed before" } else { "it is not in quarantine" };
+    Err(Failure::new(Exit::No, format!("event {} was not dismissed: {why}", id.escape_debug())))
 }
 
 async fn show(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
@@ -136,10 +163,12 @@ pub(super) fn print(entries: &[EventSummary]) {
             (None, None) => "read",
         };
         let reason = entry.reason.as_deref().map(|reason| format!("  ({reason})")).unwrap_or_default();
+        let dismissed = entry.dismissed.as_deref().map(|why| format!("  [dismissed: {}]", why.escape_debug()));
+        let dismissed = dismissed.unwrap_or_default();
         let erased = if entry.erased { "  [payload erased]" } else { "" };
         let written = writeln!(
             out,
-            "{}  {:<11}  {:<16}  {}  {}  {}{reason}{erased}",
+            "{}  {:<11}  {:<16}  {}  {}  {}{reason}{dismissed}{erased}",
             entry.received_at,
             entry.outcome,
             origin,

@@ -127,7 +127,14 @@ impl Store {
                         ) as "backfilled!",
                         (
                             select count(*)
-                            from (select from workos.events where outcome = 'quarantined' limit 10000) as counted
+                            from (
+                                select
+                                from workos.events
+                                where
+                                    outcome = 'quarantined'
+                                    and not exists (select from workos.dismissals where dismissals.event_id = events.id)
+                                limit 10000
+                            ) as counted
                         ) as "quarantined!""#
                 )
                 .fetch_one(connection)

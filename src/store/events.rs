@@ -1,6 +1,7 @@
 //! `workos.events`: the inbox of verified events.
 
 mod audit;
+mod dismissals;
 mod read;
 mod redaction;
 mod retention;

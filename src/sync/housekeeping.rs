@@ -103,6 +103,7 @@ impl Job for HousekeepingJob {
         round.record("redact payloads", redaction::redact_stored(store).await.map_err(JobError::from));
         round.record("expire verdicts", more(store.expire_verdicts(BATCH).await));
         round.record("expire events", more(store.expire_rows(rows_stay, BATCH).await));
+        round.record("expire dismissed events", more(store.expire_dismissed(self.retention, BATCH).await));
         // With a longer retention, a payload is deleted together with its row.
         if self.retention < ROW_RETENTION {
             round.record("expire payloads", more(store.expire_payloads(self.retention, BATCH).await));

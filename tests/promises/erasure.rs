@@ -178,6 +178,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("action_verdicts", "*", "dropped after five minutes; keyed by the action, which names no user"),
     ("catch_up", "*", "positions in the Events API"),
     ("changes", "*", "IDs, types and names of fields"),
+    ("dismissals", "*", "the event's ID and an operator's words"),
     ("environment", "*", "the client ID and a release"),
     ("erasures", "*", "the user's ID"),
     ("events", "id", "WorkOS's ID of the event"),

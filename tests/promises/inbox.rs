@@ -116,6 +116,44 @@ async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_f
 }
 
 #[tokio::test]
+async fn a_dismissed_event_is_no_longer_counted_or_retried_and_expires() {
+    let lab = Lab::new().await;
+    let context = lab.context();
+    let store = &context.store;
+    let (poison, observation) = poisoned(&unique("user"));
+    apply(store, Origin::Webhook, &[observation, observed("user.created", 0, &user("user_1", "Ada", 0))])
+        .await
+        .unwrap();
+    assert_eq!(store.progress().await.unwrap().quarantined, 1);
+    let (code, _, err) = lab.run(&["events", "dismiss", &poison, "--reason", " "]).await;
+    assert_eq!((code, err.contains("--reason must have 1 to 500 bytes")), (64, true), "{err}");
+    assert_eq!(lab.run(&["events", "dismiss", "event_none", "--reason", "x"]).await.0, 1);
+    let applied: String = sqlx::query_scalar("select id from workos.events where outcome = 'applied'")
+        .fetch_one(&lab.pool)
+        .await
+        .unwrap();
+    let (code, _, err) = lab.run(&["events", "dismiss", &applied, "--reason", "x"]).await;
+    assert_eq!((code, err.contains("it is not in quarantine")), (1, true), "{err}");
+    assert_eq!(lab.run(&["events", "dismiss", &poison, "--reason", "sent by a test"]).await.0, 0);
+    let (code, _, err) = lab.run(&["events", "dismiss", &poison, "--reason", "again"]).await;
+    assert_eq!((code, err.contains("it was dismissed before")), (1, true), "{err}");
+    assert_eq!(store.progress().await.unwrap().quarantined, 0);
+    assert_eq!(lab.run(&["events", "list", "--outcome", "quarantined"]).await.1, "");
+    let (_, out, _) = lab.run(&["events", "list", "--outcome", "dismissed"]).await;
+    assert!(out.contains(&poison) && out.contains("[dismissed: sent by a test]"), "{out}");
+    assert_eq!(lab.run(&["events", "retry"]).await.1.trim(), "nothing to do: no event matches");
+    assert_eq!(lab.run(&["events", "retry", &poison]).await.0, 1, "by its ID it is still retried");
+    let housekeeping = Housekeeping::new(context.clone(), Duration::from_secs(86_400), None);
+    sqlx::query("update workos.dismissals set dismissed_at = now() - interval '25 hours'")
+        .execute(&lab.pool)
+        .await
+        .unwrap();
+    housekeeping.tick().await;
+    assert_eq!(lab.count("select count(*) from workos.events").await, 1, "the other event stays");
+    assert_eq!(lab.count("select count(*) from workos.dismissals").await, 0);
+}
+
+#[tokio::test]
 async fn a_new_release_retries_the_quarantine_of_another_one_once() {
     let lab = Lab::new().await;
     let context = lab.context();

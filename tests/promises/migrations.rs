@@ -47,6 +47,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.catch_up",
             "workos.changes",
             "workos.contract",
+            "workos.dismissals",
             "workos.environment",
             "workos.erasures",
             "workos.events",

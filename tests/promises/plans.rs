@@ -214,6 +214,8 @@ const NAMES: &[&str] = &[
     "changes.renew_epoch",
     "changes.renew_foreign_epoch",
     "contract.version",
+    "dismissals.add",
+    "dismissals.expire",
     "environment.accept_deletions",
     "environment.bind",
     "environment.client_id",

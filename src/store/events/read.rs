@@ -29,6 +29,8 @@ pub struct EventSummary {
     pub outcome: String,
     /// Why it was not applied.
     pub reason: Option<String>,
+    /// Why an operator has dismissed the quarantined event.
+    pub dismissed: Option<String>,
     /// Whether the payload was erased or has expired.
     pub erased: bool,
 }
@@ -68,7 +70,7 @@ pub struct StoredPayload {
 pub struct EventSelection<'a> {
     /// Only the event with this ID.
     pub id: Option<&'a str>,
-    /// Only quarantined events.
+    /// Only quarantined events. A dismissed one is selected only by its ID.
     pub quarantined: bool,
 }
 
@@ -96,6 +98,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn event_summaries(&self, filter: &EventFilter, limit: i64) -> Result<Vec<EventSummary>, StoreError> {
+        let (outcome, dismissed) = match filter.outcome.as_deref() {
+            Some("dismissed") => (Some("quarantined"), Some(true)),
+            Some("quarantined") => (Some("quarantined"), Some(false)),
+            other => (other, None),
+        };
         let rows = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -109,23 +116,28 @@ impl Store {
                         webhook_at,
                         catch_up_at,
                         outcome,
-                        reason,
+                        events.reason,
+                        dismissals.reason as "dismissed?",
                         payload is null as "erased!"
                     from workos.events
+                    left join workos.dismissals on dismissals.event_id = events.id and outcome = 'quarantined'
                     where
                         ($1::text is null or outcome = $1)
+                        -- A quarantined event is listed as such until it is dismissed.
+                        and ($7::bool is null or (dismissals.event_id is not null) = $7)
                         and ($2::text is null or type = $2)
                         and ($3::text is null or user_id = $3)
                         and ($4::timestamptz is null or received_at >= $4)
                         and ($5::timestamptz is null or received_at < $5)
                     order by received_at desc, id desc
                     limit $6"#,
-                    filter.outcome,
+                    outcome,
                     filter.event_type,
                     filter.user,
                     filter.since.map(OffsetDateTime::from),
                     filter.until.map(OffsetDateTime::from),
-                    limit
+                    limit,
+                    dismissed
                 )
                 .fetch_all(connection)
                 .await
@@ -141,6 +153,7 @@ impl Store {
             catch_up_at: row.catch_up_at.map(Timestamp::from),
             outcome: row.outcome,
             reason: row.reason,
+            dismissed: row.dismissed,
             erased: row.erased,
         });
         Ok(entries.collect())
@@ -203,7 +216,14 @@ impl Store {
                     where
                         payload is not null
                         and ($1::text is null or id = $1)
-                        and (not $2 or outcome = 'quarantined')
+                        and (
+                            not $2
+                            or outcome = 'quarantined'
+                            -- A dismissed event is retried only by its ID.
+                            and ($1::text is not null or not exists (
+                                select from workos.dismissals where dismissals.event_id = events.id
+                            ))
+                        )
                         and (received_at, id) > ($3, $4)
                     order by received_at, id
                     limit $5"#,
