@@ -15,10 +15,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
-use crate::action_endpoint::Endpoint;
+use crate::action_endpoint::{Endpoint, EndpointFailure};
 use crate::domain::action::{Action, Verdict};
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
+use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::action_verdicts::{ActionDecision, ActionKey, StoredVerdict};
 use crate::store::{Store, StoreError};
@@ -107,32 +108,46 @@ impl Actions {
 
     /// Calls the deciders in order.
     async fn ask(&self, action: &Action, deadline: Instant) -> Result<ActionDecision, Undecided> {
-        let decided = |verdict, by: &str| Ok(ActionDecision { verdict, decided_by: by.to_owned() });
         if let Some(handler) = &self.handler
             && let Some(verdict) = handled(handler, action, deadline).await?
         {
-            return decided(verdict, "handler");
+            return Ok(ActionDecision { verdict, decided_by: "handler".to_owned() });
         }
-        if let Some(endpoint) = &self.endpoint {
-            match endpoint.ask(action, self.clock.now(), deadline).await {
-                Ok(Some(verdict)) => return decided(verdict, "endpoint"),
-                Ok(None) => {}
-                Err(failure) => {
-                    self.metrics.endpoint_failure(failure.as_str());
-                    tracing::warn!(
-                        failure = failure.as_str(),
-                        verdict = endpoint.on_failure().as_str(),
-                        "the action endpoint failed; the configured failure verdict applies"
-                    );
-                    return decided(endpoint.on_failure(), "endpoint_failure");
-                }
-            }
+        let (endpoint, now) = (self.endpoint.as_ref(), self.clock.now());
+        let (decision, failure) = by_endpoint_or_rules(endpoint, &self.rules, action, now, deadline).await;
+        if let Some(failure) = failure {
+            self.metrics.endpoint_failure(failure.as_str());
+            tracing::warn!(
+                failure = failure.as_str(),
+                verdict = decision.verdict.as_str(),
+                "the action endpoint failed; the configured failure verdict applies"
+            );
         }
-        match self.rules.decide(action) {
-            Some((number, verdict)) => decided(verdict.clone(), &format!("rule_{number}")),
-            None => decided(Verdict::Allow, "default"),
+        Ok(decision)
+    }
+}
+
+/// Calls the deciders that need no code of an application: the endpoint, then the rules. Returns the failure of the endpoint, too.
+pub(crate) async fn by_endpoint_or_rules(
+    endpoint: Option<&Endpoint>,
+    rules: &Rules,
+    action: &Action,
+    now: Timestamp,
+    deadline: Instant,
+) -> (ActionDecision, Option<EndpointFailure>) {
+    let decided = |verdict, by: &str| ActionDecision { verdict, decided_by: by.to_owned() };
+    if let Some(endpoint) = endpoint {
+        match endpoint.ask(action, now, deadline).await {
+            Ok(Some(verdict)) => return (decided(verdict, "endpoint"), None),
+            Ok(None) => {}
+            Err(failure) => return (decided(endpoint.on_failure(), "endpoint_failure"), Some(failure)),
         }
     }
+    let decision = match rules.decide(action) {
+        Some((number, verdict)) => decided(verdict.clone(), &format!("rule_{number}")),
+        None => decided(Verdict::Allow, "default"),
+    };
+    (decision, None)
 }
 
 async fn in_time<T>(deadline: Instant, asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, Undecided> {

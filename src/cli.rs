@@ -1,5 +1,6 @@
 //! The command line: one file per command, data on stdout, logs on stderr, and an exit code that says who must act.
 
+mod action;
 mod backfill;
 mod database;
 #[cfg(feature = "dev")]
@@ -86,6 +87,7 @@ pub fn command() -> Command {
         .subcommand(token::command())
         .subcommand(rebind::command())
         .subcommand(webhook::command())
+        .subcommand(action::command())
         .subcommand(healthcheck::command());
     #[cfg(feature = "dev")]
     let command = command.subcommand(dev::command());
@@ -126,6 +128,7 @@ fn run(matches: &ArgMatches) -> Exit {
                 "user" => user::run(matches, &source).await,
                 "token" => token::run(matches, &source).await,
                 "rebind" => rebind::run(matches, &source).await,
+                "action" => action::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,
                 #[cfg(feature = "dev")]

@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-pub(crate) use serve::{allows_every_action, builder};
+pub(crate) use serve::{allows_every_action, builder, checked_action_endpoint};
 pub use setting::{AnySetting, Description, Setting};
 pub use settings::SETTINGS;
 pub(crate) use settings::{
-    ALLOW_SHARED_ISSUER, AUDIENCES, IS_LOG_JSON, ISSUERS, JWKS_URL, KINDS, LOG_FILTER, OPS_LISTEN, SESSION_SIGN_INS,
-    WEBHOOK_SECRETS, WORKOS_API_KEY,
+    ACTION_RULES, ALLOW_SHARED_ISSUER, AUDIENCES, IS_LOG_JSON, ISSUERS, JWKS_URL, KINDS, LOG_FILTER, OPS_LISTEN,
+    SESSION_SIGN_INS, WEBHOOK_SECRETS, WORKOS_API_KEY,
 };
 pub(crate) use unknown::unknown_variables;
 
@@ -77,7 +77,7 @@ impl Source {
         self.values.get(description.name).map(|value| value.as_str().into()).or_else(|| description.default())
     }
 
-    fn is_set<T>(&self, setting: &Setting<T>) -> bool {
+    pub(crate) fn is_set<T>(&self, setting: &Setting<T>) -> bool {
         self.values.contains_key(setting.description().name)
     }
 

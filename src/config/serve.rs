@@ -98,6 +98,15 @@ fn action_endpoint(source: &Source) -> Option<ActionEndpoint> {
     })
 }
 
+/// Reads the decision endpoint for `action try`. `None` if there is none.
+pub(crate) fn checked_action_endpoint(source: &Source) -> Result<Option<ActionEndpoint>, Problems> {
+    if !source.is_set(&ACTION_URL) {
+        return Ok(None);
+    }
+    let problems = endpoint_problems(source, &[]);
+    if problems.is_empty() { Ok(action_endpoint(source)) } else { Err(Problems(problems)) }
+}
+
 /// Returns true if actions are enabled and nothing can deny one.
 pub(crate) fn allows_every_action(source: &Source) -> bool {
     let has_rules = source.find(&ACTION_RULES).is_some_and(|rules| !rules.is_empty());

@@ -30,6 +30,9 @@ const WORKOS: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token"];
 /// Commands that send requests to the WorkOS API.
 const API: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token", "webhook register"];
 
+/// Commands that decide actions.
+const ACTIONS: &[&str] = &["serve", "action try"];
+
 /// Commands that log as configured: all except `dev`.
 const ALL: &[&str] = &[
     "serve",
@@ -42,6 +45,7 @@ const ALL: &[&str] = &[
     "handlers",
     "token",
     "webhook",
+    "action",
     "healthcheck",
 ];
 
@@ -161,19 +165,22 @@ pub(crate) static ACTION_RULES: Setting<Rules> = Setting::new(
     value::action_rules,
     "Rules for sign-ins and sign-ups, separated by semicolons, for example: deny registration @gmail.com \"Use your work address.\"",
 )
+.used_by(ACTIONS)
 .passed_to(Builder::action_rules);
 
 pub(crate) static ACTION_URL: Setting<String> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL",
     value::text,
     "URL of your decision endpoint for sign-ins and sign-ups. It is asked before the rules",
-);
+)
+.used_by(ACTIONS);
 
 pub(crate) static ACTION_URL_SECRET: Setting<Secret> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_SECRET",
     value::secret,
     "Secret that signs requests to AUTHKIT_SYNC_ACTION_URL. It must not be a secret of WorkOS",
 )
+.used_by(ACTIONS)
 .secret()
 .limit(|| format!("At least {SECRET_LENGTH} characters"));
 
@@ -181,13 +188,15 @@ pub(crate) static ACTION_URL_FAILURE: Setting<OnFailure> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_FAILURE",
     value::allow_deny,
     "Verdict when the decision endpoint fails or times out: allow or deny. Required with AUTHKIT_SYNC_ACTION_URL",
-);
+)
+.used_by(ACTIONS);
 
 pub(crate) static ACTION_URL_TIMEOUT: Setting<Duration> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_TIMEOUT",
     value::action_timeout,
     "Timeout of a request to the decision endpoint",
 )
+.used_by(ACTIONS)
 .limit(|| format!("At most {}, because WorkOS times out soon after that", value::duration_text(DEADLINE)))
 .default("1s");
 
@@ -196,6 +205,7 @@ pub(crate) static ACTION_URL_PRIVATE: Setting<bool> = Setting::new(
     value::boolean,
     "true: the decision endpoint may have a loopback or private address, and may use http",
 )
+.used_by(ACTIONS)
 .default("false");
 
 pub(crate) static AUDIENCES: Setting<Vec<String>> = Setting::new(

@@ -1,7 +1,8 @@
 //! The decision endpoint of an application: requests are signed, addresses are checked, and a failure gives the configured verdict.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener as Trap;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::sync::mpsc;
 use workos::ActionsHelper;
 
 use crate::support::actions::{ACTION_SECRET, ENDPOINT_SECRET, authentication, endpoint, fresh, registration, secrets};
-use crate::support::binary::{Served, free_address};
+use crate::support::binary::{Served, binary, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::service::{CLIENT_ID, Service};
 
@@ -315,4 +316,58 @@ async fn actions_are_decided_concurrently() {
     }
     assert_eq!(slow.await.unwrap().0, "Deny");
     Arc::into_inner(service).unwrap().stop().await.unwrap();
+}
+
+/// Runs a command with this text on stdin, without blocking the endpoint of the test.
+async fn run_with_stdin(arguments: &[&str], settings: &[(&str, &str)], stdin: &str) -> (i32, String, String) {
+    let mut command = binary();
+    command.args(arguments).envs(settings.iter().copied());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let stdin = stdin.to_owned();
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        // A command that does not read it may have ended.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        child.wait_with_output().unwrap()
+    });
+    let output = output.await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// `action try` decides as `serve` does, and stores nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn action_try_shows_what_the_endpoint_and_the_rules_decide() {
+    let (url, mut asked) = application().await;
+    let rules = ("AUTHKIT_SYNC_ACTION_RULES", "allow * @quill.example; deny registration * \"Members only.\"");
+    let with_endpoint = [
+        rules,
+        ("AUTHKIT_SYNC_ACTION_URL", url.as_str()),
+        ("AUTHKIT_SYNC_ACTION_URL_SECRET", ENDPOINT_SECRET),
+        ("AUTHKIT_SYNC_ACTION_URL_FAILURE", "deny"),
+        ("AUTHKIT_SYNC_ACTION_URL_PRIVATE", "true"),
+    ];
+    for (settings, arguments, stdin, code, says) in [
+        (&[][..], &["ada@quill.example"][..], "", 0, "allow: no rule matches, and the default is to allow"),
+        (&[rules], &["ada@quill.example", "--kind", "registration"], "", 0, "allow: rule 1 of"),
+        (&[rules], &["eve@gmail.com", "--kind", "registration"], "", 1, "message for the person: Members only."),
+        (&[rules], &["eve@gmail.com"], "", 0, "the default is to allow"),
+        (&[rules], &["-", "--kind", "registration"], "eve@gmail.com\n", 1, "deny: rule 2 of"),
+        (&with_endpoint, &["deny@quill.example", "--kind", "registration"], "", 1, "deny: the endpoint of"),
+        (&with_endpoint, &["silent@quill.example", "--kind", "registration"], "", 0, "allow: rule 1 of"),
+        (&with_endpoint, &["error@quill.example", "--kind", "registration"], "", 1, "the endpoint failed (status)"),
+    ] {
+        let arguments = [&["action", "try"], arguments].concat();
+        let (exit, out, err) = run_with_stdin(&arguments, settings, stdin).await;
+        assert_eq!((exit, out.contains(says)), (code, true), "{arguments:?}: {out}{err}");
+    }
+    let (headers, body) = asked.recv().await.unwrap();
+    let now = Clock::system().now();
+    let header =
+        SignatureHeader::parse(headers.get(HEADER).map(|value| value.as_bytes()), now, WEBHOOK_TOLERANCE).unwrap();
+    assert!(header.verify(&[Secret::new(ENDPOINT_SECRET)], body.clone()).is_ok(), "it is signed as by serve");
+    assert!(String::from_utf8_lossy(&body).contains("action_try_"));
+    let (exit, _, err) = run_with_stdin(&["action", "try", "ada@quill.example"], &with_endpoint[1..3], "").await;
+    assert_eq!((exit, err.contains("AUTHKIT_SYNC_ACTION_URL_FAILURE is not set")), (78, true), "{err}");
+    assert_eq!(run_with_stdin(&["action", "try", "-"], &[], " ").await.0, 64);
 }
