@@ -1,13 +1,39 @@
-//! The image: what the Dockerfile copies is enough to build it.
+//! The image: what the Dockerfile copies is enough to build it, and what it contains is enough to run.
 
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The sources of every `COPY` from the build context, in the stage that builds.
-fn copied(dockerfile: &str) -> Vec<&str> {
-    let lines = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY "));
-    let from_context = lines.filter(|line| !line.contains("--from="));
-    from_context.flat_map(|line| line.split_whitespace().rev().skip(1)).collect()
+use authkit_sync::domain::clock::Clock;
+use authkit_sync::workos::http::http_client;
+use authkit_sync::workos::signature::Secret;
+
+use crate::support::binary::{BINARY, Served, clean, said};
+use crate::support::database::TestDatabase;
+use crate::support::events::{body, unique, user};
+use crate::support::programs::required_program;
+use crate::support::service::SECRET;
+
+/// The command that the Dockerfile runs, and a command that reads the same manifest and builds only the smallest dependency:
+/// everything else would take minutes. Cargo refuses a manifest that names a target whose file is missing, whatever is to be built.
+const BUILD: &str = "cargo build --release --locked --no-default-features --features cli";
+const SMALL_BUILD: &str = "cargo build --offline --locked --package hex";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The instructions of the stage that builds, each on one line.
+fn instructions() -> Vec<String> {
+    let dockerfile = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap().replace("\\\n", " ");
+    let stage = dockerfile.split("\nFROM ").nth(1).unwrap();
+    stage.lines().skip(1).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// The sources of a `COPY`.
+fn sources(copy: &str) -> Vec<&str> {
+    let words: Vec<&str> = copy.split_whitespace().collect();
+    words[1..words.len() - 1].to_vec()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -18,39 +44,43 @@ fn copy(from: &Path, to: &Path) {
             copy(&entry.path(), &to.join(entry.file_name()));
         }
     } else {
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::copy(from, to).unwrap();
     }
 }
 
-/// Cargo refuses a manifest that names a target whose file is missing, whatever is to be built, so the smallest dependency
-/// is built: everything else would take minutes.
 #[test]
 fn the_dockerfile_copies_everything_that_the_manifest_names() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dockerfile = std::fs::read_to_string(root.join("deploy/Dockerfile")).unwrap();
-    let ignored = std::fs::read_to_string(root.join(".dockerignore")).unwrap();
+    let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
     let context = tempfile::tempdir().unwrap();
-    let copied = copied(&dockerfile);
-    assert!(copied.contains(&"Cargo.toml") && copied.contains(&"src"), "{copied:?}");
-    for name in &copied {
-        assert!(!ignored.lines().any(|line| line.trim_matches('/') == *name), "{name} is in .dockerignore");
-        copy(&root.join(name), &context.path().join(name));
+    let (mut copied, mut builds) = (Vec::new(), 0);
+    for instruction in instructions() {
+        if instruction.starts_with("COPY ") {
+            for name in sources(&instruction) {
+                assert!(ignored.lines().any(|line| line == format!("!{name}")), ".dockerignore leaves {name} out");
+                copy(&root().join(name), &context.path().join(name));
+                copied.push(name.to_owned());
+            }
+        }
+        let Some(script) = instruction.strip_prefix("RUN ").filter(|script| script.contains(BUILD)) else { continue };
+        builds += 1;
+        let build = Command::new("sh")
+            .args(["-ec", &script.replace(BUILD, SMALL_BUILD)])
+            .current_dir(context.path())
+            .env("CARGO_TARGET_DIR", context.path().join("target"))
+            .output()
+            .unwrap();
+        assert!(build.status.success(), "{script}: {}", said(&build));
     }
-    let build = Command::new(env!("CARGO"))
-        .args(["build", "--offline", "--locked", "--package", "hex"])
-        .current_dir(context.path())
-        .env("CARGO_TARGET_DIR", context.path().join("target"))
-        .output()
-        .unwrap();
-    assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
-    for file in included(&root.join("src")) {
-        let copied = copied.iter().any(|name| file.starts_with(root.join(name)));
+    assert_eq!(builds, 2, "the dependencies, then the binary");
+    for file in included(&root().join("src")) {
+        let copied = copied.iter().any(|name| file.starts_with(root().join(name)));
         assert!(copied, "the sources include {}, which the Dockerfile does not copy", file.display());
     }
 }
 
 /// The files that sources include outside tests.
-fn included(folder: &Path) -> Vec<std::path::PathBuf> {
+fn included(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -69,4 +99,75 @@ fn included(folder: &Path) -> Vec<std::path::PathBuf> {
         }
     }
     found
+}
+
+/// The root directory of the image with the binary of the tests, and how to run a program in it.
+struct Image {
+    root: tempfile::TempDir,
+    bwrap: PathBuf,
+    /// The directory with the socket of PostgreSQL.
+    socket: Option<PathBuf>,
+}
+
+impl Image {
+    fn new(database: &TestDatabase) -> Option<Self> {
+        let bwrap = required_program("bwrap", "bubblewrap")?;
+        let image = tempfile::tempdir().unwrap();
+        let made = Command::new(root().join("deploy/image-root")).arg(BINARY).arg(image.path()).output().unwrap();
+        assert!(made.status.success(), "{}", said(&made));
+        let socket = database.options().get_socket().cloned();
+        // Where an engine mounts something. The file system is read-only then.
+        for folder in [Path::new("/proc"), Path::new("/dev")].into_iter().chain(socket.as_deref()) {
+            std::fs::create_dir_all(image.path().join(folder.strip_prefix("/").unwrap())).unwrap();
+        }
+        std::fs::set_permissions(image.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Some(Self { root: image, bwrap, socket })
+    }
+
+    /// A program as the user of the image, without any capability, in namespaces of its own except for the network.
+    fn command(&self, program: &[&str]) -> Command {
+        let owner = self.socket.as_ref().map(|socket| std::fs::metadata(socket).unwrap().uid());
+        let mut command = match owner {
+            // Only the owner of PostgreSQL's socket may open it.
+            Some(owner) if owner != 0 && rustix::process::geteuid().is_root() => {
+                let mut command = Command::new("setpriv");
+                let id = owner.to_string();
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).arg(&self.bwrap);
+                command
+            }
+            _ => Command::new(&self.bwrap),
+        };
+        command.args(["--unshare-user", "--uid", "65534", "--gid", "65534", "--unshare-pid", "--unshare-ipc"]);
+        command.args(["--unshare-uts", "--cap-drop", "ALL", "--new-session", "--die-with-parent"]);
+        command.arg("--ro-bind").arg(self.root.path()).args(["/", "--proc", "/proc", "--dev", "/dev"]);
+        if let Some(socket) = &self.socket {
+            command.arg("--bind").args([socket, socket]);
+        }
+        command.args(program);
+        command
+    }
+}
+
+const IN_IMAGE: &str = "/usr/local/bin/authkit-sync";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_image_serves_without_privileges_and_without_a_shell_on_a_read_only_file_system() {
+    let database = TestDatabase::new().await;
+    let Some(image) = Image::new(&database) else { return };
+    let shell = clean(image.command(&["/bin/sh", "-c", "exit 0"])).output().unwrap();
+    assert_ne!(shell.status.code(), Some(0), "the image has a shell");
+    let migrated = clean(image.command(&[IN_IMAGE, "migrate"])).env("DATABASE_URL", database.url()).output().unwrap();
+    assert_eq!(migrated.status.code(), Some(0), "{}", said(&migrated));
+    let served = Served::start_through(image.command(&[IN_IMAGE, "serve"]), &database.url(), &[]);
+    let event = body(&unique("event"), "user.created", 0, &user(&unique("user"), "Ada", 0));
+    let signature = Secret::new(SECRET).sign(Clock::system().now(), &event);
+    let sent = http_client().unwrap().post(served.url("/workos/webhook")).header("workos-signature", signature);
+    let answer = sent.body(event).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{}", served.log());
+    // The command of HEALTHCHECK.
+    let healthy = clean(image.command(&[IN_IMAGE, "healthcheck", "--ready"]))
+        .env("AUTHKIT_SYNC_LISTEN", served.address.to_string())
+        .output()
+        .unwrap();
+    assert_eq!(healthy.status.code(), Some(0), "{}", said(&healthy));
 }

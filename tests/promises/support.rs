@@ -11,6 +11,7 @@
 //! | [`binary::Served`] | the real binary as a process, which can be killed |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
 //!
+//! [`programs`] finds programs that are not part of this project, such as nginx.
 //! [`hostile`] fills a database's `public` with a stranger's objects.
 
 pub(crate) mod actions;
@@ -21,6 +22,7 @@ pub(crate) mod events;
 pub(crate) mod hostile;
 pub(crate) mod lab;
 pub(crate) mod policies;
+pub(crate) mod programs;
 pub(crate) mod service;
 
 use serde_json::Value;

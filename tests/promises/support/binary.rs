@@ -9,14 +9,15 @@ use std::thread::JoinHandle;
 
 use super::service::{CLIENT_ID, SECRET};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_authkit-sync");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_authkit-sync");
 
 /// The binary with an empty environment, so that no setting of this machine has an effect.
 pub(crate) fn binary() -> Command {
     clean(Command::new(BINARY))
 }
 
-fn clean(mut command: Command) -> Command {
+/// Leaves only what finds programs.
+pub(crate) fn clean(mut command: Command) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_default();
     command.env_clear().env("PATH", path).env("HOME", home).current_dir("/").stdin(Stdio::null());
@@ -77,6 +78,11 @@ impl Served {
         let mut command = clean(Command::new("sh"));
         command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" serve"), BINARY]);
         Self::spawn(command, database_url, address, &[])
+    }
+
+    /// Starts `serve` through another program, which gets the path of the binary and its arguments from the caller.
+    pub(crate) fn start_through(command: Command, database_url: &str, more: &[(&str, &str)]) -> Self {
+        Self::spawn(clean(command), database_url, free_address(), more)
     }
 
     fn spawn(mut command: Command, database_url: &str, address: SocketAddr, more: &[(&str, &str)]) -> Self {
