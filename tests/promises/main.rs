@@ -167,6 +167,7 @@ mod simulated_workos;
 mod simulation;
 mod sql;
 mod support;
+mod systemd;
 mod user_management;
 mod verified_tokens;
 mod webhook_register;
