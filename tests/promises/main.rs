@@ -157,6 +157,7 @@ mod proxies;
 mod receiver;
 mod reconcile;
 mod redaction;
+mod reverse_proxy;
 mod search_path;
 mod settings;
 mod sign_ins;
