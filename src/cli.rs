@@ -11,6 +11,7 @@ mod handlers;
 mod hangup;
 mod healthcheck;
 mod migrate;
+mod personal;
 mod rebind;
 mod reconcile;
 mod scan;

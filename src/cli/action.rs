@@ -1,12 +1,11 @@
 //! `action try`: what the configured rules and the decision endpoint say about a person.
 
-use std::io::Read;
-
 use bytes::Bytes;
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::personal::{self, STDIN};
 use super::{Exit, Failure, flag};
 use crate::action_endpoint::Endpoint;
 use crate::actions::{DEADLINE, by_endpoint_or_rules};
@@ -22,16 +21,13 @@ its own process and is not asked.
 
 Exit codes: 0 allow; 1 deny; 78 the configuration is wrong.";
 
-/// The longest address that is read from stdin, in bytes.
-const EMAIL: u64 = 1_024;
-
 pub(super) fn command() -> Command {
     let email = Arg::new("email").value_name("EMAIL").required(true);
     let kind = Arg::new("kind").long("kind").value_name("KIND").default_value("authentication");
     let attempt = Command::new("try")
         .about("Show what the rules and the endpoint decide for an email address")
         .long_about(ABOUT)
-        .arg(email.help("The email address of the person. -: read it from stdin, so that no shell history contains it"))
+        .arg(email.help(format!("The email address of the person. {STDIN}")))
         .arg(kind.value_parser(["registration", "authentication"]).help("Sign-up or sign-in"))
         .arg(flag("json", "Print the result as JSON"));
     Command::new("action")
@@ -49,7 +45,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         None => None,
     };
     let is_registration = matches.get_one::<String>("kind").is_some_and(|kind| kind == "registration");
-    let action = action(&email(matches)?, is_registration);
+    let action = action(&personal::argument(matches, "email")?, is_registration);
     let deadline = Instant::now() + DEADLINE;
     let (decision, failure) =
         by_endpoint_or_rules(endpoint.as_ref(), &rules, &action, Clock::system().now(), deadline).await;
@@ -80,21 +76,6 @@ fn explain(decided_by: &str) -> String {
             _ => "no rule matches, and the default is to allow".to_owned(),
         },
     }
-}
-
-/// Reads the email address from the argument or from stdin.
-fn email(matches: &ArgMatches) -> Result<String, Failure> {
-    let mut email = matches.get_one::<String>("email").cloned().unwrap_or_default();
-    if email == "-" {
-        email.clear();
-        let read = std::io::stdin().lock().take(EMAIL).read_to_string(&mut email);
-        read.map_err(|_| Failure::new(Exit::Usage, "stdin is not text; write an email address to it"))?;
-    }
-    let email = email.trim();
-    if email.is_empty() {
-        return Err(Failure::new(Exit::Usage, "the email address is empty"));
-    }
-    Ok(email.to_owned())
 }
 
 /// An action as WorkOS would send it for this person.

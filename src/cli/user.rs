@@ -4,18 +4,26 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use super::database::store_of_any_client;
+use super::personal::{self, STDIN};
 use super::{Exit, Failure, events as inbox, flag};
 use crate::config::Source;
 use crate::domain::decide::Stored;
 use crate::domain::user::User;
 use crate::domain::version::Version;
+use crate::store::Store;
 use crate::store::events::{EventFilter, EventSummary};
+use crate::store::pages::{Order, PageOf};
 use crate::sync::erasure;
 
 pub(super) fn command() -> Command {
     Command::new("user")
         .about("Show one user: the current row, and every event about it with its outcome")
-        .arg(Arg::new("id").value_name("USER").required(true).help("User ID, for example user_01H…"))
+        .arg(
+            Arg::new("user")
+                .value_name("USER")
+                .required(true)
+                .help(format!("User ID, email address or external ID. {STDIN}")),
+        )
         .arg(flag(
             "erase",
             "Erase all remaining personal data of a deleted user, and print the number of payloads erased",
@@ -26,7 +34,7 @@ pub(super) fn command() -> Command {
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let store = store_of_any_client(source)?;
     let json = matches.get_flag("json");
-    let id = matches.get_one::<String>("id").map(String::as_str).unwrap_or_default();
+    let id = &id_of(&store, &personal::argument(matches, "user")?).await?;
     if matches.get_flag("erase") {
         let erased = erasure::erase_user(&store, id).await?;
         let erased = erased.ok_or_else(|| {
@@ -50,7 +58,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     if matches!(stored, Stored::Absent) && events.is_empty() {
         return Err(Failure::new(
             Exit::No,
-            format!("user {} not found: no event and no row; check the ID", id.escape_debug()),
+            format!("user {} not found: no event and no row; check the ID, address or external ID", id.escape_debug()),
         ));
     }
     if json {
@@ -76,6 +84,29 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     println!();
     inbox::print(&events);
     Ok(Exit::Yes)
+}
+
+/// Returns the ID of the user that an operator names by ID, email address or external ID. Returns any other text unchanged.
+async fn id_of(store: &Store, named: &str) -> Result<String, Failure> {
+    if named.contains('@') {
+        let of = PageOf { order: Order::Ascending, before: None, after: None, limit: 10 };
+        let users = store.users_page(Some(named), &of).await?.items;
+        let ids: Vec<String> = users.into_iter().map(|user| user.id).collect();
+        return match &ids[..] {
+            [] => Ok(named.to_owned()),
+            [id] => Ok(id.clone()),
+            _ => Err(Failure::new(
+                Exit::No,
+                format!("several users have this email address; name one by its ID: {}", ids.join(", ")),
+            )),
+        };
+    }
+    if matches!(store.user(named).await?, Stored::Absent)
+        && let Some(user) = store.user_by_external_id(named).await?
+    {
+        return Ok(user.id);
+    }
+    Ok(named.to_owned())
 }
 
 fn as_json(id: &str, stored: &Stored<User>, events: &[EventSummary]) -> Value {

@@ -42,6 +42,20 @@ async fn the_command_user_shows_every_event_of_a_user() {
     assert!(lines[0].contains("applied") && lines[0].contains("webhook+catch_up"), "{out}");
     assert!(lines[1].contains("stale") && lines[1].contains("later one"), "{out}");
     assert!(lines[2].contains("quarantined") && lines[2].contains("email"), "{out}");
+    // The same by email address and external ID.
+    for named in [format!("{}@EXAMPLE.test", id), "crm-9".to_owned()] {
+        let row = "update workos.user_records set external_id = 'crm-9' where id = $1";
+        sqlx::query(row).bind(&id).execute(&lab.pool).await.unwrap();
+        assert!(lab.run(&["user", &named]).await.1.contains(&id), "{named}");
+    }
+    let another = observed(
+        "user.created",
+        0,
+        &json!({"id": "user_2", "email": format!("{id}@example.test"), "email_verified": true}),
+    );
+    apply(&store, Origin::Webhook, &[another]).await.unwrap();
+    let (code, _, err) = lab.run(&["user", &format!("{id}@example.test")]).await;
+    assert!(code == 1 && err.contains("several users") && err.contains("user_2"), "{err}");
     let (_, out, _) = lab.run(&["user", &id, "--json"]).await;
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&json["state"], &json["events"][2]["id"]), (&json!("live"), &json!(poison)));
