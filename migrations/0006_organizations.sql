@@ -133,6 +133,10 @@ with (fillfactor = 85);
 create index organization_membership_records_organization_id
 on workos.organization_membership_records (organization_id, id) where organization_id is not null;
 
+-- The members of an organization with one status, in the order of pages.
+create index organization_membership_records_status
+on workos.organization_membership_records (organization_id, status, id) where status is not null;
+
 -- The membership of a user in an organization, and all memberships of a user. Not unique: a re-added member has a second row.
 -- It is created after the index above. For an empty table both cost the same in a lookup by user and organization, PostgreSQL then
 -- prefers the newer one, and a session keeps that plan when an organization has many members.

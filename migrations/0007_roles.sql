@@ -59,6 +59,9 @@ create table workos.permission_records (
     synced_deleted     boolean not null default false
 );
 
+-- The order of pages.
+create index permission_records_id on workos.permission_records (id) where id is not null;
+
 -- What WorkOS lists now. Columns are only ever appended.
 create view workos.roles as
 select

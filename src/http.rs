@@ -11,11 +11,13 @@ mod conditional;
 mod connections;
 mod error;
 mod headers;
+mod memberships;
 mod openapi;
 mod ops;
 mod organizations;
 mod pages;
 mod request_log;
+mod roles;
 mod server;
 mod service_key_check;
 mod service_keys;
@@ -126,13 +128,24 @@ fn mirror(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
         .routes(readable(routes!(users::by_id)))
         .routes(readable(routes!(users::by_external_id)))
         .layer(middleware::map_response_with_state(state.clone(), auth::synced_through));
+    let memberships =
+        OpenApiRouter::new().routes(readable(routes!(memberships::list))).routes(readable(routes!(memberships::by_id)));
     let organizations = OpenApiRouter::new()
         .routes(readable(routes!(organizations::list)))
         .routes(readable(routes!(organizations::by_id)))
-        .routes(readable(routes!(organizations::by_external_id)));
+        .routes(readable(routes!(organizations::by_external_id)))
+        .routes(readable(routes!(roles::of_organization_at_older_path)));
+    let authorization = OpenApiRouter::new()
+        .routes(readable(routes!(roles::list)))
+        .routes(readable(routes!(roles::by_slug)))
+        .routes(readable(routes!(roles::of_organization)))
+        .routes(readable(routes!(roles::of_organization_by_slug)))
+        .routes(readable(routes!(roles::permissions)))
+        .routes(readable(routes!(roles::permission_by_slug)));
     OpenApiRouter::new()
-        .nest("/user_management", users.fallback(workos_routes::not_served))
+        .nest("/user_management", users.merge(memberships).fallback(workos_routes::not_served))
         .nest("/organizations", organizations.fallback(workos_routes::not_served))
+        .nest("/authorization", authorization.fallback(workos_routes::not_served))
         .layer(middleware::from_fn_with_state(state.clone(), require_service_key))
 }
 

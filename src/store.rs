@@ -1,6 +1,7 @@
 //! The adapter to PostgreSQL: the pools, the transaction runner, and a file per table. All SQL is in this module.
 
 pub mod action_verdicts;
+pub mod authorization;
 pub(crate) mod batch;
 pub mod catch_up;
 pub mod changes;
@@ -15,7 +16,7 @@ mod grouped;
 pub mod handlers;
 pub mod leases;
 pub mod lookups;
-pub(crate) mod memberships;
+pub mod memberships;
 pub mod migrations;
 pub(crate) mod objects;
 pub mod organizations;

@@ -6,6 +6,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::fields::{self, Extra};
 use super::timestamp::Timestamp;
+use super::user::User;
 
 /// The names of the fields that have a column. All other fields of a payload are in [`Membership::extra`].
 pub const FIELDS: [&str; 11] = [
@@ -124,4 +125,19 @@ impl Serialize for Membership {
         }
         map.end()
     }
+}
+
+/// A membership as WorkOS's REST API describes it: with copies of other objects, which its events do not contain. It serializes to
+/// WorkOS's JSON.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ListedMembership {
+    /// The membership.
+    #[serde(flatten)]
+    pub membership: Membership,
+    /// The name of the organization. `None` if the organization is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization_name: Option<String>,
+    /// The user. `None` if the user is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
 }

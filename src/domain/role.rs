@@ -1,6 +1,6 @@
 //! Roles and permissions. WorkOS keys them by a reusable slug, so they have no tombstones: WorkOS's list is the truth.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -96,6 +96,28 @@ impl Refresh {
             _ => None,
         }
     }
+}
+
+/// Merges the roles of the environment with those of an organization, in order of priority. Each role of the organization has its
+/// place in WorkOS's list of both; without a place it comes last. It takes precedence over a role of the environment with the same
+/// slug.
+#[must_use]
+pub fn merge(environment: Vec<Role>, mut own: Vec<(Option<i32>, Role)>) -> Vec<Role> {
+    own.sort_by_key(|(place, _)| place.unwrap_or(i32::MAX));
+    let taken: BTreeSet<String> = own.iter().map(|(_, role)| role.slug.clone()).collect();
+    let mut own = own.into_iter().peekable();
+    let mut merged: Vec<Role> = Vec::new();
+    for role in environment.into_iter().filter(|role| !taken.contains(&role.slug)) {
+        let is_next = |place: Option<i32>, next: usize| {
+            place.and_then(|place| usize::try_from(place).ok()).is_some_and(|place| place <= next)
+        };
+        while let Some((_, own)) = own.next_if(|(place, _)| is_next(*place, merged.len())) {
+            merged.push(own);
+        }
+        merged.push(role);
+    }
+    merged.extend(own.map(|(_, role)| role));
+    merged
 }
 
 impl Serialize for Role {

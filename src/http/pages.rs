@@ -105,16 +105,29 @@ impl ListQuery {
         if self.swapped {
             std::mem::swap(&mut before, &mut after);
         }
-        let list = List { object: "list", data: &items, list_metadata: Metadata { before, after } };
+        let list = List { object: "list", data: &items, list_metadata: Some(Metadata { before, after }) };
         ([(POSITION, position)], Json(list)).into_response()
     }
+}
+
+/// Returns the answer of a list without pages.
+pub(super) fn whole<T: Serialize>(items: &[T], position: String) -> Response {
+    let list = List { object: "list", data: items, list_metadata: None };
+    ([(POSITION, position)], Json(list)).into_response()
+}
+
+/// Rejects all parameters, for a list that has none.
+pub(super) fn no_parameters(parameters: Parameters) -> Result<(), WorkosRejection> {
+    let Query(parameters) = parameters.map_err(|_| WorkosRejection::parameter("invalid", "query"))?;
+    parameters.first().map_or(Ok(()), |(name, _)| Err(WorkosRejection::unsupported(name)))
 }
 
 #[derive(Serialize)]
 struct List<'a, T> {
     object: &'static str,
     data: &'a [T],
-    list_metadata: Metadata,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    list_metadata: Option<Metadata>,
 }
 
 #[derive(Serialize)]

@@ -94,12 +94,69 @@ pub(super) struct MembershipShape {
     /// Attributes from the identity provider.
     custom_attributes: BTreeMap<String, Value>,
     directory_managed: bool,
-    /// The name of the organization, where memberships are listed. Null if the organization is not synced yet.
+    /// The name of the organization, where memberships are listed. Null or absent if the organization is not synced yet.
     organization_name: Option<String>,
     #[schema(required, format = DateTime)]
     created_at: Option<String>,
     #[schema(format = DateTime)]
     updated_at: String,
+    /// Only at the paths of WorkOS's API. Absent if the user is unknown.
+    user: Option<UserShape>,
+    #[serde(flatten)]
+    extra: BTreeMap<String, Value>,
+}
+
+/// A role in the format of WorkOS's API. Fields that this release does not know are passed on.
+#[derive(ToSchema)]
+#[schema(as = Role)]
+#[expect(dead_code, reason = "the JSON of crate::domain::role::Role")]
+pub(super) struct RoleShape {
+    object: String,
+    #[schema(required)]
+    id: Option<String>,
+    /// Names the role in its environment or organization.
+    slug: String,
+    #[schema(required)]
+    name: Option<String>,
+    #[schema(required)]
+    description: Option<String>,
+    /// `EnvironmentRole` or `OrganizationRole`.
+    #[schema(required)]
+    r#type: Option<String>,
+    #[schema(required)]
+    resource_type_slug: Option<String>,
+    /// The slugs of the permissions of the role.
+    permissions: Vec<String>,
+    #[schema(required, format = DateTime)]
+    created_at: Option<String>,
+    #[schema(required, format = DateTime)]
+    updated_at: Option<String>,
+    #[serde(flatten)]
+    extra: BTreeMap<String, Value>,
+}
+
+/// A permission in the format of WorkOS's API. Fields that this release does not know are passed on.
+#[derive(ToSchema)]
+#[schema(as = Permission)]
+#[expect(dead_code, reason = "the JSON of crate::domain::role::Permission")]
+pub(super) struct PermissionShape {
+    object: String,
+    #[schema(required)]
+    id: Option<String>,
+    /// Names the permission.
+    slug: String,
+    #[schema(required)]
+    name: Option<String>,
+    #[schema(required)]
+    description: Option<String>,
+    /// WorkOS itself manages it.
+    system: bool,
+    #[schema(required)]
+    resource_type_slug: Option<String>,
+    #[schema(required, format = DateTime)]
+    created_at: Option<String>,
+    #[schema(required, format = DateTime)]
+    updated_at: Option<String>,
     #[serde(flatten)]
     extra: BTreeMap<String, Value>,
 }

@@ -156,6 +156,45 @@ pub(super) enum KindOneRefused {
     Unavailable(WorkosError),
 }
 
+/// Rejections of a list of memberships.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum MembershipsRefused {
+    /// `missing_user_id_or_organization_id`.
+    #[response(status = 400)]
+    NoSide(WorkosError),
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
+    Key(WorkosError),
+    /// `kind_disabled`: AUTHKIT_SYNC_KINDS does not name the kind.
+    #[response(status = 404)]
+    Disabled(WorkosError),
+    /// `invalid_request_parameters`, `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `memberships_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
+}
+
+/// Rejections of a list of the roles of an organization.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum OrganizationRolesRefused {
+    /// `unauthorized`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "See RFC 6750.")))]
+    Key(WorkosError),
+    /// `entity_not_found` for an unknown organization; `kind_disabled` if AUTHKIT_SYNC_KINDS does not name the kind.
+    #[response(status = 404)]
+    NotFound(WorkosError),
+    /// `unsupported_parameter`.
+    #[response(status = 422)]
+    Parameter(WorkosError),
+    /// `organizations_not_synced`, `roles_not_synced`, `database_unavailable`.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(WorkosError),
+}
+
 /// Rejections of a list of a kind that can be disabled.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only for /openapi.json")]

@@ -13,6 +13,9 @@ use super::workos_error::WorkosRejection;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SyncedKind {
     Organizations,
+    Memberships,
+    Roles,
+    Permissions,
 }
 
 impl SyncedKind {
@@ -20,6 +23,9 @@ impl SyncedKind {
     pub(super) fn object(self) -> &'static str {
         match self {
             Self::Organizations => "Organization",
+            Self::Memberships => "Organization membership",
+            Self::Roles => "Role",
+            Self::Permissions => "Permission",
         }
     }
 
@@ -27,6 +33,8 @@ impl SyncedKind {
     pub(super) fn require_enabled(self, state: &HttpState) -> Result<(), WorkosRejection> {
         let (is_enabled, name) = match self {
             Self::Organizations => (state.kinds.organizations, "organizations"),
+            Self::Memberships => (state.kinds.memberships, "memberships"),
+            Self::Roles | Self::Permissions => (state.kinds.roles, "roles"),
         };
         if is_enabled { Ok(()) } else { Err(WorkosRejection::kind_disabled(name)) }
     }
@@ -48,6 +56,10 @@ impl SyncedKind {
         let (code, message) = match self {
             Self::Organizations => {
                 ("organizations_not_synced", "The organizations are not completely synced yet. Retry.")
+            }
+            Self::Memberships => ("memberships_not_synced", "The memberships are not completely synced yet. Retry."),
+            Self::Roles | Self::Permissions => {
+                ("roles_not_synced", "The roles and permissions are not completely synced yet. Retry.")
             }
         };
         WorkosRejection::unavailable(code, message)

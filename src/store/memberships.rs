@@ -1,10 +1,14 @@
 //! `workos.organization_membership_records`: memberships in every status, and tombstones.
 
+mod pages;
+
 use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
+
+pub use pages::{MembershipFilter, MembershipsOf};
 
 use super::rows::{Found, LiveRow, Rows, TombstoneRow, table_statements};
 use super::{Store, StoreError};

@@ -1,11 +1,14 @@
-//! The answers of WorkOS's routes for organizations, for [`super::openapi`].
+//! The answers of WorkOS's routes for organizations, memberships, roles and permissions, for [`super::openapi`].
 
 use authkit_sync::domain::kinds::Kinds;
 use serde_json::json;
 
+use crate::memberships_api::membership;
 use crate::openapi::Described;
 use crate::organizations_api::{KEY, organization, start, store_events};
+use crate::roles_api::store_roles;
 use crate::support::database::TestDatabase;
+use crate::support::events::user;
 use crate::support::service::{Answer, Service};
 
 /// Routes by their path in the document, with the path of a request that is answered 200, and of one that is answered 404.
@@ -16,10 +19,43 @@ const ONE: &[(&str, &str, &str)] = &[
         "/organizations/external_id/crm-1",
         "/organizations/external_id/crm-2",
     ),
+    ("/organizations/{id}/roles", "/organizations/org_1/roles", "/organizations/org_9/roles"),
+    (
+        "/user_management/organization_memberships/{id}",
+        "/user_management/organization_memberships/om_1",
+        "/user_management/organization_memberships/om_2",
+    ),
+    ("/authorization/roles/{slug}", "/authorization/roles/admin", "/authorization/roles/nobody"),
+    (
+        "/authorization/organizations/{organization_id}/roles",
+        "/authorization/organizations/org_1/roles",
+        "/authorization/organizations/org_9/roles",
+    ),
+    (
+        "/authorization/organizations/{organization_id}/roles/{slug}",
+        "/authorization/organizations/org_1/roles/org-lead",
+        "/authorization/organizations/org_1/roles/nobody",
+    ),
+    (
+        "/authorization/permissions/{slug}",
+        "/authorization/permissions/orders:read",
+        "/authorization/permissions/nobody",
+    ),
 ];
 
 /// Lists, with the query of a request that is answered 200.
-const LISTS: &[(&str, &str)] = &[("/organizations", "?domains=a.example&search=acme")];
+const LISTS: &[(&str, &str)] = &[
+    ("/organizations", "?domains=a.example&search=acme"),
+    ("/user_management/organization_memberships", "?organization_id=org_1"),
+    ("/authorization/roles", ""),
+    ("/authorization/permissions", ""),
+];
+
+/// Lists whose path names an organization, with the path of a request.
+const OF_ORGANIZATION: &[(&str, &str)] = &[
+    ("/organizations/{id}/roles", "/organizations/org_1/roles"),
+    ("/authorization/organizations/{organization_id}/roles", "/authorization/organizations/org_1/roles"),
+];
 
 async fn get(service: &Service, path: &str, key: &str, tag: &str) -> Answer {
     let request = service.client.get(service.url(path)).bearer_auth(key).header("if-none-match", tag);
@@ -33,6 +69,11 @@ pub(crate) async fn hold_workos_routes(described: &mut Described) {
     acme["external_id"] = json!("crm-1");
     acme["added_tomorrow"] = json!({"n": 1});
     store_events(&database, "organization.created", 0, &[acme]).await;
+    store_events(&database, "user.created", 0, &[user("user_ada", "Ada", 0)]).await;
+    let mut member = membership("om_1", "user_ada", "org_1", "active", 0);
+    member["added_tomorrow"] = json!({"n": 1});
+    store_events(&database, "organization_membership.created", 0, &[member]).await;
+    store_roles(&database).await;
     let pool = database.pool(4).await;
     let service = Service::start_with(&pool, |builder| builder.service_key("crm", KEY)).await;
     let one = ONE.iter().map(|(path, asked, _)| (*path, (*asked).to_owned()));
@@ -54,6 +95,11 @@ pub(crate) async fn hold_workos_routes(described: &mut Described) {
             described.hold("get", path, &get(&service, &format!("{path}{query}{separator}{wrong}"), KEY, "").await);
         }
     }
+    for (path, asked) in OF_ORGANIZATION {
+        described.hold("get", path, &get(&service, &format!("{asked}?nonsense=1"), KEY, "").await);
+    }
+    let neither = "/user_management/organization_memberships";
+    described.hold("get", neither, &get(&service, neither, KEY, "").await);
     let without = start(&database, Kinds::USERS).await;
     for (path, asked) in &all {
         let answer = get(&without, asked, KEY, "").await;
