@@ -5,6 +5,7 @@ mod backfill;
 mod database;
 #[cfg(feature = "dev")]
 mod dev;
+mod doctor;
 mod events;
 mod exit;
 mod handlers;
@@ -16,6 +17,7 @@ mod rebind;
 mod reconcile;
 mod scan;
 mod serve;
+mod status;
 mod token;
 mod user;
 mod webhook;
@@ -89,6 +91,8 @@ pub fn command() -> Command {
         .subcommand(rebind::command())
         .subcommand(webhook::command())
         .subcommand(action::command())
+        .subcommand(doctor::command())
+        .subcommand(status::command())
         .subcommand(healthcheck::command());
     #[cfg(feature = "dev")]
     let command = command.subcommand(dev::command());
@@ -118,7 +122,10 @@ fn run(matches: &ArgMatches) -> Exit {
     let outcome = runtime().and_then(|runtime| {
         runtime.block_on(async {
             hangup::listen(name, matches, filter)?;
-            source.check(&path(name, matches))?;
+            // These two report problems of the settings themselves, and check the rest as well as they can.
+            if !matches!(name, "doctor" | "status") {
+                source.check(&path(name, matches))?;
+            }
             match name {
                 "serve" => serve::run(matches, &source).await,
                 "migrate" => migrate::run(matches, &source).await,
@@ -132,6 +139,8 @@ fn run(matches: &ArgMatches) -> Exit {
                 "action" => action::run(matches, &source).await,
                 "webhook" => webhook::run(matches, &source).await,
                 "healthcheck" => healthcheck::run(matches, &source).await,
+                "doctor" => doctor::run(matches, &source).await,
+                "status" => status::run(matches, &source).await,
                 #[cfg(feature = "dev")]
                 "dev" => dev::run(matches).await,
                 _ => Ok(Exit::Usage),

@@ -14,6 +14,7 @@ mod failure_log;
 pub mod fitness;
 mod grouped;
 pub mod handlers;
+pub mod inspection;
 pub mod leases;
 pub mod lookups;
 pub mod memberships;

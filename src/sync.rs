@@ -16,7 +16,7 @@ pub mod housekeeping;
 pub mod inbox;
 pub mod job;
 mod job_status;
-mod key_check;
+pub(crate) mod key_check;
 mod list_scan;
 pub mod progress;
 pub mod read_through;

@@ -59,10 +59,12 @@ impl Description {
         has_flag.then(|| name.to_ascii_lowercase().replace('_', "-"))
     }
 
-    /// Returns true if `command` (for example `events list`) or the command above it uses the setting.
+    /// Returns true if `command` (for example `events list`) or the command above it uses the setting. `doctor` and `status` check
+    /// the settings of `serve`, so they use all of them.
     #[must_use]
     pub fn is_used_by(&self, command: &str) -> bool {
-        names(self.used_by, command)
+        let is_checked = matches!(command, "doctor" | "status") && names(self.used_by, "serve");
+        is_checked || names(self.used_by, command)
     }
 
     pub(super) fn missing(&self) -> String {

@@ -47,6 +47,8 @@ const ALL: &[&str] = &[
     "webhook",
     "action",
     "healthcheck",
+    "doctor",
+    "status",
 ];
 
 pub(crate) static DATABASE_URL: Setting<PgConnectOptions> = Setting::new(
@@ -275,6 +277,29 @@ pub(crate) static RECONCILE_INTERVAL: Setting<Option<Duration>> = Setting::new(
 .default_from(|| value::duration_text(authkit::RECONCILE_INTERVAL))
 .passed_to(Builder::reconcile_interval);
 
+pub(crate) static CATCH_UP_INTERVAL: Setting<Duration> = Setting::new(
+    "AUTHKIT_SYNC_CATCH_UP_INTERVAL",
+    value::duration,
+    "Pause between two polls when there are no more events to read",
+)
+.default_from(|| value::duration_text(authkit::CATCH_UP_INTERVAL))
+.passed_to(Builder::catch_up_interval);
+
+pub(crate) static EVENT_TYPES: Setting<Vec<String>> = Setting::new(
+    "AUTHKIT_SYNC_EVENT_TYPES",
+    value::event_types,
+    "Event types to poll in addition to user.created, user.updated and user.deleted, separated by commas",
+)
+.passed_to(Builder::event_types);
+
+pub(crate) static RETENTION: Setting<Duration> = Setting::new(
+    "AUTHKIT_SYNC_RETENTION",
+    value::long_duration,
+    "How long the inbox keeps events. A value below 35d applies only to payloads: the rest of an event is kept for 35 days",
+)
+.default_from(|| value::duration_text(authkit::RETENTION))
+.passed_to(Builder::retention);
+
 pub(crate) static DB_POOL: Setting<u32> = Setting::new(
     "AUTHKIT_SYNC_DB_POOL",
     value::connections,
@@ -350,31 +375,14 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
     &AUDIENCES,
     &ALLOW_SHARED_ISSUER,
     &CATCH_UP,
-    &Setting::new(
-        "AUTHKIT_SYNC_CATCH_UP_INTERVAL",
-        value::duration,
-        "Pause between two polls when there are no more events to read",
-    )
-    .default_from(|| value::duration_text(authkit::CATCH_UP_INTERVAL))
-    .passed_to(Builder::catch_up_interval),
-    &Setting::new(
-        "AUTHKIT_SYNC_EVENT_TYPES",
-        value::event_types,
-        "Event types to poll in addition to user.created, user.updated and user.deleted, separated by commas",
-    )
-    .passed_to(Builder::event_types),
+    &CATCH_UP_INTERVAL,
+    &EVENT_TYPES,
     &SESSION_SIGN_INS,
     &KINDS,
     &BACKFILL,
     &READ_THROUGH,
     &RECONCILE_INTERVAL,
-    &Setting::new(
-        "AUTHKIT_SYNC_RETENTION",
-        value::long_duration,
-        "How long the inbox keeps events. A value below 35d applies only to payloads: the rest of an event is kept for 35 days",
-    )
-    .default_from(|| value::duration_text(authkit::RETENTION))
-    .passed_to(Builder::retention),
+    &RETENTION,
     &DB_POOL,
     &DB_TIMEOUT,
     &IS_LOG_JSON,

@@ -296,7 +296,7 @@ fn without_privilege(message: &str) -> DatabaseFailure {
         ),
         _ => (
             "role {role} lacks a privilege at {at}".to_owned(),
-            "grant the role what deploy/README.md lists".to_owned(),
+            "run `authkit-sync doctor`, which lists every missing grant".to_owned(),
         ),
     };
     DatabaseFailure { is_lack_of_privilege: true, ..DatabaseFailure::new(what.into(), fix.into()) }
@@ -317,7 +317,7 @@ fn grant(kind: &str, name: &str) -> String {
         _ => return format!("grant the role access to {kind} {name}"),
     };
     format!(
-        "run `grant {privilege} to {{role}}` as its owner or as a superuser; deploy/README.md lists every grant of the service"
+        "run `grant {privilege} to {{role}}` as its owner or as a superuser; `authkit-sync doctor` lists every missing grant"
     )
 }
 

@@ -29,7 +29,7 @@ const DELETE_EVENT_PAGES: usize = 20;
 ///
 /// # Errors
 /// [`JobError::WrongKey`], or why the sample could not be read.
-pub(super) async fn check(context: &JobContext) -> Result<(), JobError> {
+pub(crate) async fn check(context: &JobContext) -> Result<(), JobError> {
     if context.store.deletions_accepted().await? {
         return Ok(());
     }

@@ -20,12 +20,12 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Returns the maximum age of `synced_through` by design, in seconds. Catch-up is [`HOLD_BACK`] behind WorkOS and pauses for up to
 /// 1.2 poll intervals, and each process reads the result every two seconds.
-fn expected_age(poll_interval: Duration) -> i64 {
+pub(crate) fn expected_age(poll_interval: Duration) -> i64 {
     let pauses = poll_interval.saturating_mul(6) / 5 + INTERVAL;
     HOLD_BACK.saturating_add(i64::try_from(pauses.as_secs()).unwrap_or(i64::MAX)).saturating_add(1)
 }
 
-fn lag_seconds(now: Timestamp, synced_through: Timestamp, expected_age: i64) -> i64 {
+pub(crate) fn lag_seconds(now: Timestamp, synced_through: Timestamp, expected_age: i64) -> i64 {
     let age = now.unix_seconds().saturating_sub(synced_through.unix_seconds());
     age.saturating_sub(expected_age).max(0)
 }

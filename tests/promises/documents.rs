@@ -164,7 +164,7 @@ fn the_documents_name_only_commands_and_flags_that_the_program_has() {
 
 #[test]
 fn a_wrong_command_and_a_wrong_header_are_noticed() {
-    for line in ["status", "events nonsense", "serve --nonsense", "migrate sideways", "migrate status --nonsense"] {
+    for line in ["redrive", "events nonsense", "serve --nonsense", "migrate sideways", "migrate status --nonsense"] {
         assert!(mistake(line).is_some(), "{line}");
     }
     for line in

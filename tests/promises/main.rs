@@ -117,6 +117,7 @@ mod convergence_of_kinds;
 mod crash;
 mod database_failures;
 mod dev;
+mod doctor;
 mod documents;
 mod embedding;
 mod emulator;

@@ -107,6 +107,8 @@ async fn a_pooler_in_transaction_or_statement_mode_is_refused_with_the_fix() {
         let url = pooler.url(&database);
         let out = run(&["events", "list"], &[("DATABASE_URL", &url)]);
         assert!(out.status.code() == Some(78) && said(&out).contains("pool_mode = session"), "{}", said(&out));
+        let out = said(&run(&["doctor"], &[("DATABASE_URL", &url)]));
+        assert!(out.contains("failure  database_pooler") && out.contains("pool_mode = session"), "{out}");
     }
 }
 

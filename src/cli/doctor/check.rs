@@ -1,0 +1,87 @@
+//! The result of one check.
+
+use serde::Serialize;
+
+use crate::store::StoreError;
+
+/// How a check ended. A failure keeps data from being complete, or needs a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::cli) enum State {
+    Ok,
+    Warning,
+    Failure,
+}
+
+impl State {
+    pub(in crate::cli) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// What was checked, what was found, and what to do.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::cli) struct Check {
+    pub(in crate::cli) name: String,
+    pub(in crate::cli) state: State,
+    pub(in crate::cli) text: String,
+    pub(in crate::cli) fix: Option<String>,
+}
+
+impl Check {
+    pub(super) fn ok(name: &str, text: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), state: State::Ok, text: text.into(), fix: None }
+    }
+
+    pub(super) fn warning(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Warning, fix: Some(fix.into()), ..Self::ok(name, text) }
+    }
+
+    pub(super) fn failure(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Failure, fix: Some(fix.into()), ..Self::ok(name, text) }
+    }
+
+    /// Something else has to be repaired before this can be checked. That is a check of its own.
+    pub(super) fn not_checked(name: &str, why: &str) -> Self {
+        Self { state: State::Warning, ..Self::ok(name, format!("not checked, because {why}")) }
+    }
+
+    /// Returns whether the checked part can be used by other checks.
+    pub(super) fn is_usable(&self) -> bool {
+        self.state == State::Ok || (self.state == State::Warning && self.fix.is_some())
+    }
+
+    /// A failure of the database.
+    pub(super) fn of_store(name: &str, error: &StoreError) -> Self {
+        match error.failure() {
+            Some(failure) => Self::failure(name, failure.what(), failure.fix()),
+            None => Self::of_message(name, &error.to_string()),
+        }
+    }
+
+    /// A failure with a message of the form "what failed; what to do".
+    pub(super) fn of_message(name: &str, message: &str) -> Self {
+        match message.split_once("; ") {
+            Some((text, fix)) => Self::failure(name, text, fix),
+            None => Self::failure(
+                name,
+                message,
+                "wait, because the service retries by itself; if it persists, read its log",
+            ),
+        }
+    }
+}
+
+/// Formats a duration in seconds as people say it.
+pub(in crate::cli) fn ago(seconds: i64) -> String {
+    match seconds.max(0) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}

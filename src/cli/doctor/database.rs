@@ -1,0 +1,161 @@
+//! Checks of the database: reachable, writable, its rights, its schema, its environment and its connections.
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::store::Store;
+use crate::store::inspection::{SchemaFacts, ServerFacts};
+
+/// The oldest supported version of PostgreSQL, and the oldest with which the tests run.
+const OLDEST_VERSION: i32 = 150_000;
+
+/// Connections of one other command.
+const COMMAND_CONNECTIONS: i64 = 4;
+
+/// The names of the checks after the first one.
+const LATER: [&str; 6] = [
+    "database_pooler",
+    "database_access",
+    "database_schema",
+    "database_indexes",
+    "database_environment",
+    "database_connections",
+];
+
+/// Returns the checks, and by how many seconds this machine's clock is ahead of the server's, if it answers.
+pub(super) async fn checks(subject: &Subject<'_>, replicas: i64) -> (Vec<Check>, Option<i64>) {
+    let unknown = |first: Check, why: &str| {
+        let later = LATER.iter().map(|name| Check::not_checked(name, why));
+        (std::iter::once(first).chain(later).collect::<Vec<_>>(), None)
+    };
+    let Some(store) = &subject.store else {
+        let fix = "set DATABASE_URL to the address of PostgreSQL";
+        return unknown(
+            Check::failure("database", "DATABASE_URL is not set or malformed", fix),
+            "there is no database",
+        );
+    };
+    match store.is_behind_transaction_pooler().await {
+        Ok(false) => {}
+        Ok(true) => {
+            let text = "DATABASE_URL is a connection pooler in transaction or statement mode, which mixes up results";
+            let fix = "use the address of PostgreSQL itself, or a pooler with pool_mode = session";
+            let (mut checks, _) =
+                unknown(Check::ok("database", "a pooler answers"), "the pooler must be replaced first");
+            checks[1] = Check::failure("database_pooler", text, fix);
+            return (checks, None);
+        }
+        Err(error) => return unknown(Check::of_store("database", &error), "the database is unreachable"),
+    }
+    let server = match store.server_facts().await {
+        Ok(server) => server,
+        Err(error) => return unknown(Check::of_store("database", &error), "the database is unusable"),
+    };
+    let ahead = subject.clock.now().unix_seconds() - server.now.unix_seconds();
+    let mut checks =
+        vec![reachable(&server), Check::ok("database_pooler", "no pooler shares sessions"), access(store).await];
+    match store.schema_facts().await {
+        Ok(schema) => checks.extend([migrated(&schema), indexes(&schema), environment(subject, &schema)]),
+        Err(error) => {
+            checks.push(Check::of_store("database_schema", &error));
+            let why = "the schema cannot be read";
+            checks.extend(["database_indexes", "database_environment"].map(|name| Check::not_checked(name, why)));
+        }
+    }
+    checks.push(connections(subject, &server, replicas));
+    (checks, Some(ahead))
+}
+
+fn reachable(server: &ServerFacts) -> Check {
+    let version = &server.version;
+    if server.version_number < OLDEST_VERSION {
+        return Check::failure(
+            "database",
+            format!("PostgreSQL {version} is too old"),
+            "upgrade to PostgreSQL 15 or newer",
+        );
+    }
+    if server.is_read_only {
+        let text =
+            format!("PostgreSQL {version} is read-only: it is a standby, or default_transaction_read_only is on");
+        return Check::failure(
+            "database",
+            text,
+            "set DATABASE_URL to the primary, or set default_transaction_read_only to off",
+        );
+    }
+    Check::ok("database", format!("PostgreSQL {version} answers and is writable"))
+}
+
+async fn access(store: &Store) -> Check {
+    match store.missing_grants().await {
+        Ok(missing) if missing.is_empty() => Check::ok("database_access", "the role has every privilege that it needs"),
+        Ok(missing) => {
+            let text = format!("the role lacks {} of the privileges that the service needs", missing.len());
+            Check::failure("database_access", text, format!("run as the owner of the schema: {}", missing.join("; ")))
+        }
+        Err(error) => Check::of_store("database_access", &error),
+    }
+}
+
+fn migrated(schema: &SchemaFacts) -> Check {
+    let (name, migrations) = ("database_schema", &schema.migrations);
+    if !migrations.pending.is_empty() {
+        let text = format!("{} migrations are pending: {}", migrations.pending.len(), migrations.pending.join(", "));
+        return Check::failure(name, text, "run `authkit-sync migrate`");
+    }
+    if let Some(wanted) = schema.contract.filter(|wanted| *wanted > schema.known) {
+        let text = format!("the schema requires version {wanted}, and this release knows version {}", schema.known);
+        return Check::failure(name, text, "install a newer release");
+    }
+    if !migrations.newer.is_empty() {
+        let text = format!("a newer release has applied {} migrations", migrations.newer.len());
+        return Check::warning(name, text, "complete the upgrade of every replica");
+    }
+    Check::ok(name, format!("all {} migrations are applied", migrations.applied.len()))
+}
+
+fn indexes(schema: &SchemaFacts) -> Check {
+    if schema.invalid_indexes.is_empty() {
+        return Check::ok("database_indexes", "every index is valid");
+    }
+    let text = format!("invalid indexes: {}", schema.invalid_indexes.join(", "));
+    let fix = "run `authkit-sync migrate`, which rebuilds the indexes of migrations; drop any other invalid index";
+    Check::failure("database_indexes", text, fix)
+}
+
+fn environment(subject: &Subject<'_>, schema: &SchemaFacts) -> Check {
+    let name = "database_environment";
+    match (&schema.client_id, &subject.client_id) {
+        (Some(recorded), Some(given)) if recorded != given => Check::failure(
+            name,
+            format!("the database belongs to the client ID {recorded}, but WORKOS_CLIENT_ID is {given}"),
+            "set DATABASE_URL to the database of this environment, or, if the database was copied, run `authkit-sync rebind`",
+        ),
+        (Some(recorded), Some(_)) => Check::ok(name, format!("the database belongs to {recorded}")),
+        (None, _) if !schema.migrations.pending.is_empty() => Check::not_checked(name, "migrations are pending"),
+        (None, _) => Check::warning(
+            name,
+            "the database is not bound to a WorkOS environment yet",
+            "start `authkit-sync serve` while WorkOS is reachable",
+        ),
+        (Some(_), None) => Check::not_checked(name, "WORKOS_CLIENT_ID is not set"),
+    }
+}
+
+fn connections(subject: &Subject<'_>, server: &ServerFacts, replicas: i64) -> Check {
+    let (name, pool, usable) =
+        ("database_connections", i64::from(subject.pool_size), i64::from(server.usable_connections));
+    let others = (server.used_connections - server.own_connections).max(0);
+    let needed = replicas * pool + COMMAND_CONNECTIONS;
+    let text = format!(
+        "{replicas} replicas need up to {needed} connections, other clients use {others}, and the role may use {usable}"
+    );
+    let fix = "lower AUTHKIT_SYNC_DB_POOL, or raise max_connections of PostgreSQL or the limit of the role";
+    if others + needed > usable {
+        Check::failure(name, text, fix)
+    } else if others + needed + pool > usable {
+        Check::warning(name, format!("{text}, so an update has no room for one more process"), fix)
+    } else {
+        Check::ok(name, text)
+    }
+}

@@ -1,0 +1,34 @@
+//! Checks of the inbox: the quarantine, its size and its growth.
+
+use super::check::Check;
+use super::progress::Facts;
+
+/// A size in bytes that deserves attention.
+const LARGE: i64 = 20 * 1024 * 1024 * 1024;
+
+const MIB: i64 = 1024 * 1024;
+
+pub(super) fn checks(facts: &Facts) -> Vec<Check> {
+    vec![quarantine(facts), size(facts)]
+}
+
+fn quarantine(facts: &Facts) -> Check {
+    if facts.quarantined == 0 {
+        return Check::ok("quarantine", "no event is quarantined");
+    }
+    Check::failure(
+        "quarantine",
+        format!("{} events are quarantined, so the table may lack their changes", facts.quarantined),
+        "list them with `authkit-sync events list --outcome quarantined`, correct the cause, and run `authkit-sync events retry`",
+    )
+}
+
+fn size(facts: &Facts) -> Check {
+    let inbox = &facts.inbox;
+    let text =
+        format!("the inbox has {} MiB and received {} events on the last day", inbox.bytes / MIB, inbox.last_day);
+    if inbox.bytes > LARGE {
+        return Check::warning("inbox", text, "shorten AUTHKIT_SYNC_RETENTION, or add disk space");
+    }
+    Check::ok("inbox", text)
+}

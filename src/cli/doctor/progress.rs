@@ -1,0 +1,183 @@
+//! Checks of the sync: the lag, the background jobs, reconcile, retention and erasure.
+
+use super::check::{Check, ago};
+use super::subject::Subject;
+use crate::domain::timestamp::Timestamp;
+use crate::store::inspection::{InboxFacts, LeaseFacts};
+use crate::store::scans::ScanKind;
+use crate::store::{Store, StoreError};
+use crate::sync::progress::{expected_age, lag_seconds};
+
+/// A lag of this many seconds needs a person.
+const LARGE_LAG: i64 = 300;
+const SMALL_LAG: i64 = 60;
+
+/// An erasure that waits for this many seconds needs a person.
+const LATE_ERASURE: i64 = 3_600;
+
+const DAY: i64 = 86_400;
+
+/// Rows of the inbox stay at least this long; see `sync::housekeeping`.
+const ROW_RETENTION: i64 = 35 * DAY;
+
+/// What the database says about the progress, read once for all checks.
+pub(in crate::cli) struct Facts {
+    pub(super) now: Timestamp,
+    pub(in crate::cli) synced_through: Option<Timestamp>,
+    pub(in crate::cli) lag_seconds: Option<i64>,
+    pub(super) is_backfilled: bool,
+    pub(in crate::cli) quarantined: i64,
+    pub(in crate::cli) leases: Vec<LeaseFacts>,
+    pub(super) inbox: InboxFacts,
+    /// When a backfill or a reconcile last completed.
+    pub(in crate::cli) scanned_at: Option<Timestamp>,
+    users_so_far: i64,
+    needs_reconcile: bool,
+    pending_erasures: i64,
+    oldest_erasure_seconds: i64,
+}
+
+impl Facts {
+    pub(super) async fn read(subject: &Subject<'_>, store: &Store) -> Result<Self, StoreError> {
+        let now = store.now().await?;
+        let progress = store.progress().await?;
+        let (backfill, reconcile) =
+            (store.scan_state(ScanKind::Backfill).await?, store.scan_state(ScanKind::Reconcile).await?);
+        let erasures = store.pending_erasures().await?;
+        let expected = expected_age(subject.poll_interval);
+        Ok(Self {
+            now,
+            synced_through: progress.synced_through,
+            lag_seconds: progress.synced_through.map(|at| lag_seconds(now, at, expected)),
+            is_backfilled: progress.backfilled,
+            quarantined: progress.quarantined,
+            leases: store.lease_facts().await?,
+            inbox: store.inbox_facts().await?,
+            scanned_at: backfill.completed_at.max(reconcile.completed_at),
+            users_so_far: backfill.counts.total(),
+            needs_reconcile: store.catch_up_state().await?.is_some_and(|state| state.needs_reconcile),
+            pending_erasures: erasures.users,
+            oldest_erasure_seconds: erasures.oldest_seconds,
+        })
+    }
+
+    /// Returns whether a process holds the lease of the job.
+    pub(in crate::cli) fn runs(&self, job: &str) -> bool {
+        self.leases.iter().any(|lease| lease.job == job && lease.is_held)
+    }
+
+    pub(super) fn age(&self, at: Timestamp) -> i64 {
+        self.now.unix_seconds() - at.unix_seconds()
+    }
+}
+
+pub(super) fn checks(subject: &Subject<'_>, facts: &Facts) -> Vec<Check> {
+    vec![
+        jobs(subject, facts),
+        lag(subject, facts),
+        reconcile(subject, facts),
+        retention(subject, facts),
+        erasure(facts),
+    ]
+}
+
+fn jobs(subject: &Subject<'_>, facts: &Facts) -> Check {
+    let name = "jobs";
+    let wanted = ["catch_up", "housekeeping"].into_iter().filter(|job| *job != "catch_up" || subject.polls);
+    let missing: Vec<&str> = wanted.filter(|job| !facts.runs(job)).collect();
+    if missing.is_empty() {
+        let running: Vec<&str> =
+            facts.leases.iter().filter(|lease| lease.is_held).map(|lease| lease.job.as_str()).collect();
+        return Check::ok(name, format!("these jobs run: {}", running.join(", ")));
+    }
+    if !facts.leases.iter().any(|lease| lease.is_held) {
+        return Check::failure(
+            name,
+            "no process runs any background job",
+            "start `authkit-sync serve` on this database",
+        );
+    }
+    let text = format!("no process runs {}", missing.join(" and "));
+    Check::failure(name, text, "read /readyz on the operator's listener of `serve`, which names the error of each job")
+}
+
+fn lag(subject: &Subject<'_>, facts: &Facts) -> Check {
+    let name = "sync_lag";
+    if !subject.polls {
+        return Check::ok(name, "polling is off or has no API key, so there is no lag to measure");
+    }
+    let fix = "read /readyz on the operator's listener of `serve`, which names the error of catch_up, and see the checks of WorkOS";
+    match facts.lag_seconds {
+        None if !facts.is_backfilled && facts.runs("backfill") => {
+            let text = format!("the first backfill runs and has read {} users", facts.users_so_far);
+            Check::warning(name, text, "wait until it has completed")
+        }
+        None if facts.scanned_at.is_none() => Check::failure(
+            name,
+            "no backfill has completed, so the table is not complete",
+            "start `authkit-sync serve` with AUTHKIT_SYNC_BACKFILL=auto, or run `authkit-sync backfill`",
+        ),
+        None => Check::warning(
+            name,
+            "catch-up has not reached the end of the events yet",
+            "wait some minutes; then read /readyz",
+        ),
+        Some(lag) => {
+            let at = facts.synced_through.map(|at| at.to_string()).unwrap_or_default();
+            let text =
+                format!("the table is {} behind WorkOS beyond the delay by design (complete until {at})", ago(lag));
+            match lag {
+                0..SMALL_LAG => Check::ok(name, text),
+                SMALL_LAG..LARGE_LAG => Check::warning(name, text, fix),
+                _ => Check::failure(name, text, fix),
+            }
+        }
+    }
+}
+
+fn reconcile(subject: &Subject<'_>, facts: &Facts) -> Check {
+    let name = "reconcile";
+    if facts.needs_reconcile {
+        let text = "events may have been lost, so a full reconcile is due";
+        return Check::warning(name, text, "wait for the reconcile of `serve`, or run `authkit-sync reconcile`");
+    }
+    let (Some(interval), Some(at)) = (subject.reconcile_interval, facts.scanned_at) else {
+        return Check::ok(name, "no reconcile is scheduled, or the first scan has not completed yet");
+    };
+    let (interval, age) = (i64::try_from(interval.as_secs()).unwrap_or(i64::MAX), facts.age(at));
+    let text = format!("the last complete comparison with WorkOS was {} ago", ago(age));
+    if age > interval.saturating_mul(2).saturating_add(LATE_ERASURE) {
+        let fix = "read /readyz on the operator's listener of `serve` for the error of the job reconcile, or run `authkit-sync reconcile`";
+        return Check::failure(name, format!("{text}, more than twice the interval"), fix);
+    }
+    Check::ok(name, text)
+}
+
+fn retention(subject: &Subject<'_>, facts: &Facts) -> Check {
+    let name = "retention";
+    let kept = i64::try_from(subject.retention.as_secs()).unwrap_or(i64::MAX);
+    let is_late = |at: Option<Timestamp>, limit: i64| at.is_some_and(|at| facts.age(at) > limit.saturating_add(DAY));
+    if is_late(facts.inbox.oldest_at, kept.max(ROW_RETENTION)) || is_late(facts.inbox.oldest_payload_at, kept) {
+        let oldest = facts.inbox.oldest_at.map(|at| ago(facts.age(at))).unwrap_or_default();
+        let text = format!("the inbox has events that are {oldest} old, longer than AUTHKIT_SYNC_RETENTION");
+        let fix = "read /readyz on the operator's listener of `serve` for the error of the job housekeeping";
+        return Check::failure(name, text, fix);
+    }
+    Check::ok(name, "no event is older than AUTHKIT_SYNC_RETENTION allows")
+}
+
+fn erasure(facts: &Facts) -> Check {
+    let name = "erasure";
+    if facts.pending_erasures == 0 {
+        return Check::ok(name, "every erasure is complete");
+    }
+    let age = ago(facts.oldest_erasure_seconds);
+    let text =
+        format!("personal data of {} deleted users is still to be erased, for up to {age}", facts.pending_erasures);
+    let fix = "read /readyz on the operator's listener of `serve` for the error of the job housekeeping";
+    if facts.oldest_erasure_seconds > LATE_ERASURE {
+        Check::failure(name, text, fix)
+    } else {
+        Check::warning(name, text, fix)
+    }
+}
