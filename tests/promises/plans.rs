@@ -73,7 +73,6 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("events.to_redact", "events_received_at"),
     ("events.replace_payloads", "events_pkey"),
     ("events.missed_by_catch_up", "events_one_channel"),
-    ("inspection.inbox", "events_payload_expiry"),
     ("inspection.webhooks", "events_one_channel"),
     ("action_verdicts.by_key", "action_verdicts_pkey"),
     ("action_verdicts.expire", "action_verdicts_decided_at"),
