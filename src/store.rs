@@ -25,6 +25,7 @@ pub mod pages;
 pub mod pool;
 mod pooler;
 pub(crate) mod refreshes;
+pub(crate) mod role_lists;
 pub mod roles;
 pub(crate) mod rows;
 pub mod scans;

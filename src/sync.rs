@@ -23,6 +23,8 @@ pub mod read_through;
 pub mod reconcile;
 mod records;
 mod redaction;
+pub mod refresh;
+mod role_lists;
 mod rows;
 pub mod runner;
 mod scan_page;

@@ -12,6 +12,7 @@ use crate::sync::handlers::RustHandler;
 use crate::sync::housekeeping::Housekeeping;
 use crate::sync::job::JobContext;
 use crate::sync::reconcile::{Mode, Reconcile};
+use crate::sync::refresh::Refresh;
 
 /// The settings of the background jobs.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Jobs {
     pub(super) catch_up_interval: Duration,
     /// Whether to read all existing users once.
     pub(super) backfill: bool,
+    /// Whether to read what events ask for, and the roles on a timer. Needs an API key.
+    pub(super) refresh: bool,
     /// Interval between two reconciles.
     pub(super) reconcile_interval: Option<Duration>,
     /// Retention period of events in the inbox.
@@ -52,6 +55,9 @@ impl Jobs {
         }
         if self.backfill {
             loops.start(Backfill::new(context.clone(), false));
+        }
+        if self.refresh {
+            loops.start(Refresh::new(context.clone()));
         }
         // Without an interval it still reconciles after catch-up has lost events.
         if self.catch_up || self.reconcile_interval.is_some() {

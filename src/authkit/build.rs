@@ -49,7 +49,7 @@ impl Builder {
         let kinds = Kinds { sign_ins: self.session_sign_ins, ..self.kinds };
         jobs.add_event_types(kinds);
         if !has_key {
-            (jobs.catch_up, jobs.backfill, jobs.reconcile_interval) = (false, false, None);
+            (jobs.catch_up, jobs.backfill, jobs.refresh, jobs.reconcile_interval) = (false, false, false, None);
         }
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
         let api = api.map_err(|error| BuildError(error.to_string()))?;

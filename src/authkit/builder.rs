@@ -140,6 +140,7 @@ impl Builder {
                 catch_up: CATCH_UP,
                 catch_up_interval: CATCH_UP_INTERVAL,
                 backfill: BACKFILL,
+                refresh: true,
                 reconcile_interval: Some(RECONCILE_INTERVAL),
                 retention: RETENTION,
                 event_types: EVENT_TYPES.map(str::to_owned).to_vec(),

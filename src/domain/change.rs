@@ -12,6 +12,7 @@ use super::membership::Membership;
 pub use super::object::Difference;
 use super::object::Kind;
 use super::organization::Organization;
+use super::role::ListKind;
 use super::timestamp::Timestamp;
 use super::user::User;
 
@@ -24,6 +25,8 @@ pub enum ChangeKind {
     Organization(Difference),
     /// A membership changed.
     Membership(Difference),
+    /// A role or a permission changed. It has no object of its own in the feed.
+    Listed(ListKind, Difference),
     /// An event of a type that describes no object, for example `session.created`.
     Event(String),
 }
@@ -44,7 +47,9 @@ impl ChangeKind {
     #[must_use]
     pub fn read(kind: &str, event_type: Option<&str>, has_object_id: bool) -> Option<Self> {
         if has_object_id {
-            return Kind::of_event_type(kind).map(|(kind, difference)| Self::of_object(kind, difference));
+            let object = Kind::of_event_type(kind).map(|(kind, difference)| Self::of_object(kind, difference));
+            return object
+                .or_else(|| ListKind::of_event_type(kind).map(|(kind, difference)| Self::Listed(kind, difference)));
         }
         if event_type == Some(kind) {
             return Some(Self::Event(kind.to_owned()));
@@ -59,7 +64,7 @@ impl ChangeKind {
             Self::User(difference) => Some((Kind::User, *difference)),
             Self::Organization(difference) => Some((Kind::Organization, *difference)),
             Self::Membership(difference) => Some((Kind::Membership, *difference)),
-            Self::Event(_) => None,
+            Self::Listed(..) | Self::Event(_) => None,
         }
     }
 
@@ -77,6 +82,7 @@ impl ChangeKind {
     pub fn event_type(&self) -> &str {
         match (self, self.object()) {
             (_, Some((kind, difference))) => kind.event_type(difference),
+            (Self::Listed(kind, difference), _) => kind.event_type(*difference),
             (Self::Event(event_type), _) => event_type,
             _ => "",
         }
@@ -133,7 +139,8 @@ pub struct Cause {
 ///
 /// It serializes to the JSON of the feed: `position`, `kind`, `user_id`, `object_id` (unless it is a user), `changed`, `event_id`,
 /// `event_type`, `origin`, `at`, and the object as it is now under the name of its kind (`user`, `organization`, `organization_membership`), or `data` for
-/// an event that describes no object.
+/// an event that describes no object. The `object_id` of a role or of a permission is its slug, and that of an organization's role is
+/// `organization_id/slug`.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The position in the feed.
@@ -180,6 +187,7 @@ impl Serialize for Change {
             ChangeKind::User(_) => change.serialize_field("user", &self.user)?,
             ChangeKind::Organization(_) => change.serialize_field("organization", &self.organization)?,
             ChangeKind::Membership(_) => change.serialize_field("organization_membership", &self.membership)?,
+            ChangeKind::Listed(..) => {}
             ChangeKind::Event(_) => change.serialize_field("data", &self.data)?,
         }
         change.end()
@@ -218,6 +226,8 @@ mod tests {
                 false,
                 Some(ChangeKind::Event("organization.updated".into())),
             ),
+            ("role.updated", None, true, Some(ChangeKind::Listed(ListKind::Role, Difference::Updated))),
+            ("role.updated", Some("role.updated"), false, Some(ChangeKind::Event("role.updated".into()))),
             ("organization_membership.deleted", None, true, Some(ChangeKind::Membership(Difference::Deleted))),
         ] {
             assert_eq!(ChangeKind::read(kind, event_type, has_object_id), expected, "{kind}");

@@ -125,6 +125,17 @@ impl Observation {
         }
     }
 
+    /// Returns the ID of the organization of a live membership.
+    #[must_use]
+    pub fn organization_id(&self) -> Option<&str> {
+        let object = match self {
+            Self::Event(Event { content: Content::Live { object, .. }, .. }) => &**object,
+            Self::Snapshot(snapshot) => &snapshot.object,
+            Self::Event(_) | Self::Gone { .. } => return None,
+        };
+        if let Object::Membership(membership) = object { Some(&membership.of.organization_id) } else { None }
+    }
+
     /// Returns whether more has to be written than a live user: another kind of object, a tombstone, a note beside the objects.
     #[must_use]
     pub fn needs_transaction(&self) -> bool {

@@ -4,8 +4,51 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::fields::Extra;
+use super::fields::{self, Extra};
+use super::object::Difference;
 use super::timestamp::Timestamp;
+
+/// A kind of list entries that WorkOS keys by a slug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ListKind {
+    /// A role of the environment.
+    Role,
+    /// A role of one organization.
+    OrganizationRole,
+    /// A permission of the environment.
+    Permission,
+}
+
+impl ListKind {
+    /// Returns the event type of a change of an entry of this kind.
+    #[must_use]
+    pub fn event_type(self, difference: Difference) -> &'static str {
+        match (self, difference) {
+            (Self::Role, Difference::Created) => "role.created",
+            (Self::Role, Difference::Updated) => "role.updated",
+            (Self::Role, Difference::Deleted) => "role.deleted",
+            (Self::OrganizationRole, Difference::Created) => "organization_role.created",
+            (Self::OrganizationRole, Difference::Updated) => "organization_role.updated",
+            (Self::OrganizationRole, Difference::Deleted) => "organization_role.deleted",
+            (Self::Permission, Difference::Created) => "permission.created",
+            (Self::Permission, Difference::Updated) => "permission.updated",
+            (Self::Permission, Difference::Deleted) => "permission.deleted",
+        }
+    }
+
+    /// Returns the kind of entry that an event of this type is about, and what happened to it. `None` for other types.
+    #[must_use]
+    pub fn of_event_type(event_type: &str) -> Option<(Self, Difference)> {
+        let (word, verb) = event_type.split_once('.')?;
+        let kind = match word {
+            "role" => Self::Role,
+            "organization_role" => Self::OrganizationRole,
+            "permission" => Self::Permission,
+            _ => return None,
+        };
+        Some((kind, Difference::read(verb)?))
+    }
+}
 
 /// A role of the environment or of one organization, as WorkOS lists it (OpenAPI `Role`). It serializes to WorkOS's JSON.
 #[derive(Clone, Debug)]
@@ -55,6 +98,52 @@ pub struct Permission {
     pub extra: Extra,
 }
 
+impl Role {
+    /// Returns the names of the fields that differ. The order of permissions has no meaning.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let set = |role: &Self| role.permissions.iter().cloned().collect::<BTreeSet<String>>();
+        let known = [
+            ("id", self.id == other.id),
+            ("name", self.name == other.name),
+            ("description", self.description == other.description),
+            ("type", self.role_type == other.role_type),
+            ("resource_type_slug", self.resource_type_slug == other.resource_type_slug),
+            ("permissions", set(self) == set(other)),
+            ("created_at", self.created_at == other.created_at),
+            ("updated_at", self.updated_at == other.updated_at),
+        ];
+        fields::differences(&known, &self.extra, &other.extra)
+    }
+
+    /// Returns whether the role belongs to one organization. WorkOS lists the roles of the environment among those of an organization.
+    #[must_use]
+    pub fn is_of_organization(&self) -> bool {
+        match &self.role_type {
+            Some(role_type) => role_type == "OrganizationRole",
+            // WorkOS reserves this prefix for the roles of organizations.
+            None => self.slug.starts_with("org-"),
+        }
+    }
+}
+
+impl Permission {
+    /// Returns the names of the fields that differ.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let known = [
+            ("id", self.id == other.id),
+            ("name", self.name == other.name),
+            ("description", self.description == other.description),
+            ("system", self.system == other.system),
+            ("resource_type_slug", self.resource_type_slug == other.resource_type_slug),
+            ("created_at", self.created_at == other.created_at),
+            ("updated_at", self.updated_at == other.updated_at),
+        ];
+        fields::differences(&known, &self.extra, &other.extra)
+    }
+}
+
 /// What has to be read from WorkOS again, because an event says that it has changed without saying how.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refresh {
@@ -62,7 +151,7 @@ pub enum Refresh {
     Roles,
     /// The roles of an organization.
     OrganizationRoles(String),
-    /// An organization: one of its domains has changed.
+    /// An organization: one of its domains has changed, or a membership names it and it is not stored.
     Organization(String),
 }
 

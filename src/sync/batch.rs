@@ -276,6 +276,9 @@ impl<'a, T: FollowUp> Batch<'a, T> {
                 objects::write(connection, kind, &live).await?;
             }
         }
+        if !decisions.organizations.is_empty() {
+            refreshes::request_absent_organizations(connection, &decisions.organizations).await?;
+        }
         let erased = std::mem::take(&mut decisions.erased);
         let ended = if erased.is_empty() {
             Vec::new()

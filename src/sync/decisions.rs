@@ -28,6 +28,8 @@ pub(super) struct Decisions<'a> {
     pub(super) revoked: Vec<(&'a str, Option<&'a str>)>,
     /// What has to be read from WorkOS.
     pub(super) refreshes: BTreeSet<&'a Refresh>,
+    /// The organizations of new memberships. One that is not stored has to be read: its event may be late, or may never come.
+    pub(super) organizations: BTreeSet<&'a str>,
 }
 
 /// Decides the observations in order and changes `rows` accordingly. With `refused`, it quarantines all of them for that
@@ -45,6 +47,7 @@ pub(super) fn decide_all<'a>(
         sign_ins: Vec::new(),
         revoked: Vec::new(),
         refreshes: BTreeSet::new(),
+        organizations: BTreeSet::new(),
     };
     for observation in observations {
         let object = observation.object();
@@ -62,6 +65,9 @@ pub(super) fn decide_all<'a>(
             }
             if kind == Kind::User && effect == Effect::Deleted {
                 decisions.erased.push(id.to_owned());
+            }
+            if effect == Effect::Created {
+                decisions.organizations.extend(observation.organization_id());
             }
         }
         let is_user_deleted = rows.is_deleted_user(observation.user_id());

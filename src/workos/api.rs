@@ -4,6 +4,7 @@
 
 mod by_id;
 mod lists;
+mod roles;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 pub use by_id::Found;
+pub use roles::{FoundRole, RoleList};
 
 use super::clocks::{Answered, Clocks};
 use super::http::{BodyError, HttpClientError, host_and_port, http_date, read_body, why, workos_client};

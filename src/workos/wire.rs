@@ -6,6 +6,7 @@
 mod membership;
 mod organization;
 mod redaction;
+mod role;
 mod user;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+
+pub(crate) use role::{permission, role};
 
 use super::json::{self, Object as Fields};
 use super::signature::VerifiedBody;
