@@ -205,6 +205,22 @@ where
 -- (`organization.updated`), which releases that do not know the object read as the type of an event.
 alter table workos.changes add column object_id text collate "C";
 
+-- Scans of the new kinds. Each kind has its own rows. The position of a scan of memberships or roles is the last organization that
+-- was read completely.
+alter table workos.scans
+drop constraint scans_kind,
+add constraint scans_kind check (
+    kind in (
+        'backfill', 'backfill_organizations', 'backfill_memberships', 'backfill_organization_roles',
+        'reconcile', 'reconcile_organizations', 'reconcile_memberships'
+    )
+);
+
+-- The same as deletions_accepted and needs_reconcile, for organizations and memberships: users have a reconcile of their own.
+alter table workos.environment add column organization_deletions_accepted boolean not null default false;
+
+alter table workos.catch_up add column needs_organization_reconcile boolean not null default false;
+
 comment on table workos.organization_records is 'WorkOS organizations and tombstones of deleted ones; the target of foreign keys';
 comment on view workos.organizations is 'Live WorkOS organizations';
 comment on table workos.organization_membership_records is 'WorkOS organization memberships and tombstones of deleted ones';

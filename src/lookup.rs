@@ -268,9 +268,12 @@ impl Lookups {
         }
     }
 
-    /// Returns true if no backfill of the memberships has completed.
+    /// Returns true if no backfill of the memberships has completed, as far as this process knows.
     fn are_memberships_incomplete(&self) -> bool {
-        true
+        let awaited = self.awaited.as_ref().map(|progress| progress.progress());
+        !awaited.is_some_and(|progress| {
+            progress.organizations.backfill_completed && progress.memberships.backfill_completed
+        })
     }
 }
 

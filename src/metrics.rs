@@ -85,6 +85,11 @@ struct FeedLabels {
     feed: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
 /// Labels of a gauge that can be absent.
 type NoLabels = [(&'static str, &'static str); 0];
 
@@ -93,11 +98,25 @@ struct Progress {
     quarantined: Gauge,
     synced_through: Family<NoLabels, Gauge>,
     lag: Family<NoLabels, Gauge>,
+    backfills_completed: Family<KindLabels, Gauge>,
+    backfilled: Family<KindLabels, Gauge>,
 }
 
 impl Progress {
     fn register(registry: &mut Registry) -> Self {
         let quarantined = gauge(registry, "quarantined_events", "Events in quarantine, counted up to 10000");
+        let backfills_completed = Family::default();
+        registry.register(
+            "backfill_completed",
+            "Whether a backfill of this kind of objects has completed (1 or 0)",
+            backfills_completed.clone(),
+        );
+        let backfilled = Family::default();
+        registry.register(
+            "backfill_objects",
+            "Objects of this kind that the current backfill has read, or else the last one",
+            backfilled.clone(),
+        );
         // Families without labels, because a plain gauge cannot be absent.
         let mut gauge = |name: &str, help: &str| {
             let gauge = Family::default();
@@ -106,6 +125,8 @@ impl Progress {
         };
         Self {
             quarantined,
+            backfills_completed,
+            backfilled,
             synced_through: gauge(
                 "synced_through_timestamp_seconds",
                 "The users table contains everything that happened at WorkOS until this time; absent until a backfill or reconcile has completed",
@@ -298,6 +319,15 @@ impl Metrics {
     pub fn progress(&self, quarantined: i64, synced_through: Option<i64>) {
         self.progress.quarantined.set(quarantined);
         set_or_remove(&self.progress.synced_through, synced_through);
+    }
+
+    /// Records whether a backfill of this kind has completed, and how many objects it has read, if that is known.
+    pub fn backfill(&self, kind: &'static str, is_complete: bool, read: Option<i64>) {
+        let labels = KindLabels { kind };
+        self.progress.backfills_completed.get_or_create(&labels).set(i64::from(is_complete));
+        if let Some(read) = read {
+            self.progress.backfilled.get_or_create(&labels).set(read);
+        }
     }
 
     /// Sets the delay of the users table behind WorkOS in seconds, beyond the delay by design.

@@ -7,6 +7,7 @@ use crate::domain::kinds::Kinds;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::sync::backfill::Backfill;
+use crate::sync::backfill::organizations::OrganizationsBackfill;
 use crate::sync::catch_up::CatchUp;
 use crate::sync::handlers::RustHandler;
 use crate::sync::housekeeping::Housekeeping;
@@ -55,6 +56,7 @@ impl Jobs {
         }
         if self.backfill {
             loops.start(Backfill::new(context.clone(), false));
+            loops.start(OrganizationsBackfill::new(context.clone(), false));
         }
         if self.refresh {
             loops.start(Refresh::new(context.clone()));

@@ -3,14 +3,16 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
+use super::reconcile::summary;
 use super::scan::{ScanStep, context, run_steps};
 use super::{Exit, Failure, flag};
 use crate::config::Source;
+use crate::sync::backfill::organizations::{KindCounts, OrganizationsBackfill, OrganizationsStep};
 use crate::sync::backfill::{Backfill, BackfillStep};
 
 pub(super) fn command() -> Command {
     Command::new("backfill")
-        .about("Read all users from WorkOS into the table. Continue an interrupted backfill")
+        .about("Read all users, organizations and memberships from WorkOS into the tables. Continue an interrupted backfill")
         .arg(flag("dry-run", "Count the changes, but change nothing"))
         .arg(flag("json", "Print the summary as JSON"))
 }
@@ -26,10 +28,28 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         BackfillStep::Done(counts) => ScanStep::Done(counts),
     })
     .await?;
+    let organizations = OrganizationsBackfill::new(context.clone(), dry_run);
+    let kinds = run_steps(&context, &organizations, |step| match step {
+        OrganizationsStep::Page { counts, position } => {
+            let position = position.map(|id| format!("organizations, at {id}")).unwrap_or_default();
+            ScanStep::Page(counts.total(), position)
+        }
+        OrganizationsStep::Done(counts) => ScanStep::Done(counts),
+    })
+    .await?;
     if matches.get_flag("json") {
-        println!("{}", json!({ "dry_run": dry_run, "users": counts }));
+        let KindCounts { organizations, memberships } = kinds;
+        let summary =
+            json!({ "dry_run": dry_run, "users": counts, "organizations": organizations, "memberships": memberships });
+        println!("{summary}");
     } else {
-        println!("{}{}", if dry_run { "dry run, nothing changed: " } else { "" }, super::reconcile::summary(counts));
+        let prefix = if dry_run { "dry run, nothing changed: " } else { "" };
+        println!("{prefix}{}", summary(counts));
+        for (kind, counts) in [("organizations", kinds.organizations), ("memberships", kinds.memberships)] {
+            if counts.total() > 0 {
+                println!("{kind}: {}", summary(counts));
+            }
+        }
     }
     Ok(Exit::Yes)
 }

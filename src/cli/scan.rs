@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::database::store_of_known_client;
 use super::{Exit, Failure, serve};
-use crate::config::{self, Source, WORKOS_API_KEY};
+use crate::config::{self, KINDS, Source, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::scans::ScanCounts;
@@ -32,12 +32,13 @@ pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
     let store = store_of_known_client(source, &environment)?;
     let api = Api::new(&environment.api_base, source.get(&WORKOS_API_KEY)?, Clock::system());
     let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
-    Ok(JobContext::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..)))
+    let context = JobContext::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..));
+    Ok(context.syncing(source.get(&KINDS)?))
 }
 
 /// The result of one step.
 pub(super) enum ScanStep<T> {
-    /// Users so far, and the position.
+    /// Objects so far, and the position.
     Page(ScanCounts, String),
     /// The last step.
     Done(T),
@@ -101,7 +102,7 @@ impl Progress {
     fn start() -> Self {
         let is_plain = telemetry::is_json() || !std::io::stderr().is_terminal();
         let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} users  {per_sec}  {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} objects  {per_sec}  {msg}") {
             bar.set_style(style);
         }
         Self { bar, is_plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
@@ -115,7 +116,7 @@ impl Progress {
         let (since, before) = *last;
         if self.is_plain && since.elapsed() >= LINE_INTERVAL {
             let seconds = i64::try_from(since.elapsed().as_secs()).unwrap_or(1).max(1);
-            telemetry::say("INFO", &format!("{total} users  {}/s  {position}", (total - before) / seconds));
+            telemetry::say("INFO", &format!("{total} objects  {}/s  {position}", (total - before) / seconds));
             *last = (Instant::now(), total);
         }
     }

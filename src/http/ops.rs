@@ -63,6 +63,8 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
         "synced_through": progress.synced_through,
         "lag_seconds": state.watch.lag_seconds(state.clock.now()),
         "backfill_completed": progress.backfilled,
+        "organizations": progress.organizations,
+        "memberships": progress.memberships,
         "quarantined": progress.quarantined,
         "jobs": state.jobs.current(),
         "signing_keys": state.keys.status(),

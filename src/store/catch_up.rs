@@ -32,6 +32,8 @@ pub struct CatchUpState {
     pub synced_through: Option<Timestamp>,
     /// Events may have been lost, so a full reconcile is needed.
     pub needs_reconcile: bool,
+    /// The same for organizations and memberships.
+    pub needs_organization_reconcile: bool,
 }
 
 /// The progress of the sync.
@@ -44,6 +46,21 @@ pub struct Progress {
     pub backfilled: bool,
     /// Number of quarantined events. Counted up to 10,000.
     pub quarantined: i64,
+    /// The backfill of organizations.
+    pub organizations: KindProgress,
+    /// The backfill of memberships.
+    pub memberships: KindProgress,
+}
+
+/// The progress of the backfill of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct KindProgress {
+    /// Whether a backfill has completed.
+    pub backfill_completed: bool,
+    /// Number of objects that the current backfill has read, or else the last one.
+    pub read: i64,
+    /// Number of organizations whose memberships the current backfill has not read yet. `None` if none is running.
+    pub organizations_left: Option<i64>,
 }
 
 impl Store {
@@ -64,7 +81,8 @@ impl Store {
                         earliest_range_start,
                         range_decided_at,
                         synced_through,
-                        needs_reconcile
+                        needs_reconcile,
+                        needs_organization_reconcile
                     from workos.catch_up"#
                 )
                 .fetch_optional(connection)
@@ -79,6 +97,7 @@ impl Store {
             range_decided_at: row.range_decided_at.into(),
             synced_through: row.synced_through.map(Timestamp::from),
             needs_reconcile: row.needs_reconcile,
+            needs_organization_reconcile: row.needs_organization_reconcile,
         }))
     }
 
@@ -119,7 +138,13 @@ impl Store {
                         (
                             select synced_through
                             from workos.catch_up
-                            where exists (select from workos.scans where completed_at is not null)
+                            where exists (
+                                select
+                                from workos.scans
+                                where
+                                    kind in ('backfill', 'reconcile')
+                                    and completed_at is not null
+                            )
                         ) as synced_through,
                         exists (
                             select from workos.scans
@@ -141,11 +166,50 @@ impl Store {
                 .await
             })
             .await?;
+        let [organizations, memberships] = self.kinds_progress().await?;
         Ok(Progress {
             synced_through: row.synced_through.map(Timestamp::from),
             backfilled: row.backfilled,
             quarantined: row.quarantined,
+            organizations,
+            memberships,
         })
+    }
+
+    /// Returns the progress of the backfills of organizations and memberships. Counts organizations only while the second one runs.
+    async fn kinds_progress(&self) -> Result<[KindProgress; 2], StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    r#"-- scans.kinds_progress
+                    select
+                        kind,
+                        completed_at is not null as "completed!",
+                        created + updated + unchanged + deleted + quarantined as "read!",
+                        case when kind = 'backfill_memberships' and started_at is not null then (
+                            select count(*)
+                            from workos.organization_records as organization
+                            where
+                                organization.id > coalesce(scans.position, '')
+                                and organization.name is not null
+                                and not organization.synced_deleted
+                        ) end as organizations_left
+                    from workos.scans
+                    where kind in ('backfill_organizations', 'backfill_memberships')"#
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        let of = |kind: &str| {
+            let row = rows.iter().find(|row| row.kind == kind);
+            row.map_or_else(KindProgress::default, |row| KindProgress {
+                backfill_completed: row.completed,
+                read: row.read,
+                organizations_left: row.organizations_left,
+            })
+        };
+        Ok([of("backfill_organizations"), of("backfill_memberships")])
     }
 
     /// Stores the start of catch-up if it has not started yet. `now` is the time of WorkOS's clock.
@@ -248,6 +312,7 @@ impl Work for RestartCatchUp {
                 earliest_range_start = least(earliest_range_start, $2),
                 range_decided_at = $3,
                 needs_reconcile = needs_reconcile or $4,
+                needs_organization_reconcile = needs_organization_reconcile or $4,
                 synced_through = case when not $5 then synced_through end
             where revision = $1",
             self.revision,

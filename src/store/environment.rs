@@ -84,13 +84,38 @@ impl Store {
         Ok(accepted.unwrap_or_default())
     }
 
-    /// Accepts any number of deletions for the next reconcile. A complete reconcile resets this.
+    /// Returns whether an operator has accepted any number of deletions for the next reconcile of organizations and memberships.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn organization_deletions_accepted(&self) -> Result<bool, StoreError> {
+        let accepted = self
+            .lookup(async |connection| {
+                sqlx::query_scalar!(
+                    "-- environment.organization_deletions_accepted
+                    select organization_deletions_accepted
+                    from workos.environment"
+                )
+                .fetch_optional(connection)
+                .await
+            })
+            .await?;
+        Ok(accepted.unwrap_or_default())
+    }
+
+    /// Accepts any number of deletions for the next reconcile of each kind. A complete reconcile resets this.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn accept_deletions(&self) -> Result<(), StoreError> {
         self.write("accept deletions", || {
-            sqlx::query!("-- environment.accept_deletions\nupdate workos.environment set deletions_accepted = true")
+            sqlx::query!(
+                "-- environment.accept_deletions
+                update workos.environment
+                set
+                    deletions_accepted = true,
+                    organization_deletions_accepted = true"
+            )
         })
         .await?;
         Ok(())
@@ -169,12 +194,13 @@ impl Work for Rebind<'_> {
         }
         sqlx::query!(
             "-- environment.rebind
-            insert into workos.environment (client_id, deletions_accepted)
-            values ($1, true)
+            insert into workos.environment (client_id, deletions_accepted, organization_deletions_accepted)
+            values ($1, true, true)
             on conflict (singleton) do update
             set
                 client_id = excluded.client_id,
                 deletions_accepted = true,
+                organization_deletions_accepted = true,
                 recorded_at = now()",
             self.client_id
         )

@@ -204,4 +204,51 @@ impl Store {
         let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored().map(Object::Organization))).collect())
     }
+
+    /// Returns the IDs of live organizations after an ID, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn live_organization_ids(&self, after: &str, limit: i64) -> Result<Vec<String>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                "-- organizations.live_ids
+                select id
+                from workos.organization_records
+                where
+                    id > $1
+                    and name is not null
+                    and not synced_deleted
+                order by id
+                limit $2",
+                after,
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+
+    /// Returns the number of live organizations after an ID.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn live_organizations_after(&self, after: &str) -> Result<i64, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                r#"-- organizations.live_after
+                select count(*) as "left!"
+                from workos.organization_records
+                where
+                    id > $1
+                    and name is not null
+                    and not synced_deleted"#,
+                after
+            )
+            .fetch_one(connection)
+            .await
+        })
+        .await
+    }
 }

@@ -1,4 +1,4 @@
-//! `workos.scans`: the progress of scans of WorkOS's list of users.
+//! `workos.scans`: the progress of scans of WorkOS's lists.
 
 use std::time::Duration;
 
@@ -16,6 +16,16 @@ pub enum ScanKind {
     Backfill,
     /// Compares the table with WorkOS and repairs it.
     Reconcile,
+    /// Fills the table of organizations.
+    BackfillOrganizations,
+    /// Fills the table of memberships.
+    BackfillMemberships,
+    /// Fills the table of the roles of organizations.
+    BackfillOrganizationRoles,
+    /// Compares the table of organizations with WorkOS and repairs it.
+    ReconcileOrganizations,
+    /// Compares the table of memberships with WorkOS and repairs it.
+    ReconcileMemberships,
 }
 
 impl ScanKind {
@@ -25,22 +35,27 @@ impl ScanKind {
         match self {
             Self::Backfill => "backfill",
             Self::Reconcile => "reconcile",
+            Self::BackfillOrganizations => "backfill_organizations",
+            Self::BackfillMemberships => "backfill_memberships",
+            Self::BackfillOrganizationRoles => "backfill_organization_roles",
+            Self::ReconcileOrganizations => "reconcile_organizations",
+            Self::ReconcileMemberships => "reconcile_memberships",
         }
     }
 }
 
-/// The numbers of users that a scan has found.
+/// The numbers of objects that a scan has found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ScanCounts {
-    /// Users that were not stored before.
+    /// Objects that were not stored before.
     pub new: i64,
-    /// Users that differed from WorkOS.
+    /// Objects that differed from WorkOS.
     pub updated: i64,
-    /// Users that were equal to WorkOS's, or newer.
+    /// Objects that were equal to WorkOS's, or newer.
     pub unchanged: i64,
-    /// Deleted users: for a backfill those that it skipped, for a reconcile those that it deleted.
+    /// Deleted objects: for a backfill those that it skipped, for a reconcile those that it deleted.
     pub tombstoned: i64,
-    /// Users that could not be applied.
+    /// Objects that could not be applied.
     pub quarantined: i64,
 }
 
@@ -54,7 +69,7 @@ impl ScanCounts {
         self.quarantined += page.quarantined;
     }
 
-    /// Returns the number of all users.
+    /// Returns the number of all objects.
     #[must_use]
     pub fn total(&self) -> i64 {
         self.new + self.updated + self.unchanged + self.tombstoned + self.quarantined
@@ -64,7 +79,7 @@ impl ScanCounts {
 /// The progress of a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScanState {
-    /// The last user of the last page applied, and when WorkOS created it.
+    /// The last object of the last page applied, and when WorkOS created it.
     pub position: Option<(String, Option<Timestamp>)>,
     /// When the current scan started. `None` if none is running.
     pub started_at: Option<Timestamp>,
@@ -208,21 +223,23 @@ impl Store {
         self.transaction("complete scan", result).await
     }
 
-    /// Returns whether `interval` has passed, by the database's clock, since the last completed scan of any kind. Before the first
+    /// Returns whether `interval` has passed, by the database's clock, since the last completed scan of these kinds. Before the first
     /// scan, since the database was bound to its environment.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn is_scan_due(&self, interval: Duration) -> Result<bool, StoreError> {
+    pub async fn is_scan_due(&self, kinds: &[ScanKind], interval: Duration) -> Result<bool, StoreError> {
+        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
         self.lookup(async |connection| {
             sqlx::query_scalar!(
                 r#"-- scans.due
                 select coalesce(
-                    (select max(completed_at) from workos.scans),
+                    (select max(completed_at) from workos.scans where kind = any($2)),
                     (select recorded_at from workos.environment),
                     now()
                 ) <= now() - make_interval(secs => $1) as "due!""#,
-                interval.as_secs_f64()
+                interval.as_secs_f64(),
+                &kinds as _
             )
             .fetch_one(connection)
             .await
@@ -341,8 +358,22 @@ impl Work for SaveScanResult {
                 .execute(&mut *connection)
                 .await?;
             sqlx::query!("-- scans.reset_deletions_accepted\nupdate workos.environment set deletions_accepted = false")
-                .execute(connection)
+                .execute(&mut *connection)
                 .await?;
+        }
+        if self.kind == ScanKind::ReconcileOrganizations && self.is_complete {
+            sqlx::query!(
+                "-- scans.reconciled_organizations\nupdate workos.catch_up set needs_organization_reconcile = false"
+            )
+            .execute(&mut *connection)
+            .await?;
+            sqlx::query!(
+                "-- scans.reset_organization_deletions_accepted
+                update workos.environment
+                set organization_deletions_accepted = false"
+            )
+            .execute(connection)
+            .await?;
         }
         Ok(())
     }

@@ -1,18 +1,21 @@
-//! Backfill: reads every user from WorkOS into the table.
+//! Backfill: reads every user from WorkOS into the table. [`organizations`] does the same for the other kinds.
 //!
 //! One transaction applies a page and stores the position after it, so an interrupted backfill continues at the next page. It can
 //! run together with webhooks and catch-up, because the higher version wins. A second backfill changes nothing.
+
+pub mod organizations;
+pub(super) mod walk;
 
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
-use super::list_scan::{ListPosition, ListScan, ScannedPage};
+use super::list_scan::{List, ListPosition, ListScan};
 use super::runner::Runner;
 use super::{Applied, FollowUp, apply_with, drift, key_check};
 use crate::domain::decide::Effect;
-use crate::domain::event::Origin;
+use crate::domain::event::{Observation, Origin};
 use crate::store::scans::{AdvanceScan, SaveScanResult, ScanCounts, ScanKind, ScanState};
 use crate::store::{StoreError, Work};
 
@@ -26,8 +29,18 @@ pub type Backfill = Runner<BackfillJob>;
 #[derive(Debug)]
 pub struct BackfillJob {
     context: JobContext,
+    users: ListBackfill,
+}
+
+/// The backfill of a list.
+#[derive(Debug)]
+struct ListBackfill {
+    list: List,
+    kind: ScanKind,
     dry_run: bool,
     run: Option<BackfillRun>,
+    /// The listed objects, only collected by a dry run.
+    listed: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -47,7 +60,7 @@ pub enum BackfillStep {
     Page {
         /// The counts so far.
         counts: ScanCounts,
-        /// The last user of the page.
+        /// The last object of the page.
         position: Option<String>,
     },
     /// The last page was applied.
@@ -58,7 +71,8 @@ impl Backfill {
     /// Creates a backfill. With `dry_run` it writes nothing and only counts the changes.
     #[must_use]
     pub fn new(context: JobContext, dry_run: bool) -> Self {
-        Self::of_job(context.clone(), BackfillJob { context, dry_run, run: None })
+        let users = ListBackfill::new(List::Users, ScanKind::Backfill, dry_run);
+        Self::of_job(context.clone(), BackfillJob { context, users })
     }
 }
 
@@ -68,7 +82,7 @@ impl Job for BackfillJob {
     type Output = BackfillStep;
 
     fn needs_lease(&self) -> bool {
-        !self.dry_run
+        !self.users.dry_run
     }
 
     async fn rest_if_idle(&mut self) -> Result<Option<Duration>, JobError> {
@@ -77,30 +91,12 @@ impl Job for BackfillJob {
     }
 
     fn reset(&mut self) {
-        self.run = None;
+        self.users.run = None;
     }
 
     /// Applies one page. Continues an interrupted backfill, or begins one.
     async fn step(&mut self) -> Result<BackfillStep, JobError> {
-        let mut run = match self.run.take() {
-            Some(run) => run,
-            None => self.begin().await?,
-        };
-        match self.advance(&mut run).await {
-            Ok(false) => {
-                let position = run.position.as_ref().map(|(id, _)| id.clone());
-                let step = BackfillStep::Page { counts: run.counts, position };
-                self.run = Some(run);
-                Ok(step)
-            }
-            Ok(true) => Ok(BackfillStep::Done(run.counts)),
-            // Another process made progress, which must be read from the database.
-            Err(error @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(error),
-            Err(error) => {
-                self.run = Some(run);
-                Err(error)
-            }
-        }
+        self.users.step(&self.context).await
     }
 
     fn is_last(step: &BackfillStep) -> bool {
@@ -126,26 +122,57 @@ pub(super) fn log_completed(job: &'static str, counts: &ScanCounts) {
     );
 }
 
-impl BackfillJob {
-    async fn begin(&self) -> Result<BackfillRun, JobError> {
-        key_check::check(&self.context).await?;
-        let ScanState { position, started_at, counts, .. } = self.context.store.scan_state(ScanKind::Backfill).await?;
+impl ListBackfill {
+    fn new(list: List, kind: ScanKind, dry_run: bool) -> Self {
+        Self { list, kind, dry_run, run: None, listed: Vec::new() }
+    }
+
+    /// Applies one page.
+    async fn step(&mut self, context: &JobContext) -> Result<BackfillStep, JobError> {
+        let mut run = match self.run.take() {
+            Some(run) => run,
+            None => self.begin(context).await?,
+        };
+        match self.advance(context, &mut run).await {
+            Ok(false) => {
+                let position = run.position.as_ref().map(|(id, _)| id.clone());
+                let step = BackfillStep::Page { counts: run.counts, position };
+                self.run = Some(run);
+                Ok(step)
+            }
+            Ok(true) => Ok(BackfillStep::Done(run.counts)),
+            // Another process made progress, which must be read from the database.
+            Err(error @ (JobError::Store(StoreError::Overtaken) | JobError::Endless)) => Err(error),
+            Err(error) => {
+                self.run = Some(run);
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin(&mut self, context: &JobContext) -> Result<BackfillRun, JobError> {
+        key_check::check(context).await?;
+        self.listed.clear();
+        let ScanState { position, started_at, counts, .. } = context.store.scan_state(self.kind).await?;
         if started_at.is_some() && !self.dry_run {
             tracing::info!(
+                scan = self.kind.as_str(),
                 position = position.as_ref().map(|(id, _)| id.as_str()),
                 "continuing an interrupted backfill"
             );
-            return Ok(BackfillRun { scan: ListScan::from(position.clone()), position, counts, is_recorded: true });
+            let scan = ListScan::from(self.list.clone(), position.clone());
+            return Ok(BackfillRun { scan, position, counts, is_recorded: true });
         }
-        Ok(BackfillRun { scan: ListScan::default(), position: None, counts: ScanCounts::default(), is_recorded: false })
+        let scan = ListScan::of(self.list.clone());
+        Ok(BackfillRun { scan, position: None, counts: ScanCounts::default(), is_recorded: false })
     }
 
     /// Applies the next page. Returns whether it was the last one.
-    async fn advance(&self, run: &mut BackfillRun) -> Result<bool, JobError> {
-        let store = &self.context.store;
+    async fn advance(&mut self, context: &JobContext, run: &mut BackfillRun) -> Result<bool, JobError> {
+        let store = &context.store;
         // The scan moves only after the commit, so that a page that could not be applied is requested again.
         let mut scan = run.scan.clone();
-        let page = scan.next(&self.context.api).await?;
+        let page = scan.next(&context.api).await?;
         let Some(page) = page else {
             run.scan = scan;
             return Ok(false);
@@ -153,13 +180,20 @@ impl BackfillJob {
         if self.dry_run {
             let applied = drift::preview(store, &page.observations).await?;
             add_counts(&mut run.counts, &applied);
+            let ids = page.observations.iter().filter_map(Observation::object).map(|(_, id)| id.to_owned());
+            self.listed.extend(ids.filter(|_| self.list == List::Organizations));
         } else {
             if !run.is_recorded {
-                store.begin_scan(ScanKind::Backfill, page.observed_at).await?;
+                store.begin_scan(self.kind, page.observed_at).await?;
                 run.is_recorded = true;
             }
-            let from = run.position.as_ref().map(|(id, _)| id.as_str());
-            let store_position = StorePosition { before: run.counts, from, page: &page };
+            let store_position = StorePosition {
+                kind: self.kind,
+                before: run.counts,
+                from: run.position.as_ref(),
+                to: page.position.as_ref(),
+                is_complete: page.end,
+            };
             let applied = apply_with(store, Origin::Backfill, &page.observations, &store_position).await?;
             add_counts(&mut run.counts, &applied);
         }
@@ -176,6 +210,7 @@ pub(super) fn add_counts(counts: &mut ScanCounts, applied: &[Applied]) {
             Effect::Quarantined(_) => counts.quarantined += 1,
             Effect::Created => counts.new += 1,
             Effect::Updated { .. } => counts.updated += 1,
+            Effect::AlreadyDeleted { .. } => counts.tombstoned += 1,
             _ if applied.is_user_deleted => counts.tombstoned += 1,
             _ => counts.unchanged += 1,
         }
@@ -184,17 +219,20 @@ pub(super) fn add_counts(counts: &mut ScanCounts, applied: &[Applied]) {
 
 /// Stores the position after a page, in the transaction that applies the page.
 struct StorePosition<'a> {
+    kind: ScanKind,
     before: ScanCounts,
-    from: Option<&'a str>,
-    page: &'a ScannedPage,
+    from: Option<&'a ListPosition>,
+    to: Option<&'a ListPosition>,
+    /// The scan ends with this page.
+    is_complete: bool,
 }
 
 impl FollowUp for StorePosition<'_> {
     async fn after(&self, connection: &mut PgConnection, applied: &[Applied]) -> Result<(), StoreError> {
         let mut counts = self.before;
         add_counts(&mut counts, applied);
-        let position = self.page.position.as_ref();
-        AdvanceScan { kind: ScanKind::Backfill, from: self.from, position }.run(connection).await?;
-        SaveScanResult { kind: ScanKind::Backfill, counts, is_complete: self.page.end }.run(connection).await
+        let (kind, from) = (self.kind, self.from.map(|(id, _)| id.as_str()));
+        AdvanceScan { kind, from, position: self.to }.run(connection).await?;
+        SaveScanResult { kind, counts, is_complete: self.is_complete }.run(connection).await
     }
 }

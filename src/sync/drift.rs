@@ -1,11 +1,13 @@
 //! Differences between the table and WorkOS's list, as IDs and field names, never values.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
 use super::Applied;
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::Observation;
-use crate::domain::object::Kind;
+use crate::domain::object::{Kind, ObjectKey};
 use crate::store::{Store, StoreError};
 
 /// A user that differs between the table and WorkOS.
@@ -65,18 +67,33 @@ impl Drift {
             Effect::Quarantined(reason) => DriftKind::Unusable { reason: reason.to_string() },
             _ => return None,
         };
-        Some(Self { id: listed.user_id().unwrap_or_default().to_owned(), kind })
+        let id = listed.object().map(|(_, id)| id).or(listed.user_id()).unwrap_or_default().to_owned();
+        Some(Self { id, kind })
     }
 }
 
 /// Returns the effects that applying a page would have. Writes nothing.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
-    let mut stored = store.objects(Kind::User, &ids).await?;
+    let mut stored = BTreeMap::new();
+    for kind in Kind::ALL {
+        let named: BTreeSet<String> = observations
+            .iter()
+            .flat_map(Observation::locked)
+            .filter(|(named, _)| *named == kind)
+            .map(|(_, id)| id.to_owned())
+            .collect();
+        let ids: Vec<String> = named.into_iter().collect();
+        if !ids.is_empty() {
+            let found = store.objects(kind, &ids).await?;
+            stored.extend(found.into_iter().map(|(id, object)| (ObjectKey { kind, id }, object)));
+        }
+    }
     let applied = observations.iter().map(|observation| {
-        let user = observation.user_id().map(|id| stored.entry(id.to_owned()).or_insert(Stored::Absent));
+        let user = observation.user_id().and_then(|id| stored.get(&ObjectKey::new(Kind::User, id)));
         let is_user_deleted = matches!(user, Some(Stored::Tombstone { .. }));
-        Applied { effect: decide(user, false, observation), is_duplicate: false, is_user_deleted }
+        let object =
+            observation.object().map(|(kind, id)| stored.entry(ObjectKey::new(kind, id)).or_insert(Stored::Absent));
+        Applied { effect: decide(object, is_user_deleted, observation), is_duplicate: false, is_user_deleted }
     });
     Ok(applied.collect())
 }

@@ -1,9 +1,9 @@
-//! A scan of WorkOS's list of users, oldest first. Backfill and reconcile use it.
+//! A scan of one of WorkOS's lists, oldest first. Backfill and reconcile use it.
 //!
-//! A page is requested with the ID of the last user of the previous page. That user may be deleted meanwhile. It is unknown what
+//! A page is requested with the ID of the last object of the previous page. That object may be deleted meanwhile. It is unknown what
 //! WorkOS does then: it may continue, reject the request, or silently start from the first page
 //! ([facts](crate::docs::protocol#list-of-users)). So a page that does not follow its cursor is requested again with the ID of an
-//! earlier user. At worst the scan restarts, a bounded number of times.
+//! earlier object. At worst the scan restarts, a bounded number of times.
 
 use std::collections::VecDeque;
 
@@ -12,10 +12,41 @@ use crate::domain::event::Observation;
 use crate::domain::timestamp::Timestamp;
 use crate::workos::api::{Api, ApiError, Page};
 
-/// A listed user, and when WorkOS created it.
+/// A listed object, and when WorkOS created it.
 pub(super) type ListPosition = (String, Option<Timestamp>);
 
-/// Number of earlier users that the scan remembers, to step back to them.
+/// A list of WorkOS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum List {
+    /// All users.
+    Users,
+    /// All organizations.
+    Organizations,
+    /// The memberships of the organization with this ID.
+    Memberships(String),
+}
+
+impl List {
+    async fn page(&self, api: &Api, after: Option<&str>) -> Result<Page<Observation>, ApiError> {
+        match self {
+            Self::Users => api.users(after).await,
+            Self::Organizations => api.organizations(after).await,
+            Self::Memberships(organization_id) => api.memberships(organization_id, after).await,
+        }
+    }
+
+    fn position(&self, listed: &Observation) -> Option<ListPosition> {
+        let created_at = match listed {
+            Observation::Snapshot(snapshot) => snapshot.object.created_at(),
+            _ => None,
+        };
+        // A user that cannot be applied is known by its ID too.
+        let user = listed.user_id().filter(|_| *self == Self::Users);
+        Some((listed.object().map(|(_, id)| id).or(user)?.to_owned(), created_at))
+    }
+}
+
+/// Number of earlier objects that the scan remembers, to step back to them.
 const TRAIL: usize = 200;
 
 /// Limits: steps back without progress before the scan restarts, and restarts.
@@ -23,11 +54,12 @@ const SETBACKS: u32 = 32;
 const RESTARTS: u32 = 5;
 
 /// A scan in progress.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct ListScan {
-    /// The user after which the next page starts. `None` for the first page.
+    list: List,
+    /// The object after which the next page starts. `None` for the first page.
     at: Option<ListPosition>,
-    /// Users before it, in the order of the list.
+    /// Objects before it, in the order of the list.
     trail: VecDeque<ListPosition>,
     /// The latest creation time listed so far.
     furthest: Option<Timestamp>,
@@ -38,7 +70,7 @@ pub(super) struct ListScan {
 /// One page of a scan.
 #[derive(Debug)]
 pub(super) struct ScannedPage {
-    /// The users, as observations for the write path.
+    /// The objects, as observations for the write path.
     pub(super) observations: Vec<Observation>,
     /// The position after the page.
     pub(super) position: Option<ListPosition>,
@@ -49,21 +81,26 @@ pub(super) struct ScannedPage {
 }
 
 impl ListScan {
-    /// Continues after a user, or starts from the first page.
-    pub(super) fn from(at: Option<ListPosition>) -> Self {
-        Self { at, ..Self::default() }
+    /// Continues after an object, or starts from the first page.
+    pub(super) fn from(list: List, at: Option<ListPosition>) -> Self {
+        Self { list, at, trail: VecDeque::new(), furthest: None, setbacks: 0, restarts: 0 }
+    }
+
+    /// Starts from the first page.
+    pub(super) fn of(list: List) -> Self {
+        Self::from(list, None)
     }
 
     /// Requests the next page. Returns `None` if the scan has stepped back. Then call it again.
     pub(super) async fn next(&mut self, api: &Api) -> Result<Option<ScannedPage>, JobError> {
         let after = self.at.as_ref().map(|(id, _)| id.as_str());
-        let page = match api.users(after).await {
+        let page = match self.list.page(api, after).await {
             Ok(page) if self.starts_over(&page) => return self.step_back(),
             Err(ApiError::Refused { .. }) if after.is_some() => return self.step_back(),
             other => other?,
         };
-        let listed: Vec<ListPosition> = page.items.iter().filter_map(position).collect();
-        // A page without a readable user does not end the scan.
+        let listed: Vec<ListPosition> = page.items.iter().filter_map(|listed| self.list.position(listed)).collect();
+        // A page without a readable object does not end the scan.
         let last = listed.last().cloned().or_else(|| page.resume.clone().map(|id| (id, None)));
         let is_stuck = last.is_none() || last.as_ref().map(|(id, _)| id) == self.at.as_ref().map(|(id, _)| id);
         let end = !page.more || is_stuck;
@@ -85,7 +122,9 @@ impl ListScan {
     /// Returns whether the page starts before its cursor, or was listed before.
     fn starts_over(&self, page: &Page<Observation>) -> bool {
         let Some((_, before)) = &self.at else { return false };
-        let Some((first, created_at)) = page.items.iter().find_map(position) else { return false };
+        let Some((first, created_at)) = page.items.iter().find_map(|listed| self.list.position(listed)) else {
+            return false;
+        };
         let older = matches!((before, created_at), (Some(before), Some(first)) if first < *before);
         older || self.trail.iter().any(|(id, _)| *id == first)
     }
@@ -101,17 +140,9 @@ impl ListScan {
                 return Err(JobError::Endless);
             }
             tracing::warn!(
-                "WorkOS's list of users started again from the first page, probably because the user of the cursor was deleted; the scan restarts"
+                "a list of WorkOS started again from the first page, probably because the object of the cursor was deleted; the scan restarts"
             );
         }
         Ok(None)
     }
-}
-
-fn position(listed: &Observation) -> Option<ListPosition> {
-    let created_at = match listed {
-        Observation::Snapshot(snapshot) => snapshot.object.created_at(),
-        _ => None,
-    };
-    Some((listed.object().map(|(_, id)| id).or(listed.user_id())?.to_owned(), created_at))
 }

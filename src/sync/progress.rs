@@ -71,6 +71,13 @@ impl SyncProgress {
         self.cached.store(Arc::new(progress));
         let synced_through = progress.synced_through.map(Timestamp::unix_seconds);
         self.metrics.progress(progress.quarantined, synced_through);
+        for (kind, is_complete, read) in [
+            ("user", progress.backfilled, None),
+            ("organization", progress.organizations.backfill_completed, Some(progress.organizations.read)),
+            ("organization_membership", progress.memberships.backfill_completed, Some(progress.memberships.read)),
+        ] {
+            self.metrics.backfill(kind, is_complete, read);
+        }
         let erasures = self.store.pending_erasures().await?;
         self.metrics.erasures(erasures.users, erasures.oldest_seconds);
         Ok(progress)

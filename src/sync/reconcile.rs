@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::backfill::{add_counts, log_completed};
 use super::drift::{self, Drift};
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
-use super::list_scan::ListScan;
+use super::list_scan::{List, ListScan};
 use super::runner::Runner;
 use super::{apply, apply_scan_page, key_check};
 use crate::domain::event::{Deletion, Observation, Origin};
@@ -181,13 +181,13 @@ impl ReconcileJob {
             return Ok(true);
         }
         let Some(interval) = self.interval else { return Ok(false) };
-        Ok(store.is_scan_due(interval).await?)
+        Ok(store.is_scan_due(&[ScanKind::Backfill, ScanKind::Reconcile], interval).await?)
     }
 
     async fn begin(&self) -> Result<ReconcileRun, JobError> {
         key_check::check(&self.context).await?;
         Ok(ReconcileRun {
-            list_scan: ListScan::default(),
+            list_scan: ListScan::of(List::Users),
             is_list_read: false,
             started_at: None,
             seen: HashSet::new(),

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use authkit_sync::dev::workos::{Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::kinds::Kinds;
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::{Pool, Store};
 use authkit_sync::sync::job::{JobContext, JobError};
 use authkit_sync::sync::reconcile::{Mode, Reconcile, ReconcileStep, Report};
+use authkit_sync::sync::refresh::{Refresh, RefreshStep};
 use authkit_sync::sync::{backfill, catch_up};
 use authkit_sync::workos::api::{Api, ApiKey};
 use serde_json::{Map, Value, json};
@@ -64,6 +66,39 @@ impl Lab {
 
     pub(crate) fn catch_up_of(&self, context: JobContext) -> catch_up::CatchUp {
         catch_up::CatchUp::new(context, catch_up::EVENT_TYPES.map(str::to_owned).to_vec(), Duration::ZERO)
+    }
+
+    /// Catch-up of every synced kind.
+    pub(crate) fn catch_up_of_all_kinds(&self) -> catch_up::CatchUp {
+        let types = Kinds::ALL.event_types().into_iter().map(str::to_owned).collect();
+        catch_up::CatchUp::new(self.context(), types, Duration::ZERO)
+    }
+
+    /// Runs the refresh until nothing is due. Returns the number of reads.
+    pub(crate) async fn refresh(&self) -> usize {
+        let refresh = Refresh::new(self.context());
+        let mut reads = 0;
+        while refresh.step().await.unwrap() == Some(RefreshStep::Read) {
+            reads += 1;
+        }
+        reads
+    }
+
+    /// Moves the clock of WorkOS and of the jobs.
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.clock.set(self.clock.now().plus_seconds(seconds));
+    }
+
+    /// Creates an organization at WorkOS, and returns its ID.
+    pub(crate) fn create_organization(&self, name: &str) -> String {
+        let organization = self.workos.create_organization(&object(json!({"name": name}))).unwrap();
+        organization["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Adds a member at WorkOS, and returns the ID of the membership.
+    pub(crate) fn add_member(&self, user: &str, organization: &str) -> String {
+        let membership = self.workos.add_membership(user, organization, &[]).unwrap();
+        membership["id"].as_str().unwrap().to_owned()
     }
 
     /// Creates users at WorkOS, and returns their IDs.
