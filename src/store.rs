@@ -16,6 +16,7 @@ mod grouped;
 pub mod handlers;
 pub mod inspection;
 pub mod leases;
+mod live_rows;
 pub mod lookups;
 pub mod memberships;
 pub mod migrations;

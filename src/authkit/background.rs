@@ -12,6 +12,7 @@ use crate::sync::catch_up::CatchUp;
 use crate::sync::handlers::RustHandler;
 use crate::sync::housekeeping::Housekeeping;
 use crate::sync::job::JobContext;
+use crate::sync::reconcile::organizations::OrganizationsReconcile;
 use crate::sync::reconcile::{Mode, Reconcile};
 use crate::sync::refresh::Refresh;
 
@@ -64,6 +65,7 @@ impl Jobs {
         // Without an interval it still reconciles after catch-up has lost events.
         if self.catch_up || self.reconcile_interval.is_some() {
             loops.start(Reconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
+            loops.start(OrganizationsReconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
         }
         let audited = (self.webhooks && self.catch_up).then(|| self.event_types.clone());
         loops.start(Housekeeping::new(context.clone(), self.retention, audited));

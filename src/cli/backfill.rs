@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::reconcile::summary;
+use super::reconcile::{print_kinds, summary};
 use super::scan::{ScanStep, context, run_steps};
 use super::{Exit, Failure, flag};
 use crate::config::Source;
@@ -45,11 +45,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     } else {
         let prefix = if dry_run { "dry run, nothing changed: " } else { "" };
         println!("{prefix}{}", summary(counts));
-        for (kind, counts) in [("organizations", kinds.organizations), ("memberships", kinds.memberships)] {
-            if counts.total() > 0 {
-                println!("{kind}: {}", summary(counts));
-            }
-        }
+        print_kinds(kinds);
     }
     Ok(Exit::Yes)
 }

@@ -1,12 +1,14 @@
 //! `reconcile`: compare the table with WorkOS and repair it.
 
 use clap::{ArgMatches, Command};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::scan::{ScanStep, context, run_steps};
 use super::{Exit, Failure, flag};
 use crate::config::Source;
 use crate::store::scans::ScanCounts;
+use crate::sync::backfill::organizations::KindCounts;
+use crate::sync::reconcile::organizations::{OrganizationsReconcile, OrganizationsReconcileStep};
 use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 
 pub(super) fn command() -> Command {
@@ -37,16 +39,44 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         ReconcileStep::Done(report) => ScanStep::Done(report),
     })
     .await?;
+    let (users, mut drift) = (report.counts, report.drift);
+    let organizations = OrganizationsReconcile::new(context.clone(), mode, None);
+    let report = run_steps(&context, &organizations, |step| match step {
+        OrganizationsReconcileStep::InProgress { counts, unconfirmed } if unconfirmed > 0 => {
+            ScanStep::Page(counts.total(), format!("{unconfirmed} missing organizations or memberships to confirm"))
+        }
+        OrganizationsReconcileStep::InProgress { counts, .. } => ScanStep::Page(counts.total(), String::new()),
+        OrganizationsReconcileStep::Done(report) => ScanStep::Done(report),
+    })
+    .await?;
+    drift.extend(report.drift);
+    let KindCounts { organizations, memberships } = report.counts;
     if matches.get_flag("json") {
-        println!("{}", json!({ "check": mode == Mode::Check, "users": report.counts, "drift": report.drift }));
+        let is_check = mode == Mode::Check;
+        let counts = json!({ "users": users, "organizations": organizations, "memberships": memberships });
+        let mut output = json!({ "check": is_check, "drift": drift });
+        if let (Some(output), Value::Object(counts)) = (output.as_object_mut(), counts) {
+            output.extend(counts);
+        }
+        println!("{output}");
     } else {
-        for drift in &report.drift {
+        for drift in &drift {
             println!("{drift}");
         }
-        println!("{}{}", if mode == Mode::Check { "check, nothing changed: " } else { "" }, summary(report.counts));
+        println!("{}{}", if mode == Mode::Check { "check, nothing changed: " } else { "" }, summary(users));
+        print_kinds(report.counts);
     }
-    let drifted = mode == Mode::Check && !report.drift.is_empty();
+    let drifted = mode == Mode::Check && !drift.is_empty();
     Ok(if drifted { Exit::No } else { Exit::Yes })
+}
+
+/// Prints the counts of the kinds beside users, unless there are none.
+pub(super) fn print_kinds(counts: KindCounts) {
+    for (kind, counts) in [("organizations", counts.organizations), ("memberships", counts.memberships)] {
+        if counts.total() > 0 {
+            println!("{kind}: {}", summary(counts));
+        }
+    }
 }
 
 /// Returns the counts as one line of text.

@@ -41,7 +41,7 @@ impl Difference {
 
 /// A kind of objects, each with an ID that WorkOS never reuses, an `updated_at` and a tombstone. The order is the order in which a
 /// transaction locks them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// [`User`]
     User,
@@ -62,6 +62,16 @@ impl Kind {
             Self::User => "user",
             Self::Organization => "organization",
             Self::Membership => "organization_membership",
+        }
+    }
+
+    /// Returns the word for several objects of the kind, for messages.
+    #[must_use]
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::User => "users",
+            Self::Organization => "organizations",
+            Self::Membership => "memberships",
         }
     }
 

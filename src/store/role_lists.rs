@@ -193,7 +193,7 @@ impl NewRoleList<'_> {
 }
 
 /// Returns the entries without those whose slug occurred before.
-fn unique<'a, T>(entries: &'a [T], slug: impl Fn(&T) -> &String) -> Vec<&'a T> {
+fn unique<T>(entries: &[T], slug: impl Fn(&T) -> &String) -> Vec<&T> {
     let mut seen = BTreeSet::new();
     entries.iter().filter(|entry| seen.insert(slug(entry).clone())).collect()
 }

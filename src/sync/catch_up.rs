@@ -442,6 +442,7 @@ mod tests {
             range_decided_at: at(0),
             synced_through: days.map(|days| now.plus_seconds(-days * 86_400)),
             needs_reconcile: false,
+            needs_organization_reconcile: false,
         };
         for (days, back, wanted) in
             [(Some(3), 3 * 86_400 + OVERLAP, false), (Some(26), RETENTION, true), (None, RETENTION, true)]

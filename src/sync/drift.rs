@@ -4,38 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::Applied;
+use super::{Applied, apply};
 use crate::domain::decide::{Effect, Stored, decide};
-use crate::domain::event::Observation;
+use crate::domain::event::{Observation, Origin};
 use crate::domain::object::{Kind, ObjectKey};
+use crate::domain::version::Version;
 use crate::store::{Store, StoreError};
 
-/// A user that differs between the table and WorkOS.
+/// An object that differs between the table and WorkOS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Drift {
-    /// The user's ID.
+    /// The object's ID.
     pub id: String,
     /// How it differs.
     #[serde(flatten)]
     pub kind: DriftKind,
 }
 
-/// How a user differs.
+/// How an object differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "drift")]
 pub enum DriftKind {
-    /// WorkOS lists the user, but the table does not contain it.
+    /// WorkOS lists the object, but the table does not contain it.
     Missing,
-    /// The table contains an earlier state of the user.
+    /// The table contains an earlier state of the object.
     Outdated {
         /// The names of the fields that differ.
         fields: Vec<String>,
     },
-    /// The user is live here, but WorkOS does not know its ID.
+    /// The object is live here, but WorkOS does not know its ID.
     Gone,
-    /// The user is deleted here, but WorkOS returns it by ID. A deleted user is never revived.
+    /// The object is deleted here, but WorkOS returns it by ID. A deleted object is never revived.
     Contradicted,
-    /// WorkOS lists the user, but it cannot be applied.
+    /// WorkOS lists the object, but it cannot be applied.
     Unusable {
         /// The reason.
         reason: String,
@@ -50,7 +51,7 @@ impl std::fmt::Display for Drift {
             DriftKind::Outdated { fields } => write!(f, "{id}  outdated: {}", fields.join(", ")),
             DriftKind::Gone => write!(f, "{id}  live here, but WorkOS does not know it"),
             DriftKind::Contradicted => {
-                write!(f, "{id}  deleted here, but live at WorkOS; a deleted user is never revived")
+                write!(f, "{id}  deleted here, but live at WorkOS; a deleted object is never revived")
             }
             DriftKind::Unusable { reason } => write!(f, "{id}  cannot be applied: {reason}"),
         }
@@ -72,8 +73,46 @@ impl Drift {
     }
 }
 
+/// An event can describe a state until this long after the state's `updated_at`, seconds.
+const EVENT_DELAY: i64 = 86_400;
+
 /// Returns the effects that applying a page would have. Writes nothing.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+    Ok(preview_with_versions(store, observations).await?.into_iter().map(|(applied, _)| applied).collect())
+}
+
+/// Applies those objects of a page that differ from their rows, and returns the result of each one.
+///
+/// A row that equals WorkOS's object is written only if an event of the same `updated_at` could still replace it: if the row was
+/// observed shortly after that time. So the row of an object that changes rarely is not written by every reconcile.
+pub(super) async fn apply_differing(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
+    let previewed = preview_with_versions(store, observations).await?;
+    let is_written = |(applied, version): &(Applied, Option<Version>)| match &applied.effect {
+        Effect::Confirmed => {
+            version.as_ref().is_none_or(|version| version.observed_at < version.updated_at.plus_seconds(EVENT_DELAY))
+        }
+        Effect::Stale | Effect::AlreadyDeleted { is_written: false } => false,
+        _ => true,
+    };
+    let rest: Vec<Observation> = observations
+        .iter()
+        .zip(&previewed)
+        .filter(|(_, previewed)| is_written(previewed))
+        .map(|(listed, _)| listed.clone())
+        .collect();
+    let mut applied =
+        if rest.is_empty() { Vec::new() } else { apply(store, Origin::Reconcile, &rest).await? }.into_iter();
+    let outcomes = previewed
+        .into_iter()
+        .filter_map(|previewed| if is_written(&previewed) { applied.next() } else { Some(previewed.0) });
+    Ok(outcomes.collect())
+}
+
+/// Returns the effects that applying a page would have, each with the version of the row before.
+async fn preview_with_versions(
+    store: &Store,
+    observations: &[Observation],
+) -> Result<Vec<(Applied, Option<Version>)>, StoreError> {
     let mut stored = BTreeMap::new();
     for kind in Kind::ALL {
         let named: BTreeSet<String> = observations
@@ -93,7 +132,11 @@ pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Resu
         let is_user_deleted = matches!(user, Some(Stored::Tombstone { .. }));
         let object =
             observation.object().map(|(kind, id)| stored.entry(ObjectKey::new(kind, id)).or_insert(Stored::Absent));
-        Applied { effect: decide(object, is_user_deleted, observation), is_duplicate: false, is_user_deleted }
+        let before = match &object {
+            Some(Stored::Live { version, .. }) => Some(version.clone()),
+            _ => None,
+        };
+        (Applied { effect: decide(object, is_user_deleted, observation), is_duplicate: false, is_user_deleted }, before)
     });
     Ok(applied.collect())
 }

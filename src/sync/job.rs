@@ -8,6 +8,7 @@ use super::job_status::JobFailure;
 pub use super::job_status::{JobStatus, JobStatuses};
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
+use crate::domain::object::Kind;
 use crate::metrics::Metrics;
 use crate::store::leases::Lease;
 use crate::store::{Store, StoreError};
@@ -97,23 +98,29 @@ pub enum JobError {
          user was deleted. Check WORKOS_API_HOSTNAME and any proxy between the service and WorkOS"
     )]
     NotConfirmed,
-    /// Reconcile would delete more users than it may without the permission of an operator.
+    /// Reconcile would delete more objects of a kind than it may without the permission of an operator.
     #[error(
-        "more than {bound} users no longer exist at WorkOS, and no event reported their deletion. No user was deleted here. If \
-         they were really deleted at WorkOS, run `authkit-sync reconcile --accept-deletions`"
+        "more than {bound} {} no longer exist at WorkOS, and no event reported their deletion. None was deleted here. If \
+         they were really deleted at WorkOS, run `authkit-sync reconcile --accept-deletions`",
+        kind.plural()
     )]
     TooMany {
-        /// The number of users it may delete without permission.
+        /// The number of objects it may delete without permission.
         bound: usize,
+        /// The kind of the objects.
+        kind: Kind,
     },
-    /// WorkOS lists no users. Reconcile deletes none.
+    /// WorkOS lists no objects of a kind. Reconcile deletes none.
     #[error(
-        "WorkOS lists no users, but {live} users are live here. Nothing was changed. Check WORKOS_API_KEY and \
-         WORKOS_API_HOSTNAME"
+        "WorkOS lists no {0}, but {live} {0} are live here. Nothing was changed. Check WORKOS_API_KEY and \
+         WORKOS_API_HOSTNAME",
+        kind.plural()
     )]
     EmptyList {
-        /// The number of live users here.
+        /// The number of live objects here.
         live: i64,
+        /// The kind of the objects.
+        kind: Kind,
     },
     /// A Rust handler has the name of a SQL handler.
     #[error(
@@ -121,8 +128,8 @@ pub enum JobError {
          `authkit-sync handlers remove {0}`"
     )]
     NameTaken(String),
-    /// The scan of WorkOS's list of users never reaches the last page.
-    #[error("WorkOS's list of users starts again from the first page each time; the scan is retried later")]
+    /// The scan of a list of WorkOS never reaches the last page.
+    #[error("a list of WorkOS starts again from the first page each time; the scan is retried later")]
     Endless,
     /// WorkOS rejects a cursor that it has just returned.
     #[error(

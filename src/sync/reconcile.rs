@@ -3,6 +3,9 @@
 //! Missing and outdated users are written page by page. After the last page, each live user that WorkOS did not list is read by
 //! ID. It becomes a tombstone only if WorkOS does not know the ID, and only if there are not too many such users.
 
+mod organization_run;
+pub mod organizations;
+
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
@@ -295,7 +298,7 @@ impl ReconcileJob {
     /// Called after the last row: the number of live users is known.
     async fn rows_compared(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         if it.seen.is_empty() && it.live > 0 {
-            return Err(JobError::EmptyList { live: i64::try_from(it.live).unwrap_or(i64::MAX) });
+            return Err(JobError::EmptyList { live: i64::try_from(it.live).unwrap_or(i64::MAX), kind: Kind::User });
         }
         let accepted = self.mode == Mode::Check || self.context.store.deletions_accepted().await?;
         it.max_deletions = (!accepted).then_some((it.live / ALLOWED_DELETIONS_DIVISOR).max(ALLOWED_DELETIONS));
@@ -316,7 +319,7 @@ impl ReconcileJob {
             }
         }
         match it.max_deletions {
-            Some(bound) if it.gone.len() > bound => Err(JobError::TooMany { bound }),
+            Some(bound) if it.gone.len() > bound => Err(JobError::TooMany { bound, kind: Kind::User }),
             _ => Ok(()),
         }
     }

@@ -143,11 +143,11 @@ impl RefreshJob {
             Ok(false) => Ok(store.postpone_refresh(due, FIRST_PAUSE, LONGEST_PAUSE).await?),
             Err(error) => {
                 store.postpone_refresh(due, FIRST_PAUSE, LONGEST_PAUSE).await?;
-                if let JobError::Api(ApiError::KeyRefused(_)) = error {
+                if let JobError::Api(ApiError::KeyRefused { .. }) = error {
                     // The next key may belong to another environment.
                     self.key_checked_at = None;
                 }
-                if let JobError::Api(ApiError::Refused { status, code }) = &error {
+                if let JobError::Api(ApiError::Refused { status, code, .. }) = &error {
                     tracing::warn!(
                         kind = due.refresh.kind(),
                         status,

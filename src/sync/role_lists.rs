@@ -119,7 +119,7 @@ async fn read_permissions(context: &JobContext) -> Result<Option<Vec<Permission>
     let (mut permissions, mut after) = (Vec::new(), None);
     for _ in 0..PERMISSION_PAGES {
         let page = match context.api.permissions(after.as_deref()).await {
-            Err(ApiError::Refused { status, code }) => {
+            Err(ApiError::Refused { status, code, .. }) => {
                 tracing::warn!(status, code, "WorkOS refused the list of permissions; the stored permissions stay");
                 return Ok(None);
             }

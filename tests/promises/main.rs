@@ -52,6 +52,9 @@
 //!    - `reconcile::too_many_inferred_deletions_stop_until_the_operator_accepts_them`
 //!    - `reconcile::a_user_created_during_the_scan_or_missing_from_the_list_is_not_deleted`
 //!    - `reconcile::an_empty_list_infers_no_deletion_even_with_permission`
+//!    - `organizations_reconcile::what_is_not_listed_but_live_at_workos_stays`
+//!    - `organizations_reconcile::an_empty_list_or_a_missing_route_deletes_nothing`
+//!    - `role_lists::a_wrong_route_or_a_short_list_deletes_no_role`
 //!    - `backfill::the_wrong_key_changes_nothing_and_says_why`
 //!    - `catch_up::a_key_of_another_environment_is_detected_before_anything_is_read`
 //!    - `emulator::a_missing_route_is_no_unknown_user_and_confirms_no_deletion`
@@ -149,6 +152,7 @@ mod openapi;
 mod openapi_workos;
 mod organizations_api;
 mod organizations_backfill;
+mod organizations_reconcile;
 mod outage;
 mod plans;
 mod plans_at_scale;
@@ -161,8 +165,8 @@ mod receiver;
 mod reconcile;
 mod redaction;
 mod reverse_proxy;
-mod roles_api;
 mod role_lists;
+mod roles_api;
 mod search_path;
 mod settings;
 mod sign_ins;

@@ -172,3 +172,18 @@ async fn a_failed_page_is_read_again_and_a_dry_run_writes_nothing() {
     }
     assert!(failures > 0 && lab.count(ACTIVE).await == 4, "{failures} failures");
 }
+
+/// A measurement: `cargo test --test promises a_thousand_organizations -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn a_thousand_organizations_with_a_hundred_thousand_memberships_are_read() {
+    let lab = Lab::new().await;
+    populate(&lab, 100, 1_000);
+    lab.backfill().await;
+    let (requests, began) = (lab.workos.all_requests(), std::time::Instant::now());
+    let counts = backfill(lab.context()).await;
+    let requests = lab.workos.all_requests() - requests;
+    println!("{counts:?}: {requests} requests, {:?} without the pauses between requests", began.elapsed());
+    assert_eq!((counts.organizations.new, counts.memberships.new), (1_000, 100_000));
+    assert_eq!(lab.count(ACTIVE).await, 100_000);
+}

@@ -79,7 +79,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_accepts_them() {
     for id in ids.iter().skip(6).take(6) {
         lab.workos.delete_user(id).unwrap();
     }
-    assert!(matches!(lab.reconcile(Mode::Repair).await, Err(JobError::TooMany { bound: 5 })));
+    assert!(matches!(lab.reconcile(Mode::Repair).await, Err(JobError::TooMany { bound: 5, .. })));
     assert_eq!(dead(&lab).await, 6);
 }
 
@@ -100,7 +100,7 @@ async fn an_empty_list_infers_no_deletion_even_with_permission() {
     let context = lab.context_of(&empty, &empty.api_key());
     context.store.accept_deletions().await.unwrap();
     let outcome = crate::support::lab::reconcile(context, Mode::Repair).await;
-    assert!(matches!(outcome, Err(JobError::EmptyList { live: 3 })), "{outcome:?}");
+    assert!(matches!(outcome, Err(JobError::EmptyList { live: 3, .. })), "{outcome:?}");
     assert_eq!(dead(&lab).await, 0);
 }
 

@@ -114,7 +114,7 @@ impl World<'_> {
                     replica.context.store.accept_deletions().await.unwrap();
                 }
                 // All users are deleted here and at WorkOS, so the list is empty.
-                Err(JobError::EmptyList { live }) => panic!("{live} users are live here, but none at WorkOS"),
+                Err(JobError::EmptyList { live, .. }) => panic!("{live} users are live here, but none at WorkOS"),
                 // A connection can still lead to a read-only server.
                 Err(error) if error.is_temporary() => {}
                 Err(error) => panic!("{error}"),
