@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::domain::kinds::Kinds;
 pub(crate) use serve::{allows_every_action, builder, checked_action_endpoint};
 pub use setting::{AnySetting, Description, Setting};
 pub use settings::SETTINGS;
@@ -145,4 +146,9 @@ pub(crate) fn listen(source: &Source) -> Result<SocketAddr, Problems> {
         Some(port) if !source.is_set(&settings::LISTEN) => Ok(SocketAddr::from(([0, 0, 0, 0], port))),
         _ => source.get(&settings::LISTEN),
     }
+}
+
+/// Returns what is synced.
+pub(crate) fn kinds(source: &Source) -> Result<Kinds, Problems> {
+    Ok(Kinds { sign_ins: source.get(&SESSION_SIGN_INS)?, ..source.get(&KINDS)? })
 }

@@ -7,6 +7,7 @@ use crate::domain::kinds::Kinds;
 use crate::domain::membership::{self, Membership};
 use crate::domain::organization::Organization;
 use crate::domain::user::User;
+use crate::store::catch_up::Progress;
 use crate::store::lookups::{Caller, GroupedReads, Member, MemberKey};
 use crate::store::{Store, StoreError};
 use crate::sync::progress::SyncProgress;
@@ -250,7 +251,9 @@ impl Lookups {
                     Ok(Answer::Unknown) => return Ok(()),
                     Err(WorkosUnreachable) => return Err(LookupError::MembershipsNotSynced),
                 },
-                None if self.are_memberships_incomplete() => return Err(LookupError::MembershipsNotSynced),
+                None if self.awaited.is_none() || self.are_organizations_incomplete(true).await? => {
+                    return Err(LookupError::MembershipsNotSynced);
+                }
                 None => return Ok(()),
             }
         }
@@ -268,12 +271,18 @@ impl Lookups {
         }
     }
 
-    /// Returns true if no backfill of the memberships has completed, as far as this process knows.
-    fn are_memberships_incomplete(&self) -> bool {
-        let awaited = self.awaited.as_ref().map(|progress| progress.progress());
-        !awaited.is_some_and(|progress| {
-            progress.organizations.backfill_completed && progress.memberships.backfill_completed
-        })
+    /// Returns true if the first backfill of organizations, and of memberships if they are asked for, has not completed, so that
+    /// a missing object can still appear.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn are_organizations_incomplete(&self, with_memberships: bool) -> Result<bool, StoreError> {
+        let Some(progress) = &self.awaited else { return Ok(false) };
+        let is_incomplete = |progress: &Progress| {
+            let memberships = with_memberships && !progress.memberships.backfill_completed;
+            !progress.organizations.backfill_completed || memberships
+        };
+        Ok(is_incomplete(&progress.progress()) && is_incomplete(&progress.refresh().await?))
     }
 }
 

@@ -4,7 +4,6 @@ pub mod actions;
 mod addresses;
 pub mod api;
 mod clocks;
-pub mod event_types;
 pub mod http;
 pub(crate) mod json;
 pub mod signature;

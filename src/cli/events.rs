@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use super::database::store_of_any_client;
 use super::{Exit, Failure, flag};
-use crate::config::{KINDS, SESSION_SIGN_INS, Source};
-use crate::domain::kinds::Kinds;
+use crate::config::{self, Source};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::events::{EventFilter, EventSummary};
@@ -80,14 +79,14 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             {
                 return Err(unknown(id));
             }
-            let kinds = kinds(source)?;
+            let kinds = config::kinds(source)?;
             let retried = inbox::retry(&store, kinds, id.map(String::as_str)).await?;
             Ok(report(&retried, matches.get_flag("json")))
         }
         Some(("dismiss", matches)) => dismiss(&store, matches).await,
         Some(("replay", matches)) => {
             let since = instant(&store, matches, "since").await?.unwrap_or(Timestamp::from_unix_micros(0));
-            let replayed = inbox::replay(&store, kinds(source)?, since).await?;
+            let replayed = inbox::replay(&store, config::kinds(source)?, since).await?;
             report(&replayed, matches.get_flag("json"));
             Ok(Exit::Yes)
         }
@@ -226,9 +225,4 @@ async fn instant(store: &Store, matches: &ArgMatches, name: &str) -> Result<Opti
         Some(When::Ago(ago)) => Some(store.now().await?.minus(*ago)),
         None => None,
     })
-}
-
-/// What is synced.
-fn kinds(source: &Source) -> Result<Kinds, Failure> {
-    Ok(Kinds { sign_ins: source.get(&SESSION_SIGN_INS)?, ..source.get(&KINDS)? })
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::database::store_of_known_client;
 use super::{Exit, Failure, serve};
-use crate::config::{self, KINDS, Source, WORKOS_API_KEY};
+use crate::config::{self, Source, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::store::scans::ScanCounts;
@@ -33,7 +33,7 @@ pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
     let api = Api::new(&environment.api_base, source.get(&WORKOS_API_KEY)?, Clock::system());
     let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
     let context = JobContext::new(store, api, Clock::system(), Arc::new(Metrics::default()), fastrand::u64(..));
-    Ok(context.syncing(source.get(&KINDS)?))
+    Ok(context.syncing(config::kinds(source)?))
 }
 
 /// The result of one step.

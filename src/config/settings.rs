@@ -30,6 +30,9 @@ const WORKOS: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token"];
 /// Commands that send requests to the WorkOS API.
 const API: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token", "webhook register"];
 
+/// Commands that depend on what is synced.
+const KINDS_OF: &[&str] = &["serve", "backfill", "reconcile", "events retry", "events replay", "webhook register"];
+
 /// Commands that decide actions.
 const ACTIONS: &[&str] = &["serve", "action try"];
 
@@ -241,7 +244,7 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
     "on: session.created updates last_sign_in_at, except for impersonated sessions. The value can be newer than at WorkOS",
 )
 .default_from(|| value::on_off_text(authkit::SESSION_SIGN_INS))
-.used_by(&["serve", "events retry", "events replay"])
+.used_by(KINDS_OF)
 .passed_to(Builder::session_sign_ins);
 
 pub(crate) static KINDS: Setting<Kinds> = Setting::new(
@@ -250,7 +253,7 @@ pub(crate) static KINDS: Setting<Kinds> = Setting::new(
     "What is synced beside users, separated by commas: organizations, memberships, roles, sessions. users: nothing else",
 )
 .default_from(|| value::kinds_text(Kinds::ALL))
-.used_by(&["serve", "backfill", "reconcile", "events retry", "events replay"])
+.used_by(KINDS_OF)
 .passed_to(Builder::kinds);
 
 pub(crate) static BACKFILL: Setting<bool> = Setting::new(

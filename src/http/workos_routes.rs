@@ -41,7 +41,13 @@ impl SyncedKind {
 
     /// Rejects the request until the first backfill has completed: a caller cannot distinguish an incomplete list from a complete one.
     pub(super) async fn require_complete(self, state: &HttpState) -> Result<(), WorkosRejection> {
-        if state.lookups.is_incomplete().await? { Err(self.not_synced()) } else { Ok(()) }
+        let is_incomplete = match self {
+            Self::Organizations => state.lookups.are_organizations_incomplete(false).await?,
+            Self::Memberships => state.lookups.are_organizations_incomplete(true).await?,
+            // Their own table tells whether the list was read.
+            Self::Roles | Self::Permissions => state.lookups.is_incomplete().await?,
+        };
+        if is_incomplete { Err(self.not_synced()) } else { Ok(()) }
     }
 
     /// Returns the rejection of a request for an object that is not stored: unknown, or perhaps not synced yet.

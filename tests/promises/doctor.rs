@@ -1,9 +1,9 @@
 //! `doctor` names the cause and the fix of each planted fault, changes nothing, and checks the rest when a part is down.
 
+use authkit_sync::Kinds;
 use authkit_sync::dev::workos::{ApiFaults, Faults, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::api::{Api, ApiKey};
-use authkit_sync::workos::event_types::WEBHOOK_EVENT_TYPES;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -203,7 +203,7 @@ async fn each_fault_of_workos_and_of_webhooks_is_named_with_its_fix() {
     it.finds(&[], "webhook_endpoint", &["is disabled", "webhook register"]).await;
     let api = Api::new(it.lab.workos.base_url(), ApiKey::new(it.lab.workos.api_key()), Clock::system()).unwrap();
     let id = api.webhook_endpoints().await.unwrap()[0].id.clone();
-    api.update_webhook_endpoint(&id, &WEBHOOK_EVENT_TYPES).await.unwrap();
+    api.update_webhook_endpoint(&id, &Kinds::ALL.event_types()).await.unwrap();
     let wrong = it
         .finds(
             &[("WORKOS_WEBHOOK_SECRET", "whsec_of_another_endpoint")],

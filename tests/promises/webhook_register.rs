@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use authkit_sync::Kinds;
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::workos::api::{Api, ApiKey};
-use authkit_sync::workos::event_types::WEBHOOK_EVENT_TYPES;
 use authkit_sync::workos::webhook_endpoints::WebhookEndpoint;
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ async fn a_new_endpoint_is_created_once_with_every_type_and_its_secret_is_printe
     assert!(text.contains(&format!("+ endpoint {URL}")) && text.contains("+ event organization.created"), "{text}");
     let (code, text) = register(&lab, &[]).await;
     let all = endpoints(&lab).await;
-    assert_eq!((code, all.len(), all[0].missing(&WEBHOOK_EVENT_TYPES).len()), (0, 1, 0), "{text}");
+    assert_eq!((code, all.len(), all[0].missing(&Kinds::ALL.event_types()).len()), (0, 1, 0), "{text}");
     assert!(text.contains("created: ") && text.matches(all[0].secret().unwrap()).count() == 1, "{text}");
     let (code, again) = register(&lab, &[]).await;
     assert_eq!((code, endpoints(&lab).await.len()), (0, 1), "{again}");
@@ -54,7 +54,7 @@ async fn a_disabled_endpoint_with_missing_types_is_completed_and_keeps_its_other
     }
     assert!(!text.contains("+ event user.created") && !text.contains("whsec"), "{text}");
     let all = endpoints(&lab).await;
-    assert!(all[0].is_enabled() && all[0].missing(&WEBHOOK_EVENT_TYPES).is_empty());
+    assert!(all[0].is_enabled() && all[0].missing(&Kinds::ALL.event_types()).is_empty());
     assert!(all[0].events.iter().any(|name| name == "invitation.created"));
     assert!(!all[1].is_enabled() && all[1].events == ["user.created"], "another endpoint is not touched");
 }

@@ -7,9 +7,9 @@ use crate::cli::database::pool;
 use crate::config::{self, CATCH_UP, DB_POOL, EVENT_TYPES, JWKS_URL, RECONCILE_INTERVAL, Source, WEBHOOK_SECRETS};
 use crate::config::{CATCH_UP_INTERVAL, RETENTION, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
+use crate::domain::kinds::Kinds;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use crate::sync::catch_up;
 use crate::sync::job::JobContext;
 use crate::tokens::{HttpKeySource, KeyCache};
 use crate::workos::api::Api;
@@ -31,6 +31,8 @@ pub(super) struct Subject<'a> {
     pub(super) retention: Duration,
     /// Connections of one `serve` process.
     pub(super) pool_size: u32,
+    /// Event types that webhooks must bring.
+    pub(super) needed_types: Vec<&'static str>,
     /// Event types that catch-up reads.
     pub(super) polled_types: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl<'a> Subject<'a> {
         };
         let api = source.find(&WORKOS_API_KEY).zip(config::api_base(source).ok());
         let more = source.find(&EVENT_TYPES).unwrap_or_default();
+        let needed_types = config::kinds(source).unwrap_or(Kinds::ALL).event_types();
         Self {
             store: database.map(|database| Store::of_any_client(pool(&database), database.timeout)),
             client_id: environment.map(|environment| environment.client_id),
@@ -58,7 +61,8 @@ impl<'a> Subject<'a> {
             reconcile_interval: source.find(&RECONCILE_INTERVAL).flatten(),
             retention: source.find(&RETENTION).unwrap_or(crate::authkit::RETENTION),
             pool_size: source.find(&DB_POOL).unwrap_or_default(),
-            polled_types: catch_up::EVENT_TYPES.iter().map(|name| (*name).to_owned()).chain(more).collect(),
+            polled_types: needed_types.iter().map(|name| (*name).to_owned()).chain(more).collect(),
+            needed_types,
             clock,
             source,
         }

@@ -5,7 +5,6 @@ use super::subject::Subject;
 use super::workos::within;
 use crate::config::WEBHOOK_PATH;
 use crate::domain::timestamp::Timestamp;
-use crate::workos::event_types::WEBHOOK_EVENT_TYPES;
 use crate::workos::signature::Secret;
 use crate::workos::webhook_endpoints::{ProbeAnswer, WebhookEndpoint, probe};
 
@@ -92,7 +91,7 @@ fn registered(subject: &Subject<'_>, endpoint: &WebhookEndpoint) -> Check {
             "copy the signing secret from the WorkOS dashboard, page Webhooks, and restart `authkit-sync serve`",
         );
     }
-    let missing = endpoint.missing(&WEBHOOK_EVENT_TYPES);
+    let missing = endpoint.missing(&subject.needed_types);
     if !missing.is_empty() {
         let text = format!("the webhook endpoint {url} does not receive {}", missing.join(", "));
         return Check::failure(name, text, format!("{register}, which adds the types"));
@@ -139,7 +138,7 @@ fn reachable(probed: &Probed) -> Check {
 async fn received(subject: &Subject<'_>, registered_at: Option<Timestamp>) -> Check {
     let name = NAMES[2];
     let Some(store) = &subject.store else { return Check::not_checked(name, "there is no database") };
-    let types = WEBHOOK_EVENT_TYPES.map(str::to_owned);
+    let types: Vec<String> = subject.needed_types.iter().map(|name| (*name).to_owned()).collect();
     // The times have milliseconds: what happened in that one may have been before.
     let since = registered_at.map_or(Timestamp::from_unix_micros(0), |at| at.plus_micros(1));
     let (facts, now) = match (store.webhook_facts(&types, since).await, store.now().await) {

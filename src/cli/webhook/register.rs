@@ -13,7 +13,6 @@ use crate::config::{self, Source, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::sync::job::JobError;
 use crate::workos::api::{Api, ApiError};
-use crate::workos::event_types::WEBHOOK_EVENT_TYPES;
 use crate::workos::webhook_endpoints::WebhookEndpoint;
 
 const ABOUT: &str = "\
@@ -54,19 +53,19 @@ enum Difference {
 }
 
 impl Difference {
-    fn of(url: &str, endpoints: Vec<WebhookEndpoint>) -> Self {
+    fn of(url: &str, endpoints: Vec<WebhookEndpoint>, needed: &[&'static str]) -> Self {
         let Some(endpoint) = endpoints.into_iter().find(|endpoint| endpoint.endpoint_url == url) else {
             return Self::Missing;
         };
-        let types = endpoint.missing(&WEBHOOK_EVENT_TYPES);
+        let types = endpoint.missing(needed);
         if types.is_empty() && endpoint.is_enabled() { Self::None(endpoint) } else { Self::Differs { endpoint, types } }
     }
 
     /// Returns one line per difference: `+` for what is added, `~` for what changes.
-    fn lines(&self, url: &str) -> Vec<String> {
+    fn lines(&self, url: &str, needed: &[&str]) -> Vec<String> {
         let added = |types: &[&str]| types.iter().map(|name| format!("+ event {name}")).collect::<Vec<_>>();
         match self {
-            Self::Missing => [vec![format!("+ endpoint {url}")], added(&WEBHOOK_EVENT_TYPES)].concat(),
+            Self::Missing => [vec![format!("+ endpoint {url}")], added(needed)].concat(),
             Self::Differs { endpoint, types } => {
                 let status = (!endpoint.is_enabled()).then(|| "~ status disabled -> enabled".to_owned());
                 [status.into_iter().collect(), added(types)].concat()
@@ -82,8 +81,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let api = Api::new(&config::api_base(source)?, source.get(&WORKOS_API_KEY)?, Clock::system());
     let api = api.map_err(|error| Failure::new(Exit::Config, error))?;
     let failed = |error| Failure::from(JobError::Api(error));
-    let difference = Difference::of(url, api.webhook_endpoints().await.map_err(failed)?);
-    let lines = difference.lines(url);
+    let needed = config::kinds(source)?.event_types();
+    let difference = Difference::of(url, api.webhook_endpoints().await.map_err(failed)?, &needed);
+    let lines = difference.lines(url, &needed);
     if !is_json {
         lines.iter().for_each(|line| println!("{line}"));
     }
@@ -96,7 +96,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let path = matches.get_one::<PathBuf>("secret-file").filter(|path| is_missing || !path.exists());
     let file = path.map(|path| SecretFile::create(path)).transpose()?;
     let (result, registered) = match difference {
-        Difference::Missing => ("created", api.create_webhook_endpoint(url, &WEBHOOK_EVENT_TYPES).await),
+        Difference::Missing => ("created", api.create_webhook_endpoint(url, &needed).await),
         Difference::Differs { endpoint, types } => {
             let events: Vec<&str> = endpoint.events.iter().map(String::as_str).chain(types).collect();
             ("updated", api.update_webhook_endpoint(&endpoint.id, &events).await)

@@ -10,7 +10,7 @@ use super::SimulatedWorkos;
 use super::collection::Object;
 use super::deliveries::Endpoint;
 use super::fault::Fault;
-use crate::workos::event_types::WEBHOOK_EVENT_TYPES;
+use crate::domain::kinds::Kinds;
 use crate::workos::signature::Secret;
 
 pub(super) fn routes() -> Router<SimulatedWorkos> {
@@ -21,7 +21,11 @@ pub(super) fn routes() -> Router<SimulatedWorkos> {
 
 fn shown(workos: &SimulatedWorkos, endpoint: &Endpoint) -> Value {
     // An endpoint for all types shows those that this service needs.
-    let events = if endpoint.events.is_empty() { json!(WEBHOOK_EVENT_TYPES) } else { json!(endpoint.events) };
+    let events = if endpoint.events.is_empty() {
+        json!(Kinds { sign_ins: true, ..Kinds::ALL }.event_types())
+    } else {
+        json!(endpoint.events)
+    };
     let is_masked = workos.fault_injector().faults().mask_secrets;
     let secret = if is_masked { "whsec_****************".to_owned() } else { endpoint.secret_text.clone() };
     json!({
