@@ -80,7 +80,7 @@ fn the_dockerfile_copies_everything_that_the_manifest_names() {
 }
 
 /// The files that sources include outside tests.
-fn included(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn included(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

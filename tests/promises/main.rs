@@ -154,6 +154,7 @@ mod organizations_api;
 mod organizations_backfill;
 mod organizations_reconcile;
 mod outage;
+mod packaging;
 mod plans;
 mod plans_at_scale;
 mod polling;
