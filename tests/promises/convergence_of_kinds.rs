@@ -19,6 +19,7 @@ use crate::auth_session::{membership, organization};
 use crate::convergence::shuffle;
 use crate::support::database::TestDatabase;
 use crate::support::events::{at, body, event, unique, user};
+use crate::support::rows::{Columns, TABLES, columns_of, rows_of};
 use crate::support::service::{Service, store};
 
 /// The name of organizations that PostgreSQL refuses.
@@ -273,7 +274,7 @@ impl Model {
     }
 
     /// The row of an object, without null columns.
-    fn row(&self, kind: Kind, id: &str) -> BTreeMap<String, Value> {
+    fn row(&self, kind: Kind, id: &str) -> Columns {
         let object = &self.objects[&(kind, id.to_owned())];
         let mut row = BTreeMap::from([
             ("id".to_owned(), json!(id)),
@@ -287,13 +288,7 @@ impl Model {
             }
         } else {
             let (version, live) = object.live.as_ref().unwrap();
-            row.extend(live.as_object().unwrap().clone().into_iter().filter(|(name, _)| name != "object"));
-            if kind == Kind::Membership {
-                let slugs: Vec<Value> =
-                    live["roles"].as_array().unwrap().iter().map(|role| role["slug"].clone()).collect();
-                row.insert("roles".to_owned(), json!(slugs));
-                row.insert("role".to_owned(), live["role"]["slug"].clone());
-            }
+            row.extend(columns_of(live));
             row.insert("synced_extra".to_owned(), json!({}));
             row.insert("synced_observed_at".to_owned(), json!(version.observed_at));
             row.insert("synced_observation_id".to_owned(), json!(version.id));
@@ -303,12 +298,6 @@ impl Model {
     }
 }
 
-const TABLES: [(Kind, &str); 3] = [
-    (Kind::User, "user_records"),
-    (Kind::Organization, "organization_records"),
-    (Kind::Membership, "organization_membership_records"),
-];
-
 async fn texts(pool: &PgPool, sql: &str, ids: &[String]) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).bind(ids).fetch_all(pool).await.unwrap()
 }
@@ -316,22 +305,10 @@ async fn texts(pool: &PgPool, sql: &str, ids: &[String]) -> Vec<String> {
 /// Checks every row of the case, with all columns.
 async fn check_rows(pool: &PgPool, model: &Model, ids: &[String]) {
     for (kind, table) in TABLES {
-        let sql = format!(
-            "select to_jsonb(stored) - 'synced_at' - 'synced_version_at' from workos.{table} as stored where id = any($1)"
-        );
-        let found: Vec<Value> = sqlx::query_scalar(AssertSqlSafe(sql)).bind(ids).fetch_all(pool).await.unwrap();
-        let mut found: BTreeMap<String, BTreeMap<String, Value>> = found
-            .into_iter()
-            .map(|row| {
-                let row = row.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
-                let row = row.map(|(name, value)| {
-                    let time = value.as_str().filter(|_| name.ends_with("_at")).and_then(Timestamp::parse);
-                    (name.clone(), time.map_or_else(|| value.clone(), |time| json!(time)))
-                });
-                let row: BTreeMap<String, Value> = row.collect();
-                (row["id"].as_str().unwrap().to_owned(), row)
-            })
-            .collect();
+        let mut found = rows_of(pool, table, Some(ids)).await.unwrap();
+        for row in found.values_mut() {
+            row.retain(|name, _| !["synced_at", "synced_version_at"].contains(&name.as_str()));
+        }
         for id in model.objects.keys().filter(|(of, _)| *of == kind).map(|(_, id)| id) {
             assert_eq!(found.remove(id), Some(model.row(kind, id)), "{id}");
         }

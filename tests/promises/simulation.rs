@@ -5,6 +5,7 @@
 
 mod environment;
 mod invariants;
+mod members;
 mod mishaps;
 mod replica;
 mod settle;
@@ -22,7 +23,8 @@ use world::{Feeds, World};
 const SEEDS: u64 = 60;
 const BUDGET: Duration = Duration::from_secs(90);
 
-/// Seeds that found a defect, which is fixed now. The test command plays them first.
+/// Seeds that found a defect, which is fixed now. The test command plays them first. In them only users change, as at that time, so
+/// that their histories stay the same.
 const PINNED: [u64; 11] = [
     2,  // A late event: its page counted as listed newest first, and the cursor never moved again.
     4,  // Erasing a long history took longer than the database timeout: the deletion was never applied.
@@ -54,8 +56,20 @@ fn seeds() -> (Vec<u64>, Duration) {
     }
 }
 
-#[tokio::test]
-async fn after_all_faults_every_row_equals_workos() {
+/// Stack of the thread that plays. A debug build needs more than a test has.
+const STACK_BYTES: usize = 64 * 1024 * 1024;
+
+#[test]
+fn after_all_faults_every_row_equals_workos() {
+    let play = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(play_seeds());
+    };
+    let player = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(play).unwrap();
+    player.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+async fn play_seeds() {
     let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
     let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
@@ -89,7 +103,7 @@ async fn play(seed: u64, server: &mut PrivatePostgres) -> Groups {
         1 => Feeds::CatchUpOnly,
         _ => Feeds::Both,
     };
-    let mut world = World::begin(seed, feeds, server).await;
+    let mut world = World::begin(seed, feeds, !PINNED.contains(&seed), server).await;
     world.live().await;
     world.settle().await;
     let groups = world.seen.groups;

@@ -3,6 +3,7 @@
 //! | layer | what it adds |
 //! |---|---|
 //! | [`events`], [`actions`], [`fixture`] | events, users and actions as WorkOS sends them |
+//! | [`rows`] | rows of the tables of objects, to compare them with WorkOS's objects |
 //! | [`database::TestDatabase`] | a database of the test's own |
 //! | [`service::Service`] | the service in this process, on a pool, with a clock and signing keys that the test sets |
 //! | [`application::Application`] | a database and an application's table, and services with handlers |
@@ -23,6 +24,7 @@ pub(crate) mod hostile;
 pub(crate) mod lab;
 pub(crate) mod policies;
 pub(crate) mod programs;
+pub(crate) mod rows;
 pub(crate) mod service;
 
 use serde_json::Value;

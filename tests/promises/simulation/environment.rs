@@ -7,6 +7,7 @@ use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::timestamp::Timestamp;
 use serde_json::{Value, json};
 
+use super::members::Members;
 use crate::support::lab::{another_workos, object};
 
 /// Maximum number of users of an environment, including deleted ones.
@@ -41,6 +42,9 @@ pub(super) struct Environment {
     clock: Clock,
     /// All users, including deleted ones.
     pub(super) users: BTreeMap<String, LastState>,
+    /// Organizations, memberships and sessions change, too.
+    pub(super) has_members: bool,
+    pub(super) members: Members,
     /// Every event, oldest first.
     pub(super) events: Vec<Made>,
     /// Open deliveries, and the number of attempts of each one.
@@ -64,7 +68,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    pub(super) async fn start(clock: &Clock, seed: u64, receives: bool) -> Self {
+    pub(super) async fn start(clock: &Clock, seed: u64, receives: bool, has_members: bool) -> Self {
         let workos = another_workos(clock, seed, None).await;
         workos.set_faults(Faults { hold: true, ..Faults::default() });
         workos.add_endpoint("http://held.invalid/");
@@ -72,6 +76,8 @@ impl Environment {
             workos,
             clock: clock.clone(),
             users: BTreeMap::new(),
+            has_members,
+            members: Members::default(),
             events: Vec::new(),
             deliveries: Vec::new(),
             receives,
@@ -116,7 +122,7 @@ impl Environment {
         self.users.iter().filter(|(_, user)| user.deleted_at.is_none()).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Changes a user, or creates an event about one.
+    /// Changes a user, or creates an event about one. Then changes an organization, a membership or a session.
     pub(super) fn history(&mut self, random: &mut fastrand::Rng) {
         let user = random.choice(&self.live_users()).cloned();
         match (user, random.u8(0..20)) {
@@ -132,6 +138,9 @@ impl Environment {
                 let _ = self.workos.emit("organization_membership.created", data);
             }
             (None, _) => {}
+        }
+        if self.has_members {
+            self.history_of_members(random);
         }
         self.note_events();
     }
@@ -163,6 +172,7 @@ impl Environment {
             if event_type == "user.deleted" {
                 self.users.get_mut(event["data"]["id"].as_str().unwrap()).unwrap().event_says = Some(created_at);
             }
+            self.members.note(&event, created_at, self.clock.now());
             let (id, happened_at) = (held.event_id.clone(), self.clock.now());
             self.events.push(Made { id, event_type, created_at, happened_at });
             if self.receives {
@@ -175,7 +185,7 @@ impl Environment {
 /// The beginning of the names that PostgreSQL refuses as data; see `CLEAN`.
 const REFUSED: &str = "refused";
 
-fn name(random: &mut fastrand::Rng) -> String {
+pub(super) fn name(random: &mut fastrand::Rng) -> String {
     let number = random.u16(..);
     let begins = if number.is_multiple_of(10) { REFUSED } else { "name" };
     format!("{begins} {number}")
@@ -184,10 +194,12 @@ fn name(random: &mut fastrand::Rng) -> String {
 /// Returns whether this event cannot be applied as long as PostgreSQL refuses some names.
 pub(super) fn can_be_quarantined(held: &Held) -> bool {
     let event: Value = serde_json::from_slice(&held.body).unwrap();
-    let has_refused_name = event["data"]["first_name"].as_str().is_some_and(|name| name.starts_with(REFUSED));
+    let data = &event["data"];
+    let is_refused = |field: &str| data[field].as_str().is_some_and(|name| name.starts_with(REFUSED));
     match event["event"].as_str().unwrap() {
-        "user.created" | "user.updated" => has_refused_name,
+        "user.created" | "user.updated" => is_refused("first_name"),
+        "organization.created" | "organization.updated" => is_refused("name"),
         // It lacks fields that a membership must have.
-        event_type => event_type == "organization_membership.created",
+        event_type => event_type == "organization_membership.created" && data["status"].is_null(),
     }
 }

@@ -264,7 +264,8 @@ impl World<'_> {
     /// The operator rebinds the database to the other environment, and restarts one of the two processes.
     async fn rebind(&mut self) {
         if self.environments.len() == 1 {
-            let mut other = Environment::start(&self.clock, self.seed.wrapping_add(1 << 32), false).await;
+            let mut other =
+                Environment::start(&self.clock, self.seed.wrapping_add(1 << 32), false, self.here().has_members).await;
             // Without the API, no event about them would ever arrive.
             let before = if self.feeds == Feeds::WebhooksOnly { 0 } else { self.random.u8(0..8) };
             for _ in 0..before {

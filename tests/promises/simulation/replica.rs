@@ -27,7 +27,7 @@ use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::api::{Api, ApiKey};
 use authkit_sync::workos::signature::Secret;
-use authkit_sync::{AuthKit, Change, Tx};
+use authkit_sync::{AuthKit, Change, Kinds, Tx};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
@@ -85,6 +85,11 @@ pub(super) async fn cut_off<F: Future>(polls: usize, future: F) -> Option<F::Out
         future.as_mut().poll(context).map(Some)
     })
     .await
+}
+
+/// The types of events that catch-up reads.
+pub(super) fn types() -> impl Iterator<Item = &'static str> {
+    Kinds::ALL.event_types().into_iter().chain(["session.created"])
 }
 
 /// The jobs that send requests to WorkOS, and the one that does not.
@@ -173,7 +178,7 @@ impl Replica {
         let clock = Clock::manual(start.now);
         let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
         let context = job_context(pool.clone(), &workos.client_id(), timeout, api, &clock, seed);
-        let types = ["user.created", "user.updated", "user.deleted", "session.created"].map(str::to_owned).to_vec();
+        let types = types().map(str::to_owned).collect::<Vec<_>>();
         let receiver = AuthKit::builder(pool.clone(), workos.client_id())
             .webhook_secrets(vec![Secret::new(workos.webhook_secret())])
             .key_source(Arc::new(NoKeys))
@@ -262,7 +267,19 @@ impl Replica {
     }
 }
 
-/// Creates the application's handlers. One in Rust writes a table of users and a log, and sometimes fails before or after its writes.
+/// Writes the current membership of a change to the application's table.
+async fn keep_member(change: &Change, tx: &mut Tx) -> Result<(), BoxError> {
+    let id = change.object_id.as_ref().unwrap();
+    if let Some(membership) = &change.membership {
+        let keep = "insert into app_members values ($1, $2) on conflict (id) do update set status = excluded.status";
+        sqlx::query(keep).bind(id).bind(&membership.status).execute(&mut **tx).await?;
+    } else {
+        sqlx::query("delete from app_members where id = $1").bind(id).execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+/// Creates the application's handlers. One in Rust writes tables of users and memberships and a log, and sometimes fails before or after its writes.
 /// One in SQL writes a log, and fails as often.
 fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
@@ -286,6 +303,7 @@ fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
                 (ChangeKind::User(_), None) => {
                     sqlx::query("delete from app_users where id = $1").bind(&id).execute(&mut *tx).await?;
                 }
+                (ChangeKind::Membership(_), _) => keep_member(&change, &mut tx).await?,
                 _ => {}
             }
             sqlx::query("insert into app_log (handler, position, user_id, kind) values ('mirror', $1, $2, $3)")

@@ -50,7 +50,7 @@ pub(super) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(super) async fn begin(seed: u64, feeds: Feeds, server: &'a mut PrivatePostgres) -> Self {
+    pub(super) async fn begin(seed: u64, feeds: Feeds, has_members: bool, server: &'a mut PrivatePostgres) -> Self {
         let url = server.url("postgres");
         let options: PgConnectOptions = url.parse().unwrap();
         let options = options.options([("default_transaction_read_only", "off")]);
@@ -65,7 +65,7 @@ impl<'a> World<'a> {
         // The database uses the real clock.
         let clock = Clock::manual(Clock::system().now().plus_seconds(-7_210));
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut environment = Environment::start(&clock, seed, false).await;
+        let mut environment = Environment::start(&clock, seed, false, has_members).await;
         // Some users exist before the first start.
         let before = if feeds == Feeds::WebhooksOnly { 0 } else { random.u8(0..8) };
         for _ in 0..before {
@@ -357,18 +357,20 @@ impl<'a> World<'a> {
     }
 }
 
-/// Creates the tables of the application (a mirror of users and a log), a trigger that refuses some names as data, a
+/// Creates the tables of the application (a mirror of users and memberships, and a log), a trigger that refuses some names as data, a
 /// trigger that slows down erasing, and a digest that shows
 /// whether one of our tables has changed.
 const CLEAN: &str = "
-    truncate workos.user_records, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
+    truncate workos.user_records, workos.organization_records, workos.organization_membership_records,
+        workos.revoked_sessions, workos.refreshes, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
         workos.changes, workos.handlers, workos.erasures cascade;
     create table if not exists app_users (id text collate \"C\" primary key, name text);
     create table if not exists app_log (
         n bigint generated always as identity primary key,
         handler text not null, position bigint not null, user_id text not null, kind text not null
     );
-    truncate app_users, app_log;
+    create table if not exists app_members (id text collate \"C\" primary key, status text);
+    truncate app_users, app_members, app_log;
     create sequence if not exists app_flaky;
     create or replace function app_log(change jsonb) returns void language plpgsql as $$
     begin
@@ -386,6 +388,8 @@ const CLEAN: &str = "
     $$;
     create or replace trigger app_refuse before insert or update on workos.user_records
         for each row when (new.first_name like 'refused %') execute function public.app_refuse();
+    create or replace trigger app_refuse before insert or update on workos.organization_records
+        for each row when (new.name like 'refused %') execute function public.app_refuse();
     create table if not exists app_slowness (erasing_ms integer);
     truncate app_slowness;
     create or replace function app_slowly() returns trigger language plpgsql as $$
