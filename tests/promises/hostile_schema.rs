@@ -315,8 +315,8 @@ const MEMBERSHIP: &str = "
     insert into workos.organization_membership_records
         (id, user_id, organization_id, status, roles, custom_attributes, directory_managed, updated_at, synced_extra,
         synced_observed_at, synced_observation_id, synced_at)
-    values ('om_1', 'USER', 'org_1', 'active', '{member,org-clerk}', '{}', false, now(), '{}', now(), 'event', now());
-    insert into workos.role_records (slug, permissions) values ('member', '{a}');
+    values ('om_1', 'USER', 'org_1', 'active', '{clerk,org-clerk}', '{}', false, now(), '{}', now(), 'event', now());
+    insert into workos.role_records (slug, permissions) values ('clerk', '{a}');
     insert into workos.organization_role_records (organization_id, slug, permissions) values ('org_1', 'org-clerk', '{b}');
     insert into workos.revoked_sessions (id) values ('revoked')";
 
@@ -340,7 +340,7 @@ async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
         let found: Read = sqlx::query_as(read).fetch_one(&mut *caller).await.unwrap();
         let some = |text: &str| is_member.then(|| text.to_owned());
         let list = |texts: &[&str]| texts.iter().filter_map(|text| some(text)).collect::<Vec<_>>();
-        let (roles, permissions) = (list(&["member", "org-clerk"]), list(&["a", "b"]));
+        let (roles, permissions) = (list(&["clerk", "org-clerk"]), list(&["a", "b"]));
         let expected: Read = (some("org_1"), roles, permissions, list(&["org_1"]), is_member, is_member, some("om_1"));
         assert_eq!(found, expected);
     }

@@ -135,7 +135,7 @@ async fn a_tombstone_workos_contradicts_is_reported_and_stays() {
     let (code, out, _) = lab.run(&["reconcile", "--check"]).await;
     assert_eq!((code, out.contains(&format!("{}  deleted here, but live at WorkOS", ids[1]))), (1, true), "{out}");
     let (code, out, _) = lab.run(&["reconcile"]).await;
-    assert_eq!((code, out.contains("a deleted user is never revived")), (0, true), "{out}");
+    assert_eq!((code, out.contains("a deleted object is never revived")), (0, true), "{out}");
     assert_eq!(dead(&lab).await, 1);
 }
 
