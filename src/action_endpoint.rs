@@ -4,8 +4,10 @@
 //! `t=<unix milliseconds>, v1=<hex>`, where `v1` is the HMAC-SHA256 of `t`, a dot and the body with the secret. The answer is 200 with
 //! `{"verdict": "allow"}` or `{"verdict": "deny", "message": "…"}`, or 204 for no opinion.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::{Instant, timeout_at};
 
 use crate::domain::action::{Action, Verdict};
@@ -132,12 +134,15 @@ impl ActionEndpoint {
             Err(EndpointError::Plain)
         } else if !is_allowed(&url, self.private_addresses) {
             Err(EndpointError::Private)
-        } else if self.secret.length() < SECRET_LENGTH {
-            Err(EndpointError::Secret)
         } else {
+            check_secret(&self.secret)?;
             Ok(url)
         }
     }
+}
+
+fn check_secret(secret: &Secret) -> Result<(), EndpointError> {
+    if secret.length() < SECRET_LENGTH { Err(EndpointError::Secret) } else { Ok(()) }
 }
 
 /// An endpoint with checked settings.
@@ -146,13 +151,28 @@ pub(crate) struct Endpoint {
     client: reqwest::Client,
     url: reqwest::Url,
     settings: ActionEndpoint,
+    /// It replaces that of the settings.
+    secret: ArcSwap<Secret>,
 }
 
 impl Endpoint {
     pub(crate) fn new(settings: ActionEndpoint) -> Result<Self, EndpointError> {
         let url = settings.target()?;
         let client = guarded_client(settings.private_addresses).map_err(|_| EndpointError::Client)?;
-        Ok(Self { client, url, settings })
+        let secret = ArcSwap::from_pointee(settings.secret.clone());
+        Ok(Self { client, url, settings, secret })
+    }
+
+    /// Returns the secret that signs our requests.
+    pub(crate) fn secret(&self) -> Arc<Secret> {
+        self.secret.load_full()
+    }
+
+    /// Replaces the secret that signs our requests.
+    pub(crate) fn set_secret(&self, secret: Secret) -> Result<(), EndpointError> {
+        check_secret(&secret)?;
+        self.secret.store(Arc::new(secret));
+        Ok(())
     }
 
     /// Returns the verdict for a failure.
@@ -178,7 +198,7 @@ impl Endpoint {
         let request = self
             .client
             .post(self.url.clone())
-            .header(HEADER, self.settings.secret.sign(now, &action.payload))
+            .header(HEADER, self.secret.load().sign(now, &action.payload))
             .header("content-type", "application/json")
             .body(action.payload.clone());
         let answer = request.send().await.map_err(|error| match error {

@@ -10,6 +10,7 @@ mod dispatcher;
 mod error;
 mod extract;
 mod handlers;
+mod secrets;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ pub use builder::{
     ALLOW_SHARED_ISSUER, BACKFILL, BODY_LIMIT, Builder, CATCH_UP, CATCH_UP_INTERVAL, READ_THROUGH, RECONCILE_INTERVAL,
     RETENTION, SESSION_SIGN_INS, WEBHOOK_PATH, WORKOS_API_HOSTNAME,
 };
-pub use error::{BuildError, RunError};
+pub use error::{BuildError, RunError, SecretError};
 pub use extract::AuthUser;
 
 /// Pause between two attempts to reach the database at start.

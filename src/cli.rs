@@ -15,6 +15,7 @@ mod migrate;
 mod personal;
 mod rebind;
 mod reconcile;
+mod rotation;
 mod scan;
 mod serve;
 mod status;
@@ -228,7 +229,7 @@ fn source(matches: &ArgMatches, dotenv: &Dotenv) -> Source {
         let id = setting.flag()?;
         matches.try_get_one::<String>(&id).ok().flatten().cloned()
     };
-    let environment = |name: &'static str| {
+    let environment = |name: &str| {
         let set = std::env::var_os(name).map(OsString::into_string).and_then(Result::ok);
         set.filter(|value| !value.trim().is_empty()).or_else(|| dotenv.lines.get(name).cloned())
     };
@@ -260,5 +261,11 @@ fn with_settings(command: Command, path: &str) -> Command {
     if lines.is_empty() {
         return command;
     }
-    command.after_help(format!("Environment variables without a flag:\n{}", lines.join("\n")))
+    let files: Vec<String> = used.iter().filter_map(|setting| setting.file_variable()).collect();
+    let files = if files.is_empty() {
+        String::new()
+    } else {
+        format!("\n\nA secret can be in a file. Then set the path of the file instead:\n  {}", files.join("\n  "))
+    };
+    command.after_help(format!("Environment variables without a flag:\n{}{files}", lines.join("\n")))
 }

@@ -4,6 +4,8 @@
 //! A setting is an environment variable and, unless it is secret, a flag that overrides it. Secrets have no flag, because `ps`
 //! shows flags. [`Source::check`] runs before a command starts anything, and reports every problem at once.
 
+mod rotation;
+mod secret_file;
 mod serve;
 mod setting;
 mod settings;
@@ -13,11 +15,14 @@ mod value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
 use crate::domain::kinds::Kinds;
+pub(crate) use rotation::Rotation;
+use secret_file::SecretFile;
 pub(crate) use serve::{allows_every_action, builder, checked_action_endpoint};
 pub use setting::{AnySetting, Description, Setting};
 pub use settings::SETTINGS;
@@ -28,10 +33,19 @@ pub(crate) use settings::{
 };
 pub(crate) use unknown::unknown_variables;
 
-/// The values of the settings: flags first, then the environment. Empty text counts as unset.
-#[derive(Debug, Default)]
+/// The values of the settings: flags first, then the environment. Empty text counts as unset. A secret can be in a file, whose path
+/// is in the variable [`Description::file_variable`].
+#[derive(Default)]
 pub struct Source {
     values: BTreeMap<&'static str, String>,
+    files: BTreeMap<&'static str, SecretFile>,
+}
+
+/// Shows no value, because a value can be a secret.
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("set", &self.values.keys()).field("files", &self.files).finish()
+    }
 }
 
 /// Everything that is wrong with the settings, one line each. It never contains a value.
@@ -48,17 +62,20 @@ impl From<String> for Problems {
 impl Source {
     /// Reads every setting from `flag`, else from `environment`.
     #[must_use]
-    pub fn new(
-        flag: impl Fn(&Description) -> Option<String>,
-        environment: impl Fn(&'static str) -> Option<String>,
-    ) -> Self {
-        let values = SETTINGS.iter().filter_map(|setting| {
-            let description = setting.description();
-            let value = flag(description).or_else(|| environment(description.name))?;
-            let value = value.trim();
-            (!value.is_empty()).then(|| (description.name, value.to_owned()))
-        });
-        Self { values: values.collect() }
+    pub fn new(flag: impl Fn(&Description) -> Option<String>, environment: impl Fn(&str) -> Option<String>) -> Self {
+        let (mut values, mut files) = (BTreeMap::new(), BTreeMap::new());
+        for description in SETTINGS.iter().map(|setting| setting.description()) {
+            let trimmed = |value: String| Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+            let value = flag(description).or_else(|| environment(description.name));
+            if let Some(value) = value.and_then(trimmed) {
+                values.insert(description.name, value);
+            }
+            let path = description.file_variable().and_then(|name| environment(&name));
+            if let Some(path) = path.and_then(trimmed) {
+                files.insert(description.name, SecretFile::new(path.into()));
+            }
+        }
+        Self { values, files }
     }
 
     /// Checks every setting that `command` uses, for example `serve` or `events list`.
@@ -66,21 +83,70 @@ impl Source {
     /// # Errors
     /// [`Problems`]: everything that is missing, malformed or contradictory.
     pub fn check(&self, command: &str) -> Result<(), Problems> {
-        let used = SETTINGS.iter().filter(|setting| setting.description().is_used_by(command));
-        let mut problems: Vec<String> = used.filter_map(|setting| setting.problem(self, command)).collect();
+        let used: Vec<_> = SETTINGS.iter().filter(|setting| setting.description().is_used_by(command)).collect();
+        let mut problems: Vec<String> = used.iter().filter_map(|setting| setting.problem(self, command)).collect();
+        for file in used.iter().filter_map(|setting| self.files.get(setting.description().name)) {
+            if file.is_readable_by_all() {
+                tracing::warn!(
+                    file = %file.path().display(),
+                    "every user of this machine can read the file of a secret; run chmod o-r, or in Kubernetes set the volume's defaultMode to 0440 and fsGroup"
+                );
+            }
+        }
         if command == "serve" {
             problems.extend(serve::problems(self));
         }
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
-    /// Returns the text of a setting, or the text of its default.
-    fn text(&self, description: &Description) -> Option<Cow<'_, str>> {
-        self.values.get(description.name).map(|value| value.as_str().into()).or_else(|| description.default())
+    /// Returns the same values and the same files, which are not read yet.
+    fn unread(&self) -> Self {
+        let unread = |file: &SecretFile| SecretFile::new(file.path().to_owned());
+        let files = self.files.iter().map(|(name, file)| (*name, unread(file))).collect();
+        Self { values: self.values.clone(), files }
+    }
+
+    /// Reads every file that is not read yet. Later uses of the values do not read.
+    pub(crate) fn load(&self) {
+        for file in self.files.values() {
+            // The result is kept in the file.
+            let _ = file.value();
+        }
+    }
+
+    /// Returns the text of a setting, or the text of its default. An error says what is wrong with the file of a secret.
+    fn text(&self, description: &Description) -> Option<Result<Cow<'_, str>, String>> {
+        let value = self.values.get(description.name);
+        match (value, self.files.get(description.name)) {
+            (Some(_), Some(_)) => {
+                let (name, file) = (description.name, description.file_variable().unwrap_or_default());
+                Some(Err(format!("{name} and {file} are both set. Remove one of them")))
+            }
+            (Some(value), None) => Some(Ok(value.as_str().into())),
+            (None, Some(file)) => Some(match file.value() {
+                Ok(value) => Ok(value.into()),
+                Err(why) => Err(format!("{} cannot be used: {why}", description.file_variable().unwrap_or_default())),
+            }),
+            (None, None) => description.default().map(Ok),
+        }
+    }
+
+    /// Returns what an error calls the value of a setting: the variable, and the file if the value is in one.
+    fn origin(&self, description: &Description) -> String {
+        match self.file(description) {
+            Some(path) => format!("{} (in the file {})", description.name, path.display()),
+            None => description.name.to_owned(),
+        }
+    }
+
+    /// Returns the file that holds the value of a secret.
+    fn file(&self, description: &Description) -> Option<&Path> {
+        self.files.get(description.name).map(SecretFile::path)
     }
 
     pub(crate) fn is_set<T>(&self, setting: &Setting<T>) -> bool {
-        self.values.contains_key(setting.description().name)
+        let name = setting.description().name;
+        self.values.contains_key(name) || self.files.contains_key(name)
     }
 
     /// Returns the value of a setting or its default. `None` if there is neither, or if the value is malformed.

@@ -16,6 +16,7 @@ mod openapi;
 mod ops;
 mod organizations;
 mod pages;
+mod rejected_secrets;
 mod request_log;
 mod roles;
 mod server;
@@ -47,6 +48,7 @@ pub(crate) use body::BodyBudget;
 pub use error::Rejection;
 pub use headers::HEADERS;
 use headers::REQUEST_ID;
+pub(crate) use rejected_secrets::RejectedSecrets;
 pub use server::CONNECTIONS;
 pub(crate) use server::{Limits, OPS_CONNECTIONS, Served, WRITE_TIMEOUT, serve};
 use service_key_check::require_service_key;
@@ -79,7 +81,7 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     let mut cached = OpenApiRouter::new().routes(routes!(openapi::document));
     let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
     let mirror = mirror(state);
-    if state.service_keys.is_empty() {
+    if state.service_keys.load().is_empty() {
         // The routes are described even without a key: a client is generated once, and a key can be configured later.
         cached.get_openapi_mut().merge(mirror.into_openapi());
         uncached.get_openapi_mut().merge(feed(state).into_openapi());
@@ -88,7 +90,7 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     }
     // The lookups answer conditionally by themselves, because each layer costs them.
     let mut all = lookups.merge(cached.layer(middleware::from_fn(conditional::answer))).merge(uncached);
-    if !state.webhook_secrets.is_empty() {
+    if !state.webhook_secrets.load().is_empty() {
         let (schemas, paths, receiver) = routes!(webhook::receive);
         all = all.routes((schemas, openapi::at(&state.webhook_path, paths), receiver));
     }

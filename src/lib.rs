@@ -85,7 +85,7 @@ pub use sqlx;
 
 pub use action_endpoint::{ActionEndpoint, EndpointError, OnFailure};
 pub use actions::{ActionHandlerError, Opinion};
-pub use authkit::{AuthKit, AuthUser, BuildError, Builder, Rejection, RunError};
+pub use authkit::{AuthKit, AuthUser, BuildError, Builder, Rejection, RunError, SecretError};
 pub use domain::action::{Action, ActionContext, ActionKind, Invitation, Verdict};
 pub use domain::action_rules::{Rule, RuleError, Rules, Who};
 pub use domain::change::{Cause, Change, ChangeKind, Difference, NotAPosition, Position};

@@ -2,6 +2,7 @@
 
 mod handlers;
 mod requests;
+mod secrets;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -17,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use handlers::{HandledLabels, HandlerLabels, Handlers};
 use requests::Requests;
+use secrets::Secrets;
 
 /// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
 const TYPE_LIMIT: usize = 200;
@@ -39,6 +41,7 @@ pub struct Metrics {
     handlers: Handlers,
     progress: Progress,
     erasures: Erasures,
+    secrets: Secrets,
     webhook_queue: Gauge,
     webhook_batch: Histogram,
     connections: Gauge,
@@ -213,6 +216,7 @@ impl Default for Metrics {
         let handlers = Handlers::register(&mut registry);
         let progress = Progress::register(&mut registry);
         let erasures = Erasures::register(&mut registry);
+        let secrets = Secrets::register(&mut registry);
         let webhook_queue = gauge(&mut registry, "webhook_queue_events", "Webhooks that wait for their commit");
         let webhook_batch = Histogram::new(BATCHES);
         registry.register("webhook_batch_events", "Webhooks that share a transaction", webhook_batch.clone());
@@ -237,6 +241,7 @@ impl Default for Metrics {
             handlers,
             progress,
             erasures,
+            secrets,
             webhook_queue,
             webhook_batch,
             connections,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::error::BuildError;
 use crate::action_endpoint::{ActionEndpoint, Endpoint};
 use crate::actions::{Actions, DEADLINE, Handler};
@@ -81,6 +83,6 @@ impl ActionSettings {
             metrics: metrics.clone(),
         };
         let bodies = BodyBudget::new(ACTION_BODY_LIMIT, connections.saturating_mul(ACTION_BODY_LIMIT));
-        Ok(Some(Arc::new(ActionState { secrets: self.secrets, actions, bodies })))
+        Ok(Some(Arc::new(ActionState { secrets: ArcSwap::from_pointee(self.secrets), actions, bodies })))
     }
 }

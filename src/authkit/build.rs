@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use super::AuthKit;
@@ -11,7 +12,7 @@ use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use super::error::BuildError;
 use crate::domain::event::Origin;
 use crate::domain::kinds::Kinds;
-use crate::http::{BodyBudget, HttpState, Limits};
+use crate::http::{BodyBudget, HttpState, Limits, RejectedSecrets};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -67,7 +68,8 @@ impl Builder {
                     .awaiting_backfill(awaited)
                     .reading_through(read_through),
                 kinds,
-                service_keys: self.service_keys,
+                service_keys: ArcSwap::from_pointee(self.service_keys),
+                rejected_secrets: RejectedSecrets::default(),
                 cors_origins: self.cors_origins,
                 watch,
                 jobs: context.jobs.clone(),
@@ -75,7 +77,7 @@ impl Builder {
                 feed: Feed::new(store.clone()),
                 closing: CancellationToken::new(),
                 store,
-                webhook_secrets: self.webhook_secrets,
+                webhook_secrets: ArcSwap::from_pointee(self.webhook_secrets),
                 actions,
                 webhook_path: self.webhook_path,
                 signature_tolerance: self.signature_tolerance,

@@ -8,6 +8,17 @@ use crate::store::migrations::MigrationsError;
 #[error("{0}")]
 pub struct BuildError(pub(super) String);
 
+/// Why a secret was not replaced. The previous one stays in use. The text does not contain the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The new secret can never be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// The database or WorkOS does not accept the new secret, or cannot be reached. A retry can succeed.
+    #[error("{0}")]
+    NotAccepted(String),
+}
+
 /// Why [`AuthKit::run`](crate::AuthKit::run) ended before its shutdown was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -1,6 +1,6 @@
 //! SIGHUP: read the log filter (`RUST_LOG` in the `.env` file) again. It never ends the process.
 //!
-//! Every other setting takes effect at the next start.
+//! `serve` then also reads the secrets again (`rotation.rs`). Every other setting takes effect at the next start.
 
 use clap::ArgMatches;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +30,11 @@ fn reread(command: &str, matches: &ArgMatches, filter: &mut LogFilter) {
     }
     let wanted = log_filter(command, &source(matches, &dotenv));
     let replaced = filter.replace(&wanted, |from, to| {
-        tracing::info!(from, to, "SIGHUP: reread .env; the log filter changes, other settings do so at the next start");
+        tracing::info!(
+            from,
+            to,
+            "SIGHUP: reread .env; the log filter changes, other settings that are not secret do so at the next start"
+        );
     });
     match replaced {
         Ok(()) => {}
@@ -44,7 +48,7 @@ fn reread(command: &str, matches: &ArgMatches, filter: &mut LogFilter) {
         ),
         Err(NotReplaced::Unchanged) => tracing::info!(
             filter = filter.text(),
-            "SIGHUP: reread .env; the log filter is the same, other settings change at the next start"
+            "SIGHUP: reread .env; the log filter is the same, other settings that are not secret change at the next start"
         ),
     }
 }

@@ -1,13 +1,14 @@
 //! `serve`: receive webhooks and answer lookups.
 
+use std::future::Future;
 use std::net::SocketAddr;
 
 use clap::{ArgMatches, Command};
 use tokio::net::TcpListener;
 
-use super::{Exit, Failure, flag};
+use super::{Exit, Failure, flag, rotation};
 use crate::authkit::CONNECTIONS;
-use crate::config::{self, OPS_LISTEN, Source, WEBHOOK_SECRETS};
+use crate::config::{self, OPS_LISTEN, Rotation, Source, WEBHOOK_SECRETS};
 
 pub(super) fn command() -> Command {
     Command::new("serve")
@@ -16,6 +17,7 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
+    let terminated = terminated();
     let (listen, ops_listen) = (config::listen(source)?, source.get(&OPS_LISTEN)?);
     let builder = config::builder(source)?.migrate(matches.get_flag("migrate")).connections(affordable_connections());
     let listener = bind(listen, "AUTHKIT_SYNC_LISTEN").await?;
@@ -36,7 +38,8 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             "every action is allowed, because WORKOS_ACTION_SECRET is set and neither AUTHKIT_SYNC_ACTION_RULES nor AUTHKIT_SYNC_ACTION_URL is"
         );
     }
-    authkit.run(listener, Some(ops), terminated()).await?;
+    rotation::start(Rotation::new(authkit.clone(), source), matches)?;
+    authkit.run(listener, Some(ops), terminated).await?;
     Ok(Exit::Yes)
 }
 
@@ -69,19 +72,20 @@ async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure
     })
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-pub(super) async fn terminated() {
+/// Waits for Ctrl-C or SIGTERM. From the call on, before the future is awaited, neither of them ends the process.
+pub(super) fn terminated() -> impl Future<Output = ()> + Send {
     use tokio::signal::unix::{SignalKind, signal};
-    let term = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut term) => {
-                term.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+    let [term, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let received = async |signals: std::io::Result<tokio::signal::unix::Signal>| match signals {
+        Ok(mut signals) => {
+            signals.recv().await;
         }
+        Err(_) => std::future::pending().await,
     };
-    tokio::select! {
-        () = term => {}
-        _ = tokio::signal::ctrl_c() => {}
+    async move {
+        tokio::select! {
+            () = received(term) => {}
+            () = received(interrupt) => {}
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::workos::signature::Secret;
 /// Returns what the checks of single settings cannot find. A malformed setting is reported by its own check and skipped here.
 pub(super) fn problems(source: &Source) -> Vec<String> {
     let mut problems = Vec::new();
-    let api_key = source.text(WORKOS_API_KEY.description());
+    let api_key = source.text(WORKOS_API_KEY.description()).and_then(Result::ok);
     if source.find(&API_KEYS).is_some_and(|keys| keys.iter().any(|(_, key)| api_key.as_deref() == Some(key))) {
         problems.push(
             "AUTHKIT_SYNC_API_KEYS contains WORKOS_API_KEY, which also allows writing to WorkOS. Create separate keys"
@@ -23,7 +23,7 @@ pub(super) fn problems(source: &Source) -> Vec<String> {
     }
     let is_on = |setting| source.find(setting) == Some(true);
     let reconciles = source.find(&RECONCILE_INTERVAL).flatten().is_some();
-    if api_key.is_none() && ([&CATCH_UP, &BACKFILL, &READ_THROUGH].into_iter().any(is_on) || reconciles) {
+    if !source.is_set(&WORKOS_API_KEY) && ([&CATCH_UP, &BACKFILL, &READ_THROUGH].into_iter().any(is_on) || reconciles) {
         problems.push(WORKOS_API_KEY.description().missing());
     }
     if !source.is_set(&WEBHOOK_SECRETS) && source.find(&CATCH_UP) == Some(false) {

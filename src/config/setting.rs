@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use futures_util::future::BoxFuture;
+
 use super::Source;
 use super::value::Parsed;
-use crate::authkit::Builder;
+use crate::authkit::{AuthKit, Builder, SecretError};
 
 /// What people read about a setting, and which commands use it.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,12 @@ impl Description {
         is_checked || names(self.used_by, command)
     }
 
+    /// Returns the variable with the path of a file that holds the value. `None` if the setting is not secret.
+    #[must_use]
+    pub fn file_variable(&self) -> Option<String> {
+        self.is_secret.then(|| format!("{}_FILE", self.name))
+    }
+
     pub(super) fn missing(&self) -> String {
         format!("{} is not set. Set it to: {}", self.name, self.help())
     }
@@ -76,12 +84,17 @@ fn names(commands: &[&str], command: &str) -> bool {
     commands.iter().any(|name| command.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')))
 }
 
-/// The definition of one setting: its description, its parser, and the method of [`Builder`] that takes the value.
+/// Replaces a secret of a running service.
+type Replace<T> = fn(&AuthKit, T) -> BoxFuture<'_, Result<(), SecretError>>;
+
+/// The definition of one setting: its description, its parser, the method of [`Builder`] that takes the value, and the method of
+/// [`AuthKit`] that replaces it.
 #[derive(Debug)]
 pub struct Setting<T> {
     description: Description,
     parser: fn(&str) -> Parsed<T>,
     method: Option<fn(Builder, T) -> Builder>,
+    replace: Option<Replace<T>>,
 }
 
 impl<T> Setting<T> {
@@ -97,7 +110,7 @@ impl<T> Setting<T> {
             used_by,
             required_by,
         };
-        Self { description, parser, method: None }
+        Self { description, parser, method: None, replace: None }
     }
 
     pub(super) const fn default(mut self, text: &'static str) -> Self {
@@ -144,11 +157,19 @@ impl<T> Setting<T> {
         self
     }
 
+    /// Sets the method of [`AuthKit`] that replaces the value while `serve` runs.
+    pub(super) const fn replaced_by(mut self, replace: Replace<T>) -> Self {
+        self.replace = Some(replace);
+        self
+    }
+
     /// Parses the value or the default. `None`: there is neither. An error never contains the value.
     pub(super) fn parse(&self, source: &Source) -> Option<Result<T, String>> {
-        let name = self.description.name;
-        let value = (self.parser)(&source.text(&self.description)?);
-        Some(value.map_err(|wanted| format!("{name} is malformed: it must be {wanted}")))
+        let origin = source.origin(&self.description);
+        let value = source.text(&self.description)?;
+        Some(value.and_then(|text| {
+            (self.parser)(&text).map_err(|wanted| format!("{origin} is malformed: it must be {wanted}"))
+        }))
     }
 }
 
@@ -162,6 +183,9 @@ pub trait AnySetting: Sync {
 
     /// Passes the value, if there is one, to the builder.
     fn pass(&self, source: &Source, builder: Builder) -> Builder;
+
+    /// Replaces the value in a running service. `None` if there is no value, or if the value takes effect at the next start only.
+    fn replace<'a>(&self, source: &Source, authkit: &'a AuthKit) -> Option<BoxFuture<'a, Result<(), SecretError>>>;
 }
 
 impl<T> AnySetting for Setting<T> {
@@ -181,5 +205,9 @@ impl<T> AnySetting for Setting<T> {
             (Some(method), Some(value)) => method(builder, value),
             _ => builder,
         }
+    }
+
+    fn replace<'a>(&self, source: &Source, authkit: &'a AuthKit) -> Option<BoxFuture<'a, Result<(), SecretError>>> {
+        Some(self.replace?(authkit, source.find(self)?))
     }
 }

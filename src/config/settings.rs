@@ -6,6 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::ready;
 use sqlx::postgres::PgConnectOptions;
 
 use super::setting::{AnySetting, Setting};
@@ -62,6 +64,7 @@ pub(crate) static DATABASE_URL: Setting<PgConnectOptions> = Setting::new(
 .secret()
 .example("postgres://authkit_sync:change-me@postgres:5432/authkit_sync")
 .used_by(DATABASE)
+.replaced_by(|authkit, login| authkit.set_database_login(login).boxed())
 .required_by(&["serve", "migrate", "backfill", "reconcile", "rebind", "events", "user", "handlers"]);
 
 pub(crate) static CLIENT_ID: Setting<String> = Setting::new(
@@ -82,7 +85,8 @@ pub(crate) static WORKOS_API_KEY: Setting<ApiKey> = Setting::new(
 .example("sk_replace_me")
 .used_by(&["serve", "backfill", "reconcile", "webhook register"])
 .required_by(&["backfill", "reconcile", "webhook register"])
-.passed_to(Builder::api_key);
+.passed_to(Builder::api_key)
+.replaced_by(|authkit, key| authkit.set_api_key(key).boxed());
 
 pub(crate) static WEBHOOK_SECRETS: Setting<Vec<Secret>> = Setting::new(
     "WORKOS_WEBHOOK_SECRET",
@@ -93,7 +97,8 @@ pub(crate) static WEBHOOK_SECRETS: Setting<Vec<Secret>> = Setting::new(
 .example("replace-me")
 .used_by(&["serve", "webhook sign"])
 .required_by(&["webhook sign"])
-.passed_to(Builder::webhook_secrets);
+.passed_to(Builder::webhook_secrets)
+.replaced_by(|authkit, secrets| ready(authkit.set_webhook_secrets(secrets)).boxed());
 
 pub(crate) static ACTION_SECRETS: Setting<Vec<Secret>> = Setting::new(
     "WORKOS_ACTION_SECRET",
@@ -101,7 +106,8 @@ pub(crate) static ACTION_SECRETS: Setting<Vec<Secret>> = Setting::new(
     "Signing secret of the actions endpoint (dashboard, page Actions). During a rotation: NEW,OLD. Enables /workos/action",
 )
 .secret()
-.passed_to(Builder::action_secrets);
+.passed_to(Builder::action_secrets)
+.replaced_by(|authkit, secrets| ready(authkit.set_action_secrets(secrets)).boxed());
 
 pub(crate) static API_HOSTNAME: Setting<String> = Setting::new(
     "WORKOS_API_HOSTNAME",
@@ -158,7 +164,11 @@ pub(crate) static API_KEYS: Setting<Vec<(String, String)>> = Setting::new(
 )
 .secret()
 .limit(|| format!("Each key has at least {KEY_LENGTH} characters"))
-.passed_to(|builder, keys| keys.iter().fold(builder, |builder, (label, key)| builder.service_key(label, key)));
+.passed_to(|builder, keys| keys.iter().fold(builder, |builder, (label, key)| builder.service_key(label, key)))
+.replaced_by(|authkit, keys| {
+    let keys = keys.iter().map(|(label, key)| (label.as_str(), key.as_str()));
+    ready(authkit.set_service_keys(keys)).boxed()
+});
 
 pub(crate) static WEBHOOK_PATH: Setting<String> =
     Setting::new("AUTHKIT_SYNC_WEBHOOK_PATH", value::path, "Path of the webhook endpoint")
@@ -187,7 +197,8 @@ pub(crate) static ACTION_URL_SECRET: Setting<Secret> = Setting::new(
 )
 .used_by(ACTIONS)
 .secret()
-.limit(|| format!("At least {SECRET_LENGTH} characters"));
+.limit(|| format!("At least {SECRET_LENGTH} characters"))
+.replaced_by(|authkit, secret| ready(authkit.set_action_endpoint_secret(secret)).boxed());
 
 pub(crate) static ACTION_URL_FAILURE: Setting<OnFailure> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL_FAILURE",

@@ -10,17 +10,19 @@ pub(crate) struct UnknownVariable {
     /// The variable.
     pub(crate) name: String,
     /// The setting with the most similar name.
-    pub(crate) closest: &'static str,
+    pub(crate) closest: String,
 }
 
 /// Returns the variables that have our prefix and a value, but are no setting. Those that Kubernetes sets for services are left
 /// out.
 pub(crate) fn unknown_variables(variables: impl IntoIterator<Item = (String, String)>) -> Vec<UnknownVariable> {
-    let names = || SETTINGS.iter().map(|setting| setting.description().name);
+    let descriptions = || SETTINGS.iter().map(|setting| setting.description());
+    let files = || descriptions().filter_map(|description| description.file_variable());
+    let names = || descriptions().map(|description| description.name.to_owned()).chain(files());
     let unknown = variables.into_iter().filter(|(name, value)| {
         name.starts_with(PREFIX)
             && !value.trim().is_empty()
-            && !names().any(|known| known == name)
+            && !names().any(|known| known == *name)
             && !is_of_kubernetes(name, value)
     });
     let mut unknown: Vec<_> = unknown
@@ -62,8 +64,10 @@ mod tests {
             ("AUTHKIT_SYNC_DATABASE_TIMEOUT", "AUTHKIT_SYNC_DB_TIMEOUT"),
             ("AUTHKIT_SYNC_CORS_ORIGIN", "AUTHKIT_SYNC_CORS_ORIGINS"),
             ("AUTHKIT_SYNC_OPS_PORT", "AUTHKIT_SYNC_OPS_LISTEN"),
+            ("AUTHKIT_SYNC_API_KEY_FILE", "AUTHKIT_SYNC_API_KEYS_FILE"),
+            ("AUTHKIT_SYNC_RETENTION_FILE", "AUTHKIT_SYNC_RETENTION"),
         ] {
-            assert_eq!(found(name, "1"), [UnknownVariable { name: name.to_owned(), closest }]);
+            assert_eq!(found(name, "1"), [UnknownVariable { name: name.to_owned(), closest: closest.to_owned() }]);
         }
         for (name, value) in [
             ("AUTHKIT_SYNC_SERVICE_HOST", "10.0.0.1"),
@@ -78,6 +82,7 @@ mod tests {
             ("AUTHKIT_SYNC_OPS_PORT", "tcp://10.0.0.1:9464"),
             ("AUTHKIT_SYNC_CATCHUP", " "),
             ("AUTHKIT_SYNC_CATCH_UP", "on"),
+            ("AUTHKIT_SYNC_API_KEYS_FILE", "/run/secrets/api_keys"),
             ("AUTHKIT_OTHER", "1"),
         ] {
             assert_eq!(found(name, value), [], "{name}");

@@ -80,6 +80,7 @@ struct Inner {
     file: Option<PathBuf>,
     state: Mutex<State>,
     keys: Mutex<Vec<SigningKey>>,
+    second_api_key: Mutex<Option<String>>,
     refuse_keys: Mutex<Option<StatusCode>>,
     action_endpoint: Mutex<Option<String>>,
     deliveries: Deliveries,
@@ -117,6 +118,7 @@ impl SimulatedWorkos {
             file: options.state,
             state: Mutex::new(state),
             keys: Mutex::new(keys),
+            second_api_key: Mutex::new(None),
             refuse_keys: Mutex::new(None),
             action_endpoint: Mutex::new(None),
             stop: stop.clone(),
@@ -145,6 +147,22 @@ impl SimulatedWorkos {
     #[must_use]
     pub fn api_key(&self) -> String {
         self.state().api_key.clone()
+    }
+
+    /// Accepts a second API key beside that of the environment, or no second one any more.
+    pub fn set_second_api_key(&self, key: Option<&str>) {
+        *self.0.second_api_key.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
+    }
+
+    /// Replaces the API key of the environment.
+    pub fn set_api_key(&self, key: &str) {
+        self.state().api_key = key.to_owned();
+        self.save();
+    }
+
+    fn accepts_api_key(&self, key: &str) -> bool {
+        let second = self.0.second_api_key.lock().unwrap_or_else(PoisonError::into_inner);
+        key == self.api_key() || second.as_deref() == Some(key)
     }
 
     /// Returns the secret of endpoints that were added without their own secret.

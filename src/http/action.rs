@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::error::{Rejection, no_route};
 use super::request_log::LogFields;
 use super::shapes::Error;
-use super::signed::{self, RETRY_AFTER};
+use super::signed::{self, Accepted, RETRY_AFTER};
 use super::state::HttpState;
 use crate::actions::Undecided;
 use crate::domain::action::Action;
@@ -60,7 +60,9 @@ pub(super) async fn decide(
 ) -> Result<Response, Rejection> {
     // Without an action secret the route is not mounted.
     let Some(asked) = &state.actions else { return Err(no_route().await) };
-    let signed = signed::read(&state, &headers, body, &asked.bodies, &asked.secrets, ACTION_TOLERANCE).await?;
+    let (bodies, secrets) = (&asked.bodies, &asked.secrets);
+    let accepted = Accepted { endpoint: "action", bodies, secrets, tolerance: ACTION_TOLERANCE };
+    let signed = signed::read(&state, &headers, body, accepted).await?;
     let action = actions::action(&signed.body)?;
     let decided = match asked.actions.decide(&action).await {
         Ok(decided) => decided,

@@ -68,13 +68,14 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
         "quarantined": progress.quarantined,
         "jobs": state.jobs.current(),
         "signing_keys": state.keys.status(),
+        "rejected_secrets": state.rejected_secrets.current(),
     });
     probe(readiness.is_ok(), body)
 }
 
 /// Returns the configured sources of events.
 fn feeds(state: &HttpState) -> &'static str {
-    match (state.webhook_secrets.is_empty(), state.catches_up) {
+    match (state.webhook_secrets.load().is_empty(), state.catches_up) {
         (false, true) => "webhooks and polling",
         (false, false) => "webhooks only",
         (true, true) => "polling only",

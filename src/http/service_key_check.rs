@@ -18,7 +18,9 @@ pub(super) async fn require_service_key(
     request: Request,
     next: Next,
 ) -> Result<Response, WorkosRejection> {
-    let label = state.service_keys.label(&headers).ok_or_else(WorkosRejection::unauthorized)?.to_owned();
+    let label = state.service_keys.load().label(&headers).map(str::to_owned);
+    let label = label.ok_or_else(WorkosRejection::unauthorized)?;
+    state.metrics.service_key(&label);
     let mut response = next.run(request).await;
     let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
     response.extensions_mut().insert(LogFields { caller: Some(label), ..fields });

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
@@ -21,16 +22,26 @@ pub(super) struct Signed {
     _held: Held,
 }
 
+/// What a route accepts.
+pub(super) struct Accepted<'a> {
+    /// The name of the route in metrics.
+    pub(super) endpoint: &'static str,
+    /// Memory for bodies.
+    pub(super) bodies: &'a Arc<BodyBudget>,
+    /// The secrets that can have signed a body.
+    pub(super) secrets: &'a ArcSwap<Vec<Secret>>,
+    /// Tolerated difference between the time of the signature and our clock.
+    pub(super) tolerance: Duration,
+}
+
 /// Reads and verifies a request's body.
 pub(super) async fn read(
     state: &HttpState,
     headers: &HeaderMap,
     mut body: Body,
-    bodies: &Arc<BodyBudget>,
-    secrets: &[Secret],
-    tolerance: Duration,
+    accepted: Accepted<'_>,
 ) -> Result<Signed, Rejection> {
-    let outcome = verify(state, headers, &mut body, bodies, secrets, tolerance).await;
+    let outcome = verify(state, headers, &mut body, accepted).await;
     // A sender that waits for `100 Continue` has sent nothing yet.
     let is_sent = !headers.contains_key(header::EXPECT);
     if outcome.as_ref().is_err_and(|refused| is_sent && refused.status().is_client_error()) {
@@ -43,9 +54,7 @@ async fn verify(
     state: &HttpState,
     headers: &HeaderMap,
     body: &mut Body,
-    bodies: &Arc<BodyBudget>,
-    secrets: &[Secret],
-    tolerance: Duration,
+    Accepted { endpoint, bodies, secrets, tolerance }: Accepted<'_>,
 ) -> Result<Signed, Rejection> {
     let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
     let header = SignatureHeader::parse(header, state.clock.now(), tolerance)?;
@@ -55,7 +64,9 @@ async fn verify(
     }
     let held = bodies.read(body, state.body_timeout).await;
     let mut held = held.map_err(|error| refuse_body(&error, limit))?;
-    let body = header.verify(secrets, held.bytes.clone())?;
+    // The secrets may have been replaced while the body was received.
+    let body = header.verify(&secrets.load(), held.bytes.clone())?;
+    state.metrics.verified_signature(endpoint, body.position());
     held.keep().map_err(|error| refuse_body(&error, limit))?;
     Ok(Signed { body, _held: held })
 }

@@ -3,11 +3,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::http::HeaderValue;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyBudget;
+use super::rejected_secrets::RejectedSecrets;
 use super::service_keys::ServiceKeys;
 use crate::actions::Actions;
 use crate::domain::clock::Clock;
@@ -32,11 +34,13 @@ pub(crate) struct HttpState {
     /// Looks users up by token or ID.
     pub(crate) lookups: Lookups,
     /// Secrets of the webhook endpoint. If there is none, there is no webhook route.
-    pub(crate) webhook_secrets: Vec<Secret>,
+    pub(crate) webhook_secrets: ArcSwap<Vec<Secret>>,
     /// The state of the action route. If it is `None`, there is no action route.
     pub(crate) actions: Option<Arc<ActionState>>,
     /// Keys of the backends that read users. If there is none, these routes do not exist.
-    pub(crate) service_keys: ServiceKeys,
+    pub(crate) service_keys: ArcSwap<ServiceKeys>,
+    /// New secrets that cannot be used. The operator's readiness page shows them.
+    pub(crate) rejected_secrets: RejectedSecrets,
     /// What is synced.
     pub(crate) kinds: Kinds,
     /// Origins whose pages may call the lookups from a browser.
@@ -73,7 +77,7 @@ pub(crate) struct HttpState {
 #[derive(Debug)]
 pub(crate) struct ActionState {
     /// Secrets of the actions endpoint. None of them is a webhook secret.
-    pub(crate) secrets: Vec<Secret>,
+    pub(crate) secrets: ArcSwap<Vec<Secret>>,
     /// Decides who may sign in or sign up.
     pub(crate) actions: Actions,
     /// Memory for the bodies of actions.

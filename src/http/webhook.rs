@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::error::Rejection;
 use super::request_log::LogFields;
 use super::shapes::Error;
-use super::signed;
+use super::signed::{self, Accepted};
 use super::state::HttpState;
 use crate::domain::event::{Observation, Origin};
 use crate::workos::wire;
@@ -49,7 +49,8 @@ pub(super) async fn receive(
     body: Body,
 ) -> Result<Response, Rejection> {
     let (secrets, tolerance) = (&state.webhook_secrets, state.signature_tolerance);
-    let signed = signed::read(&state, &headers, body, &state.webhook_bodies, secrets, tolerance).await?;
+    let accepted = Accepted { endpoint: "webhook", bodies: &state.webhook_bodies, secrets, tolerance };
+    let signed = signed::read(&state, &headers, body, accepted).await?;
     let event = wire::event(&signed.body)
         .map_err(|error| Rejection::new(StatusCode::BAD_REQUEST, "not_an_event", error.to_string()))?;
     let mut fields = LogFields {

@@ -35,7 +35,7 @@ impl Place {
 }
 
 /// Returns host, port and name of a database, for messages.
-fn address(options: &PgConnectOptions) -> String {
+pub(super) fn address(options: &PgConnectOptions) -> String {
     let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
     let name = options.get_database().unwrap_or_else(|| options.get_username());
     format!("{host}:{}/{name}", options.get_port())

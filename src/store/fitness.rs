@@ -106,7 +106,7 @@ impl Store {
                     let check = async move {
                         let answer = tokio::time::timeout(store.timeout, asked).await;
                         let outcome = answer.unwrap_or_else(|late| Err(StoreError::late(late)));
-                        let outcome = outcome.map_err(|error| error.at(store.lookups.place()));
+                        let outcome = outcome.map_err(|error| error.at(&store.lookups.place()));
                         store.log_failure(&outcome);
                         let checked = which(&fitness);
                         checked.has_passed.store(checked.is_final && outcome.is_ok(), Ordering::Release);

@@ -88,7 +88,7 @@ impl Store {
     /// [`StoreError`]
     pub async fn is_behind_transaction_pooler(&self) -> Result<bool, StoreError> {
         let asked = tokio::time::timeout(self.timeout(), pooler::shares_sessions(self.lookups.connections())).await;
-        asked.map_err(StoreError::late).flatten().map_err(|error| error.at(self.lookups.place()))
+        asked.map_err(StoreError::late).flatten().map_err(|error| error.at(&self.lookups.place()))
     }
 
     /// Returns facts about the server.

@@ -5,12 +5,12 @@
 //! there each lookup runs in a read-only transaction with its own settings.
 
 use std::borrow::Cow;
-use std::io::ErrorKind;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
@@ -18,7 +18,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant as TokioInstant;
 
 use super::StoreError;
+use super::cutoff::Cutoff;
 use super::failure::{self, DatabaseFailure, Place};
+use super::offered_login::OfferedLogin;
 
 /// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
 const SEARCH_PATH: &str = "pg_catalog, pg_temp";
@@ -41,11 +43,13 @@ pub struct Pool {
     connections: PgPool,
     /// Set for pools whose sessions carry our settings.
     cutoff: Option<Cutoff>,
-    place: Arc<Place>,
+    place: Arc<ArcSwap<Place>>,
     /// The number of connections that callers use.
     in_use: Arc<AtomicU32>,
     /// Why no connection could be opened, and when that was tested. Callers that wait at the same time share a test.
     last_test: Arc<Mutex<Option<(TokioInstant, StoreError)>>>,
+    /// A login to use if the server refuses the current one.
+    offered: Arc<OfferedLogin>,
 }
 
 impl From<PgPool> for Pool {
@@ -96,8 +100,8 @@ impl Pool {
     }
 
     fn of(connections: PgPool, cutoff: Option<Cutoff>) -> Self {
-        let place = Arc::new(Place::of(&connections.connect_options()));
-        Self { connections, cutoff, place, in_use: Arc::default(), last_test: Arc::default() }
+        let place = Arc::new(ArcSwap::from_pointee(Place::of(&connections.connect_options())));
+        Self { connections, cutoff, place, in_use: Arc::default(), last_test: Arc::default(), offered: Arc::default() }
     }
 
     /// Returns the connections, for migrations.
@@ -106,18 +110,33 @@ impl Pool {
         &self.connections
     }
 
+    /// Offers a login to use if the server refuses the current one, or withdraws it.
+    pub(super) fn offer(&self, login: Option<&PgConnectOptions>) {
+        self.offered.set(login);
+    }
+
+    /// Sets the login of new connections. An open connection is closed instead of being used again.
+    pub(super) fn set_login(&self, login: &PgConnectOptions) {
+        self.offer(None);
+        self.connections.set_connect_options(login.clone());
+        self.place.store(Arc::new(Place::of(login)));
+        if let Some(cutoff) = &self.cutoff {
+            cutoff.set();
+        }
+    }
+
     /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
     /// connection that the process has opened so far is closed. An error then names the place of the database.
     pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if let (Err(StoreError::Disconnected(_)), Some(cutoff)) = (&outcome, &self.cutoff) {
             cutoff.set();
         }
-        outcome.map_err(|error| error.at(&self.place))
+        outcome.map_err(|error| error.at(&self.place()))
     }
 
     /// Returns the place of the database.
-    pub(super) fn place(&self) -> &Arc<Place> {
-        &self.place
+    pub(super) fn place(&self) -> Arc<Place> {
+        self.place.load_full()
     }
 
     /// Returns whether the sessions have our settings.
@@ -131,7 +150,7 @@ impl Pool {
         deadline: TokioInstant,
         statement_timeout: Duration,
     ) -> Result<Checkout, StoreError> {
-        let connection = self.diagnosing(deadline, self.connections.acquire()).await?;
+        let connection = self.diagnosing(deadline, self.offered.acquire(&self.connections)).await?;
         let (connection, cutoff, in_use) = (Some(connection), self.cutoff.clone(), Some(InUse::one_of(&self.in_use)));
         Ok(Checkout { connection, in_use, cutoff, statement_timeout, is_beginning: false, has_ended: false })
     }
@@ -164,7 +183,7 @@ impl Pool {
             Ok(Err(error)) => error.into(),
             Err(late) => cause.unwrap_or_else(|| StoreError::late(late)),
         };
-        Err(error.at(&self.place))
+        Err(error.at(&self.place()))
     }
 
     /// Returns why the pool has no connection: all are in use, or none can be opened. One caller at a time tests the latter.
@@ -325,37 +344,6 @@ impl Drop for Checkout {
     }
 }
 
-/// The instant before which connections were opened to a server that must no longer be used.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Cutoff(Arc<AtomicU64>);
-
-impl Cutoff {
-    fn set(&self) {
-        self.0.store(uptime_millis(), Ordering::Relaxed);
-    }
-
-    fn excludes(&self, age: Duration) -> bool {
-        let opened = uptime_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let cutoff = self.0.load(Ordering::Relaxed);
-        cutoff > 0 && opened <= cutoff
-    }
-
-    /// Sends a ping to the server. If there is no response in time, the network path to the server is interrupted, for example after
-    /// a failover that closes no connection. Then every connection that was opened so far is unusable.
-    async fn ping(&self, connection: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
-        tokio::time::timeout(limit, connection.ping()).await.unwrap_or_else(|_| {
-            self.set();
-            Err(sqlx::Error::Io(ErrorKind::TimedOut.into()))
-        })
-    }
-}
-
-/// Returns the milliseconds since the first call in this process, at least 1.
-fn uptime_millis() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-}
-
 /// Returns the statements that set our settings for a session (`set`) or a transaction (`set local`).
 ///
 /// Generic plans: every statement of the store has one good plan for all values of its parameters (`tests/promises/plans.rs`), and
@@ -416,13 +404,5 @@ mod tests {
         }
         assert_eq!(divide(MIN_CONNECTIONS), [2, 2, 2, 2]);
         assert_eq!(divide(20), [6, 6, 4, 4]);
-    }
-
-    #[test]
-    fn only_connections_opened_before_the_cutoff_are_excluded() {
-        let cutoff = Cutoff::default();
-        assert!(!cutoff.excludes(Duration::from_secs(5)));
-        cutoff.set();
-        assert!(cutoff.excludes(Duration::from_secs(5)));
     }
 }

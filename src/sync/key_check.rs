@@ -25,6 +25,16 @@ const MAX_CONCURRENT_READS: usize = 5;
 /// Number of pages of delete events read to explain unknown users.
 const DELETE_EVENT_PAGES: usize = 20;
 
+/// Checks that WorkOS accepts the API key of `context`, and that the key belongs to this environment.
+///
+/// # Errors
+/// As [`check`]; [`ApiError::KeyRefused`] if WorkOS does not accept the key.
+pub(crate) async fn check_new_key(context: &JobContext) -> Result<(), JobError> {
+    // If there are no live users, the check of a sample sends no request.
+    context.api.users(None).await?;
+    check(context).await
+}
+
 /// Checks on a sample of live users that the API key belongs to this environment. Skipped if an operator has accepted deletions.
 ///
 /// # Errors

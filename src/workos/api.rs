@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
@@ -166,7 +167,8 @@ pub struct Api {
     client: reqwest::Client,
     base: Url,
     host: Arc<str>,
-    key: ApiKey,
+    /// Clones share it.
+    key: Arc<ArcSwap<ApiKey>>,
     clocks: Arc<Clocks>,
 }
 
@@ -179,8 +181,23 @@ impl Api {
         let base = Url::parse(base).ok().filter(|url| !url.cannot_be_a_base());
         let base = base
             .ok_or_else(|| HttpClientError::new("the URL of the WorkOS API is malformed; check WORKOS_API_HOSTNAME"))?;
-        let host = host_and_port(&base).into();
+        let (host, key) = (host_and_port(&base).into(), Arc::new(ArcSwap::from_pointee(key)));
         Ok(Self { client: workos_client(&base)?, base, host, key, clocks: Arc::new(Clocks::new(clock)) })
+    }
+
+    /// Returns whether there is an API key.
+    pub(crate) fn has_key(&self) -> bool {
+        !self.key.load().0.is_empty()
+    }
+
+    /// Returns this client with another API key. Clones of this client keep theirs.
+    pub(crate) fn with_key(&self, key: ApiKey) -> Self {
+        Self { key: Arc::new(ArcSwap::from_pointee(key)), ..self.clone() }
+    }
+
+    /// Replaces the API key of this client and of all its clones.
+    pub(crate) fn set_key(&self, key: ApiKey) {
+        self.key.store(Arc::new(key));
     }
 
     /// Records the current time of the database's clock, which is used to check `Date` headers. Clones share it.
@@ -245,7 +262,8 @@ impl Api {
 
     async fn send(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
         let began = Instant::now();
-        let response = request.bearer_auth(&self.key.0).send().await.map_err(|error| self.unreachable(why(&error)))?;
+        let request = request.bearer_auth(&self.key.load().0);
+        let response = request.send().await.map_err(|error| self.unreachable(why(&error)))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
         let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {

@@ -33,6 +33,7 @@ const SIGNATURE_LIMIT: usize = 4;
 pub struct VerifiedBody {
     bytes: Bytes,
     secret: Secret,
+    position: usize,
 }
 
 impl VerifiedBody {
@@ -46,6 +47,12 @@ impl VerifiedBody {
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    /// Returns the position of that secret among those given, from 0.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
     }
 }
 
@@ -187,16 +194,16 @@ impl SignatureHeader {
     /// [`SignatureError::Mismatch`] if no secret matches any signature of the header.
     pub fn verify(&self, secrets: &[Secret], body: Bytes) -> Result<VerifiedBody, SignatureError> {
         let mut genuine = None;
-        for secret in secrets {
+        for (position, secret) in secrets.iter().enumerate() {
             let mac = secret.mac(&self.t, &body);
             for signature in &self.signatures {
                 if mac.clone().verify_slice(signature).is_ok() {
-                    genuine = Some(secret);
+                    genuine = Some((position, secret));
                 }
             }
         }
-        let secret = genuine.ok_or(SignatureError::Mismatch)?.clone();
-        Ok(VerifiedBody { bytes: body, secret })
+        let (position, secret) = genuine.ok_or(SignatureError::Mismatch)?;
+        Ok(VerifiedBody { bytes: body, secret: secret.clone(), position })
     }
 }
 

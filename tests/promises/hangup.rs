@@ -32,7 +32,7 @@ async fn sighup_rereads_the_log_filter_of_the_dotenv_file_and_the_service_contin
     let folder = tempfile::tempdir().unwrap();
     let dotenv = |text: &str| std::fs::write(folder.path().join(".env"), text).unwrap();
     dotenv("RUST_LOG=authkit_sync=info\n");
-    let mut served = Served::start_in(folder.path(), &database.url(), free_address());
+    let mut served = Served::start_in(folder.path(), &database.url(), free_address(), &[]);
     let requests = || served.log().lines().filter(|line| line.contains("http.route")).count();
     hang_up(&served, "the log filter is the same").await;
     dotenv("RUST_LOG=authkit_sync=warn\n");

@@ -76,6 +76,7 @@
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
 //!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
 //!    - `outage::a_read_only_server_is_503`
+//!    - `secret_rotation::rotating_every_secret_under_load_refuses_nothing`
 //! 9. **No personal data and no secret.**
 //!    - `logs::a_whole_run_at_trace_logs_no_personal_data_and_no_secret`
 //!    - `polling::the_log_of_everything_that_is_read_contains_no_personal_data`
@@ -169,6 +170,8 @@ mod reverse_proxy;
 mod role_lists;
 mod roles_api;
 mod search_path;
+mod secret_rotation;
+mod secrets;
 mod settings;
 mod sign_ins;
 mod signature;

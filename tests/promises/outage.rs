@@ -17,7 +17,7 @@ use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
 use crate::support::service::{Answer, CLIENT_ID, SECRET, Service, store, until};
 
-async fn own_server() -> (PrivatePostgres, PgPool) {
+pub(crate) async fn own_server() -> (PrivatePostgres, PgPool) {
     let programs = Programs::find().unwrap();
     let server = tokio::task::spawn_blocking(move || PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap())
         .await

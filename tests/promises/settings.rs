@@ -39,7 +39,8 @@ fn the_table_of_settings_in_the_guide_is_generated() {
     let after = rest.split_once("\n\n").unwrap().1;
     let row = |setting: &Description| {
         let default = setting.default().map(|default| format!("`{default}` ")).unwrap_or_default();
-        format!("| `{}` | {default}| {} |\n", setting.name, setting.help())
+        let file = setting.file_variable().map(|name| format!(" or `{name}`")).unwrap_or_default();
+        format!("| `{}`{file} | {default}| {} |\n", setting.name, setting.help())
     };
     let rows: String = descriptions().map(row).collect();
     assert_generated(name, &format!("{before}{start}{rows}\n{after}"));
@@ -69,7 +70,8 @@ fn the_example_file_is_generated() {
             Some(example) => format!("{}={example}", setting.name),
             None => format!("# {}={}", setting.name, setting.default().unwrap_or_default()),
         };
-        format!("\n{}\n{line}\n", comment(&setting.help()))
+        let file = setting.file_variable().map(|name| format!("# {name}=\n")).unwrap_or_default();
+        format!("\n{}\n{line}\n{file}", comment(&setting.help()))
     };
     let entries: String = descriptions().map(entry).collect();
     assert_generated(name, &format!("{before}{start}{entries}"));
@@ -80,7 +82,9 @@ fn every_variable_of_ours_that_a_document_names_is_a_setting() {
     let is_plain = |char: char| char.is_ascii_alphanumeric() || char == '_';
     for (document, text) in texts(false) {
         for name in text.split(|char| !is_plain(char)).filter(|word| word.starts_with("AUTHKIT_SYNC_")) {
-            let is_known = descriptions().any(|setting| setting.name == name) || name == "AUTHKIT_SYNC_";
+            let is_known = name == "AUTHKIT_SYNC_"
+                || descriptions()
+                    .any(|setting| setting.name == name || setting.file_variable().as_deref() == Some(name));
             assert!(is_known, "{document} names {name}, which is no setting");
         }
     }

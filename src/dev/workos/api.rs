@@ -170,7 +170,7 @@ async fn require_api_key(
     next: Next,
 ) -> Result<Response, Fault> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(&workos.api_key()) {
+    if given.and_then(|value| value.strip_prefix("Bearer ")).is_some_and(|key| workos.accepts_api_key(key)) {
         Ok(next.run(request).await)
     } else {
         Err(Fault::unauthorized())

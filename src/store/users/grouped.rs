@@ -174,7 +174,7 @@ impl Reader {
 
     /// Logs a failure and names its place.
     fn noting(&self, error: StoreError) -> StoreError {
-        let error = error.at(self.store.lookups.place());
+        let error = error.at(&self.store.lookups.place());
         self.store.log_failure(&Err::<(), _>(error.clone()));
         error
     }

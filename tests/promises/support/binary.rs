@@ -67,10 +67,10 @@ impl Served {
     }
 
     /// `serve` in a folder, whose `.env` it reads.
-    pub(crate) fn start_in(folder: &Path, database_url: &str, address: SocketAddr) -> Self {
+    pub(crate) fn start_in(folder: &Path, database_url: &str, address: SocketAddr, more: &[(&str, &str)]) -> Self {
         let mut command = binary();
         command.arg("serve").current_dir(folder);
-        Self::spawn(command, database_url, address, &[])
+        Self::spawn(command, database_url, address, more)
     }
 
     /// Starts `serve` with a limit of open files.
