@@ -1,8 +1,14 @@
 //! The metrics. No label contains a value that a caller can choose freely.
 
+mod build;
+mod database;
 mod handlers;
+mod jobs;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod process;
 mod requests;
 mod secrets;
+mod workos;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,9 +22,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use handlers::{HandledLabels, HandlerLabels, Handlers};
+use database::Database;
+pub use handlers::HandlerValues;
+use handlers::Handlers;
+use jobs::Jobs;
 use requests::Requests;
 use secrets::Secrets;
+use workos::Workos;
 
 /// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
 const TYPE_LIMIT: usize = 200;
@@ -35,8 +45,9 @@ pub struct Metrics {
     actions: Family<ActionLabels, Counter>,
     endpoint_failures: Family<FailureLabels, Counter>,
     requests: Requests,
-    job_restarts: Family<JobLabels, Counter>,
-    failing_jobs: Family<JobLabels, Gauge>,
+    background: Jobs,
+    database: Database,
+    workos: Workos,
     missed: Family<FeedLabels, Gauge>,
     handlers: Handlers,
     progress: Progress,
@@ -46,7 +57,11 @@ pub struct Metrics {
     webhook_batch: Histogram,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
+    readings: Mutex<Vec<Reading>>,
 }
+
+/// Reads values that change without an event, for example ages.
+type Reading = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabels {
@@ -80,7 +95,8 @@ struct ReasonLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct JobLabels {
-    job: &'static str,
+    // Not `job`, which is a label that Prometheus adds.
+    background_job: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -181,7 +197,10 @@ fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("authkit_sync");
+        let mut root = Registry::default();
+        #[cfg(all(feature = "cli", target_os = "linux"))]
+        root.register_collector(Box::new(process::ProcessCollector));
+        let registry = root.sub_registry_with_prefix("authkit_sync");
         let events = Family::default();
         registry.register(
             "events",
@@ -198,45 +217,46 @@ impl Default for Metrics {
             "Failed requests to the application's action endpoint by failure",
             endpoint_failures.clone(),
         );
-        let requests = Requests::register(&mut registry);
-        let job_restarts = Family::default();
-        registry.register("job_restarts", "Background jobs restarted after a panic", job_restarts.clone());
-        let failing_jobs = Family::default();
-        registry.register(
-            "job_failing",
-            "Whether the last step of the background job failed in this process (1 or 0)",
-            failing_jobs.clone(),
-        );
+        let requests = Requests::register(registry);
+        let background = Jobs::register(registry);
         let missed = Family::default();
         registry.register(
             "events_missed",
             "Events of the last day that the other feed brought and this feed did not",
             missed.clone(),
         );
-        let handlers = Handlers::register(&mut registry);
-        let progress = Progress::register(&mut registry);
-        let erasures = Erasures::register(&mut registry);
-        let secrets = Secrets::register(&mut registry);
-        let webhook_queue = gauge(&mut registry, "webhook_queue_events", "Webhooks that wait for their commit");
+        let handlers = Handlers::register(registry);
+        build::register(registry);
+        let database = Database::register(registry);
+        let workos = Workos::register(registry);
+        let progress = Progress::register(registry);
+        let erasures = Erasures::register(registry);
+        let secrets = Secrets::register(registry);
+        let webhook_queue = gauge(registry, "webhook_queue_events", "Webhooks that wait for their commit");
         let webhook_batch = Histogram::new(BATCHES);
         registry.register("webhook_batch_events", "Webhooks that share a transaction", webhook_batch.clone());
-        let connections = gauge(&mut registry, "connections", "Open HTTP connections");
+        let connections = gauge(registry, "connections", "Open HTTP connections");
         let closed_connections = Family::default();
         registry.register(
             "connections_closed",
             "Connections that the service closed, by reason (limit: to make room; write_timeout: the client did not read)",
             closed_connections.clone(),
         );
+        // A counter that begins with its first event shows no increase.
+        for reason in ["limit", "write_timeout"] {
+            drop(closed_connections.get_or_create(&ReasonLabels { reason }));
+        }
         Self {
-            registry,
+            registry: root,
             types: Mutex::default(),
             events,
             rejected_requests,
             actions,
             endpoint_failures,
             requests,
-            job_restarts,
-            failing_jobs,
+            background,
+            database,
+            workos,
             missed,
             handlers,
             progress,
@@ -246,6 +266,7 @@ impl Default for Metrics {
             webhook_batch,
             connections,
             closed_connections,
+            readings: Mutex::default(),
         }
     }
 }
@@ -283,41 +304,9 @@ impl Metrics {
         self.requests.observe(route, status, took.as_secs_f64());
     }
 
-    /// Counts a restarted job.
-    pub fn restart(&self, name: &'static str) {
-        self.job_restarts.get_or_create(&JobLabels { job: name }).inc();
-    }
-
-    /// Records whether the last step of a background job succeeded.
-    pub fn job(&self, name: &'static str, well: bool) {
-        self.failing_jobs.get_or_create(&JobLabels { job: name }).set(i64::from(!well));
-    }
-
     /// Records how many events a feed missed.
     pub fn missed(&self, feed: &'static str, events: i64) {
         self.missed.get_or_create(&FeedLabels { feed }).set(events);
-    }
-
-    /// Counts a change given to a handler. Handler names are configuration, so their number is limited.
-    pub fn handled(&self, handler: &str, well: bool) {
-        let outcome = if well { "done" } else { "failed" };
-        self.handlers.runs.get_or_create(&HandledLabels { handler: handler.to_owned(), outcome }).inc();
-    }
-
-    /// Records the lag of a handler in seconds, and how many of its changes wait or are dead-lettered.
-    pub fn handler(&self, handler: &str, lag: i64, waiting: i64, dead_lettered: i64) {
-        let labels = HandlerLabels { handler: handler.to_owned() };
-        self.handlers.lag.get_or_create(&labels).set(lag);
-        self.handlers.waiting.get_or_create(&labels).set(waiting);
-        self.handlers.dead_lettered.get_or_create(&labels).set(dead_lettered);
-    }
-
-    /// Removes the metrics of a handler that was removed.
-    pub fn forget_handler(&self, handler: &str) {
-        let labels = HandlerLabels { handler: handler.to_owned() };
-        for gauge in [&self.handlers.lag, &self.handlers.waiting, &self.handlers.dead_lettered] {
-            gauge.remove(&labels);
-        }
     }
 
     /// Records the number of events in quarantine, and the time up to which the users table is complete (seconds since 1970).
@@ -368,11 +357,19 @@ impl Metrics {
         self.closed_connections.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// Adds a reading, which sets values right before they are returned.
+    pub fn before_encoding(&self, reading: impl Fn(&Self) + Send + Sync + 'static) {
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(reading));
+    }
+
     /// Returns all metrics in the OpenMetrics text format.
     ///
     /// # Errors
     /// None in practice, because it writes to memory.
     pub fn encode(&self) -> Result<String, fmt::Error> {
+        for reading in &*self.readings.lock().unwrap_or_else(PoisonError::into_inner) {
+            reading(self);
+        }
         let mut page = String::new();
         text::encode(&mut page, &self.registry)?;
         Ok(page)

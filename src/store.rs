@@ -35,6 +35,7 @@ pub(crate) mod rows;
 pub mod scans;
 pub(crate) mod sessions;
 pub mod sign_ins;
+pub mod sizes;
 mod transaction;
 mod unfit;
 pub mod users;

@@ -35,6 +35,7 @@ impl Supervisor {
     /// Starts a loop. Its `tick` is dropped at an await point at shutdown.
     pub(crate) fn start<L: BackgroundLoop>(&mut self, background_loop: L) {
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
+        metrics.started(L::NAME);
         self.loops.spawn(async move {
             let mut pause_after_panic = FIRST_PAUSE;
             let rounds = async {

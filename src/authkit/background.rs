@@ -63,6 +63,9 @@ impl Jobs {
             loops.start(Refresh::new(context.clone()));
         }
         // Without an interval it still reconciles after catch-up has lost events.
+        if let Some(interval) = self.reconcile_interval {
+            context.metrics.reconcile_interval(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
+        }
         if self.catch_up || self.reconcile_interval.is_some() {
             loops.start(Reconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
             loops.start(OrganizationsReconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));

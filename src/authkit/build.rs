@@ -33,7 +33,11 @@ impl Builder {
         self.check()?;
         let keys = self.keys()?;
         let migrate = self.migrate.then(|| self.receipts.connections().clone());
-        let store = Store::new(self.receipts, self.lookups, &self.client_id, self.database_timeout)
+        let metrics = Arc::new(Metrics::default());
+        keys.measure(&metrics, self.api_key.is_none());
+        let webhook_pool = self.receipts.measured("webhooks", &metrics);
+        let lookup_pool = self.lookups.measured("lookups", &metrics);
+        let store = Store::new(webhook_pool, lookup_pool, &self.client_id, self.database_timeout)
             .verifying_client(Arc::new(PublishedKeys(keys.clone())))
             .logging_failures();
         let policy = TokenPolicy::new(&self.client_id, &self.api_base)
@@ -41,9 +45,8 @@ impl Builder {
             .audiences(self.audiences)
             .allow_shared_issuer(self.allow_shared_issuer);
         let tokens = Arc::new(TokenVerifier::new(policy, keys.clone(), self.clock.clone()));
-        let metrics = Arc::new(Metrics::default());
-        let background = store.on_pool(self.background);
-        let handlers = background.handlers_on(self.handlers);
+        let background = store.on_pool(self.background.measured("background", &metrics));
+        let handlers = background.handlers_on(self.handlers.measured("handlers", &metrics));
         let watch = SyncProgress::new(background.clone(), metrics.clone(), self.jobs.catch_up_interval);
         let has_key = self.api_key.is_some();
         let mut jobs = Jobs { webhooks: !self.webhook_secrets.is_empty(), ..self.jobs };
@@ -53,7 +56,7 @@ impl Builder {
             (jobs.catch_up, jobs.backfill, jobs.refresh, jobs.reconcile_interval) = (false, false, false, None);
         }
         let api = Api::new(&self.api_base, self.api_key.unwrap_or_else(|| ApiKey::new("")), self.clock.clone());
-        let api = api.map_err(|error| BuildError(error.to_string()))?;
+        let api = api.map_err(|error| BuildError(error.to_string()))?.measured(metrics.clone());
         let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed()).syncing(kinds);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;

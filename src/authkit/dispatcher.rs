@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::HandlerValues;
 use crate::supervise::Supervisor;
 use crate::sync::feed::Feed;
 use crate::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
@@ -82,7 +83,14 @@ impl Job for Dispatcher {
             self.context.metrics.forget_handler(removed);
         }
         for lag in &lags {
-            self.context.metrics.handler(&lag.name, lag.lag, lag.waiting, lag.dead_lettered);
+            let values = HandlerValues {
+                lag: lag.lag,
+                waiting: lag.waiting,
+                dead_lettered: lag.dead_lettered,
+                is_blocked: lag.blocked,
+                is_paused: lag.paused,
+            };
+            self.context.metrics.handler(&lag.name, values);
         }
         self.measured = lags.into_iter().map(|lag| lag.name).collect();
         used_name.map_or(Ok(()), |name| Err(JobError::NameTaken(name)))

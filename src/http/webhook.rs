@@ -58,9 +58,15 @@ pub(super) async fn receive(
         event_type: Some(event.event_type.clone()),
         ..LogFields::default()
     };
+    let created_at = event.created_at;
     let observation = state.kinds.restrict(Observation::Event(event));
     let applied = state.webhooks.apply(observation).await?;
     let outcome = applied.outcome();
+    let now = state.clock.now();
+    state.metrics.webhook_received(now.unix_seconds());
+    if let Some(created_at) = created_at.filter(|_| !applied.is_duplicate) {
+        state.metrics.event_delay(Origin::Webhook.as_str(), now.unix_micros() - created_at.unix_micros());
+    }
     state.metrics.event(fields.event_type.as_deref().unwrap_or_default(), Origin::Webhook.as_str(), outcome);
     fields.outcome = Some(outcome);
     fields.reason = applied.effect.reason().filter(|_| !applied.is_duplicate).map(str::to_owned);

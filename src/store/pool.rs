@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use prometheus_client::metrics::histogram::Histogram;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
@@ -21,6 +22,7 @@ use super::StoreError;
 use super::cutoff::Cutoff;
 use super::failure::{self, DatabaseFailure, Place};
 use super::offered_login::OfferedLogin;
+use crate::metrics::Metrics;
 
 /// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
 const SEARCH_PATH: &str = "pg_catalog, pg_temp";
@@ -50,6 +52,8 @@ pub struct Pool {
     last_test: Arc<Mutex<Option<(TokioInstant, StoreError)>>>,
     /// A login to use if the server refuses the current one.
     offered: Arc<OfferedLogin>,
+    /// Measures the wait for a connection, in seconds.
+    waits: Option<Histogram>,
 }
 
 impl From<PgPool> for Pool {
@@ -101,7 +105,15 @@ impl Pool {
 
     fn of(connections: PgPool, cutoff: Option<Cutoff>) -> Self {
         let place = Arc::new(ArcSwap::from_pointee(Place::of(&connections.connect_options())));
-        Self { connections, cutoff, place, in_use: Arc::default(), last_test: Arc::default(), offered: Arc::default() }
+        Self {
+            connections,
+            cutoff,
+            place,
+            in_use: Arc::default(),
+            last_test: Arc::default(),
+            offered: Arc::default(),
+            waits: None,
+        }
     }
 
     /// Returns the connections, for migrations.
@@ -123,6 +135,18 @@ impl Pool {
         if let Some(cutoff) = &self.cutoff {
             cutoff.set();
         }
+    }
+
+    /// Returns the pool with measurements under this name: its connections, and the wait for one.
+    pub(crate) fn measured(self, name: &'static str, metrics: &Metrics) -> Self {
+        let connections = self.connections.clone();
+        metrics.before_encoding(move |metrics| {
+            let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+            let (open, idle) = (i64::from(connections.size()), count(connections.num_idle()));
+            let max = i64::from(connections.options().get_max_connections());
+            metrics.connections_of_pool(name, idle, open.saturating_sub(idle).max(0), max);
+        });
+        Self { waits: Some(metrics.waits_of_pool(name)), ..self }
     }
 
     /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
@@ -177,6 +201,9 @@ impl Pool {
                 found = &mut diagnosis, if cause.is_none() => cause = Some(found),
             }
         };
+        if let Some(waits) = &self.waits {
+            waits.observe(now.elapsed().as_secs_f64());
+        }
         let error = match acquired {
             Ok(Ok(acquired)) => return Ok(acquired),
             Ok(Err(sqlx::Error::PoolTimedOut)) => cause.unwrap_or_else(|| sqlx::Error::PoolTimedOut.into()),

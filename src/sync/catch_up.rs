@@ -222,6 +222,10 @@ impl CatchUpJob {
         for (observation, applied) in observations.iter().zip(applied) {
             let Observation::Event(event) = observation else { continue };
             self.context.metrics.event(&event.event_type, Origin::CatchUp.as_str(), applied.outcome());
+            if let Some(created_at) = event.created_at.filter(|_| !applied.is_duplicate) {
+                let delay = self.context.clock.now().unix_micros() - created_at.unix_micros();
+                self.context.metrics.event_delay(Origin::CatchUp.as_str(), delay);
+            }
         }
     }
 

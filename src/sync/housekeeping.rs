@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::job::{Job, JobContext, JobError};
 use super::runner::Runner;
 use super::{erasure, inbox, redaction};
@@ -22,11 +20,8 @@ const BATCH: i64 = 1_000;
 /// recognized as a duplicate.
 const ROW_RETENTION: Duration = Duration::from_secs(35 * 86_400);
 
-/// An event counts as missed by webhooks after this time.
-const LATE_AFTER: Duration = Duration::from_secs(15 * 60);
-
-/// Interval between two audits.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// An event counts as missed by webhooks after this time. WorkOS delivers within seconds.
+const LATE_AFTER: Duration = Duration::from_secs(3 * 60);
 
 /// The audit compares the events of this period.
 const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
@@ -44,7 +39,6 @@ pub struct HousekeepingJob {
     retention: Duration,
     /// The types that both feeds deliver. `None` unless both feeds are enabled.
     types: Option<Vec<String>>,
-    audited_at: Option<Instant>,
     /// The numbers of missed events that were last logged: by webhooks, by catch-up.
     missed: [i64; 2],
 }
@@ -82,7 +76,7 @@ impl Housekeeping {
     /// Keeps events for `retention`. Compares the two feeds for `types` if both are enabled.
     #[must_use]
     pub fn new(context: JobContext, retention: Duration, types: Option<Vec<String>>) -> Self {
-        let job = HousekeepingJob { context: context.clone(), retention, types, audited_at: None, missed: [0; 2] };
+        let job = HousekeepingJob { context: context.clone(), retention, types, missed: [0; 2] };
         Self::of_job(context, job)
     }
 }
@@ -110,6 +104,9 @@ impl Job for HousekeepingJob {
         }
         round.record("expire sessions", store.expire_revoked_sessions(BATCH).await.map_err(JobError::from));
         round.record("expire changes", store.expire_changes(rows_stay, BATCH).await.map_err(JobError::from));
+        if round.failure.is_none() && !round.more {
+            self.record_completion("retention");
+        }
         round.record("audit", self.audit().await.map(|()| false));
         round.record("retry quarantined events", self.retry_after_upgrade().await.map(|()| false));
         let rest = if round.more { BATCH_INTERVAL } else { self.context.jittered(ROUND_INTERVAL) };
@@ -143,10 +140,8 @@ impl HousekeepingJob {
     async fn audit(&mut self) -> Result<(), JobError> {
         let Some(types) = &self.types else { return Ok(()) };
         let store = &self.context.store;
-        if self.audited_at.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
-            return Ok(());
-        }
-        let webhooks = store.missed_by_webhooks(AUDIT_WINDOW, LATE_AFTER).await?;
+        let expected: Vec<String> = self.context.kinds.event_types().into_iter().map(str::to_owned).collect();
+        let webhooks = store.missed_by_webhooks(&expected, AUDIT_WINDOW, LATE_AFTER).await?;
         report_missed(
             &self.context,
             "webhook",
@@ -162,8 +157,12 @@ impl HousekeepingJob {
             &mut self.missed[1],
             "webhooks delivered events that the Events API did not list to catch-up",
         );
-        self.audited_at = Some(Instant::now());
+        self.record_completion("audit");
         Ok(())
+    }
+
+    fn record_completion(&self, task: &str) {
+        self.context.metrics.completed(task, self.context.clock.now().unix_seconds());
     }
 }
 

@@ -262,6 +262,8 @@ impl JobContext {
     async fn take_lease(&self, job: &'static str) -> Result<Lease, StoreError> {
         let lease = self.store.hold_lease(job, &self.holder).await?;
         self.api.note_second_clock(lease.now);
+        self.metrics.clock_ahead("database", self.clock.now().unix_seconds() - lease.now.unix_seconds());
+        self.metrics.lease(job, lease.held);
         let mut jobs = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if lease.held {
             jobs.insert(job)
@@ -336,6 +338,7 @@ impl JobContext {
     /// Releases the lease of a job.
     pub(super) async fn release_lease(&self, job: &'static str) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
+        self.metrics.lease(job, false);
         // If it fails, the lease expires by itself.
         let _ = self.store.release_leases(&self.holder, Some(job)).await;
     }

@@ -3,10 +3,11 @@
 //! Catch-up runs in one process, but lookups in all processes return `synced_through`. So each process reads it from the database
 //! every few seconds, and a lookup needs no query for it. The cached value can be older than the stored one, never newer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 use super::catch_up::HOLD_BACK;
 use super::runner::BackgroundLoop;
@@ -17,6 +18,9 @@ use crate::store::{Store, StoreError};
 
 /// Interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Interval between two reads of the number of rows.
+const SIZES_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Returns the maximum age of `synced_through` by design, in seconds. Catch-up is [`HOLD_BACK`] behind WorkOS and pauses for up to
 /// 1.2 poll intervals, and each process reads the result every two seconds.
@@ -38,13 +42,16 @@ pub struct SyncProgress {
     cached: Arc<ArcSwap<Progress>>,
     /// The maximum age of `synced_through` by design, in seconds.
     expected_age: i64,
+    /// When the number of rows was last read.
+    sizes_read_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl SyncProgress {
     /// Creates an empty cache. `poll_interval` is catch-up's pause between two polls.
     #[must_use]
     pub fn new(store: Store, metrics: Arc<Metrics>, poll_interval: Duration) -> Self {
-        Self { store, metrics, cached: Arc::default(), expected_age: expected_age(poll_interval) }
+        let (cached, sizes_read_at) = (Arc::default(), Arc::default());
+        Self { store, metrics, cached, expected_age: expected_age(poll_interval), sizes_read_at }
     }
 
     /// Returns the progress that was last read from the database.
@@ -80,7 +87,24 @@ impl SyncProgress {
         }
         let erasures = self.store.pending_erasures().await?;
         self.metrics.erasures(erasures.users, erasures.oldest_seconds);
+        for (kind, at) in self.store.completed_scans().await? {
+            self.metrics.completed(&kind, at.unix_seconds());
+        }
+        self.read_sizes().await?;
         Ok(progress)
+    }
+
+    /// Reads the number of rows, if that is due.
+    async fn read_sizes(&self) -> Result<(), StoreError> {
+        let read_at = *self.sizes_read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if read_at.is_some_and(|at| at.elapsed() < SIZES_INTERVAL) {
+            return Ok(());
+        }
+        for size in self.store.table_sizes().await? {
+            self.metrics.rows(&size.name, size.live, size.deleted);
+        }
+        *self.sizes_read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
     }
 }
 
@@ -88,7 +112,9 @@ impl BackgroundLoop for SyncProgress {
     const NAME: &'static str = "progress";
 
     async fn tick(&self) -> Duration {
-        if let Err(error) = self.refresh().await {
+        let refreshed = self.refresh().await;
+        self.metrics.database_up(refreshed.is_ok());
+        if let Err(error) = refreshed {
             tracing::debug!(error = %error, "the progress of the sync could not be read from the database");
         }
         INTERVAL

@@ -4,6 +4,7 @@
 //! use for a day. Unknown key IDs cause at most one request to WorkOS per cooldown.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::keys::{KeyFingerprint, KeySet};
 use super::source::{KeyFetchError, KeySource};
 use crate::domain::clock::Clock;
 use crate::domain::timestamp::Timestamp;
+use crate::metrics::Metrics;
 
 /// Age after which the set is refreshed in the background, seconds.
 const FRESH: i64 = 600;
@@ -40,6 +42,8 @@ pub struct KeyStatus {
     pub failing_since: Option<Timestamp>,
     /// Why the last refresh failed.
     pub error: Option<String>,
+    /// Number of failed refreshes since the start of the process.
+    pub failures: u64,
     /// Seconds by which this machine's clock is ahead of WorkOS's, within about one second. Negative if it is behind.
     pub clock_ahead_seconds: Option<i64>,
 }
@@ -66,6 +70,8 @@ struct Inner {
     held: ArcSwap<Held>,
     /// The running request, if any. The lock is never held during the request.
     flight: Mutex<Option<watch::Receiver<bool>>>,
+    /// Number of failed refreshes.
+    failures: AtomicU64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -104,7 +110,13 @@ impl KeyCache {
     /// Creates an empty cache.
     #[must_use]
     pub fn new(source: Arc<dyn KeySource>, clock: Clock) -> Self {
-        Self(Arc::new(Inner { source, clock, held: ArcSwap::default(), flight: Mutex::default() }))
+        Self(Arc::new(Inner {
+            source,
+            clock,
+            held: ArcSwap::default(),
+            flight: Mutex::default(),
+            failures: AtomicU64::new(0),
+        }))
     }
 
     /// Returns the state of the keys.
@@ -116,8 +128,23 @@ impl KeyCache {
             fetched_at: held.fetched_at,
             failing_since: held.failing_since,
             error: held.error.as_ref().map(ToString::to_string),
+            failures: self.0.failures.load(Ordering::Relaxed),
             clock_ahead_seconds: held.clock_ahead,
         }
+    }
+
+    /// Adds the state of the keys to the metrics. `reports_clock`: the clock, too.
+    pub(crate) fn measure(&self, metrics: &Metrics, reports_clock: bool) {
+        let inner = self.0.clone();
+        metrics.before_encoding(move |metrics| {
+            let (held, now) = (inner.held.load(), inner.clock.now());
+            let keys = if held.usable(now) { held.set.len() } else { 0 };
+            let age = held.fetched_at.map(|at| now.unix_seconds().saturating_sub(at.unix_seconds()).max(0));
+            metrics.signing_keys(keys, age, inner.failures.load(Ordering::Relaxed));
+            if let Some(seconds) = held.clock_ahead.filter(|_| reports_clock) {
+                metrics.clock_ahead("workos", seconds);
+            }
+        });
     }
 
     /// Returns whether WorkOS publishes keys for the client ID. `Ok(false)` means that WorkOS does not know the client ID.
@@ -229,6 +256,7 @@ impl Inner {
                 Held { set: Arc::new(set), fetched_at: Some(now), asked_at: Some(now), clock_ahead, ..Held::default() }
             }
             Err(error) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
                 log_failure(&error, &before);
                 Held {
                     asked_at: Some(now),

@@ -4,6 +4,7 @@
 
 mod by_id;
 mod lists;
+mod measured;
 mod roles;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use super::wire;
 use crate::domain::clock::Clock;
 use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
+use crate::metrics::Metrics;
 
 /// Items on a page, the maximum of WorkOS (OpenAPI: `limit`, 1 to 100).
 pub const PAGE: usize = 100;
@@ -170,6 +172,7 @@ pub struct Api {
     /// Clones share it.
     key: Arc<ArcSwap<ApiKey>>,
     clocks: Arc<Clocks>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Api {
@@ -182,7 +185,7 @@ impl Api {
         let base = base
             .ok_or_else(|| HttpClientError::new("the URL of the WorkOS API is malformed; check WORKOS_API_HOSTNAME"))?;
         let (host, key) = (host_and_port(&base).into(), Arc::new(ArcSwap::from_pointee(key)));
-        Ok(Self { client: workos_client(&base)?, base, host, key, clocks: Arc::new(Clocks::new(clock)) })
+        Ok(Self { client: workos_client(&base)?, base, host, key, clocks: Arc::new(Clocks::new(clock)), metrics: None })
     }
 
     /// Returns whether there is an API key.
@@ -190,9 +193,9 @@ impl Api {
         !self.key.load().0.is_empty()
     }
 
-    /// Returns this client with another API key. Clones of this client keep theirs.
+    /// Returns this client with another API key, unmeasured. Clones of this client keep theirs.
     pub(crate) fn with_key(&self, key: ApiKey) -> Self {
-        Self { key: Arc::new(ArcSwap::from_pointee(key)), ..self.clone() }
+        Self { key: Arc::new(ArcSwap::from_pointee(key)), metrics: None, ..self.clone() }
     }
 
     /// Replaces the API key of this client and of all its clones.
@@ -262,8 +265,16 @@ impl Api {
 
     async fn send(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, ApiResponse), ApiError> {
         let began = Instant::now();
-        let request = request.bearer_auth(&self.key.load().0);
-        let response = request.send().await.map_err(|error| self.unreachable(why(&error)))?;
+        let response = match request.bearer_auth(&self.key.load().0).build() {
+            Ok(request) => {
+                let endpoint = measured::endpoint(request.url());
+                let response = self.client.execute(request).await;
+                self.measure(&endpoint, &response, began.elapsed());
+                response
+            }
+            Err(error) => Err(error),
+        };
+        let response = response.map_err(|error| self.unreachable(why(&error)))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let took = began.elapsed();
         let body = read_body(response, RESPONSE_LIMIT).await.map_err(|error| match error {

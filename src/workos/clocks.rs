@@ -41,6 +41,11 @@ impl Clocks {
         Self { clock, second: Mutex::default() }
     }
 
+    /// Returns the seconds by which our clock is ahead of `date`.
+    pub(super) fn ahead_of(&self, date: Timestamp) -> i64 {
+        self.clock.now().unix_seconds() - date.unix_seconds()
+    }
+
     /// Records the current time of the second clock.
     pub(super) fn note_second(&self, now: Timestamp) {
         self.second.lock().unwrap_or_else(PoisonError::into_inner).noted = Some((now, Instant::now()));

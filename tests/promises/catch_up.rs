@@ -274,7 +274,10 @@ async fn events_missing_from_webhooks_or_catch_up_are_counted() {
     let types = ["user.created", "user.updated", "user.deleted"].map(str::to_owned).to_vec();
     // A process audits right after its start.
     let audit = async |events_age: &'static str| {
-        sqlx::query("update workos.events set received_at = received_at - $1::text::interval")
+        sqlx::query(
+            "update workos.events
+            set received_at = received_at - $1::text::interval, created_at = received_at - $1::text::interval - '1 second'::interval",
+        )
             .bind(events_age)
             .execute(&lab.pool)
             .await
@@ -287,21 +290,33 @@ async fn events_missing_from_webhooks_or_catch_up_are_counted() {
         page.lines().find_map(|it| it.strip_prefix(&line)?.parse::<i64>().ok()).unwrap()
     };
     let here = user(&unique("user"), "Ada", 0);
-    // The endpoint receives creations. Catch-up reads one of them, and an update that the endpoint never received.
-    apply(&context.store, Origin::Webhook, &[observed("user.created", 0, &here)]).await.unwrap();
+    // Catch-up reads what no webhook has ever delivered, and an event of a type that this service does not need.
     apply(&context.store, Origin::CatchUp, &[observed("user.created", 0, &here)]).await.unwrap();
-    apply(&context.store, Origin::CatchUp, &[observed("user.updated", 1, &here)]).await.unwrap();
+    apply(&context.store, Origin::CatchUp, &[observed("dsync.activated", 0, &here)]).await.unwrap();
     audit("0").await;
     assert_eq!(gauge("webhook"), 0, "a webhook can be some minutes late");
-    audit("20 minutes").await;
+    audit("4 minutes").await;
+    assert_eq!(gauge("webhook"), 1, "an endpoint that never delivered is noticed");
+    // The endpoint is repaired and delivers the next creation, but it still lacks another type.
+    apply(&context.store, Origin::Webhook, &[observed("user.created", 1, &here)]).await.unwrap();
+    audit("0").await;
+    assert_eq!(gauge("webhook"), 0, "the gap is over");
+    apply(&context.store, Origin::CatchUp, &[observed("user.updated", 2, &here)]).await.unwrap();
+    audit("4 minutes").await;
     assert_eq!(gauge("webhook"), 1);
+    // Catch-up was away and reads late: that says nothing about the endpoint.
+    sqlx::query("update workos.events set created_at = created_at - '1 hour'::interval where type = 'user.updated'")
+        .execute(&lab.pool)
+        .await
+        .unwrap();
+    Housekeeping::new(context.clone(), Duration::from_secs(90 * 86_400), Some(types.clone())).tick().await;
+    assert_eq!(gauge("webhook"), 0);
     // Events that webhooks brought, and that catch-up should have read.
     sqlx::query(
         "insert into workos.catch_up (range_start, earliest_range_start, range_decided_at, synced_through)
-        values ($1, $1, $1, $2)",
+        select at - '10 days'::interval, at - '10 days'::interval, at, at
+        from (select now() as at) as now",
     )
-    .bind(time::OffsetDateTime::from(at(-1_000)))
-    .bind(time::OffsetDateTime::from(at(1_000)))
     .execute(&lab.pool)
     .await
     .unwrap();

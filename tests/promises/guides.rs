@@ -46,25 +46,35 @@ pub(crate) fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item
     fences.filter_map(move |block| block.trim_start().strip_prefix(language)?.strip_prefix('\n'))
 }
 
-#[test]
-fn the_metrics_are_the_programs_own() {
-    let files = ["metrics.rs", "metrics/handlers.rs", "metrics/requests.rs", "metrics/secrets.rs"];
-    let source = files.map(|name| file(&format!("src/{name}"))).concat();
+/// The names of all metrics, read from the source, without the suffix of counters.
+pub(crate) fn metric_names() -> BTreeSet<String> {
+    let mut source = file("src/metrics.rs");
+    for entry in std::fs::read_dir(root().join("src/metrics")).unwrap() {
+        source += &std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    }
     // A name, a comma, and a sentence.
     let literals: Vec<&str> = source.split('"').collect();
     let names = literals.windows(4).filter_map(|window| {
         let [_, name, between, help] = window else { return None };
         let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
         let sentence = between.trim() == "," && help.starts_with(|first: char| first.is_ascii_uppercase());
-        (plain && sentence).then(|| format!("authkit_sync_{name}"))
+        let prefix = if name.starts_with("process_") { "" } else { "authkit_sync_" };
+        (plain && sentence).then(|| format!("{prefix}{name}"))
     });
     let names: BTreeSet<String> = names.collect();
-    assert!(names.len() > 10, "only {names:?} were found; this test no longer reads them");
+    assert!(names.len() > 10, "only {names:?} were found; this function no longer reads them");
+    names
+}
+
+#[test]
+fn the_metrics_are_the_programs_own() {
+    let names = metric_names();
     let guide = file("src/docs/operating.md");
     let table: BTreeSet<String> = guide
         .lines()
-        .filter_map(|line| line.strip_prefix("| `authkit_sync_")?.split('`').next())
-        .map(|name| format!("authkit_sync_{}", name.trim_end_matches("_total")))
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|name| name.starts_with("authkit_sync_") || name.starts_with("process_"))
+        .map(|name| name.trim_end_matches("_total").to_owned())
         .collect();
     assert_eq!(
         table, names,

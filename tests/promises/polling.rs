@@ -38,7 +38,7 @@ async fn without_webhooks_a_service_follows_by_polling_and_says_so() {
     assert_eq!(ask().await.status(), 200);
     http_ok(&served.url("/readyz")).await;
     let metrics = http_ok(&format!("http://{}/metrics", served.ops)).await;
-    assert!(metrics.contains("authkit_sync_job_failing{job=\"catch_up\"} 1"), "{metrics}");
+    assert!(metrics.contains("authkit_sync_job_failing{background_job=\"catch_up\"} 1"), "{metrics}");
     assert_eq!(served.terminate().code(), Some(0));
     assert_eq!(lab.count("select count(*) from workos.leases").await, 0, "leases are given back");
 }

@@ -3,7 +3,15 @@
 use std::time::Duration;
 
 use crate::domain::timestamp::Timestamp;
+use crate::store::catch_up::OVERLAP;
 use crate::store::{Store, StoreError};
+
+/// A webhook for one of the newest events shows that the endpoint receives this type. This many are read.
+const NEWEST: i64 = 10_000;
+
+/// An event that catch-up read later than this after it happened says nothing about the endpoint: the service was down, or polling
+/// was behind.
+const PROMPT: Duration = Duration::from_secs(10 * 60);
 
 /// Maximum number of rows that the comparison of both feeds reads.
 const MAX_COMPARED: i64 = 100_000;
@@ -18,18 +26,25 @@ pub struct MissedEvents {
 }
 
 impl Store {
-    /// Counts events that catch-up read and no webhook delivered, of types that webhooks deliver. It counts events that were received
-    /// in the last `recent`, but not in the last `late`. It reads at most the newest 100,000 events of one feed alone.
+    /// Counts events that catch-up read promptly and no webhook delivered, although the endpoint must receive their type: a type of
+    /// `expected`, or one that a webhook has delivered before. It counts events that were received in the last `recent`, but not in the
+    /// last `late`, and only those after the newest event of their type that a webhook delivered: that one shows that the endpoint
+    /// works again. It reads at most the newest 100,000 events of one feed alone.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_webhooks(&self, recent: Duration, late: Duration) -> Result<MissedEvents, StoreError> {
+    pub async fn missed_by_webhooks(
+        &self,
+        expected: &[String],
+        recent: Duration,
+        late: Duration,
+    ) -> Result<MissedEvents, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
                     r#"-- events.missed_by_webhooks
                     with one_feed as (
-                        select type, received_at
+                        select type, created_at, received_at
                         from workos.events
                         where
                             -- The condition of the index, which PostgreSQL does not derive from the next one.
@@ -37,28 +52,58 @@ impl Store {
                             and webhook_at is null
                             and received_at >= now() - make_interval(secs => $1)
                             and received_at < now() - make_interval(secs => $2)
+                            and created_at >= received_at - make_interval(secs => $6)
                         order by received_at desc
                         limit $3
+                    ),
+                    -- The endpoint may have been created after the first start of catch-up, but not the events before it.
+                    start as (
+                        select coalesce(max(earliest_range_start) + $7::bigint * interval '1 second', '-infinity') as at
+                        from workos.catch_up
+                    ),
+                    delivered as (
+                        select type, max(created_at) as newest_at
+                        from (
+                            select type, created_at
+                            from workos.events
+                            where
+                                webhook_at is not null
+                                and received_at >= now() - make_interval(secs => $1)
+                            order by received_at desc
+                            limit $5
+                        ) as newest
+                        group by type
                     ),
                     missed as (
                         select type, count(*) as events, min(received_at) as since
                         from one_feed
+                        cross join start
+                        left join delivered using (type)
+                        where
+                            created_at >= start.at
+                            and (newest_at is null or created_at > newest_at)
                         group by type
                     )
                     select coalesce(sum(events), 0)::bigint as "events!", min(since) as since
                     from missed
                     -- With this order, PostgreSQL reads one index entry for each type.
-                    cross join lateral (
+                    left join lateral (
                         select sent.type
                         from workos.events as sent
                         where sent.type >= missed.type and sent.webhook_at is not null
                         order by sent.type
                         limit 1
-                    ) as sent
-                    where sent.type = missed.type"#,
+                    ) as sent on true
+                    where
+                        missed.type = any($4)
+                        or sent.type = missed.type"#,
                     recent.as_secs_f64(),
                     late.as_secs_f64(),
-                    MAX_COMPARED
+                    MAX_COMPARED,
+                    expected,
+                    NEWEST,
+                    PROMPT.as_secs_f64(),
+                    OVERLAP
                 )
                 .fetch_one(connection)
                 .await

@@ -57,12 +57,16 @@ pub struct LastError {
 pub struct HandlerLag {
     /// The name under which its progress is stored.
     pub name: String,
-    /// Age of the oldest change that it has not reached, in seconds.
+    /// Age of the oldest change that it has not completed, in seconds. Dead-lettered changes do not count.
     pub lag: i64,
     /// Changes that wait for a retry, and later changes of the same users.
     pub waiting: i64,
     /// Changes whose last attempt failed.
     pub dead_lettered: i64,
+    /// Whether it cannot run at all.
+    pub blocked: bool,
+    /// Whether an operator paused it.
+    pub paused: bool,
 }
 
 struct StatusRow {
@@ -199,13 +203,27 @@ impl Store {
                 select
                     name,
                     coalesce(
-                        (
-                            select greatest(extract(epoch from now() - at), 0)::bigint
-                            from workos.changes
-                            where position > handlers.position
-                            order by position
-                            limit 1
-                        ),
+                        extract(
+                            epoch from now() - least(
+                                (
+                                    select at
+                                    from workos.changes
+                                    where position > handlers.position
+                                    order by position
+                                    limit 1
+                                ),
+                                -- Positions grow with time, so the first one is the oldest.
+                                (
+                                    select coalesce(at, failed_at)
+                                    from workos.handler_backlog
+                                    left join workos.changes using (position)
+                                    where handler = name and due_at is not null
+                                    order by position
+                                    limit 1
+                                ),
+                                now()
+                            )
+                        )::bigint,
                         0
                     ) as "lag!",
                     (
@@ -215,7 +233,9 @@ impl Store {
                     (
                         select count(*) from workos.handler_backlog
                         where handler = name and due_at is null
-                    ) as "dead_lettered!"
+                    ) as "dead_lettered!",
+                    problem is not null as "blocked!",
+                    paused
                 from workos.handlers"#
             )
             .fetch_all(connection)
