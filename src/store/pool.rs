@@ -4,6 +4,8 @@
 //! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool must not be changed, so
 //! there each lookup runs in a read-only transaction with its own settings.
 
+mod measured;
+
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,11 +20,12 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
 use tokio::sync::Mutex;
 use tokio::time::Instant as TokioInstant;
 
+use measured::InUse;
+
 use super::StoreError;
 use super::cutoff::Cutoff;
 use super::failure::{self, DatabaseFailure, Place};
 use super::offered_login::OfferedLogin;
-use crate::metrics::Metrics;
 
 /// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
 const SEARCH_PATH: &str = "pg_catalog, pg_temp";
@@ -137,18 +140,6 @@ impl Pool {
         }
     }
 
-    /// Returns the pool with measurements under this name: its connections, and the wait for one.
-    pub(crate) fn measured(self, name: &'static str, metrics: &Metrics) -> Self {
-        let connections = self.connections.clone();
-        metrics.before_encoding(move |metrics| {
-            let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-            let (open, idle) = (i64::from(connections.size()), count(connections.num_idle()));
-            let max = i64::from(connections.options().get_max_connections());
-            metrics.connections_of_pool(name, idle, open.saturating_sub(idle).max(0), max);
-        });
-        Self { waits: Some(metrics.waits_of_pool(name)), ..self }
-    }
-
     /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
     /// connection that the process has opened so far is closed. An error then names the place of the database.
     pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -239,23 +230,6 @@ impl Pool {
 
 /// The result of a test whether a connection can be opened is used for this time.
 const TEST_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A connection that a caller uses.
-#[derive(Debug)]
-struct InUse(Arc<AtomicU32>);
-
-impl InUse {
-    fn one_of(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
 /// whose caller has given up, the statement's connection counts against its pool, and the other one is left.

@@ -7,7 +7,7 @@ use super::job::{Job, JobContext, JobError};
 use super::runner::Runner;
 use super::{erasure, inbox, redaction};
 use crate::store::StoreError;
-use crate::store::events::MissedEvents;
+use crate::store::events::{MissedEvents, WebhookAudit};
 
 /// Interval between two rounds, and between two batches of a round.
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
@@ -141,7 +141,8 @@ impl HousekeepingJob {
         let Some(types) = &self.types else { return Ok(()) };
         let store = &self.context.store;
         let expected: Vec<String> = self.context.kinds.event_types().into_iter().map(str::to_owned).collect();
-        let webhooks = store.missed_by_webhooks(&expected, AUDIT_WINDOW, LATE_AFTER).await?;
+        let audit = WebhookAudit { expected: &expected, recent: AUDIT_WINDOW, late: LATE_AFTER };
+        let webhooks = store.missed_by_webhooks(&audit).await?;
         report_missed(
             &self.context,
             "webhook",

@@ -108,6 +108,8 @@
 mod action_endpoint;
 mod action_verdicts;
 mod actions;
+mod alerts;
+mod alerts_fire;
 mod auth_session;
 mod authorization;
 mod authorization_plans;

@@ -10,6 +10,7 @@
 //! | [`policies::PolicyLab`] | a database, an application's tables with row-level security, and requests as PostgREST runs them |
 //! | [`lab::Lab`] | a database and a simulated WorkOS on one clock, and the background jobs, a step at a time |
 //! | [`binary::Served`] | the real binary as a process, which can be killed |
+//! | [`prometheus::Prometheus`] | a real Prometheus that reads the metrics of services |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
 //!
 //! [`programs`] finds programs that are not part of this project, such as nginx.
@@ -24,6 +25,7 @@ pub(crate) mod hostile;
 pub(crate) mod lab;
 pub(crate) mod policies;
 pub(crate) mod programs;
+pub(crate) mod prometheus;
 pub(crate) mod rows;
 pub(crate) mod service;
 

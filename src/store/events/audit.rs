@@ -25,20 +25,26 @@ pub struct MissedEvents {
     pub since: Option<Timestamp>,
 }
 
+/// What an audit of webhooks compares.
+#[derive(Clone, Copy, Debug)]
+pub struct WebhookAudit<'a> {
+    /// The types that the endpoint must receive.
+    pub expected: &'a [String],
+    /// Events that were received in this period.
+    pub recent: Duration,
+    /// The time in which a webhook can still come.
+    pub late: Duration,
+}
+
 impl Store {
     /// Counts events that catch-up read promptly and no webhook delivered, although the endpoint must receive their type: a type of
-    /// `expected`, or one that a webhook has delivered before. It counts events that were received in the last `recent`, but not in the
-    /// last `late`, and only those after the newest event of their type that a webhook delivered: that one shows that the endpoint
-    /// works again. It reads at most the newest 100,000 events of one feed alone.
+    /// [`WebhookAudit::expected`], or one that a webhook has delivered before. It counts only events after the newest one of their
+    /// type that a webhook delivered, because that one shows that the endpoint works again. It reads at most the newest 100,000 events
+    /// of one feed alone.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn missed_by_webhooks(
-        &self,
-        expected: &[String],
-        recent: Duration,
-        late: Duration,
-    ) -> Result<MissedEvents, StoreError> {
+    pub async fn missed_by_webhooks(&self, audit: &WebhookAudit<'_>) -> Result<MissedEvents, StoreError> {
         let row = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -66,9 +72,7 @@ impl Store {
                         from (
                             select type, created_at
                             from workos.events
-                            where
-                                webhook_at is not null
-                                and received_at >= now() - make_interval(secs => $1)
+                            where webhook_at is not null and received_at >= now() - make_interval(secs => $1)
                             order by received_at desc
                             limit $5
                         ) as newest
@@ -79,9 +83,7 @@ impl Store {
                         from one_feed
                         cross join start
                         left join delivered using (type)
-                        where
-                            created_at >= start.at
-                            and (newest_at is null or created_at > newest_at)
+                        where created_at >= start.at and (newest_at is null or created_at > newest_at)
                         group by type
                     )
                     select coalesce(sum(events), 0)::bigint as "events!", min(since) as since
@@ -97,10 +99,10 @@ impl Store {
                     where
                         missed.type = any($4)
                         or sent.type = missed.type"#,
-                    recent.as_secs_f64(),
-                    late.as_secs_f64(),
+                    audit.recent.as_secs_f64(),
+                    audit.late.as_secs_f64(),
                     MAX_COMPARED,
-                    expected,
+                    audit.expected,
                     NEWEST,
                     PROMPT.as_secs_f64(),
                     OVERLAP
