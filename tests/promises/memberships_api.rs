@@ -145,7 +145,8 @@ async fn a_membership_of_a_deleted_user_or_organization_is_not_listed() {
 async fn a_member_that_is_not_stored_yet_is_read_from_workos() {
     let lab = Lab::new().await;
     let known = lab.create_user("Ada");
-    lab.backfill().await;
+    let (code, _, err) = lab.run(&["backfill"]).await;
+    assert_eq!(code, 0, "{err}");
     let late = lab.create_user("Grace");
     let authkit = authkit_sync::AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
         .api_base(lab.workos.base_url())

@@ -104,6 +104,20 @@ async fn an_empty_list_infers_no_deletion_even_with_permission() {
     assert_eq!(dead(&lab).await, 0);
 }
 
+/// Found by seed 14 of the simulation: such a reconcile stopped, as if WorkOS had lost all users.
+#[tokio::test]
+async fn a_first_user_who_is_created_after_the_empty_list_was_read_stops_no_reconcile() {
+    let (lab, _) = silent(0).await;
+    let reconcile = Reconcile::new(lab.context(), Mode::Repair, None);
+    assert!(matches!(reconcile.step().await, Ok(Some(ReconcileStep::InProgress { .. }))), "the empty list is read");
+    lab.clock.set(lab.clock.now().plus_seconds(5));
+    lab.create_user("Born");
+    let born = observed("user.created", 0, &lab.workos.users()[0]);
+    apply(&lab.context().store, Origin::Webhook, &[born]).await.unwrap();
+    while !matches!(reconcile.step().await.unwrap(), Some(ReconcileStep::Done(_))) {}
+    assert_eq!(lab.count("select count(*) from workos.users").await, 1);
+}
+
 #[tokio::test]
 async fn a_user_created_during_the_scan_or_missing_from_the_list_is_not_deleted() {
     let (lab, ids) = silent(6).await;

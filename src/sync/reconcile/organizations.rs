@@ -262,7 +262,7 @@ impl OrganizationsReconcileJob {
             Some(last) => Phase::Compare(Kind::Organization, last),
             None => {
                 let accepted = self.limit(run).await?;
-                if !run.has_organizations && run.live > 0 && !accepted {
+                if !run.has_organizations && !run.to_read.is_empty() && !accepted {
                     let live = i64::try_from(run.live).unwrap_or(i64::MAX);
                     return Err(JobError::EmptyList { live, kind: Kind::Organization });
                 }
