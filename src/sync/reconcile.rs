@@ -96,6 +96,8 @@ struct ReconcileRun {
     table_position: Option<String>,
     /// Number of live users in the compared rows.
     live: usize,
+    /// Live users who must be in the list and are not.
+    unlisted: usize,
     /// The recorded scan, if the table is repaired.
     scan: Option<ScanStart>,
     /// Live users that WorkOS does not know, and when it answered so.
@@ -199,6 +201,7 @@ impl ReconcileJob {
             to_read: VecDeque::new(),
             table_position: Some(String::new()),
             live: 0,
+            unlisted: 0,
             scan: None,
             gone: Vec::new(),
             needs_confirmation: false,
@@ -287,7 +290,9 @@ impl ReconcileJob {
         let last = rows.last().map(|row| row.id.clone());
         for row in rows.into_iter().filter(|row| row.is_live) {
             it.live += 1;
-            if row.is_unconfirmed || row.is_due_in_list && !it.seen.contains(&hash(&row.id)) {
+            let is_unlisted = row.is_due_in_list && !it.seen.contains(&hash(&row.id));
+            it.unlisted += usize::from(is_unlisted);
+            if row.is_unconfirmed || is_unlisted {
                 it.to_read.push_back(row.id);
             }
         }
@@ -298,7 +303,7 @@ impl ReconcileJob {
     /// Called after the last row: the number of live users is known.
     async fn rows_compared(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         // Users who were created after the list was read may be missing from it.
-        if it.seen.is_empty() && !it.to_read.is_empty() {
+        if it.seen.is_empty() && it.unlisted > 0 {
             return Err(JobError::EmptyList { live: i64::try_from(it.live).unwrap_or(i64::MAX), kind: Kind::User });
         }
         let accepted = self.mode == Mode::Check || self.context.store.deletions_accepted().await?;
