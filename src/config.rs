@@ -4,6 +4,7 @@
 //! A setting is an environment variable and, unless it is secret, a flag that overrides it. Secrets have no flag, because `ps`
 //! shows flags. [`Source::check`] runs before a command starts anything, and reports every problem at once.
 
+mod commands;
 mod rotation;
 mod secret_file;
 mod serve;

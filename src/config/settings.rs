@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::ready;
 use sqlx::postgres::PgConnectOptions;
 
+use super::commands::{ACTIONS, ALL, API, DATABASE, SYNCED, WORKOS};
 use super::setting::{AnySetting, Setting};
 use super::value;
 use crate::action_endpoint::{OnFailure, SECRET_LENGTH};
@@ -21,40 +22,6 @@ use crate::store::{self, pool::MIN_CONNECTIONS};
 use crate::telemetry::DEFAULT_FILTER;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
-
-/// Commands that use the database.
-const DATABASE: &[&str] =
-    &["serve", "migrate", "backfill", "reconcile", "rebind", "events", "user", "handlers", "token"];
-
-/// Commands that belong to one WorkOS environment.
-const WORKOS: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token"];
-
-/// Commands that send requests to the WorkOS API.
-const API: &[&str] = &["serve", "backfill", "reconcile", "rebind", "token", "webhook register"];
-
-/// Commands that depend on what is synced.
-const KINDS_OF: &[&str] = &["serve", "backfill", "reconcile", "events retry", "events replay", "webhook register"];
-
-/// Commands that decide actions.
-const ACTIONS: &[&str] = &["serve", "action try"];
-
-/// Commands that log as configured: all except `dev`.
-const ALL: &[&str] = &[
-    "serve",
-    "migrate",
-    "backfill",
-    "reconcile",
-    "rebind",
-    "events",
-    "user",
-    "handlers",
-    "token",
-    "webhook",
-    "action",
-    "healthcheck",
-    "doctor",
-    "status",
-];
 
 pub(crate) static DATABASE_URL: Setting<PgConnectOptions> = Setting::new(
     "DATABASE_URL",
@@ -255,7 +222,7 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
     "on: session.created updates last_sign_in_at, except for impersonated sessions. The value can be newer than at WorkOS",
 )
 .default_from(|| value::on_off_text(authkit::SESSION_SIGN_INS))
-.used_by(KINDS_OF)
+.used_by(SYNCED)
 .passed_to(Builder::session_sign_ins);
 
 pub(crate) static KINDS: Setting<Kinds> = Setting::new(
@@ -264,7 +231,7 @@ pub(crate) static KINDS: Setting<Kinds> = Setting::new(
     "What is synced beside users, separated by commas: organizations, memberships, roles, sessions. users: nothing else",
 )
 .default_from(|| value::kinds_text(Kinds::ALL))
-.used_by(KINDS_OF)
+.used_by(SYNCED)
 .passed_to(Builder::kinds);
 
 pub(crate) static BACKFILL: Setting<bool> = Setting::new(

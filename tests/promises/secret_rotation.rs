@@ -421,7 +421,7 @@ async fn sighup_reads_the_secrets_of_the_dotenv_file_and_of_files_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_key_that_workos_refuses_or_of_another_environment_is_not_used() {
+async fn an_api_key_that_workos_refuses_is_not_used() {
     let database = TestDatabase::unbound().await;
     let pool = database.pool(4).await;
     let workos = another_workos(&Clock::system(), fastrand::u64(..), None).await;
