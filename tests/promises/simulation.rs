@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use futures_util::FutureExt;
-use invariants::Groups;
+use invariants::Coverage;
 use world::{Feeds, World};
 
 /// Number of seeds that the test command plays in addition to the pinned ones, and the time limit for all of them.
@@ -74,14 +74,14 @@ async fn play_seeds() {
     let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
     let began = Instant::now();
-    let (mut played, mut failed, mut groups) = (0, Vec::new(), Groups::default());
+    let (mut played, mut failed, mut coverage) = (0, Vec::new(), Coverage::default());
     for seed in seeds {
         if began.elapsed() > budget {
             break;
         }
         // After a failing seed, the others are played too.
         match AssertUnwindSafe(Box::pin(play(seed, &mut server))).catch_unwind().await {
-            Ok(seen) => groups = groups.plus(seen),
+            Ok(seen) => coverage = coverage.plus(seen),
             Err(_) => {
                 eprintln!("seed {seed} failed; to play it again: SEED={seed} cargo test after_all_faults");
                 failed.push(seed);
@@ -92,12 +92,12 @@ async fn play_seeds() {
             eprintln!("{played} seeds in {:?}, failed: {failed:?}", began.elapsed());
         }
     }
-    println!("{played} seeds in {:?}: {groups:?}", began.elapsed());
+    println!("{played} seeds in {:?}: {coverage:?}", began.elapsed());
     assert!(played > 0 && failed.is_empty(), "of {played} seeds these failed: {failed:?}");
-    assert!(played < 10 || groups.are_complete(), "the simulation misses something: {groups:?}");
+    assert!(played < 40 || coverage.is_complete(), "the simulation misses something: {coverage:?}");
 }
 
-async fn play(seed: u64, server: &mut PrivatePostgres) -> Groups {
+async fn play(seed: u64, server: &mut PrivatePostgres) -> Coverage {
     let feeds = match seed % 4 {
         0 => Feeds::WebhooksOnly,
         1 => Feeds::CatchUpOnly,
@@ -106,7 +106,7 @@ async fn play(seed: u64, server: &mut PrivatePostgres) -> Groups {
     let mut world = World::begin(seed, feeds, !PINNED.contains(&seed), server).await;
     world.live().await;
     world.settle().await;
-    let groups = world.seen.groups;
+    let coverage = world.seen.coverage;
     world.end().await;
-    groups
+    coverage
 }

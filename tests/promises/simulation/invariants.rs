@@ -22,20 +22,26 @@ pub(super) struct Seen {
     /// Numbers of rows of the inbox and of the feed.
     inbox: usize,
     changes: i64,
-    pub(super) groups: Groups,
+    /// At the last look, a walk over the organizations was running, and so many organizations were deleted.
+    is_walking: bool,
+    deleted_organizations: usize,
+    pub(super) coverage: Coverage,
 }
 
-/// What became of deliveries that arrived at the same time.
+/// How often the simulation met what it must meet.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Groups {
+pub(super) struct Coverage {
     /// Deliveries that met a full queue.
     busy: usize,
     /// Groups with an event that PostgreSQL refused and with one that was applied.
     with_refused: usize,
+    /// Organizations that were deleted during a walk over the organizations.
+    deleted_in_walk: usize,
 }
 
-impl Groups {
-    pub(super) fn add(&mut self, group: &[Held], receipts: &[Receipt]) {
+impl Coverage {
+    /// Records what became of deliveries that arrived at the same time.
+    pub(super) fn add_group(&mut self, group: &[Held], receipts: &[Receipt]) {
         for (held, receipt) in group.iter().zip(receipts) {
             match (receipt.status, &*receipt.text) {
                 // A refused event can be applied too: if a later one of the group has replaced its state before the write.
@@ -50,12 +56,16 @@ impl Groups {
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { busy: self.busy + other.busy, with_refused: self.with_refused + other.with_refused }
+        Self {
+            busy: self.busy + other.busy,
+            with_refused: self.with_refused + other.with_refused,
+            deleted_in_walk: self.deleted_in_walk + other.deleted_in_walk,
+        }
     }
 
-    /// Returns whether the simulation has met both.
-    pub(super) fn are_complete(self) -> bool {
-        self.busy > 0 && self.with_refused > 0
+    /// Returns whether the simulation has met all of them.
+    pub(super) fn is_complete(self) -> bool {
+        self.busy > 0 && self.with_refused > 0 && self.deleted_in_walk > 0
     }
 }
 
@@ -70,6 +80,8 @@ struct Now {
     live_others: Vec<String>,
     deleted: Vec<String>,
     changes: i64,
+    /// A walk over the organizations is running.
+    is_walking: bool,
     /// Payloads and memberships of deleted users that are not in the list of pending erasures.
     left_behind: Vec<String>,
     /// Erased payloads of users that are not deleted.
@@ -98,6 +110,10 @@ const NOW: &str = "
             )
         ) as live_others,
         (select count(*) from workos.changes) as changes,
+        exists (
+            select from workos.scans
+            where started_at is not null and kind in ('backfill_memberships', 'reconcile_organizations')
+        ) as is_walking,
         (
             select array(
                 select events.id from workos.events join workos.user_records as users on users.id = events.user_id
@@ -146,6 +162,10 @@ impl World<'_> {
             self.nothing_is_skipped(&now);
         }
         self.check_no_deleted_user_returns(&now);
+        let deleted = self.here().members.deleted_organizations();
+        let newly = deleted.saturating_sub(self.seen.deleted_organizations);
+        self.seen.coverage.deleted_in_walk += if self.seen.is_walking { newly } else { 0 };
+        (self.seen.is_walking, self.seen.deleted_organizations) = (now.is_walking, deleted);
     }
 
     /// Checks that deleted users stay deleted, and that users deleted before the first start never appear.

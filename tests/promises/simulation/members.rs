@@ -16,6 +16,11 @@ use crate::support::rows::{Columns, TABLES, columns_of, rows_of};
 /// Maximum number of live organizations.
 const ORGANIZATIONS: usize = 4;
 
+/// The slugs of roles and permissions. They are few, so that WorkOS often reuses one.
+const ROLES: [&str; 3] = ["billing", "support", "admin"];
+const ORGANIZATION_ROLES: [&str; 2] = ["org-owner", "org-guest"];
+const PERMISSIONS: [&str; 3] = ["orders:read", "orders:write", "users:manage"];
+
 /// What the events of an environment said about organizations, memberships and sessions.
 #[derive(Default)]
 pub(super) struct Members {
@@ -58,6 +63,13 @@ impl Members {
             told.last = data.clone();
         }
     }
+
+    /// Returns how many organizations were deleted.
+    pub(super) fn deleted_organizations(&self) -> usize {
+        let deleted =
+            self.objects.iter().filter(|((kind, _), told)| *kind == Kind::Organization && told.deleted_at.is_some());
+        deleted.count()
+    }
 }
 
 impl Environment {
@@ -72,7 +84,7 @@ impl Environment {
         let user = random.choice(&self.live_users()).cloned();
         let workos = &self.workos;
         // WorkOS refuses some of them, for example to deactivate a pending membership.
-        match (random.u8(0..32), organization, membership, user) {
+        match (random.u8(0..40), organization, membership, user) {
             (0..5, ..) if organizations.len() < ORGANIZATIONS => {
                 let _ = workos.create_organization(&object(json!({"name": name(random)})));
             }
@@ -89,8 +101,8 @@ impl Environment {
                 let _ = workos.create_membership(&object(given));
             }
             (17..21, _, Some(id), _) => {
-                let roles: &[&str] = random.choice([&["admin"][..], &["member"], &["member", "admin"]]).unwrap();
-                let _ = workos.set_membership_roles(&id, roles);
+                let roles = [&["admin"][..], &["member"], &["member", "admin"], &["billing"], &["org-owner"]];
+                let _ = workos.set_membership_roles(&id, random.choice(roles).unwrap());
             }
             // A directory manages the membership, and suspends the member.
             (21..23, _, Some(id), _) => {
@@ -105,8 +117,39 @@ impl Environment {
                     workos.create_session(&user, &object(json!({"impersonator": {"email": "a@example.test"}})));
                 let _ = workos.revoke_session(session.unwrap()["id"].as_str().unwrap());
             }
-            (30.., ..) => workos.set_cascades(Cascades { memberships: random.bool(), sessions: random.bool() }),
+            (30..32, ..) => workos.set_cascades(Cascades { memberships: random.bool(), sessions: random.bool() }),
+            (32..37, ..) => self.history_of_roles(random),
+            (37.., Some(of), ..) => self.history_of_organization_roles(&of, random),
             _ => {}
+        }
+    }
+
+    /// Changes a role or a permission of the environment, if WorkOS accepts it.
+    fn history_of_roles(&mut self, random: &mut fastrand::Rng) {
+        let (workos, role) = (&self.workos, *random.choice(&ROLES).unwrap());
+        let permission = *random.choice(&PERMISSIONS).unwrap();
+        match random.u8(0..7) {
+            0..2 => drop(workos.create_role(&object(json!({"slug": role, "name": name(random)})))),
+            // WorkOS sends no event.
+            2 => drop(workos.update_role(role, &object(json!({"name": name(random)})))),
+            3 => drop(workos.set_role_permissions(role, &[permission])),
+            4 => drop(workos.delete_role(role)),
+            5 => drop(workos.create_permission(&object(json!({"slug": permission, "name": name(random)})))),
+            _ => drop(workos.delete_permission(permission)),
+        }
+    }
+
+    fn history_of_organization_roles(&mut self, of: &str, random: &mut fastrand::Rng) {
+        let (workos, role) = (&self.workos, *random.choice(&ORGANIZATION_ROLES).unwrap());
+        match random.u8(0..4) {
+            0..2 => {
+                drop(workos.create_organization_role(of, &object(json!({"slug": role, "name": name(random)}))));
+            }
+            2 => {
+                let permission = *random.choice(&PERMISSIONS).unwrap();
+                drop(workos.set_organization_role_permissions(of, role, &[permission]));
+            }
+            _ => drop(workos.delete_organization_role(of, role)),
         }
     }
 }
@@ -143,9 +186,11 @@ impl World<'_> {
                 match live.get(id) {
                     Some(object) => assert_eq!(of_workos(row), columns_of(object), "{id}"),
                     None if told.deleted_at.is_some() || user_ended => {
-                        assert_eq!((&row["synced_deleted"], says_deleted), (&json!(true), told.deleted_at), "{id}");
+                        assert_eq!(row["synced_deleted"], json!(true), "{id}");
+                        assert!(told.deleted_at.is_none() || says_deleted == told.deleted_at, "{id}: {says_deleted:?}");
                     }
-                    // It ended with its organization, and no event said so.
+                    // It ended with its organization, and no event said so. A reconcile may have found it.
+                    None if row["synced_deleted"] == true => {}
                     None => assert_eq!(of_workos(row), columns_of(&told.last), "{id}"),
                 }
             }
@@ -173,6 +218,61 @@ impl World<'_> {
             let counts = membership.is_some_and(|membership| membership["status"] == "active");
             let counts = counts && is_known("user_id") && is_known("organization_id");
             assert_eq!(active.contains(id), counts, "{id}: {membership:?}");
+        }
+    }
+
+    /// Checks that after a backfill, a reconcile and a refresh the tables equal WorkOS: every organization, membership, role and
+    /// permission, whatever the events said.
+    pub(super) async fn compare_everything(&self) {
+        let here = self.here();
+        let organizations = here.workos.organizations().into_iter().map(|mut organization| {
+            organization.as_object_mut().unwrap().remove("allow_profiles_outside_organization");
+            organization
+        });
+        let organizations: Vec<Value> = organizations.collect();
+        let users = rows_of(&self.pool, "user_records", None).await.unwrap();
+        let members = here.workos.memberships();
+        for (table, live) in [("organization_records", &organizations), ("organization_membership_records", &members)] {
+            let live: BTreeMap<&str, &Value> =
+                live.iter().map(|object| (object["id"].as_str().unwrap(), object)).collect();
+            let rows = rows_of(&self.pool, table, None).await.unwrap();
+            for (id, object) in &live {
+                let row = rows.get(*id).unwrap_or_else(|| panic!("{id} is missing"));
+                let is_user_deleted =
+                    || users.get(object["user_id"].as_str()?).map(|user| user["synced_deleted"] == true);
+                // A reconcile of the other environment has deleted it, or its user.
+                if here.left && (row["synced_deleted"] == true || is_user_deleted() == Some(true)) {
+                    continue;
+                }
+                assert_eq!(of_workos(row), columns_of(object), "{id}");
+            }
+            let ended =
+                rows.iter().filter(|(id, row)| row["synced_deleted"] == false && !live.contains_key(id.as_str()));
+            let ended: Vec<&String> = ended.map(|(id, _)| id).collect();
+            assert!(ended.is_empty(), "{table}: live here, but unknown to WorkOS: {ended:?}");
+        }
+        self.compare_roles(&organizations).await;
+    }
+
+    /// Checks that the views of roles and permissions show WorkOS's lists.
+    async fn compare_roles(&self, organizations: &[Value]) {
+        let workos = &self.here().workos;
+        let own = organizations.iter().flat_map(|organization| {
+            let id = &organization["id"];
+            let roles = workos.organization_roles(id.as_str().unwrap()).into_iter();
+            roles.filter(|role| role["slug"].as_str().unwrap().starts_with("org-")).map(move |mut role| {
+                role["organization_id"] = id.clone();
+                role
+            })
+        });
+        for (view, listed) in
+            [("roles", workos.roles()), ("permissions", workos.permissions()), ("organization_roles", own.collect())]
+        {
+            let rows = rows_of(&self.pool, view, None).await.unwrap();
+            let rows: BTreeMap<String, Columns> = rows.into_iter().map(|(id, row)| (id, of_workos(&row))).collect();
+            let id = |role: &Value| role["id"].as_str().unwrap().to_owned();
+            let listed = listed.iter().map(|role| (id(role), columns_of(role))).collect();
+            assert_eq!(rows, listed, "{view}");
         }
     }
 

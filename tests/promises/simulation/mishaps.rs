@@ -104,7 +104,7 @@ impl World<'_> {
                 assert!(matches!(status, Some(401 | 503)), "a read-only server: {status:?}");
             }
             if self.feeds != Feeds::WebhooksOnly && !self.is_stray(at) {
-                let job = JobKind::any(&mut self.random);
+                let job = self.some_job();
                 self.step_job(at, job, ALWAYS).await;
             }
         }
@@ -239,9 +239,10 @@ impl World<'_> {
             _ => faults.refuse_key = true,
         }
         self.here_mut().change(faults);
-        let (began, jobs) = (self.clock.now(), [JobKind::CatchUp, JobKind::Backfill, JobKind::Reconcile]);
+        let began = self.clock.now();
+        let jobs = JobKind::all(self.here().has_members).iter().copied().filter(|job| *job != JobKind::Housekeeping);
         let mut due: Vec<(Timestamp, usize, JobKind)> =
-            (0..self.replicas.len()).flat_map(|at| jobs.map(|job| (began, at, job))).collect();
+            (0..self.replicas.len()).flat_map(|at| jobs.clone().map(move |job| (began, at, job))).collect();
         let mut attempts = 0;
         loop {
             let next = due.iter_mut().min_by_key(|(at, ..)| *at).unwrap();

@@ -17,12 +17,15 @@ use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::store::Pool;
 use authkit_sync::store::handlers::BoxError;
 use authkit_sync::sync::backfill::Backfill;
+use authkit_sync::sync::backfill::organizations::OrganizationsBackfill;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::feed::Feed;
 use authkit_sync::sync::handlers::{BacklogLoop, FeedLoop, HandlerWorker, RustHandler};
 use authkit_sync::sync::housekeeping::Housekeeping;
 use authkit_sync::sync::job::JobContext;
+use authkit_sync::sync::reconcile::organizations::OrganizationsReconcile;
 use authkit_sync::sync::reconcile::{Mode, Reconcile};
+use authkit_sync::sync::refresh::Refresh;
 use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::api::{Api, ApiKey};
@@ -99,15 +102,32 @@ pub(super) enum JobKind {
     Backfill,
     Reconcile,
     Housekeeping,
+    OrganizationsBackfill,
+    OrganizationsReconcile,
+    Refresh,
 }
 
 impl JobKind {
-    pub(super) const ALL: [Self; 4] = [Self::CatchUp, Self::Backfill, Self::Reconcile, Self::Housekeeping];
+    const ALL: [Self; 7] = [
+        Self::CatchUp,
+        Self::Backfill,
+        Self::Reconcile,
+        Self::Housekeeping,
+        Self::OrganizationsBackfill,
+        Self::OrganizationsReconcile,
+        Self::Refresh,
+    ];
 
-    /// Returns a random job, mostly catch-up.
-    pub(super) fn any(random: &mut fastrand::Rng) -> Self {
-        let job = random.usize(0..8);
-        Self::ALL[job.saturating_sub(4)]
+    /// Returns the jobs of a world in which only users change, or all.
+    pub(super) fn all(has_members: bool) -> &'static [Self] {
+        if has_members { &Self::ALL } else { &Self::ALL[..4] }
+    }
+
+    /// Returns a random job, often catch-up.
+    pub(super) fn any(random: &mut fastrand::Rng, has_members: bool) -> Self {
+        let jobs = Self::all(has_members);
+        let job = random.usize(0..jobs.len() + 4);
+        jobs[job.saturating_sub(4)]
     }
 
     /// Returns its name in the status of the process.
@@ -117,6 +137,9 @@ impl JobKind {
             Self::Backfill => Backfill::NAME,
             Self::Reconcile => Reconcile::NAME,
             Self::Housekeeping => Housekeeping::NAME,
+            Self::OrganizationsBackfill => OrganizationsBackfill::NAME,
+            Self::OrganizationsReconcile => OrganizationsReconcile::NAME,
+            Self::Refresh => Refresh::NAME,
         }
     }
 }
@@ -144,6 +167,9 @@ pub(super) struct Replica {
     pub(super) backfill: Backfill,
     pub(super) reconcile: Reconcile,
     pub(super) housekeeping: Housekeeping,
+    pub(super) organizations_backfill: OrganizationsBackfill,
+    pub(super) organizations_reconcile: OrganizationsReconcile,
+    pub(super) refresh: Refresh,
     /// The two loops of each handler.
     pub(super) handlers: Vec<(FeedLoop, BacklogLoop)>,
     /// Number of steps since its database was rebound to another environment.
@@ -193,6 +219,9 @@ impl Replica {
             backfill: Backfill::new(context.clone(), false),
             // A reconcile is due by the database's clock, which the simulation cannot set. So it is always due.
             reconcile: Reconcile::new(context.clone(), Mode::Repair, Some(Duration::ZERO)),
+            organizations_backfill: OrganizationsBackfill::new(context.clone(), false),
+            organizations_reconcile: OrganizationsReconcile::new(context.clone(), Mode::Repair, Some(Duration::ZERO)),
+            refresh: Refresh::new(context.clone()),
             housekeeping: Housekeeping::new(context.clone(), 30 * day, start.both_feeds.then_some(types)),
             handlers: handlers(&context, seed),
             unaware: 0,
@@ -210,6 +239,9 @@ impl Replica {
             JobKind::Backfill => cut_off(polls, self.backfill.tick()).await,
             JobKind::Reconcile => cut_off(polls, self.reconcile.tick()).await,
             JobKind::Housekeeping => cut_off(polls, self.housekeeping.tick()).await,
+            JobKind::OrganizationsBackfill => cut_off(polls, self.organizations_backfill.tick()).await,
+            JobKind::OrganizationsReconcile => cut_off(polls, self.organizations_reconcile.tick()).await,
+            JobKind::Refresh => cut_off(polls, self.refresh.tick()).await,
         }
     }
 
@@ -219,6 +251,9 @@ impl Replica {
         self.backfill.renew().await;
         self.reconcile.renew().await;
         self.housekeeping.renew().await;
+        self.organizations_backfill.renew().await;
+        self.organizations_reconcile.renew().await;
+        self.refresh.renew().await;
     }
 
     /// Returns whether a job pauses because its last step failed.

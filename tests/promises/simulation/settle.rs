@@ -5,6 +5,8 @@ use authkit_sync::store::scans::ScanKind;
 use authkit_sync::sync::inbox;
 use authkit_sync::sync::job::JobError;
 use authkit_sync::sync::reconcile::ReconcileStep;
+use authkit_sync::sync::reconcile::organizations::OrganizationsReconcileStep;
+use authkit_sync::sync::refresh::RefreshStep;
 use authkit_sync::sync::runner::BackgroundLoop;
 
 use super::environment::LastState;
@@ -45,6 +47,13 @@ impl World<'_> {
         self.erase_all().await;
         if !self.here().has_gaps() {
             self.compare_members().await;
+        }
+        if self.feeds != Feeds::WebhooksOnly && self.here().has_members {
+            self.backfill_organizations().await;
+            self.reconcile_organizations().await;
+            self.reconcile_organizations().await;
+            self.refresh().await;
+            self.compare_everything().await;
         }
         self.handle_all().await;
         self.application_agrees().await;
@@ -125,6 +134,70 @@ impl World<'_> {
             }
         }
         panic!("reconcile does not complete");
+    }
+
+    /// Runs the backfill of organizations, memberships and roles to its end.
+    async fn backfill_organizations(&mut self) {
+        for _ in 0..400 {
+            self.pass(100);
+            self.age_leases().await;
+            for replica in &self.replicas {
+                replica.organizations_backfill.tick().await;
+            }
+            self.look().await;
+            let (store, mut is_complete) = (&self.replicas[0].context.store, true);
+            for scan in
+                [ScanKind::BackfillOrganizations, ScanKind::BackfillMemberships, ScanKind::BackfillOrganizationRoles]
+            {
+                let state = store.scan_state(scan).await.unwrap();
+                is_complete &= state.completed_at.is_some() && state.started_at.is_none();
+            }
+            if is_complete {
+                return;
+            }
+        }
+        let errors: Vec<_> =
+            self.replicas.iter().map(|replica| replica.error(JobKind::OrganizationsBackfill)).collect();
+        panic!("the backfill of organizations does not complete: {errors:?}");
+    }
+
+    /// Runs a complete reconcile of organizations, memberships and roles.
+    async fn reconcile_organizations(&mut self) {
+        for _ in 0..400 {
+            self.pass(100);
+            let replica = &self.replicas[0];
+            match replica.organizations_reconcile.step().await {
+                Ok(Some(OrganizationsReconcileStep::Done(_))) => return,
+                Ok(None) => self.expire_leases().await,
+                Ok(Some(OrganizationsReconcileStep::InProgress { .. })) => {}
+                // Deletions can be inferred for which no event came: only if events were lost, or with an organization.
+                Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::EmptyList { .. })
+                    if self.environments.iter().any(|environment| environment.has_gaps()) =>
+                {
+                    replica.context.store.accept_deletions().await.unwrap();
+                }
+                Err(error) if error.is_temporary() => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("reconcile of organizations does not complete");
+    }
+
+    /// Reads everything that events ask for, and the roles of the environment on the timer.
+    async fn refresh(&mut self) {
+        self.insist("update workos.role_lists set read_at = read_at - interval '1 day'").await;
+        for _ in 0..400 {
+            self.pass(2_000);
+            self.expire_leases().await;
+            self.insist("update workos.refreshes set due_at = now()").await;
+            match self.replicas[0].refresh.step().await {
+                Ok(Some(RefreshStep::Idle)) => return,
+                Ok(_) => {}
+                Err(error) if error.is_temporary() => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the refresh does not complete: {:?}", self.replicas[0].error(JobKind::Refresh));
     }
 
     /// Checks that every user equals WorkOS's user.

@@ -183,6 +183,12 @@ impl<'a> World<'a> {
         self.random.usize(0..self.replicas.len())
     }
 
+    /// Returns a random job.
+    pub(super) fn some_job(&mut self) -> JobKind {
+        let has_members = self.here().has_members;
+        JobKind::any(&mut self.random, has_members)
+    }
+
     fn pass_some(&mut self) {
         let millis = match self.random.u8(0..10) {
             0 => self.random.i64(60_000..86_400_000),
@@ -209,7 +215,7 @@ impl<'a> World<'a> {
         if self.feeds == Feeds::WebhooksOnly {
             return;
         }
-        let (at, job) = (self.some_replica(), JobKind::any(&mut self.random));
+        let (at, job) = (self.some_replica(), self.some_job());
         let polls = if self.random.u8(0..8) == 0 { self.random.usize(1..60) } else { ALWAYS };
         self.step_job(at, job, polls).await;
     }
@@ -284,7 +290,7 @@ impl<'a> World<'a> {
         }
         let receipts = self.replicas[at].take_all(&group, self.clock.now(), polls).await;
         if let Some(receipts) = &receipts {
-            self.seen.groups.add(&group, receipts);
+            self.seen.coverage.add_group(&group, receipts);
         }
         let is_committed = receipts.as_ref().is_some_and(|receipts| receipts[0].status == 200);
         let gives_up = tried >= 6 && self.feeds == Feeds::Both;
@@ -362,7 +368,8 @@ impl<'a> World<'a> {
 /// whether one of our tables has changed.
 const CLEAN: &str = "
     truncate workos.user_records, workos.organization_records, workos.organization_membership_records,
-        workos.revoked_sessions, workos.refreshes, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
+        workos.revoked_sessions, workos.refreshes, workos.role_lists, workos.role_records,
+        workos.organization_role_records, workos.permission_records, workos.events, workos.catch_up, workos.scans, workos.leases, workos.environment,
         workos.changes, workos.handlers, workos.erasures cascade;
     create table if not exists app_users (id text collate \"C\" primary key, name text);
     create table if not exists app_log (
