@@ -61,6 +61,8 @@ updated as (
     where
         not seen.is_new
         and stored.id = seen.id
+        -- Bounds the join to these rows, also with a plan that was made while the table was small.
+        and stored.id = any(array(select id from seen where not is_new))
 ),
 recorded as (
     insert into workos.events (id, type, user_id, created_at, payload, outcome, reason, webhook_at, catch_up_at)

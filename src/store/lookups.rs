@@ -172,11 +172,17 @@ impl GroupedQuery for Members {
             "src/store/members.sql",
             &keys.iter().map(|key| &*key.user_id).collect::<Vec<_>>() as _,
             &keys.iter().map(|key| &*key.organization_id).collect::<Vec<_>>() as _,
-            &keys.iter().map(|key| key.session_id.as_deref()).collect::<Vec<_>>() as _
+            &keys.iter().filter_map(|key| key.session_id.as_deref()).collect::<Vec<_>>() as _
         )
         .fetch_all(connection)
         .await?;
-        Ok(rows.into_iter().map(MemberRow::into_member).collect())
+        let revoked: HashSet<String> =
+            rows.first().map_or_else(HashSet::new, |row| row.revoked.iter().cloned().collect());
+        let members = rows.into_iter().zip(keys).map(|(row, key)| {
+            let is_revoked = key.session_id.as_ref().is_some_and(|id| revoked.contains(id));
+            row.into_member(is_revoked)
+        });
+        Ok(members.collect())
     }
 }
 
@@ -200,7 +206,7 @@ struct MemberRow {
     synced_observation_id: Option<String>,
     synced_deleted: Option<bool>,
     synced_deleted_at: Option<OffsetDateTime>,
-    is_revoked: bool,
+    revoked: Vec<String>,
     organization_id: Option<String>,
     organization_name: Option<String>,
     organization_domains: Option<Json<Box<serde_json::value::RawValue>>>,
@@ -231,8 +237,8 @@ struct MemberRow {
 }
 
 impl MemberRow {
-    fn into_member(mut self) -> Member {
-        let (is_revoked, mut permissions) = (self.is_revoked, self.permissions.take().unwrap_or_default());
+    fn into_member(mut self, is_revoked: bool) -> Member {
+        let mut permissions = self.permissions.take().unwrap_or_default();
         permissions.sort_unstable();
         permissions.dedup();
         let membership = self.membership();

@@ -18,7 +18,8 @@ select
     member.synced_observation_id as "synced_observation_id?",
     member.synced_deleted as "synced_deleted?",
     member.synced_deleted_at as "synced_deleted_at?",
-    exists (select from workos.revoked_sessions as revoked where revoked.id = asked.session_id) as "is_revoked!",
+    -- Once for the statement.
+    array(select revoked.id from workos.revoked_sessions as revoked where revoked.id = any($3)) as "revoked!",
     organization.id as "organization_id?",
     organization.name as "organization_name?",
     organization.domains as "organization_domains?: Json<Box<serde_json::value::RawValue>>",
@@ -45,35 +46,32 @@ select
     membership.synced_observed_at as "membership_observed_at?",
     membership.synced_observation_id as "membership_observation_id?",
     membership.synced_deleted as "membership_deleted?",
+    -- The rule of workos.role_permissions(): a slug that begins with `org-` names a role of the organization.
     array(
-        select permission
-        from unnest(membership.roles) as held (slug)
-        cross join lateral unnest(
-            -- Slugs of the roles of one organization begin with `org-`. An environment has no role with such a slug.
-            case
-                when starts_with(held.slug, 'org-') then (
-                    select own.permissions
-                    from workos.organization_role_records as own
-                    where
-                        own.organization_id = asked.organization_id
-                        and own.slug = held.slug
-                        and not own.synced_deleted
-                )
-                else (
-                    select shared.permissions
-                    from workos.role_records as shared
-                    where
-                        shared.slug = held.slug
-                        and not shared.synced_deleted
-                )
-            end
-        ) as permission
+        select unnest(shared.permissions)
+        from workos.role_records as shared
+        where
+            shared.slug = any(membership.roles)
+            and not starts_with(shared.slug, 'org-')
+            and not shared.synced_deleted
+        union all
+        select unnest(own.permissions)
+        from workos.organization_role_records as own
+        where
+            own.organization_id = asked.organization_id
+            and own.slug = any(membership.roles)
+            and starts_with(own.slug, 'org-')
+            and not own.synced_deleted
     ) as permissions
 from
-    unnest($1::text[], $2::text[], $3::text[]) with ordinality
-        as asked (user_id, organization_id, session_id, n)
-left join workos.user_records as member on member.id = asked.user_id
-left join workos.organization_records as organization on organization.id = asked.organization_id
+    unnest($1::text[], $2::text[]) with ordinality as asked (user_id, organization_id, n)
+-- With a limit, PostgreSQL cannot join a whole table instead of reading one row of it.
+left join lateral (
+    select * from workos.user_records as candidate where candidate.id = asked.user_id limit 1
+) as member on true
+left join lateral (
+    select * from workos.organization_records as candidate where candidate.id = asked.organization_id limit 1
+) as organization on true
 left join lateral (
     select *
     from workos.organization_membership_records as candidate

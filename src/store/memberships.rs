@@ -152,7 +152,9 @@ pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -
             id, user_id, organization_id, status, role, roles, custom_attributes, directory_managed, created_at,
             updated_at, extra, observed_at, observation
         )
-        where stored.id = seen.id",
+        where
+            stored.id = seen.id
+            and stored.id = any($1)",
         &rows.iter().map(|(row, _)| &*row.id).collect::<Vec<_>>() as _,
         &rows.iter().map(|(row, _)| &*row.of.user_id).collect::<Vec<_>>() as _,
         &rows.iter().map(|(row, _)| &*row.of.organization_id).collect::<Vec<_>>() as _,
@@ -199,7 +201,9 @@ pub(super) async fn write_tombstones(
             synced_deleted = true,
             synced_deleted_at = deleted.at
         from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[]) as deleted (id, at, user_id, organization_id)
-        where stored.id = deleted.id",
+        where
+            stored.id = deleted.id
+            and stored.id = any($1)",
         &deleted.iter().map(|row| row.id).collect::<Vec<_>>() as _,
         &times as _,
         &deleted.iter().map(|row| row.of.map(|of| &*of.user_id)).collect::<Vec<_>>() as _,
@@ -310,26 +314,33 @@ impl Store {
                 sqlx::query!(
                     r#"-- memberships.of_user
                     select
-                        membership.id,
-                        membership.user_id,
-                        membership.organization_id,
-                        membership.status,
-                        membership.role,
-                        membership.roles,
+                        membership.id, membership.user_id, membership.organization_id,
+                        membership.status, membership.role, membership.roles,
                         membership.custom_attributes as "custom_attributes: Json<Extra>",
                         membership.directory_managed,
-                        membership.created_at,
-                        membership.updated_at,
+                        membership.created_at, membership.updated_at,
                         membership.synced_extra as "synced_extra: Json<Extra>",
                         membership.synced_observed_at,
                         membership.synced_observation_id,
                         organization.name as "organization_name?"
-                    from workos.organization_membership_records as membership
-                    left join workos.organization_records as organization on organization.id = membership.organization_id
+                    -- A user has few memberships. The offset keeps PostgreSQL from reading those of all users in ID order.
+                    from (
+                        select *
+                        from workos.organization_membership_records
+                        where
+                            user_id = $1
+                            and not synced_deleted
+                        offset 0
+                    ) as membership
+                    -- With a limit, PostgreSQL cannot join a whole table instead of reading one row of it.
+                    left join lateral (
+                        select candidate.name, candidate.synced_deleted
+                        from workos.organization_records as candidate
+                        where candidate.id = membership.organization_id
+                        limit 1
+                    ) as organization on true
                     where
-                        membership.user_id = $1
-                        and membership.id > $2
-                        and not membership.synced_deleted
+                        membership.id > $2
                         and organization.synced_deleted is not true
                     order by membership.id
                     limit $3"#,

@@ -143,7 +143,9 @@ pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -
             id, name, domains, metadata, external_id, stripe_customer_id, created_at, updated_at, extra, observed_at,
             observation
         )
-        where stored.id = seen.id",
+        where
+            stored.id = seen.id
+            and stored.id = any($1)",
         &rows.iter().map(|(row, _)| &*row.id).collect::<Vec<_>>() as _,
         &rows.iter().map(|(row, _)| &*row.name).collect::<Vec<_>>() as _,
         &rows.iter().map(|(row, _)| Json(&row.domains)).collect::<Vec<_>>() as _,
@@ -186,7 +188,9 @@ pub(super) async fn write_tombstones(
             synced_deleted = true,
             synced_deleted_at = deleted.at
         from unnest($1::text[], $2::timestamptz[]) as deleted (id, at)
-        where stored.id = deleted.id",
+        where
+            stored.id = deleted.id
+            and stored.id = any($1)",
         &deleted.iter().map(|row| row.id).collect::<Vec<_>>() as _,
         &times as _
     )

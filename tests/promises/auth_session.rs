@@ -97,6 +97,7 @@ async fn a_session_shows_the_membership_and_its_permissions_as_they_are_now_and_
     pool.execute("update workos.role_records set permissions = '{users:read}'").await.unwrap();
     let shown = session(&service).await.json();
     assert_eq!((&shown["permissions"], &shown["token_differs"]), (&json!(["users:read"]), &json!({})));
+    assert_eq!(shown["permissions"], permissions_in_sql(&pool).await);
     // A role of the organization with its own permissions, and a slug that no role has.
     let mut changed = membership("om_1", USER, ORGANIZATION, "active", 10);
     changed["role"] = json!({"slug": "org-print"});
@@ -111,8 +112,19 @@ async fn a_session_shows_the_membership_and_its_permissions_as_they_are_now_and_
     .unwrap();
     let shown = session(&service).await.json();
     assert_eq!((&shown["roles"], &shown["permissions"]), (&json!(["org-print", "gone"]), &json!(["print"])));
+    assert_eq!(shown["permissions"], permissions_in_sql(&pool).await);
     assert_eq!(shown["token_differs"]["role"], json!("admin"));
     service.stop().await.unwrap();
+}
+
+/// The permissions of the member according to the function that policies use. The lookup has a statement of its own, which must agree.
+async fn permissions_in_sql(pool: &PgPool) -> Value {
+    let permissions: Vec<String> =
+        sqlx::query_scalar("select workos.role_permissions(organization_id, roles) from workos.active_memberships")
+            .fetch_one(pool)
+            .await
+            .unwrap();
+    json!(permissions)
 }
 
 #[tokio::test]

@@ -85,6 +85,29 @@ fn the_core_does_no_io_and_sql_is_in_the_store_alone() {
     }
 }
 
+#[test]
+fn every_file_is_a_module() {
+    for (root, parents) in [("src", &["lib.rs", "main.rs"][..]), ("tests/promises", &["main.rs"])] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
+        let mut files = Vec::new();
+        sources(&root, &mut files);
+        assert!(files.len() > 50);
+        for file in files.iter().filter(|file| !parents.iter().any(|parent| root.join(parent) == **file)) {
+            let folder = file.parent().unwrap();
+            let declaring = if folder == root {
+                parents.iter().map(|parent| root.join(parent)).collect()
+            } else {
+                vec![folder.with_extension("rs")]
+            };
+            let declaration = format!("mod {};", file.file_stem().unwrap().to_str().unwrap());
+            let is_declared = declaring.iter().any(|parent| {
+                std::fs::read_to_string(parent).unwrap().lines().any(|line| line.trim_end().ends_with(&declaration))
+            });
+            assert!(is_declared, "{} is not compiled: no `{declaration}` in {declaring:?}", file.display());
+        }
+    }
+}
+
 /// The calls of a method in a source, from its opening to its closing bracket.
 fn calls<'a>(source: &'a str, method: &str) -> Vec<&'a str> {
     let call = |rest: &'a str| {

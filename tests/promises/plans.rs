@@ -1,9 +1,9 @@
 //! Frequent statements use an index, for all sizes of the table.
 
 use authkit_sync::store::Pool;
-use sqlx::Executor;
+use sqlx::{AssertSqlSafe, Executor};
 
-use crate::plans_at_scale::{generic_plan, statements};
+use crate::plans_at_scale::{generic_plan, statements, whole_tables};
 use crate::support::database::TestDatabase;
 
 /// The statements whose cost grows with a table, and the index that each uses. Their texts are the ones that are sent.
@@ -105,28 +105,7 @@ const APPLICATIONS: &[(&str, &str)] = &[
 async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     let database = TestDatabase::new().await;
     let pool = database.pool(1).await;
-    pool.execute(
-        "insert into workos.user_records
-            (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at, external_id)
-        select 'user_' || n, 'u' || n || '@example.test', true, '{}', now(), '{}', now(), 'event_' || n, now(), 'crm-' || n
-        from generate_series(1, 50000) as n",
-    )
-    .await
-    .unwrap();
-    pool.execute(
-        "insert into workos.events (id, type, user_id, outcome, payload)
-        select 'event_' || n, 'user.created', 'user_' || n, 'applied', ''
-        from generate_series(1, 50000) as n",
-    )
-    .await
-    .unwrap();
-    pool.execute(
-        "insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
-        select n, 'created', 'user_' || n, '[]', 'event_' || n, 'user.created', 'webhook'
-        from generate_series(1, 50000) as n",
-    )
-    .await
-    .unwrap();
+    fill_users(&pool, 50_000).await;
     pool.execute(
         "with handler as (
             insert into workos.handlers (name, types, position, start_position) values ('h', '{*}', 0, 0) returning name
@@ -136,7 +115,6 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     )
     .await
     .unwrap();
-    pool.execute("analyze workos.changes").await.unwrap();
     pool.execute("analyze workos.handler_backlog").await.unwrap();
     pool.execute(
         "insert into workos.action_verdicts (id, kind, payload_hash, verdict, decided_by)
@@ -146,9 +124,7 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     .await
     .unwrap();
     pool.execute("analyze workos.action_verdicts").await.unwrap();
-    fill_organizations(&pool).await;
-    pool.execute("analyze workos.user_records").await.unwrap();
-    pool.execute("analyze workos.events").await.unwrap();
+    fill_organizations(&pool, 50_000).await;
     let mut connection = pool.acquire().await.unwrap();
     let sent = statements();
     let sent = STATEMENTS.iter().map(|(name, index)| (&*sent[*name].0, sent[*name].1, *index));
@@ -156,51 +132,83 @@ async fn lookups_locks_writes_and_erasure_never_scan_a_table() {
     connection.execute("set plan_cache_mode = force_generic_plan").await.unwrap();
     for (text, parameters, index) in sent.chain(APPLICATIONS.iter().map(|(text, index)| (*text, 0, *index))) {
         let plan = generic_plan(&mut connection, text, parameters).await;
-        let is_scan = |table: &&str| plan.contains(&format!("Seq Scan on {table} "));
-        if !plan.contains(index) || LARGE.iter().any(is_scan) {
+        if !plan.contains(index) || !whole_tables(&plan, &LARGE).is_empty() {
             wrong.push(format!("{text}\n{plan}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-async fn fill_organizations(pool: &sqlx::PgPool) {
-    pool.execute(
+/// Fills the tables of users, events and changes up to this number of rows.
+async fn fill_users(pool: &sqlx::PgPool, rows: u32) {
+    let fill = format!(
+        "insert into workos.user_records
+            (id, email, email_verified, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at, external_id)
+        select 'user_' || n, 'u' || n || '@example.test', true, '{{}}', now(), '{{}}', now(), 'event_' || n, now(), 'crm-' || n
+        from generate_series(1, {rows}) as n
+        on conflict do nothing;
+        insert into workos.events (id, type, user_id, outcome, payload)
+        select 'event_' || n, 'user.created', 'user_' || n, 'applied', ''
+        from generate_series(1, {rows}) as n
+        on conflict do nothing;
+        insert into workos.changes (position, kind, user_id, changed, event_id, event_type, origin)
+        select n, 'created', 'user_' || n, '[]', 'event_' || n, 'user.created', 'webhook'
+        from generate_series(1, {rows}) as n
+        on conflict do nothing;
+        analyze workos.user_records;
+        analyze workos.events;
+        analyze workos.changes"
+    );
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(pool).await.unwrap();
+}
+
+/// Fills the tables of organizations, memberships and sessions up to this number of rows.
+async fn fill_organizations(pool: &sqlx::PgPool, rows: u32) {
+    let fill = format!(
         "insert into workos.organization_records
             (id, name, domains, metadata, updated_at, synced_extra, synced_observed_at, synced_observation_id, synced_at)
-        select 'org_' || n, 'Acme', '[]', '{}', now(), '{}', now(), 'event_' || n, now()
-        from generate_series(1, 50000) as n;
+        select 'org_' || n, 'Acme', '[]', '{{}}', now(), '{{}}', now(), 'event_' || n, now()
+        from generate_series(1, {rows}) as n
+        on conflict do nothing;
         insert into workos.organization_membership_records (
             id, user_id, organization_id, status, roles, custom_attributes, directory_managed, updated_at, synced_extra,
             synced_observed_at, synced_observation_id, synced_at
         )
         select
-            'om_' || n, 'user_' || n, 'org_' || n % 100, 'active', '{}', '{}', false, now(), '{}', now(), 'event_' || n, now()
-        from generate_series(1, 50000) as n;
+            'om_' || n, 'user_' || n, 'org_' || n % 100, 'active', '{{}}', '{{}}', false, now(), '{{}}', now(), 'event_' || n, now()
+        from generate_series(1, {rows}) as n
+        on conflict do nothing;
         insert into workos.revoked_sessions (id, user_id)
-        select 'session_' || n, 'user_' || n from generate_series(1, 50000) as n;
+        select 'session_' || n, 'user_' || n from generate_series(1, {rows}) as n
+        on conflict do nothing;
         analyze workos.organization_records;
         analyze workos.organization_membership_records;
-        analyze workos.revoked_sessions",
-    )
-    .await
-    .unwrap();
+        analyze workos.revoked_sessions"
+    );
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(pool).await.unwrap();
 }
 
-/// A session keeps its plans. It may make them right after the first migration, and the tables grow afterwards.
+/// A session keeps its plans. It may make them right after the first migration or while the tables are small, and the tables grow
+/// afterwards.
 #[tokio::test]
-async fn plans_made_while_the_tables_are_empty_use_the_indexes() {
+async fn plans_made_while_the_tables_are_empty_or_small_use_the_indexes() {
     let database = TestDatabase::new().await;
+    let filler = database.pool(1).await;
     let pool = Pool::connect(database.options(), 1, std::time::Duration::from_secs(30));
     let mut connection = pool.connections().acquire().await.unwrap();
     let sent = statements();
     let mut wrong = Vec::new();
-    for (name, index) in STATEMENTS {
-        let (text, parameters) = &sent[*name];
-        let plan = generic_plan(&mut connection, text, *parameters).await;
-        let is_scan = |table: &&str| plan.contains(&format!("Seq Scan on {table} "));
-        if !plan.contains(index) || LARGE.iter().any(is_scan) {
-            wrong.push(format!("{name}\n{plan}"));
+    for rows in [0, 20, 2_000] {
+        if rows > 0 {
+            fill_users(&filler, rows).await;
+            fill_organizations(&filler, rows).await;
+        }
+        for (name, index) in STATEMENTS {
+            let (text, parameters) = &sent[*name];
+            let plan = generic_plan(&mut connection, text, *parameters).await;
+            if !plan.contains(index) || !whole_tables(&plan, &LARGE).is_empty() {
+                wrong.push(format!("{name} with {rows} rows\n{plan}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));

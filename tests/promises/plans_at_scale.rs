@@ -96,6 +96,33 @@ pub(crate) async fn explain(connection: &mut PgConnection, text: &str, values: &
     lines.join("\n")
 }
 
+/// Returns the tables of which a plan reads every row: by a scan of the table, or by an index without a condition. A node below a
+/// limit reads a bounded number of rows.
+pub(crate) fn whole_tables<'a>(plan: &str, tables: &[&'a str]) -> Vec<&'a str> {
+    let lines: Vec<&str> = plan.lines().collect();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let is_node = |line: &str| line.trim_start().starts_with("->") || depth(line) == 0;
+    let is_bounded = |at: usize| {
+        let inside = depth(lines[at]);
+        let mut details = lines[at + 1..].iter().take_while(|line| depth(line) > inside && !is_node(line));
+        let has_condition = details.any(|line| line.contains("Index Cond") || line.contains("TID Cond"));
+        let mut around = inside;
+        let mut parents = lines[..at].iter().rev().filter(|line| {
+            let is_parent = is_node(line) && depth(line) < around;
+            around = if is_parent { depth(line) } else { around };
+            is_parent
+        });
+        has_condition
+            || parents.any(|line| line.trim_start().trim_start_matches("->").trim_start().starts_with("Limit"))
+    };
+    let reads = |at: usize, table: &str| {
+        let line = lines[at];
+        line.contains("Scan") && !line.contains("Bitmap Heap") && line.contains(&format!(" on {table} "))
+    };
+    let is_whole = |table: &&&str| (0..lines.len()).any(|at| reads(at, table) && !is_bounded(at));
+    tables.iter().filter(is_whole).copied().collect()
+}
+
 #[tokio::test]
 async fn maintenance_never_reads_a_whole_table_at_a_million_rows() {
     let database = TestDatabase::new().await;
@@ -108,8 +135,7 @@ async fn maintenance_never_reads_a_whole_table_at_a_million_rows() {
     for (name, indexes) in STATEMENTS {
         let (text, parameters) = &statements[*name];
         let plan = generic_plan(&mut connection, text, *parameters).await;
-        let scanned = LARGE.iter().any(|table| plan.contains(&format!("Seq Scan on {table} ")));
-        if scanned || !indexes.iter().all(|index| plan.contains(index)) {
+        if !whole_tables(&plan, LARGE).is_empty() || !indexes.iter().all(|index| plan.contains(index)) {
             wrong.push(format!("{name}\n{plan}"));
         }
     }

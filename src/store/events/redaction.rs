@@ -89,6 +89,7 @@ pub(crate) async fn replace_payloads(
         from unnest($1::text[], $2::bytea[]) as redacted (id, payload)
         where
             stored.id = redacted.id
+            and stored.id = any($1)
             and stored.payload is not null",
         ids as _,
         payloads

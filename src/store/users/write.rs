@@ -43,11 +43,17 @@ pub(in crate::store) async fn find(
             coalesce(synced_deleted, false) as "synced_deleted!",
             synced_deleted_at as "synced_deleted_at?",
             synced_version_at as "synced_version_at?",
-            stored.xmin::text as revision,
+            stored.revision,
             sign_ins.signed_in_at as "signed_in_at?"
         from unnest($1::text[]) as named (id)
-        left join workos.user_records as stored on stored.id = named.id
-        left join workos.sign_ins on sign_ins.user_id = named.id
+        -- With a limit, PostgreSQL cannot join a whole table instead of reading one row of it.
+        left join lateral (
+            select candidate.*, candidate.xmin::text as revision
+            from workos.user_records as candidate
+            where candidate.id = named.id
+            limit 1
+        ) as stored on true
+        left join lateral (select * from workos.sign_ins where user_id = named.id limit 1) as sign_ins on true
         where
             stored.id is not null
             or sign_ins.user_id is not null"#,
@@ -58,7 +64,6 @@ pub(in crate::store) async fn find(
     users.extend(rows.into_iter().map(|row| {
         let signed_in_at = row.signed_in_at.map(Timestamp::from);
         let version_at = row.synced_version_at.map(Timestamp::from);
-        let revision = row.revision;
         let stored = Row {
             id: row.id.clone(),
             email: row.email,
@@ -79,7 +84,8 @@ pub(in crate::store) async fn find(
             synced_deleted: row.synced_deleted,
             synced_deleted_at: row.synced_deleted_at,
         };
-        (row.id, Found { stored: stored.into_stored().map(Object::User), signed_in_at, version_at, revision })
+        let stored = stored.into_stored().map(Object::User);
+        (row.id, Found { stored, signed_in_at, version_at, revision: row.revision })
     }));
     Ok(())
 }
@@ -114,7 +120,9 @@ pub(in crate::store) async fn write_tombstones(
             synced_deleted = true,
             synced_deleted_at = deleted.at
         from unnest($1::text[], $2::timestamptz[]) as deleted (id, at)
-        where stored.id = deleted.id",
+        where
+            stored.id = deleted.id
+            and stored.id = any($1)",
         &deleted.iter().map(|row| row.id).collect::<Vec<_>>() as _,
         &times as _
     )
