@@ -77,8 +77,8 @@ left join lateral (
     from workos.organization_membership_records as candidate
     where candidate.user_id = asked.user_id and candidate.organization_id = asked.organization_id
     order by
-        candidate.synced_deleted,
-        candidate.status = 'active' desc nulls last,
+        -- Active, then not active, then deleted: the order of the index.
+        case when candidate.status = 'active' then 0 when candidate.status is not null then 1 else 2 end,
         candidate.created_at desc nulls last,
         candidate.id desc
     limit 1

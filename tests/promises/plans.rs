@@ -206,7 +206,9 @@ async fn plans_made_while_the_tables_are_empty_or_small_use_the_indexes() {
         for (name, index) in STATEMENTS {
             let (text, parameters) = &sent[*name];
             let plan = generic_plan(&mut connection, text, *parameters).await;
-            if !plan.contains(index) || !whole_tables(&plan, &LARGE).is_empty() {
+            // The index has the order in which a lookup prefers memberships.
+            let sorts = *name == "lookups.members" && plan.contains("Sort");
+            if !plan.contains(index) || sorts || !whole_tables(&plan, &LARGE).is_empty() {
                 wrong.push(format!("{name} with {rows} rows\n{plan}"));
             }
         }
