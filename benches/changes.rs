@@ -98,7 +98,8 @@ async fn main() {
     let folder = std::env::temp_dir().join(format!("authkit-sync-changes-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
     let data = Data::Persistent(folder.join("postgres"));
-    let postgres = PrivatePostgres::start(Programs::find().unwrap(), &data, &[]).unwrap();
+    let postgres =
+        PrivatePostgres::start(Programs::find_or_fetch(|step| eprintln!("{step}")).unwrap(), &data, &[]).unwrap();
     let pool = PgPoolOptions::new().max_connections(6).connect(&postgres.url("postgres")).await.unwrap();
     migrations::run(&pool).await.unwrap();
     pool.execute(TABLES).await.unwrap();

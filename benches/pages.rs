@@ -49,7 +49,7 @@ async fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let programs = Programs::find().unwrap();
+    let programs = Programs::find_or_fetch(|step| eprintln!("{step}")).unwrap();
     // Kept data is flushed, as in production.
     let folder = std::env::temp_dir().join(format!("authkit-sync-pages-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();

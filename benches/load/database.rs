@@ -88,7 +88,12 @@ impl Database {
         let data = options.data.clone().unwrap_or_else(|| folder.join("postgres"));
         let mut settings = vec!["max_connections=1200"];
         settings.extend(options.postgres.iter().map(String::as_str));
-        let postgres = PrivatePostgres::start(Programs::find().unwrap(), &Data::Persistent(data), &settings).unwrap();
+        let postgres = PrivatePostgres::start(
+            Programs::find_or_fetch(|step| eprintln!("{step}")).unwrap(),
+            &Data::Persistent(data),
+            &settings,
+        )
+        .unwrap();
         let pool = runtime.block_on(async {
             let pool = PgPoolOptions::new().max_connections(2).connect(&postgres.url("postgres")).await.unwrap();
             migrations::run(&pool).await.unwrap();

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{Exit, Failure, flag, serve};
 use crate::authkit::{ACTION_PATH, AuthKit, WEBHOOK_PATH};
-use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs};
+use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs, default_folder};
 use crate::dev::tour;
 use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
 use crate::domain::clock::Clock;
@@ -219,7 +219,7 @@ async fn start_postgres(home: Option<&Path>) -> Result<PrivatePostgres, Failure>
     let data = home.map_or(Data::Temporary, |home| Data::Persistent(home.join("postgres")));
     let cache = home.map_or_else(default_home, |home| Ok(home.to_owned()))?;
     let started = tokio::task::spawn_blocking(move || {
-        let programs = Programs::find_or_fetch(&cache, |step| eprintln!("{step}"))?;
+        let programs = Programs::find_or_fetch_in(&cache, |step| eprintln!("{step}"))?;
         PrivatePostgres::start(programs, &data, &[])
     });
     Ok(started.await.map_err(Failure::defect)??)
@@ -274,17 +274,8 @@ fn home(matches: &ArgMatches) -> Result<PathBuf, Failure> {
     Ok(home)
 }
 
-/// The user's data folder. For root a folder outside of its home, which PostgreSQL's user cannot enter.
 fn default_home() -> Result<PathBuf, Failure> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/authkit-sync-dev"));
-    }
-    let data = std::env::var_os("XDG_DATA_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let data = data.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
-    let data = data.ok_or_else(|| {
-        Failure::new(Exit::Config, "there is no folder for the data, because HOME is not set: choose one with --data")
-    })?;
-    Ok(data.join("authkit-sync-dev"))
+    default_folder().map_err(|error| Failure::new(Exit::Config, error))
 }
 
 impl From<PostgresError> for Failure {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use authkit_sync::authkit::RunError;
-use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::dev::postgres::{Data, PrivatePostgres};
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::store::Unfit;
@@ -23,7 +23,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
 
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, programs};
 use crate::support::events::{body, observed, unique, user};
 use crate::support::service::{CLIENT_ID, Service, store, until};
 
@@ -91,7 +91,7 @@ async fn statements_of_lookups_depend_on_no_session_setting() {
 
 /// A separate server, because the test makes the whole server read-only.
 async fn private_server() -> (PrivatePostgres, PgPool, PgConnectOptions) {
-    let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
+    let programs = programs();
     let server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
     let options = PgConnectOptions::from_str(&server.url("postgres")).unwrap();
     let admin = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::dev::postgres::{Data, PrivatePostgres};
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::store::{Pool, Store, migrations};
@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::net::TcpListener;
 
 use crate::support::binary::{Served, binary, free_address, run, said};
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, programs};
 use crate::support::lab::Lab;
 use crate::support::service::{CLIENT_ID, until};
 
@@ -28,7 +28,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let programs = Programs::find().unwrap();
+        let programs = programs();
         let server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
         let admin = PgPoolOptions::new().max_connections(2).connect(&server.url("postgres")).await.unwrap();
         migrations::run(&admin).await.unwrap();
@@ -172,8 +172,7 @@ async fn a_read_only_server_a_lock_and_a_full_disk_are_described_with_the_fix() 
 /// The driver retries a refused connection until its timeout and then reports an exhausted pool.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exhausted_pool_and_a_stopped_server_are_told_apart() {
-    let programs = Programs::find().unwrap();
-    let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
+    let mut server = PrivatePostgres::start(programs(), &Data::Temporary, &[]).unwrap();
     let options = PgConnectOptions::from_str(&server.url("postgres")).unwrap();
     let admin = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.unwrap();
     migrations::run(&admin).await.unwrap();

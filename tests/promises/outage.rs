@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::dev::postgres::{Data, PrivatePostgres};
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::store::migrations;
@@ -13,12 +13,12 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::binary::{Served, free_address};
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, programs};
 use crate::support::events::{body, unique, user};
 use crate::support::service::{Answer, CLIENT_ID, SECRET, Service, store, until};
 
 pub(crate) async fn own_server() -> (PrivatePostgres, PgPool) {
-    let programs = Programs::find().unwrap();
+    let programs = programs();
     let server = tokio::task::spawn_blocking(move || PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap())
         .await
         .unwrap();

@@ -14,10 +14,12 @@ mod world;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::dev::postgres::{Data, PrivatePostgres};
 use futures_util::FutureExt;
 use invariants::Coverage;
 use world::{Feeds, World};
+
+use crate::support::database::programs;
 
 /// Number of seeds that the test command plays in addition to the pinned ones, and the time limit for all of them.
 const SEEDS: u64 = 60;
@@ -70,8 +72,7 @@ fn after_all_faults_every_row_equals_workos() {
 }
 
 async fn play_seeds() {
-    let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
-    let mut server = PrivatePostgres::start(programs, &Data::Temporary, &[]).unwrap();
+    let mut server = PrivatePostgres::start(programs(), &Data::Temporary, &[]).unwrap();
     let (seeds, budget) = seeds();
     let began = Instant::now();
     let (mut played, mut failed, mut coverage) = (0, Vec::new(), Coverage::default());

