@@ -1,7 +1,7 @@
 -- Organizations and memberships: the rows that WorkOS describes, and the views of live ones.
 --
 -- No foreign keys between the tables: a membership may arrive before its user or its organization, and after their deletion.
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 -- One row for each organization that was ever seen: a live one or a tombstone. Inside a transaction, a row with only an ID is a
 -- placeholder to lock. See workos.user_records, which follows the same rules.
@@ -210,9 +210,19 @@ where
     and not organization.synced_deleted
     and not member.synced_deleted;
 
--- The feed: the object of a change of any other kind than a user. `kind` is then the kind of the object and the kind of the change
--- (`organization.updated`), which releases that do not know the object read as the type of an event.
-alter table workos.changes add column object_id text collate "C";
+comment on table workos.organization_records is 'WorkOS organizations and tombstones of deleted ones; the target of foreign keys';
+comment on view workos.organizations is 'Live WorkOS organizations';
+comment on table workos.organization_membership_records is 'WorkOS organization memberships and tombstones of deleted ones';
+comment on view workos.organization_memberships is 'WorkOS organization memberships of every status that have not ended';
+comment on view workos.active_memberships is 'Memberships that count: active, of a live user in a live organization';
+
+-- Last, so that these locks are held for the shortest time. Every write locks workos.environment first, so this migration does, too:
+-- otherwise it would wait for a write that waits for it.
+--
+-- The same as deletions_accepted and needs_reconcile, for organizations and memberships: users have a reconcile of their own.
+alter table workos.environment add column organization_deletions_accepted boolean not null default false;
+
+alter table workos.catch_up add column needs_organization_reconcile boolean not null default false;
 
 -- Scans of the new kinds. Each kind has its own rows. The position of a scan of memberships or roles is the last organization that
 -- was read completely.
@@ -225,13 +235,6 @@ add constraint scans_kind check (
     )
 );
 
--- The same as deletions_accepted and needs_reconcile, for organizations and memberships: users have a reconcile of their own.
-alter table workos.environment add column organization_deletions_accepted boolean not null default false;
-
-alter table workos.catch_up add column needs_organization_reconcile boolean not null default false;
-
-comment on table workos.organization_records is 'WorkOS organizations and tombstones of deleted ones; the target of foreign keys';
-comment on view workos.organizations is 'Live WorkOS organizations';
-comment on table workos.organization_membership_records is 'WorkOS organization memberships and tombstones of deleted ones';
-comment on view workos.organization_memberships is 'WorkOS organization memberships of every status that have not ended';
-comment on view workos.active_memberships is 'Memberships that count: active, of a live user in a live organization';
+-- The feed: the object of a change of any other kind than a user. `kind` is then the kind of the object and the kind of the change
+-- (`organization.updated`), which releases that do not know the object read as the type of an event.
+alter table workos.changes add column object_id text collate "C";

@@ -1,7 +1,7 @@
 -- Roles and permissions. WorkOS keys them by a reusable slug, and its events do not describe them completely. So the stored rows
 -- show WorkOS's lists, which are read again after each event about a role and on a timer. There are no tombstones: a slug that is
 -- deleted and created again is live again.
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 -- Roles of the environment: the same in every organization.
 create table workos.role_records (

@@ -1,5 +1,5 @@
 -- Ended sessions.
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 -- Sessions that WorkOS has revoked. A token of such a session is refused from the commit of the event on. The row goes after 30
 -- days: no access token lives longer. IP address and user agent of a session are not stored anywhere.

@@ -11,7 +11,7 @@
 -- PL/pgSQL, because a session keeps the plans of its statements, and plans a function in SQL again in each statement that calls it.
 -- A kept plan may be older than the rows. Therefore the functions set enable_seqscan to off: no plan reads a table that was empty as
 -- a whole after it has grown. They are not parallel safe, for the reason at workos.current_subject().
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 -- Returns the token's `sub` and `org_id`: the caller and the selected organization. Both are null if the claims are malformed or have
 -- no `sub`, or if the session `sid` was revoked. Claims without a `sid` name no session, so none can be revoked. It is internal: the

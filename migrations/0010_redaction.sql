@@ -1,7 +1,7 @@
 -- Earlier releases stored secrets that WorkOS puts into ordinary objects: verification tokens of domains, tokens and URLs of
 -- invitations, IP addresses and user agents of sessions. This release sets them to null before it stores a payload. Housekeeping
 -- cleans the payloads that are already stored, in the order in which they were received.
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 -- At most one row: the progress of the cleaning. No row once it is complete. It is a table of its own, because a new column of
 -- workos.environment would wait for every write, and every write for it.

@@ -1,5 +1,5 @@
 -- Quarantined events that nobody will retry: an operator has dismissed them, with a reason.
-set local lock_timeout = '5s';
+set local lock_timeout = '2s';
 
 create table workos.dismissals (
     -- The event. Its first outcome stays `quarantined`. It is no longer counted, and it expires like any other event from the

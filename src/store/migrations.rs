@@ -22,6 +22,11 @@ const LOCK: i64 = 0x6175_7468_6B69_7401;
 const LOCK_ATTEMPTS: u32 = 600;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
+/// Number of attempts of a migration that could not get a lock, and the pause between them. Between the attempts, the sessions that
+/// wait behind the lock continue.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// The applied migrations, compared with those of this release.
 #[derive(Debug, Default)]
 pub struct MigrationStatus {
@@ -170,11 +175,32 @@ async fn run_in_session(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String
     create_schema(&mut connection).await?;
     let pending = status_of(&mut connection, migrator).await?.pending;
     let rebuilt = rebuild_invalid_indexes(&mut connection, migrator, &pending).await?;
-    // sqlx's `run` does the same behind a trait whose future `tokio::spawn` does not accept.
-    migrator.run_direct(None, &mut connection, false).await.map_err(explain)?;
+    apply(&mut connection, migrator).await?;
     check_indexes(&mut connection, migrator).await?;
     connection.close().await?;
     Ok(rebuilt.into_iter().chain(pending).collect())
+}
+
+/// Applies the pending migrations. One in a transaction that waits too long for a lock, or that PostgreSQL ends because of a
+/// deadlock, has changed nothing and is attempted again.
+async fn apply(connection: &mut PgConnection, migrator: &Migrator) -> Result<(), MigrationsError> {
+    for _ in 1..ATTEMPTS {
+        // sqlx's `run` does the same behind a trait whose future `tokio::spawn` does not accept.
+        match migrator.run_direct(None, &mut *connection, false).await {
+            Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
+                if error.code().is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+                    && migrator.iter().any(|it| it.version == version && !it.no_tx) =>
+            {
+                tracing::warn!(
+                    version,
+                    "the migration could not get a lock, because other transactions hold it; it is attempted again"
+                );
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome.map_err(explain),
+        }
+    }
+    migrator.run_direct(None, connection, false).await.map_err(explain)
 }
 
 /// Returns the index that a migration outside of a transaction creates. A test checks that each one creates exactly one index.

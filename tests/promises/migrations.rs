@@ -334,6 +334,33 @@ async fn a_run_fails_when_an_index_of_its_migrations_is_invalid_in_the_end() {
     assert_eq!(migrations::run_migrator(&pool, &with_index()).await.unwrap(), ["index events_reason"]);
 }
 
+#[tokio::test]
+async fn a_migration_that_gets_no_lock_lets_others_continue_and_is_attempted_again() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let sql = "set local lock_timeout = '500ms'; alter table workos.events add column more text";
+    let (kind, text) = (MigrationType::Simple, sql.into_sql_str());
+    let mut migrator = migrations::migrator();
+    migrator.migrations.to_mut().push(Migration::new(9000, "more".into(), kind, text, false));
+    let mut writer = pool.acquire().await.unwrap();
+    writer.execute("begin; lock table workos.events in row exclusive mode").await.unwrap();
+    let waits = async || -> bool {
+        sqlx::query_scalar(
+            "select exists (select from pg_locks where relation = 'workos.events'::regclass and not granted)",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+    };
+    let release = async {
+        until("the migration waits for the writer", &waits).await;
+        until("the migration gives way", async || !waits().await).await;
+        writer.execute("rollback").await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(migrations::run_migrator(&pool, &migrator), release);
+    assert_eq!(applied.unwrap(), ["9000 more"]);
+}
+
 /// The runner drops and rebuilds an index by the name in its file.
 #[test]
 fn a_migration_outside_a_transaction_creates_exactly_one_index_of_our_schema() {
