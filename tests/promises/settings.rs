@@ -194,3 +194,17 @@ async fn a_process_opens_no_more_connections_than_configured() {
     until("lookups work again", async || lookup().send().await.unwrap().status() == 200).await;
     assert!((4..=8).contains(&most), "{most} connections");
 }
+
+/// The default comes from the table of the guide, which another test compares with the settings.
+#[test]
+fn three_replicas_at_defaults_stay_within_the_default_limit_of_postgres_also_during_a_deployment() {
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/operating.md")).unwrap();
+    let row = guide.lines().find(|line| line.starts_with("| `AUTHKIT_SYNC_DB_POOL`")).unwrap();
+    let pool: u32 = row.split('`').nth(3).unwrap().parse().unwrap();
+    // 100, without those that PostgreSQL reserves for superusers.
+    let limit = 100 - 3;
+    // What a process opens beside its pools when it starts, and what a command opens.
+    let (start, command) = (8, 4);
+    assert!(3 * (pool + start) <= limit, "three processes that start at the same time");
+    assert!(4 * pool + start + command <= limit, "a fourth one starts, while `migrate` runs");
+}
