@@ -8,6 +8,8 @@
 //!    - `receiver::every_event_workos_sends_is_committed_and_acknowledged`
 //!    - `receiver::a_body_that_breaks_off_stores_nothing`
 //!    - `receiver::a_shutdown_commits_and_answers_what_has_begun`
+//!    - `upgrades::a_rolling_deployment_under_load_refuses_nothing_and_loses_nothing`
+//!    - `upgrades::the_previous_release_serves_on_the_new_schema_and_is_replaced_without_a_refusal`
 //!    - `group_commit::events_that_arrive_during_a_commit_share_the_next_transaction`
 //!    - `group_commit::a_caller_that_goes_away_cancels_no_event_of_the_batch`
 //! 2. **Nothing verified is dropped.**
@@ -150,6 +152,7 @@ mod leases;
 mod logs;
 mod lookups;
 mod memberships_api;
+mod migration_rules;
 mod migrations;
 mod openapi;
 mod openapi_workos;
@@ -184,6 +187,7 @@ mod simulation;
 mod sql;
 mod support;
 mod systemd;
+mod upgrades;
 mod user_management;
 mod verified_tokens;
 mod webhook_register;

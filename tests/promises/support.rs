@@ -10,6 +10,7 @@
 //! | [`policies::PolicyLab`] | a database, an application's tables with row-level security, and requests as PostgREST runs them |
 //! | [`lab::Lab`] | a database and a simulated WorkOS on one clock, and the background jobs, a step at a time |
 //! | [`binary::Served`] | the real binary as a process, which can be killed |
+//! | [`deployment::Deployment`] | three processes behind a proxy, its load, and the steps of a rolling deployment |
 //! | [`prometheus::Prometheus`] | a real Prometheus that reads the metrics of services |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
 //!
@@ -20,6 +21,7 @@ pub(crate) mod actions;
 pub(crate) mod application;
 pub(crate) mod binary;
 pub(crate) mod database;
+pub(crate) mod deployment;
 pub(crate) mod events;
 pub(crate) mod hostile;
 pub(crate) mod lab;
