@@ -5,6 +5,7 @@ pub mod authorization;
 pub(crate) mod batch;
 pub mod catch_up;
 pub mod changes;
+mod connection;
 mod cutoff;
 pub mod environment;
 pub mod erasure;
@@ -43,6 +44,7 @@ pub mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use connection::DbConnection;
 pub use error::StoreError;
 pub use failure::DatabaseFailure;
 use failure_log::FailureLog;

@@ -35,6 +35,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::domain::decide::Effect;
 use crate::domain::event::{Content, Event, Observation, Origin};
+use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 use batch::{Attempt, Batch, OneStatement, QuarantineBatch};
 use records::Inbox;
@@ -82,7 +83,8 @@ pub async fn apply_within(
     origin: Origin,
     observations: &[Observation],
 ) -> Result<Vec<Applied>, StoreError> {
-    Batch::new(Inbox::Record(origin), observations, ONLY).run(connection).await
+    let mut connection = DbConnection::in_transaction(connection);
+    Batch::new(Inbox::Record(origin), observations, ONLY).run(&mut connection).await
 }
 
 /// Applies a batch as [`apply`] does, and runs `follow_up` in the same transaction: a job moves its cursor there.
@@ -192,13 +194,13 @@ pub(crate) trait FollowUp: Sync {
     /// Runs last, with the results of the batch. An error rolls the transaction back.
     fn after(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         applied: &[Applied],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 impl<W: Work<Output = ()>> FollowUp for W {
-    async fn after(&self, connection: &mut PgConnection, _: &[Applied]) -> Result<(), StoreError> {
+    async fn after(&self, connection: &mut DbConnection<'_>, _: &[Applied]) -> Result<(), StoreError> {
         Work::run(self, connection).await
     }
 }
@@ -212,7 +214,7 @@ pub(crate) struct NoFollowUp;
 impl Work for NoFollowUp {
     type Output = ();
 
-    async fn run(&self, _: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, _: &mut DbConnection<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 }

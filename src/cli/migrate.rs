@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::{Exit, Failure, database, flag};
 use crate::config::{self, Source};
-use crate::store::StoreError;
 use crate::store::migrations::{self, MigrationStatus};
 use crate::store::roles;
 
@@ -25,9 +24,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if only_look || matches.get_flag("dry-run") {
-        let mut connection = migrations::session(&pool).await?;
-        let status = migrations::status(&mut connection).await.map_err(StoreError::from)?;
-        let invalid = migrations::invalid_indexes(&mut connection).await.map_err(StoreError::from)?;
+        let (status, invalid) = migrations::status(&pool).await?;
         print(&status, &invalid, json);
         let is_current = status.pending.is_empty() && invalid.is_empty();
         return Ok(if only_look && !is_current { Exit::No } else { Exit::Yes });

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use sqlx::postgres::PgConnection;
 
+use super::DbConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::action::{Action, ActionKind, Verdict};
 
@@ -132,7 +132,7 @@ struct Keep<'a> {
 impl Work for Keep<'_> {
     type Output = StoredVerdict;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<StoredVerdict, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<StoredVerdict, StoreError> {
         let ActionDecision { verdict, decided_by } = self.decision;
         // The update changes nothing: it waits for another insert of the same key, and returns what that one stored.
         let row = sqlx::query!(

@@ -5,10 +5,10 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::StoreError;
 use super::changes::{LOCK, NewChange};
 use crate::domain::event::{Event, Origin, Outcome};
@@ -83,7 +83,10 @@ impl<'a> Writes<'a> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if a user has changed since it was read, or if another transaction inserted it first.
-pub(crate) async fn write(connection: &mut PgConnection, writes: &Writes<'_>) -> Result<HashSet<String>, StoreError> {
+pub(crate) async fn write(
+    connection: &mut DbConnection<'_>,
+    writes: &Writes<'_>,
+) -> Result<HashSet<String>, StoreError> {
     let users = &writes.users;
     let live = |value: fn(&User) -> Option<Timestamp>| -> Vec<Option<OffsetDateTime>> {
         users.iter().map(|live| value(live.user).map(OffsetDateTime::from)).collect()

@@ -1,8 +1,8 @@
 //! `workos.catch_up`: the progress of catch-up in the Events API.
 
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
@@ -235,7 +235,7 @@ pub(crate) struct BeginCatchUp<'a> {
 impl Work for BeginCatchUp<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         sqlx::query!(
             "-- catch_up.begin
             insert into workos.catch_up (range_start, earliest_range_start, range_decided_at)
@@ -264,7 +264,7 @@ pub(crate) struct AdvanceCatchUp<'a> {
 impl Work for AdvanceCatchUp<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let moved = sqlx::query!(
             "-- catch_up.advance
             update workos.catch_up
@@ -300,7 +300,7 @@ pub(crate) struct RestartCatchUp {
 impl Work for RestartCatchUp {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let moved = sqlx::query!(
             "-- catch_up.restart
             update workos.catch_up

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::change::{Cause, ChangeKind};
 use crate::domain::event::{Event, Origin};
@@ -250,7 +250,7 @@ impl Store {
 }
 
 /// Gives the feed another epoch. All positions become invalid, so followers must read all users again.
-pub(crate) async fn renew_epoch(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(crate) async fn renew_epoch(connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
     sqlx::query!("-- changes.renew_epoch\nupdate workos.feed set epoch = left(gen_random_uuid()::text, 8)")
         .execute(connection)
         .await?;
@@ -267,7 +267,7 @@ impl Work for Expire {
 
     /// Deletes the oldest changes first, so followers find no gap. A change in the backlog of a handler stays for that handler, and
     /// is deleted once no backlog contains it any more.
-    async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<bool, StoreError> {
         let through = sqlx::query_scalar!(
             "-- changes.expire
             with oldest as (

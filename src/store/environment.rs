@@ -1,13 +1,12 @@
 //! `workos.environment`: the WorkOS environment that the database belongs to, and decisions of the operator.
 
-use sqlx::postgres::PgConnection;
-
+use super::DbConnection;
 use super::unfit::Unfit;
 use super::{Store, StoreError, Work, changes, pool};
 
 impl Store {
     /// Returns the client ID that the database is bound to, if any.
-    pub(super) async fn recorded_client(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    pub(super) async fn recorded_client(connection: &mut DbConnection<'_>) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar!("-- environment.client_id\nselect client_id from workos.environment")
             .fetch_optional(connection)
             .await
@@ -31,7 +30,7 @@ struct Bind<'a> {
 impl Work for Bind<'_> {
     type Output = String;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<String, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<String, StoreError> {
         sqlx::query!(
             "-- environment.bind
             insert into workos.environment (client_id)
@@ -50,7 +49,7 @@ struct CheckWritable;
 impl Work for CheckWritable {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let is_read_only = sqlx::query_scalar!(
             r#"-- environment.ping
             select
@@ -179,7 +178,7 @@ struct Rebind<'a> {
 impl Work for Rebind<'_> {
     type Output = Option<String>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Option<String>, StoreError> {
         // Waits for every write of the old client ID; see workos.check_client.
         sqlx::query!("-- environment.lock\nlock table workos.environment in exclusive mode")
             .execute(&mut *connection)

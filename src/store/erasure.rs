@@ -1,8 +1,7 @@
 //! Erasure of personal data of deleted users. This file contains the only list of columns with personal data. Every deletion,
 //! housekeeping and `user ID --erase` use it.
 
-use sqlx::postgres::PgConnection;
-
+use super::DbConnection;
 use super::{Store, StoreError, sessions};
 
 /// Columns with personal data outside of `workos.user_records`, as table and column. `erase` erases each of them, together with
@@ -45,7 +44,7 @@ pub struct PendingErasures {
 ///
 /// The caller holds locks on the users' rows, which must be tombstones, so that no other transaction can store more about them.
 pub(crate) async fn erase(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     users: &[String],
     ended: usize,
     limit: i64,
@@ -102,7 +101,7 @@ pub(crate) async fn erase(
 }
 
 /// Adds the users with remaining personal data to the pending erasures.
-async fn add_pending(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+async fn add_pending(connection: &mut DbConnection<'_>, users: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
         "-- erasure.add_pending
         insert into workos.erasures (user_id)
@@ -130,7 +129,7 @@ async fn add_pending(connection: &mut PgConnection, users: &[String]) -> Result<
 }
 
 /// Locks the users with the oldest pending erasures, and returns one batch of them. It skips users that are locked.
-pub(crate) async fn lock_pending(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn lock_pending(connection: &mut DbConnection<'_>) -> Result<Vec<String>, StoreError> {
     let users = sqlx::query_scalar!(
         "-- erasure.lock_pending
         select erasures.user_id
@@ -148,7 +147,7 @@ pub(crate) async fn lock_pending(connection: &mut PgConnection) -> Result<Vec<St
 }
 
 /// Removes the users without remaining personal data from the pending erasures.
-pub(crate) async fn remove_completed(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+pub(crate) async fn remove_completed(connection: &mut DbConnection<'_>, users: &[String]) -> Result<(), StoreError> {
     sqlx::query!(
         "-- erasure.remove_completed
         delete from workos.erasures

@@ -151,7 +151,7 @@ pub(super) fn of_driver(error: &sqlx::Error) -> DatabaseFailure {
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => "the pool is closed".into(),
         sqlx::Error::Protocol(_) => DatabaseFailure::of_connection(
             "{at} sent an unexpected message",
-            "check that DATABASE_URL is the address of PostgreSQL itself or of a pooler in session mode",
+            "check that DATABASE_URL is the address of PostgreSQL itself or of a connection pooler",
         ),
         sqlx::Error::Configuration(_) => DatabaseFailure::of_connection(
             "the configuration of the connection to {at} is wrong",

@@ -10,8 +10,9 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::watch;
 
 use super::migrations::{self, MigrationStatus};
+use super::pooler::Mode;
 use super::unfit::Unfit;
-use super::{Store, StoreError, pooler};
+use super::{Store, StoreError};
 
 /// Checks whether WorkOS knows this store's client ID, before the database is bound to it.
 pub trait ClientVerifier: fmt::Debug + Send + Sync {
@@ -124,10 +125,10 @@ impl Store {
     }
 
     async fn check_fitness(self) -> Result<(), StoreError> {
-        if pooler::shares_sessions(self.lookups.connections()).await? {
-            return Err(Unfit::TransactionPooler.into());
+        if self.lookups.mode().await? == Mode::Pooler {
+            tracing::info!("DATABASE_URL is the address of a connection pooler; every statement runs in a transaction");
         }
-        let status: MigrationStatus = self.ask(migrations::status).await?;
+        let status: MigrationStatus = self.ask(migrations::current_status).await?;
         if !status.pending.is_empty() {
             return Err(Unfit::Pending(status.pending.join(", ")).into());
         }

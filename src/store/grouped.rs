@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlx::postgres::PgConnection;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::DbConnection;
 use super::pool::Checkout;
 use super::{Store, StoreError};
 
@@ -43,7 +43,7 @@ pub(super) trait GroupedQuery: 'static {
 
     /// Returns the answers, in the order of the keys.
     fn read(
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
 }
@@ -194,9 +194,9 @@ impl<Q: GroupedQuery> Reader<Q> {
             Some(held) => held,
             None => Held { connection: self.store.lookups.acquire(deadline, self.store.timeout).await?, statements: 0 },
         };
-        let query = async |connection: &mut _| Q::read(connection, keys).await;
+        let asked = self.store.ask_on(&mut connection, deadline, async |connection| Q::read(connection, keys).await);
         // After a timeout the server may still be busy. So the use of the connection has not ended.
-        let outcome = self.store.ask_on(&mut connection, deadline, query).await?;
+        let outcome = asked.await?;
         if outcome.is_ok() && statements + 1 < STATEMENTS {
             *held = Some(Held { connection, statements: statements + 1 });
         } else {

@@ -1,9 +1,8 @@
 //! What `doctor` reads from the database. It writes nothing, and it reads databases that must not be served, too.
 
-use sqlx::postgres::PgConnection;
-
 use super::migrations::{self, MigrationStatus};
-use super::{Store, StoreError, pooler};
+use super::pooler::Mode;
+use super::{DbConnection, Store, StoreError};
 use crate::domain::timestamp::Timestamp;
 
 /// Maximum number of rows that one count reads.
@@ -82,13 +81,14 @@ pub struct WebhookFacts {
 }
 
 impl Store {
-    /// Returns whether a connection pooler shares one session among several clients.
+    /// Returns whether a connection pooler is between this process and PostgreSQL.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn is_behind_transaction_pooler(&self) -> Result<bool, StoreError> {
-        let asked = tokio::time::timeout(self.timeout(), pooler::shares_sessions(self.lookups.connections())).await;
-        asked.map_err(StoreError::late).flatten().map_err(|error| error.at(&self.lookups.place()))
+    pub async fn is_behind_pooler(&self) -> Result<bool, StoreError> {
+        let mode = tokio::time::timeout(self.timeout(), self.lookups.mode()).await;
+        let mode = mode.map_err(StoreError::late).flatten().map_err(|error| error.at(&self.lookups.place()))?;
+        Ok(mode == Mode::Pooler)
     }
 
     /// Returns facts about the server.
@@ -200,9 +200,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn schema_facts(&self) -> Result<SchemaFacts, StoreError> {
-        let migrations: MigrationStatus = self.ask(migrations::status).await?;
+        let migrations: MigrationStatus = self.ask(migrations::current_status).await?;
         let is_readable = migrations.pending.is_empty();
-        let contract = async |connection: &mut PgConnection| {
+        let contract = async |connection: &mut DbConnection<'_>| {
             sqlx::query_scalar!("-- contract.version\nselect version from workos.contract").fetch_one(connection).await
         };
         Ok(SchemaFacts {

@@ -6,8 +6,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
+use super::DbConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
 
@@ -100,7 +99,7 @@ struct HoldLease<'a> {
 impl Work for HoldLease<'_> {
     type Output = Lease;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Lease, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Lease, StoreError> {
         let row = sqlx::query!(
             r#"-- leases.hold
                     with held as (

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::grouped::{Grouped, GroupedQuery};
 use super::{Store, StoreError, memberships, organizations, users};
 use crate::domain::decide::Stored;
@@ -98,7 +98,7 @@ impl GroupedQuery for Callers {
         std::iter::once(&*key.id).chain(key.session_id.as_deref())
     }
 
-    async fn read(connection: &mut PgConnection, keys: &[CallerKey]) -> Result<Vec<Caller>, sqlx::Error> {
+    async fn read(connection: &mut DbConnection<'_>, keys: &[CallerKey]) -> Result<Vec<Caller>, sqlx::Error> {
         let ids: Vec<&str> = keys.iter().map(|key| &*key.id).collect();
         let sessions: Vec<&str> = keys.iter().filter_map(|key| key.session_id.as_deref()).collect();
         let rows = sqlx::query!(
@@ -166,7 +166,7 @@ impl GroupedQuery for Members {
         [&*key.user_id, &*key.organization_id].into_iter().chain(key.session_id.as_deref())
     }
 
-    async fn read(connection: &mut PgConnection, keys: &[MemberKey]) -> Result<Vec<Member>, sqlx::Error> {
+    async fn read(connection: &mut DbConnection<'_>, keys: &[MemberKey]) -> Result<Vec<Member>, sqlx::Error> {
         let rows = sqlx::query_file_as!(
             MemberRow,
             "src/store/members.sql",

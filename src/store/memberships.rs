@@ -4,12 +4,12 @@ mod pages;
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 pub use pages::{MembershipFilter, MembershipsOf};
 
+use super::DbConnection;
 use super::rows::{Found, LiveRow, Rows, TombstoneRow, table_statements};
 use super::{Store, StoreError};
 use crate::domain::decide::Stored;
@@ -74,7 +74,7 @@ impl Row {
     }
 }
 
-async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
+async fn rows_by_ids(connection: &mut DbConnection<'_>, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as!(
         Row,
         r#"-- memberships.by_ids
@@ -105,7 +105,7 @@ async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Ve
 }
 
 /// Reads these memberships into `rows`.
-pub(super) async fn find(connection: &mut PgConnection, ids: &[String], rows: &mut Rows) -> Result<(), StoreError> {
+pub(super) async fn find(connection: &mut DbConnection<'_>, ids: &[String], rows: &mut Rows) -> Result<(), StoreError> {
     rows.extend(rows_by_ids(connection, ids).await?.into_iter().map(|mut row| {
         let version_at = row.synced_version_at.map(Timestamp::from);
         let (id, revision) = (row.id.clone(), row.revision.take());
@@ -115,7 +115,7 @@ pub(super) async fn find(connection: &mut PgConnection, ids: &[String], rows: &m
 }
 
 /// Writes live memberships. The rows exist and are locked.
-pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
+pub(super) async fn write(connection: &mut DbConnection<'_>, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
     let rows: Vec<(&Membership, &Version)> = live
         .iter()
         .filter_map(|row| match row.object {
@@ -176,7 +176,7 @@ pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -
 
 /// Turns rows into tombstones: only the ID, the user, the organization and the time of the deletion stay.
 pub(super) async fn write_tombstones(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],
 ) -> Result<(), StoreError> {
     let times: Vec<Option<OffsetDateTime>> = deleted.iter().map(|row| row.deleted_at.map(Into::into)).collect();
@@ -223,7 +223,7 @@ pub(crate) struct Ended {
 /// Turns up to `limit` memberships of these users into tombstones, because the users are deleted. The users' rows are locked. Returns the
 /// memberships that it ended.
 pub(crate) async fn end_of_users(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     users: &[String],
     limit: i64,
 ) -> Result<Vec<Ended>, StoreError> {

@@ -1,26 +1,21 @@
 //! The migrations of the schema: lists pending ones, and runs them safely on several replicas at the same time.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+mod indexes;
+mod session;
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migration, Migrator};
-use sqlx::postgres::{PgConnection, PgPool};
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::postgres::PgPool;
 
-use super::failure::Place;
-use super::unfit::Unfit;
-use super::{StoreError, pooler};
+use super::{DbConnection, StoreError};
+pub(super) use indexes::invalid as invalid_indexes;
+use session::RunLock;
+pub(super) use session::Session;
 
 /// The table of applied migrations. It is in our schema, apart from the application's tables.
 const TABLE: &str = "workos.migrations";
-
-/// The key of the advisory lock of a run. It is arbitrary, and never changes.
-const LOCK: i64 = 0x6175_7468_6B69_7401;
-
-/// Number of attempts to get the lock, and the pause between them: one minute in total.
-const LOCK_ATTEMPTS: u32 = 600;
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Number of attempts of a migration that could not get a lock, and the pause between them. Between the attempts, the sessions that
 /// wait behind the lock continue.
@@ -63,14 +58,7 @@ impl From<sqlx::Error> for MigrationsError {
 /// Returns the migrations of this release.
 #[must_use]
 pub fn migrator() -> Migrator {
-    let mut migrator = sqlx::migrate!();
-    migrator.dangerous_set_table_name(TABLE);
-    // sqlx waits inside its lock statement, and the snapshot of that statement blocks `create index concurrently` in the run
-    // that holds the lock. So this module polls the lock instead.
-    migrator.set_locking(false);
-    // A newer release may have run its migrations already. This release does not check them.
-    migrator.set_ignore_missing(true);
-    migrator
+    sqlx::migrate!()
 }
 
 fn title(migration: &Migration) -> String {
@@ -83,19 +71,37 @@ pub fn newest() -> i64 {
     migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Compares the applied migrations with those of this release. Writes nothing.
+/// Compares the applied migrations with those of this release, and lists the invalid indexes. Writes nothing.
 ///
 /// # Errors
-/// Any error of sqlx.
-pub async fn status(connection: &mut PgConnection) -> Result<MigrationStatus, sqlx::Error> {
-    status_of(connection, &migrator()).await
+/// [`StoreError`] if the database cannot be reached.
+pub async fn status(pool: &PgPool) -> Result<(MigrationStatus, Vec<String>), StoreError> {
+    status_of(pool, &migrator()).await
 }
 
 /// Compares the applied migrations with those of `migrator`; see [`status`].
 ///
 /// # Errors
+/// [`StoreError`] if the database cannot be reached.
+pub async fn status_of(pool: &PgPool, migrator: &Migrator) -> Result<(MigrationStatus, Vec<String>), StoreError> {
+    let mut session = Session::open(pool).await?;
+    let read = session.transaction(async |connection| {
+        Ok::<_, sqlx::Error>((read_status(connection, migrator).await?, invalid_indexes(connection).await?))
+    });
+    let status = read.await?;
+    session.close().await?;
+    Ok(status)
+}
+
+/// Compares the applied migrations with those of this release.
+///
+/// # Errors
 /// Any error of sqlx.
-pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Result<MigrationStatus, sqlx::Error> {
+pub(super) async fn current_status(connection: &mut DbConnection<'_>) -> Result<MigrationStatus, sqlx::Error> {
+    read_status(connection, &migrator()).await
+}
+
+async fn read_status(connection: &mut DbConnection<'_>, migrator: &Migrator) -> Result<MigrationStatus, sqlx::Error> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.present
         select pg_catalog.to_regclass('workos.migrations') is not null as "present!""#
@@ -121,33 +127,6 @@ pub async fn status_of(connection: &mut PgConnection, migrator: &Migrator) -> Re
     Ok(status)
 }
 
-/// The settings of a migration session. Names in constraints, indexes and defaults are resolved when a migration runs, so an
-/// unqualified name must only find objects in `pg_catalog`. Timeouts are disabled, because building an index takes long. Migrations
-/// set the timeout of their locks themselves.
-const SESSION: &str = "set search_path = pg_catalog, pg_temp; set statement_timeout = 0; set lock_timeout = 0; \
-     set idle_in_transaction_session_timeout = 0";
-
-fn place_of(pool: &PgPool) -> Arc<Place> {
-    Arc::new(Place::of(&pool.connect_options()))
-}
-
-/// Opens a session for migrations, with its own settings and outside of the pool.
-///
-/// # Errors
-/// [`StoreError`], also with a pooler that shares sessions, because the settings and the lock would remain in a shared session.
-pub async fn session(pool: &PgPool) -> Result<PgConnection, StoreError> {
-    let opened = async {
-        if pooler::shares_sessions(pool).await? {
-            return Err(Unfit::TransactionPooler.into());
-        }
-        let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
-        sqlx::raw_sql(SESSION).execute(&mut connection).await?;
-        Ok(connection)
-    };
-    let opened = tokio::time::timeout(pool.options().get_acquire_timeout(), opened).await;
-    opened.map_err(StoreError::late).flatten().map_err(|error| error.at(&place_of(pool)))
-}
-
 /// Runs the pending migrations, and returns the applied migrations and rebuilt indexes. Several replicas can call it at the same
 /// time: it waits for other runs.
 ///
@@ -163,33 +142,65 @@ pub async fn run(pool: &PgPool) -> Result<Vec<String>, MigrationsError> {
 /// [`MigrationsError`]. Migrations that were applied before the failure stay applied.
 pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
     run_in_session(pool, migrator).await.map_err(|error| match error {
-        MigrationsError::Database(error) => MigrationsError::Database(error.at(&place_of(pool))),
+        MigrationsError::Database(error) => MigrationsError::Database(error.at(&session::place_of(pool))),
         other => other,
     })
 }
 
 async fn run_in_session(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
-    // The lock belongs to the session, so it is released even after a failure.
-    let mut connection = session(pool).await?;
-    lock(&mut connection).await?;
-    create_schema(&mut connection).await?;
-    let pending = status_of(&mut connection, migrator).await?.pending;
-    let rebuilt = rebuild_invalid_indexes(&mut connection, migrator, &pending).await?;
-    apply(&mut connection, migrator).await?;
-    check_indexes(&mut connection, migrator).await?;
-    connection.close().await?;
-    Ok(rebuilt.into_iter().chain(pending).collect())
+    let mut session = Session::open(pool).await?;
+    // A failure closes its connection, and so releases it.
+    let mut lock = RunLock::take(pool).await?.ok_or(MigrationsError::Locked)?;
+    session.transaction(create_schema).await?;
+    let pending = pending(&mut session, migrator).await?;
+    let is_pending = |migration: &Migration| pending.iter().any(|it| it.version == migration.version);
+    let mut done = indexes::rebuild_invalid(&mut session, migrator, is_pending).await.map_err(explain)?;
+    for migration in &pending {
+        lock.check().await?;
+        apply_patiently(&mut session, migration).await.map_err(explain)?;
+        done.push(title(migration));
+    }
+    if let Some(index) = indexes::first_invalid(&mut session, migrator).await.map_err(explain)? {
+        return Err(MigrationsError::Migration(format!(
+            "index workos.{index} is invalid although its migration succeeded; run `authkit-sync migrate` again to rebuild it"
+        )));
+    }
+    lock.release().await?;
+    session.close().await?;
+    Ok(done)
 }
 
-/// Applies the pending migrations. One in a transaction that waits too long for a lock, or that PostgreSQL ends because of a
-/// deadlock, has changed nothing and is attempted again.
-async fn apply(connection: &mut PgConnection, migrator: &Migrator) -> Result<(), MigrationsError> {
+/// Returns the migrations of `migrator` that are not applied, in order. Checks that the applied ones have not been changed.
+async fn pending<'m>(session: &mut Session, migrator: &'m Migrator) -> Result<Vec<&'m Migration>, MigrationsError> {
+    let rows = session.transaction(async |connection| {
+        sqlx::query!("-- migrations.recorded\nselect version, checksum, success from workos.migrations")
+            .fetch_all(connection)
+            .await
+    });
+    let recorded: BTreeMap<i64, _> = rows.await?.into_iter().map(|row| (row.version, row)).collect();
+    if let Some(row) = recorded.values().find(|row| !row.success) {
+        return Err(explain(MigrateError::Dirty(row.version)));
+    }
+    let mut pending = Vec::new();
+    for migration in migrator.iter() {
+        match recorded.get(&migration.version) {
+            None => pending.push(migration),
+            Some(row) if row.checksum != *migration.checksum => {
+                return Err(explain(MigrateError::VersionMismatch(migration.version)));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(pending)
+}
+
+/// Applies a migration. One in a transaction that waits too long for a lock, or that PostgreSQL ends because of a deadlock, has
+/// changed nothing and is attempted again.
+async fn apply_patiently(session: &mut Session, migration: &Migration) -> Result<(), MigrateError> {
     for _ in 1..ATTEMPTS {
-        // sqlx's `run` does the same behind a trait whose future `tokio::spawn` does not accept.
-        match migrator.run_direct(None, &mut *connection, false).await {
+        match apply(session, migration).await {
             Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
-                if error.code().is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
-                    && migrator.iter().any(|it| it.version == version && !it.no_tx) =>
+                if !migration.no_tx && error.code().is_some_and(|code| ["55P03", "40P01"].contains(&&*code)) =>
             {
                 tracing::warn!(
                     version,
@@ -197,90 +208,42 @@ async fn apply(connection: &mut PgConnection, migrator: &Migrator) -> Result<(),
                 );
                 tokio::time::sleep(PAUSE).await;
             }
-            outcome => return outcome.map_err(explain),
+            outcome => return outcome,
         }
     }
-    migrator.run_direct(None, connection, false).await.map_err(explain)
+    apply(session, migration).await
 }
 
-/// Returns the index that a migration outside of a transaction creates. A test checks that each one creates exactly one index.
-fn index_of(migration: &Migration) -> Option<&str> {
-    let created = migration.sql.as_str().split_once("create index concurrently if not exists ")?.1;
-    migration.no_tx.then_some(created)?.split_whitespace().next()
-}
-
-/// Returns the invalid indexes of the schema: their build was interrupted, or has not ended.
-///
-/// # Errors
-/// Any error of sqlx.
-pub async fn invalid_indexes(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"-- migrations.invalid_indexes
-        select relname::text as "name!"
-        from pg_index
-        join pg_class on pg_class.oid = indexrelid
-        where
-            relnamespace = to_regnamespace('workos')
-            and not indisvalid
-        order by 1"#
-    )
-    .fetch_all(connection)
-    .await
-}
-
-/// Drops the invalid indexes of interrupted migrations, because `if not exists` would accept them. A pending migration then creates
-/// its index itself. The invalid index of an applied migration (earlier releases accepted it) is rebuilt here. Returns the rebuilt
-/// indexes.
-async fn rebuild_invalid_indexes(
-    connection: &mut PgConnection,
-    migrator: &Migrator,
-    pending: &[String],
-) -> Result<Vec<String>, MigrationsError> {
-    let invalid = invalid_indexes(&mut *connection).await?;
-    let mut rebuilt = Vec::new();
-    for migration in migrator.iter() {
-        let Some(index) = index_of(migration).filter(|index| invalid.iter().any(|it| it == index)) else { continue };
-        let failed = |error| explain(MigrateError::ExecuteMigration(error, migration.version));
-        // The text is not static, but it comes from our migration.
-        let drop = format!("drop index concurrently if exists workos.{index}");
-        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await.map_err(failed)?;
-        if !pending.contains(&title(migration)) {
-            sqlx::raw_sql(migration.sql.clone()).execute(&mut *connection).await.map_err(failed)?;
-            rebuilt.push(format!("index {index}"));
-        }
+/// Applies a migration and records it, in one transaction unless the migration must not be in a transaction.
+async fn apply(session: &mut Session, migration: &Migration) -> Result<(), MigrateError> {
+    let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
+    let started = Instant::now();
+    if migration.no_tx {
+        session.alone(migration.sql.clone()).await.map_err(failed)?;
     }
-    Ok(rebuilt)
-}
-
-/// Checks that every index of our migrations is valid.
-async fn check_indexes(connection: &mut PgConnection, migrator: &Migrator) -> Result<(), MigrationsError> {
-    let invalid = invalid_indexes(connection).await?;
-    let ours = invalid.iter().find(|name| migrator.iter().filter_map(index_of).any(|index| index == *name));
-    let Some(index) = ours else { return Ok(()) };
-    Err(MigrationsError::Migration(format!(
-        "index workos.{index} is invalid although its migration succeeded; run `authkit-sync migrate` again to rebuild it"
-    )))
-}
-
-async fn lock(connection: &mut PgConnection) -> Result<(), MigrationsError> {
-    for _ in 0..LOCK_ATTEMPTS {
-        let held = sqlx::query_scalar!(
-            r#"-- migrations.lock
-            select pg_try_advisory_lock($1) as "held!""#,
-            LOCK
+    let applied = session.transaction(async |connection| {
+        if !migration.no_tx {
+            sqlx::raw_sql(migration.sql.clone()).execute(&mut *connection).await?;
+        }
+        sqlx::query!(
+            "-- migrations.record
+            insert into workos.migrations (version, description, success, checksum, execution_time)
+            values ($1, $2, true, $3, $4)",
+            migration.version,
+            &*migration.description,
+            &*migration.checksum,
+            i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX)
         )
-        .fetch_one(&mut *connection)
-        .await?;
-        if held {
-            return Ok(());
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
-    }
-    Err(MigrationsError::Locked)
+        .execute(connection)
+        .await
+    });
+    applied.await.map_err(failed)?;
+    Ok(())
 }
 
-/// Creates the schema if it is missing. `create schema if not exists` would need the privilege even if the schema exists.
-async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrationsError> {
+/// Creates the schema and the table of applied migrations if they are missing. `create schema if not exists` would need the
+/// privilege even if the schema exists.
+async fn create_schema(connection: &mut DbConnection<'_>) -> Result<(), sqlx::Error> {
     let present = sqlx::query_scalar!(
         r#"-- migrations.schema
         select to_regnamespace('workos') is not null as "present!""#
@@ -288,8 +251,21 @@ async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrationsEr
     .fetch_one(&mut *connection)
     .await?;
     if !present {
-        sqlx::query!("-- migrations.create_schema\ncreate schema workos").execute(connection).await?;
+        sqlx::query!("-- migrations.create_schema\ncreate schema workos").execute(&mut *connection).await?;
     }
+    sqlx::query!(
+        "-- migrations.create_table
+        create table if not exists workos.migrations (
+            version bigint primary key,
+            description text not null,
+            installed_on timestamptz not null default now(),
+            success boolean not null,
+            checksum bytea not null,
+            execution_time bigint not null
+        )"
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

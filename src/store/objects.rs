@@ -4,8 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::postgres::PgConnection;
-
+use super::DbConnection;
 use super::rows::{Found, LiveRow, Rows, TombstoneRow};
 use super::{Store, StoreError, memberships, organizations, users};
 use crate::domain::decide::Stored;
@@ -19,7 +18,7 @@ use crate::domain::object::{Kind, Object};
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if another transaction inserted one of the rows after the locks were taken.
-pub(crate) async fn lock(connection: &mut PgConnection, kind: Kind, ids: &[String]) -> Result<Rows, StoreError> {
+pub(crate) async fn lock(connection: &mut DbConnection<'_>, kind: Kind, ids: &[String]) -> Result<Rows, StoreError> {
     let locked = match kind {
         Kind::User => users::table::lock(&mut *connection, ids).await?,
         Kind::Organization => organizations::table::lock(&mut *connection, ids).await?,
@@ -32,7 +31,7 @@ pub(crate) async fn lock(connection: &mut PgConnection, kind: Kind, ids: &[Strin
 }
 
 /// Reads these objects without locking them. An object without a row is [`Stored::Absent`].
-pub(crate) async fn find(connection: &mut PgConnection, kind: Kind, ids: &[String]) -> Result<Rows, StoreError> {
+pub(crate) async fn find(connection: &mut DbConnection<'_>, kind: Kind, ids: &[String]) -> Result<Rows, StoreError> {
     let mut rows: Rows = ids.iter().map(|id| (id.clone(), Found::absent())).collect();
     match kind {
         Kind::User => users::find(connection, ids, &mut rows).await?,
@@ -48,7 +47,7 @@ pub(crate) async fn find(connection: &mut PgConnection, kind: Kind, ids: &[Strin
 /// # Errors
 /// [`StoreError::Conflict`] if another transaction inserted one of them first.
 pub(crate) async fn insert_placeholders(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     kind: Kind,
     ids: &[String],
 ) -> Result<(), StoreError> {
@@ -65,7 +64,7 @@ pub(crate) async fn insert_placeholders(
 
 /// Deletes the placeholders of objects that the batch did not create.
 pub(crate) async fn delete_placeholders(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     kind: Kind,
     ids: &[String],
 ) -> Result<(), StoreError> {
@@ -78,7 +77,7 @@ pub(crate) async fn delete_placeholders(
 
 /// Turns rows into tombstones. The rows exist and are locked.
 pub(crate) async fn write_tombstones(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     kind: Kind,
     deleted: &[TombstoneRow<'_>],
 ) -> Result<(), StoreError> {
@@ -90,7 +89,11 @@ pub(crate) async fn write_tombstones(
 }
 
 /// Writes live objects of any kind but users, whose rows [`super::batch::write`] writes. The rows exist and are locked.
-pub(crate) async fn write(connection: &mut PgConnection, kind: Kind, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
+pub(crate) async fn write(
+    connection: &mut DbConnection<'_>,
+    kind: Kind,
+    live: &[LiveRow<'_>],
+) -> Result<(), StoreError> {
     match kind {
         Kind::User => Ok(()),
         Kind::Organization => organizations::write(connection, live).await,

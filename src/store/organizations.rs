@@ -5,12 +5,12 @@ mod pages;
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 pub use pages::OrganizationFilter;
 
+use super::DbConnection;
 use super::rows::{Found, LiveRow, Rows, TombstoneRow, table_statements};
 use super::{Store, StoreError};
 use crate::domain::decide::Stored;
@@ -70,7 +70,7 @@ impl Row {
     }
 }
 
-async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
+async fn rows_by_ids(connection: &mut DbConnection<'_>, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as!(
         Row,
         r#"-- organizations.by_ids
@@ -99,7 +99,7 @@ async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Ve
 }
 
 /// Reads these organizations into `rows`.
-pub(super) async fn find(connection: &mut PgConnection, ids: &[String], rows: &mut Rows) -> Result<(), StoreError> {
+pub(super) async fn find(connection: &mut DbConnection<'_>, ids: &[String], rows: &mut Rows) -> Result<(), StoreError> {
     rows.extend(rows_by_ids(connection, ids).await?.into_iter().map(|mut row| {
         let version_at = row.synced_version_at.map(Timestamp::from);
         let (id, revision) = (row.id.clone(), row.revision.take());
@@ -109,7 +109,7 @@ pub(super) async fn find(connection: &mut PgConnection, ids: &[String], rows: &m
 }
 
 /// Writes live organizations. The rows exist and are locked.
-pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
+pub(super) async fn write(connection: &mut DbConnection<'_>, live: &[LiveRow<'_>]) -> Result<(), StoreError> {
     let rows: Vec<(&Organization, &Version)> = live
         .iter()
         .filter_map(|row| match row.object {
@@ -165,7 +165,7 @@ pub(super) async fn write(connection: &mut PgConnection, live: &[LiveRow<'_>]) -
 
 /// Turns rows into tombstones: only the ID and the time of the deletion stay.
 pub(super) async fn write_tombstones(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],
 ) -> Result<(), StoreError> {
     let times: Vec<Option<OffsetDateTime>> = deleted.iter().map(|row| row.deleted_at.map(Into::into)).collect();

@@ -1,12 +1,13 @@
 //! Connections to the database, and the settings of our sessions and transactions.
 //!
 //! A statement must not depend on the session's `search_path`, and it must end on the server too when its caller gives up.
-//! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool must not be changed, so
-//! there each lookup runs in a read-only transaction with its own settings.
+//! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool or of a pooler must not be
+//! changed, so there each lookup runs in a read-only transaction with its own settings. [`Mode`] tells the difference.
 
+mod checkout;
 mod measured;
+mod settings;
 
-use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,40 +15,32 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::histogram::Histogram;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::Mutex;
 use tokio::time::Instant as TokioInstant;
 
+pub(super) use checkout::Checkout;
 use measured::InUse;
+pub(super) use settings::{begin_read, begin_write};
 
 use super::StoreError;
 use super::cutoff::Cutoff;
-use super::failure::{self, DatabaseFailure, Place};
+use super::failure::{self, Place};
 use super::offered_login::OfferedLogin;
-
-/// Where PostgreSQL looks up names without a schema: only where no other role can create objects.
-const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+use super::pooler::{Mode, Route};
 
 /// A connection that was idle for longer than this is tested before its use. A test before each use would cost each lookup a round
 /// trip.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// How long to wait for a session beyond its statement timeout before its connection is closed.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
-
-const USED_AFTER_END: StoreError = StoreError::Unavailable(DatabaseFailure::new(
-    Cow::Borrowed("a connection was used after its end"),
-    Cow::Borrowed("this is a defect of authkit-sync, please report it"),
-));
-
 /// A pool of connections to the database. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
-    /// Set for pools whose sessions carry our settings.
+    /// Set for pools whose connections are ours.
     cutoff: Option<Cutoff>,
+    route: Route,
     place: Arc<ArcSwap<Place>>,
     /// The number of connections that callers use.
     in_use: Arc<AtomicU32>,
@@ -62,7 +55,7 @@ pub struct Pool {
 impl From<PgPool> for Pool {
     /// Uses an application's pool. Each lookup costs two more round trips than with [`Pool::connect`].
     fn from(connections: PgPool) -> Self {
-        Self::of(connections, None)
+        Self::of(connections, None, Route::default())
     }
 }
 
@@ -71,23 +64,22 @@ impl Pool {
     /// at first use, so a process can start while the database is down.
     #[must_use]
     pub fn connect(options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
-        Self::sharing(Cutoff::default(), options, size, timeout)
+        Self::sharing(Cutoff::default(), Route::default(), options, size, timeout)
     }
 
-    /// Does the same as [`Pool::connect`]. All pools that share `cutoff` close their connections together.
-    fn sharing(cutoff: Cutoff, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
-        let settings: Arc<str> = settings("set", timeout).into();
-        let limit = cutoff.clone();
+    /// Does the same as [`Pool::connect`]. All pools that share `cutoff` close their connections together. All pools that share
+    /// `route` know the same of the way to PostgreSQL.
+    fn sharing(cutoff: Cutoff, route: Route, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
+        // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
+        let options = options.extra_float_digits(None);
+        let (limit, way) = (cutoff.clone(), route.clone());
         let connections = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(timeout)
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
-                let settings = settings.clone();
-                Box::pin(async move {
-                    connection.execute(sqlx::raw_sql(AssertSqlSafe(&*settings))).await?;
-                    Ok(())
-                })
+                let route = way.clone();
+                Box::pin(async move { prepare_session(connection, &route, timeout).await })
             })
             .before_acquire(move |connection, meta| {
                 let limit = limit.clone();
@@ -103,14 +95,15 @@ impl Pool {
                 })
             })
             .connect_lazy_with(options);
-        Self::of(connections, Some(cutoff))
+        Self::of(connections, Some(cutoff), route)
     }
 
-    fn of(connections: PgPool, cutoff: Option<Cutoff>) -> Self {
+    fn of(connections: PgPool, cutoff: Option<Cutoff>, route: Route) -> Self {
         let place = Arc::new(ArcSwap::from_pointee(Place::of(&connections.connect_options())));
         Self {
             connections,
             cutoff,
+            route,
             place,
             in_use: Arc::default(),
             last_test: Arc::default(),
@@ -154,9 +147,17 @@ impl Pool {
         self.place.load_full()
     }
 
-    /// Returns whether the sessions have our settings.
-    pub(super) fn has_settings(&self) -> bool {
-        self.cutoff.is_some()
+    /// Returns how statements run on its connections. The first call finds it out, before any connection is used.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be reached, or [`Unfit::StatementPooler`](super::Unfit::StatementPooler).
+    pub(super) async fn mode(&self) -> Result<Mode, StoreError> {
+        let is_direct = self.route.is_direct(&self.connections).await;
+        Ok(match is_direct.map_err(|error| error.at(&self.place()))? {
+            true if self.cutoff.is_some() => Mode::OwnSessions,
+            true => Mode::SharedPool,
+            false => Mode::Pooler,
+        })
     }
 
     /// Returns a connection, before `deadline`. `statement_timeout` is the server's limit for a statement on it.
@@ -165,9 +166,15 @@ impl Pool {
         deadline: TokioInstant,
         statement_timeout: Duration,
     ) -> Result<Checkout, StoreError> {
-        let connection = self.diagnosing(deadline, self.offered.acquire(&self.connections)).await?;
-        let (connection, cutoff, in_use) = (Some(connection), self.cutoff.clone(), Some(InUse::one_of(&self.in_use)));
-        Ok(Checkout { connection, in_use, cutoff, statement_timeout, is_beginning: false, has_ended: false })
+        tokio::time::timeout_at(deadline, self.mode()).await.map_err(StoreError::late)??;
+        let mut connection = self.diagnosing(deadline, self.offered.acquire(&self.connections)).await?;
+        // Only now, because a new connection may have found a pooler.
+        let mode = self.mode().await?;
+        if !mode.keeps_statements() {
+            forget_statements(&mut connection).await?;
+        }
+        let in_use = InUse::one_of(&self.in_use);
+        Ok(Checkout::new(connection, mode, in_use, self.cutoff.clone(), statement_timeout))
     }
 
     /// Waits for `acquiring`, which needs a connection, until `deadline`. After half of the time it finds out why there is none,
@@ -228,6 +235,33 @@ impl Pool {
     }
 }
 
+/// Sets our settings in the session of a new connection, unless a pooler owns the session.
+async fn prepare_session(connection: &mut PgConnection, route: &Route, timeout: Duration) -> Result<(), sqlx::Error> {
+    if !route.is_known_direct() {
+        return Ok(());
+    }
+    // The texts consist of constants and numbers.
+    let new =
+        (&mut *connection).fetch_one(AssertSqlSafe(settings::is_new_session(timeout + OLDEST_CONNECTION))).await?;
+    if !new.try_get_unchecked::<bool, _>(0)? {
+        route.has_changed();
+        return Ok(());
+    }
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(settings::of_session(timeout)))).await?;
+    Ok(())
+}
+
+/// A connection that was just opened is not older than this and the timeout for opening it.
+const OLDEST_CONNECTION: Duration = Duration::from_secs(5);
+
+/// Removes the prepared statements of a connection from the driver's cache: the next session does not have them.
+pub(super) async fn forget_statements(connection: &mut PgConnection) -> Result<(), StoreError> {
+    if connection.cached_statements_size() > 0 {
+        connection.clear_cached_statements().await?;
+    }
+    Ok(())
+}
+
 /// The result of a test whether a connection can be opened is used for this time.
 const TEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -256,8 +290,8 @@ impl Pools {
     /// become that many.
     #[must_use]
     pub fn connect(options: &PgConnectOptions, total: u32, timeout: Duration) -> Self {
-        let cutoff = Cutoff::default();
-        let pool = |size| Pool::sharing(cutoff.clone(), options.clone(), size, timeout);
+        let (cutoff, route) = (Cutoff::default(), Route::default());
+        let pool = |size| Pool::sharing(cutoff.clone(), route.clone(), options.clone(), size, timeout);
         let [webhooks, lookups, background, handlers] = divide(total).map(pool);
         Self { webhooks, lookups, background, handlers }
     }
@@ -273,128 +307,9 @@ fn divide(total: u32) -> [u32; 4] {
     [webhooks, requests - webhooks, fifth, fifth]
 }
 
-/// A connection from a pool. Dropping it returns it to the pool.
-///
-/// If it is dropped before its use has [ended](Self::ended), the caller has given up, but the server may still run the statement.
-/// Then the connection returns to the pool after the server's own timeout has ended the statement. Until then it counts against the
-/// pool, so the number of sessions never exceeds the size of the pool.
-pub(super) struct Checkout {
-    connection: Option<PoolConnection<Postgres>>,
-    in_use: Option<InUse>,
-    cutoff: Option<Cutoff>,
-    statement_timeout: Duration,
-    /// A BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
-    is_beginning: bool,
-    has_ended: bool,
-}
-
-impl Checkout {
-    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
-        self.connection.as_deref_mut().ok_or(USED_AFTER_END)
-    }
-
-    /// Begins a transaction.
-    pub(super) async fn begin(&mut self, begin: &str) -> Result<Transaction<'_, Postgres>, StoreError> {
-        self.is_beginning = true;
-        let connection = self.connection.as_deref_mut().ok_or(USED_AFTER_END)?;
-        // BEGIN takes no parameters. The text consists of constants, numbers and an escaped literal.
-        let begun = connection.begin_with(AssertSqlSafe(begin)).await?;
-        self.is_beginning = false;
-        Ok(begun)
-    }
-
-    /// Closes the connection instead of returning it to the pool, because its session has an unknown state.
-    pub(super) fn close(&mut self) {
-        self.has_ended = true;
-        if let Some(connection) = &mut self.connection {
-            connection.close_on_drop();
-        }
-    }
-
-    /// Records that its use has ended. If the outcome shows that the server is shutting down or read-only, this connection is closed,
-    /// and so is each connection that the pools of [`Pools`] have opened so far.
-    pub(super) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
-        self.has_ended = true;
-        if matches!(outcome, Err(StoreError::Disconnected(_))) {
-            self.close();
-            if let Some(cutoff) = &self.cutoff {
-                cutoff.set();
-            }
-        }
-    }
-}
-
-impl Drop for Checkout {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        if self.is_beginning {
-            connection.close_on_drop();
-        }
-        if self.has_ended {
-            return;
-        }
-        let limit = self.statement_timeout + CLOSE_GRACE;
-        let (cutoff, in_use) = (self.cutoff.take().unwrap_or_default(), self.in_use.take());
-        tokio::spawn(async move {
-            if cutoff.ping(&mut connection, limit).await.is_err() {
-                connection.close_on_drop();
-            }
-            drop(connection);
-            drop(in_use);
-        });
-    }
-}
-
-/// Returns the statements that set our settings for a session (`set`) or a transaction (`set local`).
-///
-/// Generic plans: every statement of the store has one good plan for all values of its parameters (`tests/promises/plans.rs`), and
-/// planning costs several times as much as executing. A session may plan while the tables are still empty and small, and keep that
-/// plan while they grow, so a plan that reads a whole table must never be chosen. Its estimated cost would make PostgreSQL compile
-/// a statement (`jit`) that must read a sequence.
-fn settings(set: &str, timeout: Duration) -> String {
-    let bound = timeout.as_millis().max(1);
-    format!(
-        "{set} search_path = {SEARCH_PATH}; \
-         {set} statement_timeout = {bound}; \
-         {set} lock_timeout = {bound}; \
-         {set} idle_in_transaction_session_timeout = {}; \
-         {set} synchronous_commit = on; \
-         {set} plan_cache_mode = force_generic_plan; \
-         {set} enable_seqscan = off; \
-         {set} jit = off",
-        bound * 2
-    )
-}
-
-/// Returns the statements that begin a write: durable, limited in time on the server too, and rejected if the database belongs to
-/// another client ID. A transaction whose client is gone must not keep its locks or block the change feed.
-pub(super) fn begin_write(timeout: Duration, client_id: &str) -> String {
-    let begin = format!("begin isolation level read committed; {}", settings("set local", timeout));
-    if client_id.is_empty() {
-        return begin;
-    }
-    format!("{begin}; select workos.check_client({})", literal(client_id))
-}
-
-/// Returns the statements that begin a lookup in a session without our settings.
-pub(super) fn begin_read(timeout: Duration) -> String {
-    format!("begin isolation level read committed read only; {}", settings("set local", timeout))
-}
-
-/// Returns the text as an SQL literal, valid for both values of `standard_conforming_strings`.
-fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\0', "").replace('\\', "\\\\").replace('\'', "''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_literal_ends_where_it_should() {
-        assert_eq!(literal("client_01"), "E'client_01'");
-        assert_eq!(literal("a'b\\c\0"), "E'a''b\\\\c'");
-    }
 
     #[test]
     fn the_pools_together_have_the_configured_number_of_connections() {

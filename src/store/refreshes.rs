@@ -3,16 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::{Store, StoreError};
 use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
 
 /// Requests reads. A request that is still open stays, and its row changes, so that a read that began before does not answer it.
-pub(crate) async fn request(connection: &mut PgConnection, wanted: &BTreeSet<&Refresh>) -> Result<(), StoreError> {
+pub(crate) async fn request(connection: &mut DbConnection<'_>, wanted: &BTreeSet<&Refresh>) -> Result<(), StoreError> {
     let kinds: Vec<&str> = wanted.iter().map(|refresh| refresh.kind()).collect();
     let ids: Vec<&str> = wanted.iter().map(|refresh| refresh.id()).collect();
     sqlx::query!(
@@ -36,7 +35,7 @@ pub(crate) async fn request(connection: &mut PgConnection, wanted: &BTreeSet<&Re
 
 /// Requests the organizations among `ids` that are not stored at all. A request that is still open stays as it is.
 pub(crate) async fn request_absent_organizations(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     ids: &BTreeSet<&str>,
 ) -> Result<(), StoreError> {
     let ids: Vec<&str> = ids.iter().copied().collect();

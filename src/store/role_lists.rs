@@ -10,9 +10,9 @@ mod roles;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::batch::{self, Writes};
 use super::changes::NewChange;
 use super::{Store, StoreError, Work};
@@ -69,7 +69,7 @@ struct Changed {
 impl Work for NewRoleList<'_> {
     type Output = Replaced;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Replaced, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Replaced, StoreError> {
         if !self.claim(connection).await? {
             return Ok(Replaced::Outdated);
         }
@@ -97,7 +97,7 @@ impl Work for NewRoleList<'_> {
 impl NewRoleList<'_> {
     /// Records when the list was read, and returns false if a list that was read later is stored. The row's lock lasts until the
     /// transaction ends, so no other process replaces the same list meanwhile.
-    async fn claim(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+    async fn claim(&self, connection: &mut DbConnection<'_>) -> Result<bool, StoreError> {
         let claimed = sqlx::query!(
             "-- role_lists.claim
             insert into workos.role_lists as list (organization_id, observed_at)
@@ -115,7 +115,7 @@ impl NewRoleList<'_> {
         Ok(claimed.rows_affected() == 1)
     }
 
-    async fn replace_roles(&self, connection: &mut PgConnection) -> Result<Vec<Changed>, StoreError> {
+    async fn replace_roles(&self, connection: &mut DbConnection<'_>) -> Result<Vec<Changed>, StoreError> {
         let is_environment = self.organization_id == ENVIRONMENT;
         let kind = if is_environment { ListKind::Role } else { ListKind::OrganizationRole };
         let object_id = |slug: &str| {
@@ -161,7 +161,7 @@ impl NewRoleList<'_> {
         Ok(changed)
     }
 
-    async fn replace_permissions(&self, connection: &mut PgConnection) -> Result<Vec<Changed>, StoreError> {
+    async fn replace_permissions(&self, connection: &mut DbConnection<'_>) -> Result<Vec<Changed>, StoreError> {
         let stored = permissions::stored(&mut *connection).await?;
         let (mut written, mut changed) = (Vec::new(), Vec::new());
         let entry = |slug: &str, difference, fields| Changed {

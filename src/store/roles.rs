@@ -10,9 +10,10 @@
 //! referenced table, with the cast of the referencing column's type. So a login that may reference a table and create a type can
 //! run code as that owner. Operators grant this privilege by hand to logins that they trust.
 
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgPool;
 
-use super::{StoreError, migrations};
+use super::StoreError;
+use super::migrations::Session;
 
 /// The roles, and the statements that create them.
 const ROLES: [(&str, &str); 2] = [
@@ -44,31 +45,35 @@ const MAX_ATTEMPTS: usize = 5;
 /// # Errors
 /// [`StoreError`] if the database cannot be reached.
 pub async fn assert(pool: &PgPool) -> Result<Vec<&'static str>, StoreError> {
-    let mut connection = migrations::session(pool).await?;
+    let mut session = Session::open(pool).await?;
     let mut not_allowed = Vec::new();
     for (role, create) in ROLES {
-        let present = sqlx::query_scalar!(
-            r#"-- roles.present
-            select to_regrole($1) is not null as "present!""#,
-            role
-        );
-        if !present.fetch_one(&mut connection).await? && !run(&mut connection, create).await? {
+        let is_present = session.transaction(async |connection| {
+            let present = sqlx::query_scalar!(
+                r#"-- roles.present
+                select to_regrole($1) is not null as "present!""#,
+                role
+            );
+            present.fetch_one(connection).await
+        });
+        if !is_present.await? && !run(&mut session, create).await? {
             not_allowed.push(create);
         }
     }
     for grant in GRANTS {
-        if !run(&mut connection, grant).await? {
+        if !run(&mut session, grant).await? {
             not_allowed.push(grant);
         }
     }
-    sqlx::Connection::close(connection).await?;
+    session.close().await?;
     Ok(not_allowed)
 }
 
 /// Runs a statement. Returns false if the service's role lacks the privilege, or the statement's role is missing for this reason.
-async fn run(connection: &mut PgConnection, statement: &'static str) -> Result<bool, StoreError> {
+async fn run(session: &mut Session, statement: &'static str) -> Result<bool, StoreError> {
     for _ in 0..MAX_ATTEMPTS {
-        let Err(error) = sqlx::raw_sql(statement).execute(&mut *connection).await else { return Ok(true) };
+        let ran = session.transaction(async |connection| sqlx::raw_sql(statement).execute(connection).await);
+        let Err(error) = ran.await else { return Ok(true) };
         let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
         match code.as_deref() {
             // The role exists, or another process has just created it.

@@ -52,13 +52,13 @@ pub(crate) type Rows = BTreeMap<String, Found>;
 macro_rules! table_statements {
     ($name:literal, $table:literal, $required:literal) => {
         pub(in crate::store) mod table {
-            use sqlx::postgres::PgConnection;
+            use crate::store::DbConnection;
 
             use crate::store::StoreError;
 
             /// Locks the rows in ID order, and returns their number.
             pub(in crate::store) async fn lock(
-                connection: &mut PgConnection,
+                connection: &mut DbConnection<'_>,
                 ids: &[String],
             ) -> Result<usize, StoreError> {
                 let locked = sqlx::query_scalar!(
@@ -80,7 +80,7 @@ macro_rules! table_statements {
 
             /// Returns the rows that another session has locked.
             pub(in crate::store) async fn locked(
-                connection: &mut PgConnection,
+                connection: &mut DbConnection<'_>,
                 ids: &[String],
             ) -> Result<Vec<String>, StoreError> {
                 let locked = sqlx::query_scalar!(
@@ -112,7 +112,7 @@ macro_rules! table_statements {
 
             /// Inserts placeholders, and returns their number.
             pub(in crate::store) async fn insert_placeholders(
-                connection: &mut PgConnection,
+                connection: &mut DbConnection<'_>,
                 ids: &[String],
             ) -> Result<u64, StoreError> {
                 let inserted = sqlx::query!(
@@ -134,7 +134,7 @@ macro_rules! table_statements {
 
             /// Deletes placeholders.
             pub(in crate::store) async fn delete_placeholders(
-                connection: &mut PgConnection,
+                connection: &mut DbConnection<'_>,
                 ids: &[String],
             ) -> Result<(), StoreError> {
                 sqlx::query!(

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::catch_up::BeginCatchUp;
 use super::{Store, StoreError, Work};
 use crate::domain::timestamp::Timestamp;
@@ -189,7 +189,7 @@ pub(crate) struct Confirmation {
 }
 
 /// Returns the confirmation of the last scan. The caller holds locks on the rows, so that it cannot be outdated for them.
-pub(crate) async fn confirmation(connection: &mut PgConnection) -> Result<Option<Confirmation>, StoreError> {
+pub(crate) async fn confirmation(connection: &mut DbConnection<'_>) -> Result<Option<Confirmation>, StoreError> {
     let row = sqlx::query!(
         r#"-- scans.confirmation
         select confirmed_at as "at!", confirmed_before as "before!"
@@ -206,7 +206,7 @@ struct ConfirmScan<'a>(&'a ScanStart);
 impl Work for ConfirmScan<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let confirmed = sqlx::query!(
             "-- scans.confirm
             update workos.scans
@@ -277,7 +277,7 @@ struct BeginScan<'a> {
 impl Work for BeginScan<'_> {
     type Output = ScanStart;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<ScanStart, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<ScanStart, StoreError> {
         self.catch_up.run(connection).await?;
         let database_started_at = sqlx::query_scalar!(
             r#"-- scans.begin
@@ -315,7 +315,7 @@ pub(crate) struct AdvanceScan<'a> {
 impl Work for AdvanceScan<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let moved = sqlx::query!(
             "-- scans.advance
             update workos.scans
@@ -347,7 +347,7 @@ pub(crate) struct SaveScanResult {
 impl Work for SaveScanResult {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         sqlx::query!(
             "-- scans.save_result
             update workos.scans

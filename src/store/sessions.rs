@@ -1,14 +1,16 @@
 //! `workos.revoked_sessions`: sessions that WorkOS has revoked within the last 30 days.
 
-use sqlx::postgres::PgConnection;
-
+use super::DbConnection;
 use super::{Store, StoreError};
 
 /// How long a revoked session is remembered, days. No access token lives longer.
 const DAYS: i32 = 30;
 
 /// Stores revoked sessions with their users. The first revocation of a session counts. The caller has locked the users.
-pub(crate) async fn revoke(connection: &mut PgConnection, sessions: &[(&str, Option<&str>)]) -> Result<(), StoreError> {
+pub(crate) async fn revoke(
+    connection: &mut DbConnection<'_>,
+    sessions: &[(&str, Option<&str>)],
+) -> Result<(), StoreError> {
     let ids: Vec<&str> = sessions.iter().map(|(id, _)| *id).collect();
     let users: Vec<Option<&str>> = sessions.iter().map(|(_, user)| *user).collect();
     sqlx::query!(
@@ -27,7 +29,7 @@ pub(crate) async fn revoke(connection: &mut PgConnection, sessions: &[(&str, Opt
 }
 
 /// Deletes the sessions of deleted users: every token of such a user is refused.
-pub(crate) async fn delete_of_users(connection: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+pub(crate) async fn delete_of_users(connection: &mut DbConnection<'_>, users: &[String]) -> Result<(), StoreError> {
     sqlx::query!("-- sessions.delete_of_users\ndelete from workos.revoked_sessions where user_id = any($1)", users)
         .execute(connection)
         .await?;

@@ -1,13 +1,13 @@
 //! `workos.sign_ins`: the last sign-in of each user according to session events, also of users that are not synced yet.
 
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::DbConnection;
 use super::StoreError;
 use crate::domain::timestamp::Timestamp;
 
 /// Stores the latest sign-in of each user. The caller has locked the users, and none of them is deleted.
-pub(crate) async fn record(connection: &mut PgConnection, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
+pub(crate) async fn record(connection: &mut DbConnection<'_>, seen: &[(&str, Timestamp)]) -> Result<(), StoreError> {
     let users: Vec<&str> = seen.iter().map(|(user, _)| *user).collect();
     let instants: Vec<OffsetDateTime> = seen.iter().map(|(_, at)| (*at).into()).collect();
     sqlx::query!(

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 
-use sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sqlx::postgres::{PgArguments, Postgres};
 use sqlx::query::Query;
 use tokio::time::Instant;
 
+use super::DbConnection;
 use super::pool::Checkout;
 use super::{Store, StoreError};
 
@@ -19,7 +20,7 @@ pub trait Work: Sync {
     type Output: Send;
 
     /// Runs in the transaction. An error rolls the transaction back.
-    fn run(&self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Output, StoreError>> + Send;
+    fn run(&self, connection: &mut DbConnection<'_>) -> impl Future<Output = Result<Self::Output, StoreError>> + Send;
 }
 
 impl Store {
@@ -54,7 +55,7 @@ impl Store {
     /// As [`Store::transaction`]. Nothing is retried.
     pub(crate) async fn one_statement<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
+        work: impl AsyncFnOnce(&mut DbConnection<'_>, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.check_bound().await?;
         let outcome = self.writes.noting(self.run_one_statement(work).await);
@@ -64,17 +65,16 @@ impl Store {
 
     async fn run_one_statement<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection, &str) -> Result<T, StoreError>,
+        work: impl AsyncFnOnce(&mut DbConnection<'_>, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let deadline = Instant::now() + self.timeout;
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
-        let has_settings = self.writes.has_settings();
         let run = async {
-            if has_settings {
-                return work(held.connection()?, &self.client_id).await;
+            if held.mode().has_settings() {
+                return work(&mut held.statement()?, &self.client_id).await;
             }
             let mut transaction = held.begin(&self.begin_write).await?;
-            let output = work(&mut transaction, "").await?;
+            let output = work(&mut transaction.connection(), "").await?;
             transaction.commit().await?;
             Ok(output)
         };
@@ -104,7 +104,7 @@ impl Store {
         let mut held = self.writes.acquire(deadline, self.timeout).await?;
         let run = async {
             let mut transaction = held.begin(begin).await?;
-            let output = work.run(&mut transaction).await?;
+            let output = work.run(&mut transaction.connection()).await?;
             transaction.commit().await?;
             Ok(output)
         };
@@ -116,7 +116,7 @@ impl Store {
     /// Runs a lookup, with a timeout here and on the server. It must not write.
     pub(super) async fn lookup<T>(
         &self,
-        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut DbConnection<'_>) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         self.check().await?;
         self.ask(query).await
@@ -125,7 +125,7 @@ impl Store {
     /// Runs a lookup before the check of the database has passed. Only the check itself may call this.
     pub(super) async fn ask<T>(
         &self,
-        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut DbConnection<'_>) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         let asked = async {
             let deadline = Instant::now() + self.timeout;
@@ -144,17 +144,15 @@ impl Store {
         &self,
         held: &mut Checkout,
         deadline: Instant,
-        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut DbConnection<'_>) -> Result<T, sqlx::Error>,
     ) -> Result<Result<T, StoreError>, StoreError> {
-        let has_settings = self.lookups.has_settings();
         let run = async {
-            if has_settings {
-                return Ok(query(held.connection()?).await?);
+            if held.mode().has_settings() {
+                return Ok(query(&mut held.statement()?).await?);
             }
             let mut transaction = held.begin(&self.begin_read).await?;
-            let output = query(&mut transaction).await?;
-            transaction.rollback().await?;
-            Ok(output)
+            // The end of the transaction is sent with the next statement, or when the connection returns to the pool.
+            Ok(query(&mut transaction.connection()).await?)
         };
         tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)
     }
@@ -168,7 +166,7 @@ struct OneStatement<F>(F);
 impl<'q, F: Fn() -> Statement<'q> + Sync> Work for OneStatement<F> {
     type Output = u64;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<u64, StoreError> {
         let statement = (self.0)();
         Ok(statement.execute(connection).await?.rows_affected())
     }

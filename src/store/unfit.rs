@@ -26,11 +26,11 @@ pub enum Unfit {
         /// The configured client ID.
         given: String,
     },
-    /// A connection pooler shares one PostgreSQL session among several clients.
+    /// A connection pooler gives each statement another session.
     #[error(
-        "DATABASE_URL is the address of a connection pooler in transaction or statement mode (for example PgBouncer with pool_mode = transaction), which can return the results of other statements; use the address of PostgreSQL itself, or a pooler with pool_mode = session"
+        "DATABASE_URL is the address of a connection pooler in statement mode (PgBouncer with pool_mode = statement), which allows no transactions; set pool_mode = transaction for this database in the configuration of the pooler, or use the address of PostgreSQL itself"
     )]
-    TransactionPooler,
+    StatementPooler,
     /// WorkOS does not know the client ID.
     #[error(
         "WorkOS publishes no signing keys for the client ID {0}, so the database was not bound to it; copy WORKOS_CLIENT_ID from the page API Keys of the WorkOS dashboard"

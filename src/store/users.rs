@@ -5,12 +5,12 @@ mod write;
 
 use std::collections::{BTreeMap, HashSet};
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 pub(super) use write::{find, table, write_tombstones};
 
+use super::DbConnection;
 use super::scans::ScanStart;
 use super::{Store, StoreError};
 use crate::domain::decide::Stored;
@@ -131,7 +131,7 @@ impl Store {
 }
 
 /// Returns the rows of these users. Absent users are left out.
-async fn rows_by_ids(connection: &mut PgConnection, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
+async fn rows_by_ids(connection: &mut DbConnection<'_>, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as!(
         Row,
         r#"-- users.by_ids

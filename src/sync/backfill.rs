@@ -8,14 +8,13 @@ pub(super) mod walk;
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::list_scan::{List, ListPosition, ListScan};
 use super::runner::Runner;
 use super::{Applied, FollowUp, apply_with, drift, key_check};
 use crate::domain::decide::Effect;
 use crate::domain::event::{Observation, Origin};
+use crate::store::DbConnection;
 use crate::store::scans::{AdvanceScan, SaveScanResult, ScanCounts, ScanKind, ScanState};
 use crate::store::{StoreError, Work};
 
@@ -228,7 +227,7 @@ struct StorePosition<'a> {
 }
 
 impl FollowUp for StorePosition<'_> {
-    async fn after(&self, connection: &mut PgConnection, applied: &[Applied]) -> Result<(), StoreError> {
+    async fn after(&self, connection: &mut DbConnection<'_>, applied: &[Applied]) -> Result<(), StoreError> {
         let mut counts = self.before;
         add_counts(&mut counts, applied);
         let (kind, from) = (self.kind, self.from.map(|(id, _)| id.as_str()));

@@ -6,9 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
-
 use super::decisions::{self, Decisions, decide_all, is_between_equals, needs_placeholder};
 use super::records::{Inbox, ended_changes, inbox_event, new_changes};
 use super::rows::{BatchRows, Named};
@@ -16,6 +13,7 @@ use super::{Applied, FollowUp};
 use crate::domain::decide::Stored;
 use crate::domain::event::{Observation, Origin};
 use crate::domain::object::{Kind, ObjectKey};
+use crate::store::DbConnection;
 use crate::store::batch::{self, DecidedFrom, NewEvent, Writes};
 use crate::store::memberships::{self, Ended};
 use crate::store::objects;
@@ -60,7 +58,7 @@ pub(super) struct QuarantineBatch<'a, T> {
 impl<T: FollowUp> Work for QuarantineBatch<'_, T> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let batch = &self.batch;
         let mut rows = batch.lock(connection).await?;
         let placeholders = rows.insert_placeholders(connection).await?;
@@ -72,7 +70,7 @@ impl<T: FollowUp> Work for QuarantineBatch<'_, T> {
 impl<T: FollowUp> Work for Batch<'_, T> {
     type Output = Vec<Applied>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Applied>, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Vec<Applied>, StoreError> {
         let mut rows = self.lock(connection).await?;
         let mut placeholders = Vec::new();
         let applied = if self.one_by_one {
@@ -114,7 +112,7 @@ pub(super) struct OneStatement<'a, T> {
 impl<T: FollowUp> Work for OneStatement<'_, T> {
     type Output = Attempt;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Attempt, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Attempt, StoreError> {
         let (batch, observations) = (&self.batch, self.batch.observations);
         let mut rows = BatchRows::find(connection, &Named::by(observations)).await?;
         let equals = observations.iter().filter(|observation| is_between_equals(observation, &rows));
@@ -181,7 +179,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     }
 
     /// Locks and reads every object that the batch names.
-    async fn lock(&self, connection: &mut PgConnection) -> Result<BatchRows, StoreError> {
+    async fn lock(&self, connection: &mut DbConnection<'_>) -> Result<BatchRows, StoreError> {
         let mut rows = BatchRows::lock(connection, &Named::by(self.observations)).await?;
         // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
         if self.observations.iter().any(|observation| is_between_equals(observation, &rows))
@@ -200,7 +198,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     /// Deletes the placeholders of objects that are still absent, and runs the follow-up of the batch.
     async fn finish(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         rows: &BatchRows,
         placeholders: &[ObjectKey],
         applied: Vec<Applied>,
@@ -214,14 +212,14 @@ impl<'a, T: FollowUp> Batch<'a, T> {
 
     async fn apply_one(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         observation: &Observation,
         rows: &mut BatchRows,
     ) -> Result<Applied, StoreError> {
         let alone = std::slice::from_ref(observation);
         let before = rows.clone();
-        let mut savepoint = connection.begin().await?;
-        let applied = match self.apply(&mut savepoint, alone, rows, None).await {
+        let mut savepoint = connection.savepoint().await?;
+        let applied = match self.apply(&mut savepoint.connection(), alone, rows, None).await {
             Ok(applied) => {
                 savepoint.commit().await?;
                 applied
@@ -240,7 +238,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     /// Decides and writes; `refused` quarantines the observations for that reason instead.
     async fn apply(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         observations: &[Observation],
         rows: &mut BatchRows,
         refused: Option<&str>,
@@ -252,7 +250,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     /// Writes what was decided from locked rows. `rows` then shows the memberships that ended with their users.
     async fn write(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         observations: &[Observation],
         rows: &mut BatchRows,
         mut decisions: Decisions<'_>,
@@ -298,7 +296,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     /// their user has ended.
     async fn write_with(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         observations: &[Observation],
         rows: &BatchRows,
         decisions: Decisions<'_>,

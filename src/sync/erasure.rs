@@ -1,10 +1,9 @@
 //! Erases personal data of deleted users in bounded batches: of all users with a pending erasure, or of one user.
 
-use sqlx::postgres::PgConnection;
-
 use super::records;
 use crate::domain::event::Origin;
 use crate::domain::object::Kind;
+use crate::store::DbConnection;
 use crate::store::batch::{self, Writes};
 use crate::store::erasure::{self, Erased};
 use crate::store::{Store, StoreError, Work, memberships, objects};
@@ -57,7 +56,7 @@ struct EraseUser {
 impl Work for EraseUser {
     type Output = Option<Erased>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Option<Erased>, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<Option<Erased>, StoreError> {
         let stored = objects::lock(connection, Kind::User, &self.user).await?;
         if !stored.values().any(|user| user.stored.is_tombstone()) {
             return Ok(None);
@@ -75,7 +74,7 @@ struct ErasePending {
 impl Work for ErasePending {
     type Output = bool;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<bool, StoreError> {
         let users = erasure::lock_pending(connection).await?;
         if users.is_empty() {
             return Ok(false);
@@ -87,7 +86,7 @@ impl Work for ErasePending {
 }
 
 /// Ends memberships of these deleted users, and erases personal data: at most `limit` rows per table. The users' rows are locked.
-async fn erase(connection: &mut PgConnection, users: &[String], limit: i64) -> Result<Erased, StoreError> {
+async fn erase(connection: &mut DbConnection<'_>, users: &[String], limit: i64) -> Result<Erased, StoreError> {
     let ended = memberships::end_of_users(connection, users, limit).await?;
     if !ended.is_empty() {
         batch::write(connection, &Writes::of_changes(records::ended_changes(&ended, Origin::CatchUp))).await?;

@@ -1,8 +1,7 @@
 //! Sets secrets to null in payloads that an earlier release stored, in bounded batches. New payloads never contain them.
 
-use sqlx::postgres::PgConnection;
-
 use super::erasure::in_batches;
+use crate::store::DbConnection;
 use crate::store::events::{
     REDACTION_BATCH, advance_redaction, events_to_redact, finish_redaction, lock_redaction, replace_payloads,
 };
@@ -24,7 +23,7 @@ struct RedactStored {
 impl Work for RedactStored {
     type Output = bool;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<bool, StoreError> {
         let Some(progress) = lock_redaction(connection).await? else { return Ok(false) };
         let events = events_to_redact(connection, &progress, &wire::REDACTED_TYPE_WORDS, self.limit).await?;
         let Some(last) = events.last() else {

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::postgres::PgConnection;
-
 use crate::domain::decide::Stored;
 use crate::domain::event::Observation;
 use crate::domain::object::{Kind, ObjectKey};
+use crate::store::DbConnection;
 use crate::store::StoreError;
 use crate::store::memberships::Ended;
 use crate::store::objects;
@@ -37,7 +36,7 @@ impl Named {
 
 impl BatchRows {
     /// Locks and reads these objects.
-    pub(super) async fn lock(connection: &mut PgConnection, named: &Named) -> Result<Self, StoreError> {
+    pub(super) async fn lock(connection: &mut DbConnection<'_>, named: &Named) -> Result<Self, StoreError> {
         let mut rows = Self::default();
         for (kind, ids) in named.by_kind() {
             rows.0[kind as usize] = objects::lock(connection, kind, ids).await?;
@@ -46,7 +45,7 @@ impl BatchRows {
     }
 
     /// Reads these objects without locking them.
-    pub(super) async fn find(connection: &mut PgConnection, named: &Named) -> Result<Self, StoreError> {
+    pub(super) async fn find(connection: &mut DbConnection<'_>, named: &Named) -> Result<Self, StoreError> {
         let mut rows = Self::default();
         for (kind, ids) in named.by_kind() {
             rows.0[kind as usize] = objects::find(connection, kind, ids).await?;
@@ -94,7 +93,7 @@ impl BatchRows {
     /// Inserts a placeholder for each absent object, so that there is something to lock, and returns their keys.
     pub(super) async fn insert_placeholders(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
     ) -> Result<Vec<ObjectKey>, StoreError> {
         let mut inserted = Vec::new();
         for kind in Kind::ALL {
@@ -116,7 +115,7 @@ impl BatchRows {
     /// Deletes those of these placeholders whose object is still absent.
     pub(super) async fn delete_unused(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DbConnection<'_>,
         placeholders: &[ObjectKey],
     ) -> Result<(), StoreError> {
         for kind in Kind::ALL {

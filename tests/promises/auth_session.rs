@@ -252,7 +252,7 @@ async fn a_member_whose_webhook_has_not_arrived_is_read_from_workos_and_a_strang
     let other =
         lab.workos.create_organization(&object(json!({"name": "Other"}))).unwrap()["id"].as_str().unwrap().to_owned();
     lab.workos.add_membership(&id, &acme, &["admin"]).unwrap();
-    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    let authkit = AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .api_key(ApiKey::new(lab.workos.api_key()))
         .clock(lab.clock.clone())

@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::metrics::Metrics;
-use authkit_sync::store::Store;
+
 use authkit_sync::store::scans::ScanCounts;
 use authkit_sync::sync::apply;
 use authkit_sync::sync::backfill::{Backfill, BackfillStep};
@@ -27,7 +26,7 @@ use crate::support::binary::{Served, binary, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::events::{at, observed, unique, user};
 use crate::support::lab::{Lab, another_workos, object};
-use crate::support::service::{Answer, CLIENT_ID, until};
+use crate::support::service::{Answer, store, until};
 
 /// A state file of a WorkOS with this many users, created one second apart.
 fn many_users(state: &Path, count: i64) {
@@ -160,7 +159,7 @@ async fn a_list_that_always_starts_over_ends_the_scan_but_not_the_process() {
     let router = Router::new().route("/user_management/users", get(move || async move { Json(list) }));
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
     let clock = Clock::manual(at(60_000));
-    let store = Store::new(pool.clone(), pool, CLIENT_ID, Duration::from_secs(20));
+    let store = store(&pool);
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
     let backfill = Backfill::new(JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1), false);
     let mut steps = 0;
@@ -284,7 +283,7 @@ async fn an_unreadable_page_of_users_is_quarantined_and_skipped() {
     let router = Router::new().route("/user_management/users", get(page));
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
     let clock = Clock::manual(at(0));
-    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
+    let store = store(&pool);
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
     let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let backfill = Backfill::new(context, false);

@@ -10,7 +10,7 @@ use authkit_sync::domain::decide::Stored;
 use authkit_sync::domain::event::Origin;
 use authkit_sync::domain::timestamp::Timestamp;
 use authkit_sync::metrics::Metrics;
-use authkit_sync::store::Store;
+
 use authkit_sync::sync::apply;
 use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::housekeeping::Housekeeping;
@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use crate::support::database::TestDatabase;
 use crate::support::events::{at, observed, unique, user};
 use crate::support::lab::{Lab, another_workos, object};
-use crate::support::service::CLIENT_ID;
+use crate::support::service::store;
 
 /// Ticks until everything that has happened so far has been read.
 pub(crate) async fn to_the_end(lab: &Lab, catch_up: &CatchUp) -> Timestamp {
@@ -211,7 +211,7 @@ async fn a_page_that_repeats_is_treated_as_the_last_page() {
     let router = Router::new().route("/events", get(events));
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
     let clock = Clock::manual(at(0));
-    let store = Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20));
+    let store = store(&pool);
     let api = Api::new(&base, ApiKey::new("sk_test"), clock.clone()).unwrap();
     let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
     let catch_up = CatchUp::new(context, vec!["user.created".to_owned()], Duration::from_secs(7));

@@ -32,7 +32,7 @@ async fn serve(routes: Router) -> String {
 }
 
 fn authkit(lab: &Lab) -> AuthKit {
-    let builder = AuthKit::builder(lab.pool.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
+    let builder = AuthKit::builder(lab.service_pool(), lab.workos.client_id()).api_base(lab.workos.base_url());
     builder.clock(lab.clock.clone()).build().unwrap()
 }
 

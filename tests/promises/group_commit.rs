@@ -29,7 +29,7 @@ fn ids(count: usize) -> Vec<String> {
 
 /// A service whose sessions carry its settings, as those of the binary do.
 async fn service(database: &TestDatabase, settings: impl FnOnce(Builder) -> Builder) -> Service {
-    let pool = Pool::connect(database.options().application_name("service"), 6, LONG);
+    let pool = Pool::connect(database.service_options().application_name("service"), 6, LONG);
     Service::start_on(pool, |builder| settings(builder.database_timeout(LONG))).await
 }
 
@@ -129,7 +129,7 @@ async fn a_locked_user_delays_only_its_own_events() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     // Fewer connections than users that are waited for at the same time.
-    let writes = Pool::connect(database.options().application_name("service"), 2, LONG);
+    let writes = Pool::connect(database.service_options().application_name("service"), 2, LONG);
     let service = Service::start_on(writes, |builder| builder.database_timeout(LONG)).await;
     let locked = ids(2);
     for id in &locked {

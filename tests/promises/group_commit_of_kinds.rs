@@ -58,7 +58,7 @@ async fn deliver(service: &Service, group: &[Bytes]) -> Vec<String> {
 async fn a_locked_organization_delays_only_its_own_events() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    let writes = Pool::connect(database.options().application_name("service"), 2, LONG);
+    let writes = Pool::connect(database.service_options().application_name("service"), 2, LONG);
     let service = Service::start_on(writes, |builder| builder.database_timeout(LONG)).await;
     let locked = unique("org");
     let created = sent("organization.created", 0, &organization(&locked, "Quill", 0));

@@ -153,7 +153,7 @@ async fn read_workos(hostile_lab: &HostileLab) {
     hostile_lab.calm("reconcile").await;
     // A user without an event is read from WorkOS at its first lookup.
     let unheard = lab.create_user("Hedy");
-    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    let authkit = AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .api_key(ApiKey::new(lab.workos.api_key()))
         .clock(lab.clock.clone())

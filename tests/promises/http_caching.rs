@@ -9,7 +9,7 @@ use crate::support::lab::Lab;
 const ORIGIN: &str = "https://app.example.com";
 
 fn authkit(lab: &Lab) -> AuthKit {
-    AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .clock(lab.clock.clone())
         .cors_origins(&[ORIGIN.to_owned()])

@@ -31,6 +31,8 @@
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
 //!    - `convergence::concurrent_batches_over_the_same_users_never_deadlock`
 //!    - `sign_ins::the_latest_session_counts_in_any_order_before_and_after_its_user`
+//!    - `pooler::no_client_ever_sees_the_result_of_another_ones_statement`
+//!    - `pooler::the_tests_of_the_promises_pass_through_a_pooler_in_transaction_mode`
 //! 4. **Deleted stays deleted, and erased.**
 //!    - `erasure::everything_on_the_list_is_erased_by_a_deletion`
 //!    - `erasure::no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased`

@@ -148,7 +148,7 @@ async fn a_member_that_is_not_stored_yet_is_read_from_workos() {
     let (code, _, err) = lab.run(&["backfill"]).await;
     assert_eq!(code, 0, "{err}");
     let late = lab.create_user("Grace");
-    let authkit = authkit_sync::AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    let authkit = authkit_sync::AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .api_key(authkit_sync::workos::api::ApiKey::new(lab.workos.api_key()))
         .clock(lab.clock.clone())

@@ -1,10 +1,11 @@
 //! Frequent statements use an index, for all sizes of the table.
 
-use authkit_sync::store::Pool;
+use authkit_sync::store::{Pool, Store};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::plans_at_scale::{generic_plan, statements, whole_tables};
 use crate::support::database::TestDatabase;
+use crate::support::service::CLIENT_ID;
 
 /// The statements whose cost grows with a table, and the index that each uses. Their texts are the ones that are sent.
 const STATEMENTS: &[(&str, &str)] = &[
@@ -194,7 +195,10 @@ async fn fill_organizations(pool: &sqlx::PgPool, rows: u32) {
 async fn plans_made_while_the_tables_are_empty_or_small_use_the_indexes() {
     let database = TestDatabase::new().await;
     let filler = database.pool(1).await;
-    let pool = Pool::connect(database.options(), 1, std::time::Duration::from_secs(30));
+    let timeout = std::time::Duration::from_secs(30);
+    let pool = Pool::connect(database.options(), 1, timeout);
+    // Sessions get their settings once it is known that there is no pooler.
+    Store::new(pool.clone(), pool.clone(), CLIENT_ID, timeout).check().await.unwrap();
     let mut connection = pool.connections().acquire().await.unwrap();
     let sent = statements();
     let mut wrong = Vec::new();
@@ -336,9 +340,12 @@ const NAMES: &[&str] = &[
     "memberships.write_tombstones",
     "migrations.applied",
     "migrations.create_schema",
+    "migrations.create_table",
     "migrations.invalid_indexes",
     "migrations.lock",
     "migrations.present",
+    "migrations.record",
+    "migrations.recorded",
     "migrations.schema",
     "organization_roles.delete",
     "organization_roles.slugs",

@@ -127,7 +127,7 @@ async fn sessions_are_polled_where_sign_ins_are_enabled() {
     let id = lab.create_user("Ada");
     lab.backfill().await;
     lab.workos.sign_in(&id).unwrap();
-    let authkit = AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    let authkit = AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .api_key(ApiKey::new(lab.workos.api_key()))
         .clock(lab.clock.clone())

@@ -14,6 +14,7 @@
 //! | [`prometheus::Prometheus`] | a real Prometheus that reads the metrics of services |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
 //!
+//! [`pgbouncer`] starts a real PgBouncer, for one test or for all of them.
 //! [`programs`] finds programs that are not part of this project, such as nginx.
 //! [`hostile`] fills a database's `public` with a stranger's objects.
 
@@ -25,6 +26,7 @@ pub(crate) mod deployment;
 pub(crate) mod events;
 pub(crate) mod hostile;
 pub(crate) mod lab;
+pub(crate) mod pgbouncer;
 pub(crate) mod policies;
 pub(crate) mod programs;
 pub(crate) mod prometheus;

@@ -22,7 +22,7 @@ const KEY: &str = "a-service-key-of-at-least-32-characters";
 
 /// The library with the table and the WorkOS of a lab.
 fn authkit(lab: &Lab, read_through: bool, backfill: bool) -> AuthKit {
-    AuthKit::builder(lab.pool.clone(), lab.workos.client_id())
+    AuthKit::builder(lab.service_pool(), lab.workos.client_id())
         .api_base(lab.workos.base_url())
         .api_key(ApiKey::new(lab.workos.api_key()))
         .clock(lab.clock.clone())
@@ -341,7 +341,7 @@ async fn an_impossible_id_causes_no_request() {
 #[tokio::test]
 async fn short_service_keys_and_wildcard_origins_are_refused() {
     let lab = Lab::new().await;
-    let builder = || AuthKit::builder(lab.pool.clone(), lab.workos.client_id());
+    let builder = || AuthKit::builder(lab.service_pool(), lab.workos.client_id());
     assert!(builder().service_key("crm", "").build().unwrap_err().to_string().contains("32"));
     let authkit = builder().cors_origins(&["*".to_owned(), "null".to_owned()]).build().unwrap();
     let request = Request::get("/healthz").header("origin", "null").body(Body::empty()).unwrap();

@@ -2,8 +2,8 @@
 
 use super::check::Check;
 use super::subject::Subject;
-use crate::store::Store;
 use crate::store::inspection::{SchemaFacts, ServerFacts};
+use crate::store::{Store, StoreError};
 
 /// The oldest supported version of PostgreSQL, and the oldest with which the tests run.
 const OLDEST_VERSION: i32 = 150_000;
@@ -34,25 +34,22 @@ pub(super) async fn checks(subject: &Subject<'_>, replicas: i64) -> (Vec<Check>,
             "there is no database",
         );
     };
-    match store.is_behind_transaction_pooler().await {
-        Ok(false) => {}
-        Ok(true) => {
-            let text = "DATABASE_URL is a connection pooler in transaction or statement mode, which mixes up results";
-            let fix = "use the address of PostgreSQL itself, or a pooler with pool_mode = session";
+    let pooler = match store.is_behind_pooler().await {
+        Ok(is_behind_pooler) => pooler(is_behind_pooler),
+        Err(StoreError::Unfit(unfit)) => {
             let (mut checks, _) =
-                unknown(Check::ok("database", "a pooler answers"), "the pooler must be replaced first");
-            checks[1] = Check::failure("database_pooler", text, fix);
+                unknown(Check::ok("database", "a pooler answers"), "the pooler must be changed first");
+            checks[1] = Check::failure("database_pooler", unfit.to_string(), "set pool_mode = transaction");
             return (checks, None);
         }
         Err(error) => return unknown(Check::of_store("database", &error), "the database is unreachable"),
-    }
+    };
     let server = match store.server_facts().await {
         Ok(server) => server,
         Err(error) => return unknown(Check::of_store("database", &error), "the database is unusable"),
     };
     let ahead = subject.clock.now().unix_seconds() - server.now.unix_seconds();
-    let mut checks =
-        vec![reachable(&server), Check::ok("database_pooler", "no pooler shares sessions"), access(store).await];
+    let mut checks = vec![reachable(&server), pooler, access(store).await];
     match store.schema_facts().await {
         Ok(schema) => checks.extend([migrated(&schema), indexes(&schema), environment(subject, &schema)]),
         Err(error) => {
@@ -63,6 +60,15 @@ pub(super) async fn checks(subject: &Subject<'_>, replicas: i64) -> (Vec<Check>,
     }
     checks.push(connections(subject, &server, replicas));
     (checks, Some(ahead))
+}
+
+fn pooler(is_behind_pooler: bool) -> Check {
+    let text = if is_behind_pooler {
+        "a connection pooler is between this host and PostgreSQL: every statement runs in a transaction"
+    } else {
+        "the sessions of PostgreSQL are used directly, without a pooler"
+    };
+    Check::ok("database_pooler", text)
 }
 
 fn reachable(server: &ServerFacts) -> Check {

@@ -1,8 +1,8 @@
 //! Reads and replaces payloads that an earlier release stored with secrets.
 
-use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use crate::store::DbConnection;
 use crate::store::StoreError;
 
 /// Maximum number of events that one transaction reads.
@@ -29,7 +29,7 @@ pub(crate) struct StoredEvent {
 }
 
 /// Locks the progress and returns it. Returns `None` if all payloads are clean, or if another process has locked it.
-pub(crate) async fn lock_redaction(connection: &mut PgConnection) -> Result<Option<Redaction>, StoreError> {
+pub(crate) async fn lock_redaction(connection: &mut DbConnection<'_>) -> Result<Option<Redaction>, StoreError> {
     let progress = sqlx::query_as!(
         Redaction,
         "-- events.lock_redaction
@@ -46,7 +46,7 @@ pub(crate) async fn lock_redaction(connection: &mut PgConnection) -> Result<Opti
 ///
 /// The newest five minutes follow later: a transaction that has begun can still store an event with an earlier `received_at`.
 pub(crate) async fn events_to_redact(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     after: &Redaction,
     type_words: &[&str],
     limit: i64,
@@ -78,7 +78,7 @@ pub(crate) async fn events_to_redact(
 
 /// Replaces payloads. A payload that was erased since it was read stays erased.
 pub(crate) async fn replace_payloads(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     ids: &[&str],
     payloads: &[Vec<u8>],
 ) -> Result<(), StoreError> {
@@ -100,7 +100,7 @@ pub(crate) async fn replace_payloads(
 }
 
 /// Records that the events up to this one were checked.
-pub(crate) async fn advance_redaction(connection: &mut PgConnection, last: &StoredEvent) -> Result<(), StoreError> {
+pub(crate) async fn advance_redaction(connection: &mut DbConnection<'_>, last: &StoredEvent) -> Result<(), StoreError> {
     sqlx::query!(
         "-- events.advance_redaction
         update workos.redaction
@@ -116,7 +116,7 @@ pub(crate) async fn advance_redaction(connection: &mut PgConnection, last: &Stor
 }
 
 /// Deletes the progress if no event is left to check. The caller has read that there is none.
-pub(crate) async fn finish_redaction(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(crate) async fn finish_redaction(connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
     sqlx::query!(
         "-- events.finish_redaction
         delete from workos.redaction

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
+use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
 impl Store {
@@ -33,7 +32,7 @@ struct ExpirePayloads {
 impl Work for ExpirePayloads {
     type Output = u64;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<u64, StoreError> {
         let payloads = sqlx::query!(
             "-- events.expire_payloads
             update workos.events
@@ -68,7 +67,7 @@ impl Work for ExpireRows {
     type Output = u64;
 
     /// Rows with a payload and rows without have separate indexes.
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<u64, StoreError> {
         let rows = sqlx::query!(
             "-- events.expire_rows
             with without_payload as (

@@ -2,15 +2,14 @@
 
 use std::collections::HashSet;
 
-use sqlx::postgres::PgConnection;
-
 use crate::domain::event::Outcome;
+use crate::store::DbConnection;
 use crate::store::StoreError;
 use crate::store::batch::NewEvent;
 
 /// Stores the outcome of successful retries in the quarantined rows, and returns the IDs of these events.
 pub(crate) async fn record_retry(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     writes: &[NewEvent<'_>],
 ) -> Result<HashSet<String>, StoreError> {
     let successful = || writes.iter().filter(|write| write.outcome != Outcome::Quarantined);

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use crate::domain::handler::Types;
+use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
 /// A SQL handler to add.
@@ -253,7 +252,7 @@ struct SetRole<'a> {
 impl Work for SetRole<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         // The setting ends with the transaction.
         sqlx::query!("-- handlers.set_role\nselect set_config('role', $1, true)", self.role)
             .fetch_one(connection)

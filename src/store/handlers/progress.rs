@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use super::transaction::{BoxError, HandlerFailure, Tx};
 use super::{BacklogChange, SqlHandler};
+use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
 /// How a handler moves after it has processed a change. A move fails if the handler is no longer at the position that was read. So if
@@ -126,7 +125,7 @@ struct MoveHandler<'a> {
 impl Work for MoveHandler<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         let done = match self.moved {
             HandlerMove::Feed { from, to } => {
                 sqlx::query!(
@@ -194,7 +193,7 @@ struct PostponeChange<'a> {
 impl Work for PostponeChange<'_> {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
         // Locks the user first, as a deletion does. A deletion erases the message, whichever transaction commits first.
         let deleted = sqlx::query_scalar!(
             "-- handlers.lock_user

@@ -11,7 +11,8 @@ use sqlx::postgres::{PgConnection, PgDatabaseError, Postgres};
 use sqlx::{AssertSqlSafe, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::store::pool::begin_write;
+use crate::store::connection::DbConnection;
+use crate::store::pool::{self, begin_write};
 use crate::store::{Store, StoreError, Work};
 
 /// An error of the application.
@@ -24,6 +25,13 @@ const GRACE: Duration = Duration::from_secs(1);
 /// round trip.
 const REMEMBER_ROLE: &str =
     "select pg_catalog.set_config('authkit_sync.role', pg_catalog.current_setting('role'), true)";
+
+/// Behind a pooler, removes what the driver has prepared in this session for earlier transactions of Rust handlers. Its names begin at
+/// the same number on each connection.
+const FORGET_STATEMENTS: &str = "do $$declare name text; begin \
+     for name in select prepared.name from pg_catalog.pg_prepared_statements as prepared \
+         where pg_catalog.starts_with(prepared.name, 'sqlx_s_') and not prepared.from_sql \
+     loop execute pg_catalog.format('deallocate %I', name); end loop; end$$";
 
 /// Maximum length of a stored error message in characters.
 const MESSAGE_LIMIT: usize = 500;
@@ -117,6 +125,7 @@ impl Store {
         let begun = self.handlers.noting(begun);
         self.log_failure(&begun);
         let begun = self.noting_unfit(begun)?;
+        let (begun, keeps_statements) = begun;
         let shared = Arc::new(Mutex::new(begun));
         let tx = Tx(shared.clone().lock_owned().await);
         let ran =
@@ -134,7 +143,7 @@ impl Store {
         let Some(transaction) = Arc::into_inner(shared) else {
             return Ok(Err(HandlerFailure::new("the handler kept its transaction after it returned")));
         };
-        match self.finish(transaction.into_inner(), then).await {
+        match self.finish(transaction.into_inner(), keeps_statements, then).await {
             // A role, a setting or a slow trigger of the handler can prevent storing its progress. This is a failure of the
             // handler, because otherwise it would be retried for ever. If the database is down, the failure cannot be stored either.
             Err(error) if !matches!(error, StoreError::Overtaken) => {
@@ -145,26 +154,31 @@ impl Store {
     }
 
     /// Begins a handler's transaction. `search_path` and the planning of statements have the role's defaults, as in other sessions of
-    /// the application.
-    async fn begin_handler(&self, timeout: Duration) -> Result<Transaction<'static, Postgres>, StoreError> {
-        // As in `attempt`: numbers and our own words.
-        let begin = format!(
-            "{}; {REMEMBER_ROLE}; set local search_path to default; \
-             set local plan_cache_mode to default; set local enable_seqscan to default; \
-             set local jit to default",
-            begin_write(timeout, "")
-        );
+    /// the application. Also returns whether the connection keeps prepared statements.
+    async fn begin_handler(&self, timeout: Duration) -> Result<(Transaction<'static, Postgres>, bool), StoreError> {
         let begun = async {
+            let keeps_statements = self.handlers.mode().await?.keeps_statements();
+            let forget = if keeps_statements { "" } else { FORGET_STATEMENTS };
+            // As in `attempt`: numbers and our own words.
+            let begin = format!(
+                "{}; {forget}; {REMEMBER_ROLE}; set local search_path to default; \
+                 set local plan_cache_mode to default; set local enable_seqscan to default; \
+                 set local jit to default",
+                begin_write(timeout, "")
+            );
             // In its own task, because a dropped `begin` would leave the transaction open.
             let connections = self.handlers.connections().clone();
             let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
             let beginning = async { beginning.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) };
             let deadline = tokio::time::Instant::now() + self.timeout;
             let mut begun = self.handlers.diagnosing(deadline, beginning).await?;
+            if !keeps_statements {
+                pool::forget_statements(&mut begun).await?;
+            }
             sqlx::query!("-- handlers.check_client\nselect workos.check_client($1)", &*self.client_id)
-                .execute(&mut *begun)
+                .execute(&mut DbConnection::new(&mut begun, keeps_statements))
                 .await?;
-            Ok(begun)
+            Ok((begun, keeps_statements))
         };
         tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)?
     }
@@ -172,11 +186,13 @@ impl Store {
     async fn finish(
         &self,
         mut transaction: Transaction<'static, Postgres>,
+        keeps_statements: bool,
         then: &impl Work<Output = ()>,
     ) -> Result<Result<(), HandlerFailure>, StoreError> {
         let finished = async {
+            let mut connection = DbConnection::new(&mut transaction, keeps_statements);
             let checked =
-                sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut *transaction).await;
+                sqlx::query!("-- handlers.check\nset constraints all immediate").execute(&mut connection).await;
             match checked {
                 Ok(_) => {}
                 Err(error @ sqlx::Error::Database(_)) => return Ok(Err(HandlerFailure::of(&error))),
@@ -190,9 +206,9 @@ impl Store {
                     pg_catalog.set_config('role', pg_catalog.current_setting('authkit_sync.role'), false) as role,
                     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) as search_path"
             )
-            .fetch_one(&mut *transaction)
+            .fetch_one(&mut connection)
             .await?;
-            then.run(&mut transaction).await?;
+            then.run(&mut connection).await?;
             transaction.commit().await?;
             Ok(Ok(()))
         };

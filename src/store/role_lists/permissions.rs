@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use crate::domain::fields::Extra;
 use crate::domain::role::Permission;
 use crate::domain::timestamp::Timestamp;
+use crate::store::DbConnection;
 use crate::store::StoreError;
 
 struct Row {
@@ -24,7 +24,7 @@ struct Row {
 }
 
 /// Returns the live permissions by slug.
-pub(super) async fn stored(connection: &mut PgConnection) -> Result<BTreeMap<String, Permission>, StoreError> {
+pub(super) async fn stored(connection: &mut DbConnection<'_>) -> Result<BTreeMap<String, Permission>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- permissions.stored
@@ -61,7 +61,7 @@ pub(super) async fn stored(connection: &mut PgConnection) -> Result<BTreeMap<Str
 }
 
 /// Inserts or replaces permissions.
-pub(super) async fn write(connection: &mut PgConnection, permissions: &[&Permission]) -> Result<(), StoreError> {
+pub(super) async fn write(connection: &mut DbConnection<'_>, permissions: &[&Permission]) -> Result<(), StoreError> {
     if permissions.is_empty() {
         return Ok(());
     }
@@ -109,7 +109,7 @@ pub(super) async fn write(connection: &mut PgConnection, permissions: &[&Permiss
 }
 
 /// Marks permissions as deleted.
-pub(super) async fn delete(connection: &mut PgConnection, slugs: &[String]) -> Result<(), StoreError> {
+pub(super) async fn delete(connection: &mut DbConnection<'_>, slugs: &[String]) -> Result<(), StoreError> {
     if slugs.is_empty() {
         return Ok(());
     }
@@ -136,7 +136,7 @@ pub(super) async fn delete(connection: &mut PgConnection, slugs: &[String]) -> R
 }
 
 /// Returns the slugs of the live permissions.
-pub(super) async fn slugs(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+pub(super) async fn slugs(connection: &mut DbConnection<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         "-- permissions.slugs
         select slug

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
@@ -10,6 +9,7 @@ use super::position_of;
 use crate::domain::fields::Extra;
 use crate::domain::role::Role;
 use crate::domain::timestamp::Timestamp;
+use crate::store::DbConnection;
 use crate::store::StoreError;
 
 /// Live roles by slug, each with its place in WorkOS's list.
@@ -48,7 +48,7 @@ impl Row {
 }
 
 /// Returns the live roles of the environment.
-pub(super) async fn environment(connection: &mut PgConnection) -> Result<Stored, StoreError> {
+pub(super) async fn environment(connection: &mut DbConnection<'_>) -> Result<Stored, StoreError> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- environment_roles.stored
@@ -75,7 +75,7 @@ pub(super) async fn environment(connection: &mut PgConnection) -> Result<Stored,
 
 /// Returns the live roles of an organization.
 pub(super) async fn of_organization(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     organization_id: &str,
 ) -> Result<Stored, StoreError> {
     let rows = sqlx::query_as!(
@@ -140,7 +140,7 @@ impl<'a> Columns<'a> {
 
 /// Inserts or replaces roles of the environment.
 pub(super) async fn write_environment(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     roles: &[(usize, &Role)],
 ) -> Result<(), StoreError> {
     if roles.is_empty() {
@@ -197,7 +197,7 @@ pub(super) async fn write_environment(
 
 /// Inserts or replaces roles of an organization.
 pub(super) async fn write_of_organization(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     organization_id: &str,
     roles: &[(usize, &Role)],
 ) -> Result<(), StoreError> {
@@ -255,7 +255,7 @@ pub(super) async fn write_of_organization(
 }
 
 /// Marks roles of the environment as deleted.
-pub(super) async fn delete_environment(connection: &mut PgConnection, slugs: &[String]) -> Result<(), StoreError> {
+pub(super) async fn delete_environment(connection: &mut DbConnection<'_>, slugs: &[String]) -> Result<(), StoreError> {
     if slugs.is_empty() {
         return Ok(());
     }
@@ -286,7 +286,7 @@ pub(super) async fn delete_environment(connection: &mut PgConnection, slugs: &[S
 
 /// Marks roles of an organization as deleted.
 pub(super) async fn delete_of_organization(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     organization_id: &str,
     slugs: &[String],
 ) -> Result<(), StoreError> {
@@ -321,7 +321,7 @@ pub(super) async fn delete_of_organization(
 }
 
 /// Returns the slugs of the live roles of the environment.
-pub(super) async fn environment_slugs(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+pub(super) async fn environment_slugs(connection: &mut DbConnection<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         "-- environment_roles.slugs
         select slug
@@ -336,7 +336,7 @@ pub(super) async fn environment_slugs(connection: &mut PgConnection) -> Result<V
 
 /// Returns the slugs of the live roles of an organization.
 pub(super) async fn slugs_of_organization(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     organization_id: &str,
 ) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
@@ -10,6 +9,7 @@ use super::Row;
 use crate::domain::fields::Extra;
 use crate::domain::object::Object;
 use crate::domain::timestamp::Timestamp;
+use crate::store::DbConnection;
 use crate::store::StoreError;
 use crate::store::rows::{Found, Rows, TombstoneRow, table_statements};
 
@@ -17,7 +17,7 @@ table_statements!("users", "workos.user_records", "email");
 
 /// Reads these users into `users`.
 pub(in crate::store) async fn find(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     ids: &[String],
     users: &mut Rows,
 ) -> Result<(), StoreError> {
@@ -92,7 +92,7 @@ pub(in crate::store) async fn find(
 
 /// Turns rows into tombstones: only the ID and the time of the deletion stay.
 pub(in crate::store) async fn write_tombstones(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],
 ) -> Result<(), StoreError> {
     let times: Vec<Option<OffsetDateTime>> = deleted.iter().map(|row| row.deleted_at.map(Into::into)).collect();

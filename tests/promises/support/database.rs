@@ -11,6 +11,7 @@ use authkit_sync::store::migrations;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
+use super::pgbouncer;
 use super::service::CLIENT_ID;
 
 /// On the server of `DATABASE_URL`, only databases with this prefix are created and dropped.
@@ -192,8 +193,19 @@ impl TestDatabase {
         server().options.clone().database(&self.name)
     }
 
+    /// Returns how a service connects: as [`options`](Self::options), or through the PgBouncer of the run.
+    pub(crate) fn service_options(&self) -> PgConnectOptions {
+        let direct = self.options();
+        pgbouncer::of_run(&direct).map_or(direct.clone(), |pooler| pooler.options(&direct))
+    }
+
     /// Returns the URL, for child processes.
     pub(crate) fn url(&self) -> String {
+        pgbouncer::of_run(&self.options()).map_or_else(|| self.direct_url(), |pooler| pooler.url(&self.options()))
+    }
+
+    /// Returns the URL of the server itself.
+    pub(crate) fn direct_url(&self) -> String {
         match &server().private {
             Some(private) => private.url(&self.name),
             None => {

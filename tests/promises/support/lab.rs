@@ -19,6 +19,7 @@ use sqlx::PgPool;
 
 use super::binary;
 use super::database::TestDatabase;
+use super::pgbouncer::as_the_run_wants;
 
 pub(crate) struct Lab {
     pub(crate) database: TestDatabase,
@@ -42,6 +43,11 @@ impl Lab {
         Self { database, pool, workos, clock }
     }
 
+    /// The pool of a process of ours.
+    pub(crate) fn service_pool(&self) -> PgPool {
+        as_the_run_wants(&self.pool)
+    }
+
     /// The context of a process of ours.
     pub(crate) fn context(&self) -> JobContext {
         self.context_of(&self.workos, &self.workos.api_key())
@@ -51,7 +57,7 @@ impl Lab {
     pub(crate) fn context_of(&self, workos: &SimulatedWorkos, key: &str) -> JobContext {
         let api = Api::new(workos.base_url(), ApiKey::new(key), self.clock.clone()).unwrap();
         job_context(
-            self.pool.clone(),
+            self.service_pool(),
             &self.workos.client_id(),
             Duration::from_secs(20),
             api,

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::fixture_bytes;
+use super::pgbouncer::as_the_run_wants;
 
 /// The client ID of the fixtures.
 pub(crate) const CLIENT_ID: &str = "client_01KT68TJKCC6Y04VR04W05RWPH";
@@ -33,9 +34,10 @@ pub(crate) const SECRET: &str = "whsec_QmFzZTY0TG9va2luZ0J1dE5vdA";
 /// The timeouts of a test's service, unless the test is about timeouts.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A store on one pool.
+/// A store on the database of this pool.
 pub(crate) fn store(pool: &PgPool) -> Store {
-    Store::new(pool.clone(), pool.clone(), CLIENT_ID, Duration::from_secs(20))
+    let pool = Pool::from(as_the_run_wants(pool));
+    Store::new(pool.clone(), pool, CLIENT_ID, Duration::from_secs(20))
 }
 
 /// Waits until the condition holds. Panics with `what` after three minutes. A busy machine needs most of them.
@@ -104,12 +106,12 @@ impl Service {
     pub(crate) async fn start_without_keys(pool: &PgPool) -> Self {
         let keys = Keys::of("jwks.document");
         keys.away.store(true, Ordering::SeqCst);
-        Self::start_of(pool.clone().into(), keys, |builder| builder).await
+        Self::start_of(as_the_run_wants(pool).into(), keys, |builder| builder).await
     }
 
     /// Starts the service with the settings of a test. Timeouts are long, so that a busy machine fails no test.
     pub(crate) async fn start_with(pool: &PgPool, settings: impl FnOnce(Builder) -> Builder) -> Self {
-        Self::start_on(pool.clone().into(), settings).await
+        Self::start_on(as_the_run_wants(pool).into(), settings).await
     }
 
     /// Does the same on a pool whose sessions can have our settings.
