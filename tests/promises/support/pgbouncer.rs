@@ -134,9 +134,13 @@ pub(crate) fn of_run(server: &PgConnectOptions) -> Option<&'static PgBouncer> {
     SHARED.get_or_init(start).as_ref()
 }
 
-/// Returns a pool that leads to the database of this pool as the run wants it: directly, or through its PgBouncer.
+/// Returns a pool that leads to the database of this pool as the run wants it: directly, or through its PgBouncer. A pool that leads
+/// nowhere stays as it is.
 pub(crate) fn as_the_run_wants(pool: &PgPool) -> PgPool {
     let direct = pool.connect_options();
+    if direct.get_socket().is_some_and(|socket| !socket.exists()) {
+        return pool.clone();
+    }
     let Some(pooler) = of_run(&direct) else { return pool.clone() };
     let size = pool.options().get_max_connections();
     PgPoolOptions::new().max_connections(size).connect_lazy_with(pooler.options(&direct))
