@@ -32,6 +32,7 @@ use crate::store::roles;
 use crate::store::{Pool, Store, StoreError};
 use crate::supervise::Supervisor;
 use crate::sync::feed::FeedError;
+use crate::sync::heartbeat::Heartbeat;
 use crate::sync::job::JobContext;
 use crate::tokens::{Identity, TokenError};
 pub use builder::{
@@ -139,7 +140,7 @@ impl AuthKit {
         http::router(self.state.clone())
     }
 
-    /// Returns the operator's routes: probes with detail, and `/metrics`. Do not expose them to the public.
+    /// Returns the operator's routes: the status page at `/`, probes with detail, and `/metrics`. Do not expose them to the public.
     pub fn ops_router(&self) -> Router {
         http::ops_router(self.state.clone())
     }
@@ -199,14 +200,17 @@ impl AuthKit {
         let mut loops = Supervisor::new(self.state.metrics.clone(), stop.clone());
         loops.start(self.state.keys.clone());
         loops.start(self.state.watch.clone());
+        let samples = self.state.status.samples().clone();
+        loops.start(Heartbeat::new(self.context.clone(), self.state.watch.clone(), samples));
         self.jobs.start(&mut loops, &self.context, &self.handlers);
         loops
     }
 
     async fn end_loops(&self, loops: Supervisor) {
         loops.ended().await;
-        // If the database is unreachable, the leases expire by themselves.
+        // If the database is unreachable, the leases expire by themselves, and another process deletes the row of this one.
         let _ = self.context.release().await;
+        let _ = self.context.store.remove_replica(&self.context.holder).await;
     }
 
     async fn until(&self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {

@@ -25,6 +25,7 @@ mod service_keys;
 mod shapes;
 mod signed;
 mod state;
+mod status;
 mod users;
 mod webhook;
 mod workos_error;
@@ -55,6 +56,7 @@ use service_key_check::require_service_key;
 pub use service_keys::KEY_LENGTH;
 pub(crate) use service_keys::ServiceKeys;
 pub(crate) use state::{ActionState, HttpState};
+pub(crate) use status::StatusPage;
 
 /// Returns the application's routes, to be mounted in another router.
 ///
@@ -162,9 +164,11 @@ fn feed(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
     OpenApiRouter::new().routes(routes!(changes::read)).layer(keyed)
 }
 
-/// Returns the operator's routes: probes with detail, and metrics.
+/// Returns the operator's routes: the status page, probes with detail, and metrics.
 pub(crate) fn ops_router(state: Arc<HttpState>) -> Router {
     Router::new()
+        .route("/", get(status::show))
+        .route("/icon/{name}", get(status::icon))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz_with_detail))
         .route("/metrics", get(ops::metrics))

@@ -8,6 +8,7 @@ mod jobs;
 mod process;
 mod requests;
 mod secrets;
+mod totals;
 mod workos;
 
 use std::collections::HashSet;
@@ -28,6 +29,8 @@ use handlers::Handlers;
 use jobs::Jobs;
 use requests::Requests;
 use secrets::Secrets;
+pub use totals::Counted;
+use totals::Totals;
 use workos::Workos;
 
 /// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
@@ -57,6 +60,7 @@ pub struct Metrics {
     webhook_batch: Histogram,
     connections: Gauge,
     closed_connections: Family<ReasonLabels, Counter>,
+    totals: Totals,
     readings: Mutex<Vec<Reading>>,
 }
 
@@ -219,7 +223,7 @@ impl Default for Metrics {
         );
         let requests = Requests::register(registry);
         let background = Jobs::register(registry);
-        let missed = Family::default();
+        let (missed, closed_connections) = (Family::default(), Family::default());
         registry.register(
             "events_missed",
             "Events of the last day that the other feed brought and this feed did not",
@@ -236,7 +240,6 @@ impl Default for Metrics {
         let webhook_batch = Histogram::new(BATCHES);
         registry.register("webhook_batch_events", "Webhooks that share a transaction", webhook_batch.clone());
         let connections = gauge(registry, "connections", "Open HTTP connections");
-        let closed_connections = Family::default();
         registry.register(
             "connections_closed",
             "Connections that the service closed, by reason (limit: to make room; write_timeout: the client did not read)",
@@ -266,6 +269,7 @@ impl Default for Metrics {
             webhook_batch,
             connections,
             closed_connections,
+            totals: Totals::default(),
             readings: Mutex::default(),
         }
     }
@@ -280,6 +284,7 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// Counts a verified event. The outcome of an event that was already received is `duplicate`.
     pub fn event(&self, event_type: &str, origin: &'static str, outcome: &'static str) {
+        self.totals.event(origin);
         let r#type = self.known_type(event_type);
         self.events.get_or_create(&EventLabels { r#type, origin, outcome }).inc();
     }
@@ -301,6 +306,7 @@ impl Metrics {
 
     /// Records the duration of a request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
+        self.totals.request(route, status);
         self.requests.observe(route, status, took.as_secs_f64());
     }
 

@@ -30,6 +30,7 @@ pub mod pages;
 pub mod pool;
 mod pooler;
 pub(crate) mod refreshes;
+pub mod replicas;
 pub(crate) mod role_lists;
 pub mod roles;
 pub(crate) mod rows;

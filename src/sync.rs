@@ -12,6 +12,8 @@ pub mod erasure;
 pub mod feed;
 pub(crate) mod group_commit;
 pub mod handlers;
+pub(crate) mod health;
+pub mod heartbeat;
 pub mod housekeeping;
 pub mod inbox;
 pub mod job;

@@ -4,6 +4,7 @@ pub mod actions;
 mod addresses;
 pub mod api;
 mod clocks;
+pub mod contact;
 pub mod http;
 pub(crate) mod json;
 pub mod signature;

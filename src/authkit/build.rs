@@ -12,17 +12,28 @@ use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use super::error::BuildError;
 use crate::domain::event::Origin;
 use crate::domain::kinds::Kinds;
-use crate::http::{BodyBudget, HttpState, Limits, RejectedSecrets};
+use crate::http::{BodyBudget, HttpState, Limits, RejectedSecrets, StatusPage};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::sync::feed::Feed;
 use crate::sync::group_commit::GroupCommit;
+use crate::sync::health::Expected;
 use crate::sync::job::JobContext;
 use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::ReadThrough;
 use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::workos::api::{Api, ApiKey};
+
+/// Returns what the status page judges by.
+fn expected(jobs: &Jobs) -> Expected {
+    Expected {
+        polls: jobs.catch_up,
+        poll_interval: jobs.catch_up_interval,
+        reconcile_interval: jobs.reconcile_interval,
+        retention: jobs.retention,
+    }
+}
 
 impl Builder {
     /// Builds the [`AuthKit`]. It opens no connection yet.
@@ -76,6 +87,7 @@ impl Builder {
                 cors_origins: self.cors_origins,
                 watch,
                 jobs: context.jobs.clone(),
+                status: StatusPage::new(context.clone(), expected(&jobs), Arc::default()),
                 catches_up: jobs.catch_up,
                 feed: Feed::new(store.clone()),
                 closing: CancellationToken::new(),

@@ -178,7 +178,7 @@ impl Machine {
         let token = self.workos.sign_in(id).map_err(|fault| Failure::defect(format!("{fault:?}")))?;
         let (workos, key) = (self.workos.base_url(), self.workos.api_key());
         println!(
-            "\nservice    {url}\nWorkOS     {workos}   (simulated; API key {key})\nPostgreSQL {database}\n\n\
+            "\nservice    {url}\nstatus     http://{ops}/\nWorkOS     {workos}   (simulated; API key {key})\nPostgreSQL {database}\n\n\
              # look up the user behind a token (valid for five minutes)\n\
              TOKEN={token}\n\
              curl -i -H \"Authorization: Bearer $TOKEN\" {url}/auth/user\n\n\

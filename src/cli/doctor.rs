@@ -2,11 +2,7 @@
 //!
 //! The checks are in one file per subject. They change nothing, and a part that is down makes only its own checks fail.
 
-mod check;
 mod database;
-mod handlers;
-mod inbox;
-mod progress;
 mod settings;
 mod subject;
 mod webhooks;
@@ -17,8 +13,8 @@ use serde_json::json;
 
 use super::{Exit, Failure, flag};
 use crate::config::Source;
-pub(super) use check::{Check, State, ago};
-pub(super) use progress::Facts;
+use crate::store::{Store, StoreError};
+use crate::sync::health::{self, Check, Facts, State};
 use subject::Subject;
 
 const ABOUT: &str = "\
@@ -70,11 +66,11 @@ pub(super) async fn diagnose(source: &Source, replicas: i64) -> (Vec<Check>, Opt
         checks.extend(unknown());
         return (checks, None);
     };
-    match Facts::read(&subject, store).await {
+    let expected = subject.expected();
+    match Facts::read(&expected, store).await {
         Ok(facts) => {
-            checks.extend(progress::checks(&subject, &facts));
-            checks.extend(inbox::checks(&facts));
-            match handlers::checks(store, &facts).await {
+            checks.extend(health::checks(&expected, &facts));
+            match handlers(store, &facts).await {
                 Ok(of_handlers) => checks.extend(of_handlers),
                 Err(error) => checks.push(Check::of_store("handlers", &error)),
             }
@@ -86,6 +82,11 @@ pub(super) async fn diagnose(source: &Source, replicas: i64) -> (Vec<Check>, Opt
             (checks, None)
         }
     }
+}
+
+async fn handlers(store: &Store, facts: &Facts) -> Result<Vec<Check>, StoreError> {
+    let (statuses, handlers) = (store.handler_statuses().await?, store.handlers(None).await?);
+    Ok(health::handler_checks(&statuses, &handlers, facts))
 }
 
 fn print(check: &Check) {

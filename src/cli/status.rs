@@ -3,9 +3,10 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::doctor::{Check, Facts, State, ago, diagnose};
+use super::doctor::diagnose;
 use super::{Exit, Failure, flag};
 use crate::config::Source;
+use crate::sync::health::{self, Check, Facts, State, ago};
 
 pub(super) fn command() -> Command {
     Command::new("status")
@@ -15,7 +16,7 @@ pub(super) fn command() -> Command {
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
     let (checks, facts) = diagnose(source, 1).await;
-    let verdict = checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
+    let verdict = health::worst(&checks);
     let reasons: Vec<&Check> = checks.iter().filter(|check| check.state == State::Failure).collect();
     if matches.get_flag("json") {
         let jobs: Vec<_> =

@@ -120,7 +120,7 @@ pub(crate) static LISTEN: Setting<SocketAddr> = Setting::new(
 pub(crate) static OPS_LISTEN: Setting<SocketAddr> = Setting::new(
     "AUTHKIT_SYNC_OPS_LISTEN",
     value::address,
-    "Address and port of the operator's listener: /metrics, and /readyz with details. Do not expose it to the internet",
+    "Address and port of the operator's listener: the status page at /, /metrics, and /readyz with details. Do not expose it to the internet",
 )
 .default("127.0.0.1:9464");
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::BodyBudget;
 use super::rejected_secrets::RejectedSecrets;
 use super::service_keys::ServiceKeys;
+use super::status::StatusPage;
 use crate::actions::Actions;
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
@@ -71,6 +72,8 @@ pub(crate) struct HttpState {
     pub(crate) document: OnceLock<Bytes>,
     /// WorkOS's signing keys. The operator's readiness page shows their status.
     pub(crate) keys: KeyCache,
+    /// What the operator's status page needs beside the other fields.
+    pub(crate) status: StatusPage,
 }
 
 /// The state of the action route.

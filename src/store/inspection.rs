@@ -1,7 +1,8 @@
-//! What `doctor` reads from the database. It writes nothing, and it reads databases that must not be served, too.
+//! What `doctor` and the status page read from the database. Nothing here writes, and it reads databases that must not be served, too.
 
 use super::migrations::{self, MigrationStatus};
 use super::pooler::Mode;
+use super::scans::{ScanCounts, ScanState};
 use super::{DbConnection, Store, StoreError};
 use crate::domain::timestamp::Timestamp;
 
@@ -231,6 +232,37 @@ impl Store {
             .await
         })
         .await
+    }
+
+    /// Returns the progress of every kind of scan that has ever run, without its position.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn scans(&self) -> Result<Vec<(String, ScanState)>, StoreError> {
+        let rows = self
+            .lookup(async |connection| {
+                sqlx::query!(
+                    "-- inspection.scans
+                    select kind, started_at, completed_at, created, updated, unchanged, deleted, quarantined
+                    from workos.scans
+                    order by kind"
+                )
+                .fetch_all(connection)
+                .await
+            })
+            .await?;
+        let scan = rows.into_iter().map(|row| {
+            let counts = ScanCounts {
+                new: row.created,
+                updated: row.updated,
+                unchanged: row.unchanged,
+                tombstoned: row.deleted,
+                quarantined: row.quarantined,
+            };
+            let (started_at, completed_at) = (row.started_at.map(Into::into), row.completed_at.map(Into::into));
+            (row.kind, ScanState { position: None, started_at, completed_at, counts })
+        });
+        Ok(scan.collect())
     }
 
     /// Returns facts about the inbox.

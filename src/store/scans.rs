@@ -131,26 +131,6 @@ impl Store {
         }))
     }
 
-    /// Returns for each kind of scan when one was last completed. Kinds without a completed scan are missing.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn completed_scans(&self) -> Result<Vec<(String, Timestamp)>, StoreError> {
-        let rows = self
-            .lookup(async |connection| {
-                sqlx::query!(
-                    r#"-- scans.completed
-                    select kind, completed_at as "completed_at!"
-                    from workos.scans
-                    where completed_at is not null"#
-                )
-                .fetch_all(connection)
-                .await
-            })
-            .await?;
-        Ok(rows.into_iter().map(|row| (row.kind, row.completed_at.into())).collect())
-    }
-
     /// Starts a scan at `now` (WorkOS's clock). If catch-up has not started yet, it will read events from before this time.
     ///
     /// # Errors

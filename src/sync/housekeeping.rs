@@ -21,10 +21,10 @@ const BATCH: i64 = 1_000;
 const ROW_RETENTION: Duration = Duration::from_secs(35 * 86_400);
 
 /// An event counts as missed by webhooks after this time. WorkOS delivers within seconds.
-const LATE_AFTER: Duration = Duration::from_secs(3 * 60);
+pub(crate) const LATE_AFTER: Duration = Duration::from_secs(3 * 60);
 
 /// The audit compares the events of this period.
-const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
+pub(crate) const AUDIT_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// Each release retries the quarantine once.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::job_status::JobFailure;
-pub use super::job_status::{JobStatus, JobStatuses};
+pub use super::job_status::{JobRun, JobStatus, JobStatuses};
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
 use crate::domain::object::Kind;
+use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::leases::Lease;
 use crate::store::{Store, StoreError};
@@ -59,6 +60,11 @@ pub trait Job: Send + 'static {
     /// Returns whether the step was the last one. After the last one, the lease is released.
     fn is_last(_output: &Self::Output) -> bool {
         false
+    }
+
+    /// Returns how many objects the scan has compared so far, if the step was part of a scan that is still running.
+    fn compared(_output: &Self::Output) -> Option<i64> {
+        None
     }
 
     /// Returns the pause after a step.
@@ -303,6 +309,19 @@ impl JobContext {
         outcome: Result<Option<Duration>, JobError>,
     ) -> Duration {
         let now = self.clock.now();
+        let rest = self.record_outcome(job, failures, outcome, now).await;
+        let micros = i64::try_from(rest.as_micros()).unwrap_or(i64::MAX);
+        self.jobs.note_run(job, |run| run.next_at = Some(now.plus_micros(micros)));
+        rest
+    }
+
+    async fn record_outcome(
+        &self,
+        job: &'static str,
+        failures: &mut u32,
+        outcome: Result<Option<Duration>, JobError>,
+        now: Timestamp,
+    ) -> Duration {
         if let Err(JobError::Paused { left }) = outcome {
             return left;
         }
@@ -357,6 +376,7 @@ fn failure(error: &JobError, failures: u32) -> JobFailure {
         text: error.to_string(),
         is_temporary: error.is_temporary(),
         is_reported_elsewhere: error.is_reported_elsewhere(),
+        is_of_workos: matches!(error, JobError::Api(ApiError::Unavailable { .. })),
         failures,
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct JobFailure {
     pub(super) is_temporary: bool,
     /// The failure is logged once for all jobs, so the job does not log it.
     pub(super) is_reported_elsewhere: bool,
+    /// WorkOS did not answer.
+    pub(super) is_of_workos: bool,
     /// Consecutive failures before this one.
     pub(super) failures: u32,
 }
@@ -27,29 +29,66 @@ pub struct JobStatus {
     pub error: Option<String>,
     /// When the status last changed.
     pub since: Timestamp,
-    /// Whether the job itself logged the error.
+    /// A retry can succeed.
     #[serde(skip)]
-    is_logged: bool,
+    pub is_temporary: bool,
+    /// The error is one of the database, which is logged once for all jobs.
+    #[serde(skip)]
+    pub is_of_database: bool,
+    /// The error is that WorkOS did not answer.
+    #[serde(skip)]
+    pub is_of_workos: bool,
+}
+
+impl JobStatus {
+    fn without_error(state: &'static str, since: Timestamp) -> Self {
+        Self { state, error: None, since, is_temporary: false, is_of_database: false, is_of_workos: false }
+    }
 }
 
 /// A temporary failure of WorkOS is logged as an error when this many steps in a row have failed.
 const LOGGED_AS_ERROR_AFTER: u32 = 2;
 
+/// When a job runs, and how far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobRun {
+    /// When this process last began a step. `None` if it has had nothing to do.
+    pub began_at: Option<Timestamp>,
+    /// When this process looks for work again.
+    pub next_at: Option<Timestamp>,
+    /// Objects that the current scan of the job has compared. `None` if there is no scan.
+    pub compared: Option<i64>,
+}
+
 /// The status of every job in this process.
 #[derive(Debug, Default)]
-pub struct JobStatuses(Mutex<BTreeMap<&'static str, JobStatus>>);
+pub struct JobStatuses {
+    statuses: Mutex<BTreeMap<&'static str, JobStatus>>,
+    runs: Mutex<BTreeMap<&'static str, JobRun>>,
+}
 
 impl JobStatuses {
     /// Returns the current status of every job.
     #[must_use]
     pub fn current(&self) -> BTreeMap<&'static str, JobStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when each job runs.
+    #[must_use]
+    pub fn runs(&self) -> BTreeMap<&'static str, JobRun> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records something about the runs of a job.
+    pub(super) fn note_run(&self, name: &'static str, note: impl FnOnce(&mut JobRun)) {
+        note(self.runs.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
     }
 
     /// Sets the status of a job that did not fail, and logs a recovery.
     pub(super) fn set(&self, name: &'static str, state: &'static str, now: Timestamp) {
-        let before = self.replace(name, JobStatus { state, error: None, since: now, is_logged: false });
-        if before.is_some_and(|before| before.is_logged) {
+        let before = self.replace(name, JobStatus::without_error(state, now));
+        if before.is_some_and(|before| before.error.is_some() && !before.is_of_database) {
             tracing::info!(job = name, "a background job has recovered");
         }
     }
@@ -57,8 +96,14 @@ impl JobStatuses {
     /// Sets the status of a job whose step failed, and logs a new failure.
     pub(super) fn set_failing(&self, name: &'static str, failure: &JobFailure, now: Timestamp) {
         let (error, is_logged) = (&failure.text, !failure.is_reported_elsewhere);
-        let before =
-            self.replace(name, JobStatus { state: "failing", error: Some(error.clone()), since: now, is_logged });
+        let status = JobStatus {
+            error: Some(error.clone()),
+            is_temporary: failure.is_temporary,
+            is_of_database: failure.is_reported_elsewhere,
+            is_of_workos: failure.is_of_workos,
+            ..JobStatus::without_error("failing", now)
+        };
+        let before = self.replace(name, status);
         let is_new = before.is_none_or(|before| before.error.as_ref() != Some(error));
         match (is_logged, failure.is_temporary, failure.failures) {
             (true, true, 0) => tracing::warn!(job = name, "{error}; the job retries"),
@@ -72,7 +117,7 @@ impl JobStatuses {
 
     /// Replaces a status, and returns the one before. An unchanged status keeps its time.
     fn replace(&self, name: &'static str, status: JobStatus) -> Option<JobStatus> {
-        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
         let before = jobs.get(name).cloned();
         let is_same = before.as_ref().is_some_and(|job| job.state == status.state && job.error == status.error);
         if !is_same {
@@ -90,7 +135,13 @@ mod tests {
     #[test]
     fn an_unchanged_failure_keeps_its_time_and_a_recovery_clears_it() {
         let (statuses, now) = (JobStatuses::default(), Timestamp::from_unix_micros(0));
-        let failure = JobFailure { text: "429".into(), is_temporary: true, is_reported_elsewhere: false, failures: 0 };
+        let failure = JobFailure {
+            text: "429".into(),
+            is_temporary: true,
+            is_reported_elsewhere: false,
+            is_of_workos: true,
+            failures: 0,
+        };
         statuses.set_failing("catch_up", &failure, now);
         statuses.set_failing("catch_up", &JobFailure { failures: 1, ..failure }, now.plus_seconds(9));
         let status = statuses.current()["catch_up"].clone();

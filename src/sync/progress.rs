@@ -14,6 +14,7 @@ use super::runner::BackgroundLoop;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::catch_up::Progress;
+use crate::store::sizes::TableSize;
 use crate::store::{Store, StoreError};
 
 /// Interval between two reads.
@@ -40,6 +41,7 @@ pub struct SyncProgress {
     store: Store,
     metrics: Arc<Metrics>,
     cached: Arc<ArcSwap<Progress>>,
+    sizes: Arc<ArcSwap<Vec<TableSize>>>,
     /// The maximum age of `synced_through` by design, in seconds.
     expected_age: i64,
     /// When the number of rows was last read.
@@ -50,14 +52,20 @@ impl SyncProgress {
     /// Creates an empty cache. `poll_interval` is catch-up's pause between two polls.
     #[must_use]
     pub fn new(store: Store, metrics: Arc<Metrics>, poll_interval: Duration) -> Self {
-        let (cached, sizes_read_at) = (Arc::default(), Arc::default());
-        Self { store, metrics, cached, expected_age: expected_age(poll_interval), sizes_read_at }
+        let (cached, sizes, sizes_read_at) = (Arc::default(), Arc::default(), Arc::default());
+        Self { store, metrics, cached, sizes, expected_age: expected_age(poll_interval), sizes_read_at }
     }
 
     /// Returns the progress that was last read from the database.
     #[must_use]
     pub fn progress(&self) -> Progress {
         **self.cached.load()
+    }
+
+    /// Returns the number of rows of each large table, at most about a minute old. Empty until they were read.
+    #[must_use]
+    pub fn sizes(&self) -> Arc<Vec<TableSize>> {
+        self.sizes.load_full()
     }
 
     /// Returns the delay of the table behind WorkOS in seconds, beyond the delay by design, and updates the metric. Returns `None`
@@ -75,7 +83,11 @@ impl SyncProgress {
     /// [`StoreError`]. The cache is unchanged.
     pub async fn refresh(&self) -> Result<Progress, StoreError> {
         let progress = self.store.progress().await?;
-        self.cached.store(Arc::new(progress));
+        let before = self.cached.swap(Arc::new(progress));
+        if progress.backfilled && !before.backfilled {
+            // The number of rows that was read before the backfill is useless.
+            *self.sizes_read_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         let synced_through = progress.synced_through.map(Timestamp::unix_seconds);
         self.metrics.progress(progress.quarantined, synced_through);
         for (kind, is_complete, read) in [
@@ -87,8 +99,10 @@ impl SyncProgress {
         }
         let erasures = self.store.pending_erasures().await?;
         self.metrics.erasures(erasures.users, erasures.oldest_seconds);
-        for (kind, at) in self.store.completed_scans().await? {
-            self.metrics.completed(&kind, at.unix_seconds());
+        for (kind, scan) in self.store.scans().await? {
+            if let Some(at) = scan.completed_at {
+                self.metrics.completed(&kind, at.unix_seconds());
+            }
         }
         self.read_sizes().await?;
         Ok(progress)
@@ -100,9 +114,11 @@ impl SyncProgress {
         if read_at.is_some_and(|at| at.elapsed() < SIZES_INTERVAL) {
             return Ok(());
         }
-        for size in self.store.table_sizes().await? {
+        let sizes = self.store.table_sizes().await?;
+        for size in &sizes {
             self.metrics.rows(&size.name, size.live, size.deleted);
         }
+        self.sizes.store(Arc::new(sizes));
         *self.sizes_read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
     }

@@ -167,6 +167,13 @@ impl Job for ReconcileJob {
         matches!(step, ReconcileStep::Done(_))
     }
 
+    fn compared(step: &ReconcileStep) -> Option<i64> {
+        match step {
+            ReconcileStep::InProgress { counts, .. } => Some(counts.total()),
+            ReconcileStep::Done(_) => None,
+        }
+    }
+
     fn rest_after(&self, step: ReconcileStep) -> Duration {
         let ReconcileStep::Done(Report { counts, drift }) = step else { return REQUEST_INTERVAL };
         log_completed(Self::NAME, &counts);

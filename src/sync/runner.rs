@@ -67,7 +67,11 @@ impl<J: Job> Runner<J> {
             job.reset();
             return Ok(None);
         }
+        let now = self.context.clock.now();
+        self.context.jobs.note_run(J::NAME, |run| run.began_at = Some(now));
         let output = job.step().await?;
+        let compared = J::compared(&output);
+        self.context.jobs.note_run(J::NAME, |run| run.compared = compared);
         if job.needs_lease() && J::is_last(&output) {
             self.context.release_lease(J::NAME).await;
         }

@@ -25,6 +25,7 @@ pub use by_id::Found;
 pub use roles::{FoundRole, RoleList};
 
 use super::clocks::{Answered, Clocks};
+use super::contact::{Contact, ContactStatus};
 use super::http::{BodyError, HttpClientError, host_and_port, http_date, read_body, why, workos_client};
 use super::wire;
 use crate::domain::clock::Clock;
@@ -172,6 +173,7 @@ pub struct Api {
     /// Clones share it.
     key: Arc<ArcSwap<ApiKey>>,
     clocks: Arc<Clocks>,
+    contact: Arc<Contact>,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -185,7 +187,18 @@ impl Api {
         let base = base
             .ok_or_else(|| HttpClientError::new("the URL of the WorkOS API is malformed; check WORKOS_API_HOSTNAME"))?;
         let (host, key) = (host_and_port(&base).into(), Arc::new(ArcSwap::from_pointee(key)));
-        Ok(Self { client: workos_client(&base)?, base, host, key, clocks: Arc::new(Clocks::new(clock)), metrics: None })
+        let (clocks, contact) = (Arc::new(Clocks::new(clock)), Arc::default());
+        Ok(Self { client: workos_client(&base)?, base, host, key, clocks, contact, metrics: None })
+    }
+
+    /// Returns the host and port of the API.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns whether WorkOS answers the requests of this client and its clones.
+    pub(crate) fn contact(&self) -> ContactStatus {
+        self.contact.status()
     }
 
     /// Returns whether there is an API key.

@@ -41,6 +41,11 @@ impl Clocks {
         Self { clock, second: Mutex::default() }
     }
 
+    /// Returns the current time of our clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Returns the seconds by which our clock is ahead of `date`.
     pub(super) fn ahead_of(&self, date: Timestamp) -> i64 {
         self.clock.now().unix_seconds() - date.unix_seconds()

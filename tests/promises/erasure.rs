@@ -202,6 +202,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("permission_records", "*", "the list of permissions"),
     ("redaction", "*", "the ID of an event"),
     ("refreshes", "*", "IDs of organizations"),
+    ("replicas", "*", "names and releases of processes"),
     ("role_lists", "*", "IDs of organizations"),
     ("role_records", "*", "the list of roles"),
     ("revoked_sessions", "*", "deleted with the user"),

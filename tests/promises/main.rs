@@ -87,6 +87,7 @@
 //!    - `actions::a_denial_is_counted_and_logged_by_rule_without_personal_data`
 //!    - `changes::a_change_names_fields_event_and_origin_and_holds_nothing_personal`
 //!    - `action_endpoint::no_request_uses_a_proxy_and_the_log_contains_no_personal_data`
+//!    - `status_page::failing_handlers_and_quarantined_events_are_shown_escaped_and_without_personal_data`
 //! 10. **Everything is bounded, and nothing stops for good.**
 //!    - `group_commit::a_locked_user_delays_only_its_own_events`
 //!    - `group_commit_of_kinds::a_locked_organization_delays_only_its_own_events`
@@ -106,6 +107,7 @@
 //!    - `erasure::a_deletion_whose_erasure_times_out_is_committed_and_erased_in_smaller_batches`
 //!    - `handlers::a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone`
 //!    - `inbox::a_step_of_housekeeping_that_fails_prevents_no_other`
+//!    - `status_page::many_viewers_cost_one_reading_and_a_blocked_reading_fails_no_page`
 //!    - `plans_at_scale::maintenance_never_reads_a_whole_table_at_a_million_rows`
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
@@ -187,6 +189,8 @@ mod simulated_routes;
 mod simulated_workos;
 mod simulation;
 mod sql;
+mod status_page;
+mod status_page_in_chromium;
 mod support;
 mod systemd;
 mod upgrades;

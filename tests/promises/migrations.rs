@@ -62,6 +62,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.permission_records",
             "workos.redaction",
             "workos.refreshes",
+            "workos.replicas",
             "workos.revoked_sessions",
             "workos.role_lists",
             "workos.role_records",

@@ -1,9 +1,9 @@
 //! Checks of the database: reachable, writable, its rights, its schema, its environment and its connections.
 
-use super::check::Check;
 use super::subject::Subject;
 use crate::store::inspection::{SchemaFacts, ServerFacts};
 use crate::store::{Store, StoreError};
+use crate::sync::health::Check;
 
 /// The oldest supported version of PostgreSQL, and the oldest with which the tests run.
 const OLDEST_VERSION: i32 = 150_000;

@@ -1,8 +1,8 @@
 //! Checks of the settings: complete, consistent, and every secret distinct.
 
-use super::check::Check;
 use super::subject::Subject;
 use crate::config::{ACTION_SECRETS, ACTION_URL_SECRET, API_KEYS};
+use crate::sync::health::Check;
 use crate::workos::signature::Secret;
 
 pub(super) fn checks(subject: &Subject<'_>) -> Vec<Check> {

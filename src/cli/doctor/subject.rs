@@ -10,6 +10,7 @@ use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::sync::health::Expected;
 use crate::sync::job::JobContext;
 use crate::tokens::{HttpKeySource, KeyCache};
 use crate::workos::api::Api;
@@ -25,10 +26,10 @@ pub(super) struct Subject<'a> {
     /// `None` without `WORKOS_API_KEY`.
     pub(super) api: Option<Api>,
     pub(super) webhook_secrets: Vec<Secret>,
-    pub(super) polls: bool,
-    pub(super) poll_interval: Duration,
-    pub(super) reconcile_interval: Option<Duration>,
-    pub(super) retention: Duration,
+    polls: bool,
+    poll_interval: Duration,
+    reconcile_interval: Option<Duration>,
+    retention: Duration,
     /// Connections of one `serve` process.
     pub(super) pool_size: u32,
     /// Event types that webhooks must bring.
@@ -65,6 +66,16 @@ impl<'a> Subject<'a> {
             needed_types,
             clock,
             source,
+        }
+    }
+
+    /// Returns what the settings of `serve` ask for.
+    pub(super) fn expected(&self) -> Expected {
+        Expected {
+            polls: self.polls,
+            poll_interval: self.poll_interval,
+            reconcile_interval: self.reconcile_interval,
+            retention: self.retention,
         }
     }
 

@@ -1,10 +1,10 @@
 //! Checks of webhooks: the endpoint at WorkOS, whether its URL reaches this service, and whether events arrive.
 
-use super::check::{Check, ago};
 use super::subject::Subject;
 use super::workos::within;
 use crate::config::WEBHOOK_PATH;
 use crate::domain::timestamp::Timestamp;
+use crate::sync::health::{Check, ago};
 use crate::workos::signature::Secret;
 use crate::workos::webhook_endpoints::{ProbeAnswer, WebhookEndpoint, probe};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::check::Check;
 use super::subject::Subject;
+use crate::sync::health::Check;
 use crate::sync::job::JobError;
 use crate::sync::key_check;
 use crate::tokens::KeyCache;

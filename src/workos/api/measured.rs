@@ -7,6 +7,7 @@ use reqwest::{Response, Url};
 
 use super::{Api, date_of};
 use crate::metrics::Metrics;
+use crate::workos::http::why;
 
 /// The segments of WorkOS's paths. Others are IDs.
 const SEGMENTS: [&str; 11] = [
@@ -44,11 +45,13 @@ impl Api {
         let response = match response {
             Ok(response) => response,
             Err(error) => {
+                self.contact.failed(why(error), self.clocks.now());
                 let why = if error.is_timeout() { "timed_out" } else { "failed" };
                 return metrics.workos_request(endpoint, why, took);
             }
         };
         metrics.workos_request(endpoint, response.status().as_str(), took);
+        self.contact.answered(response.status().as_u16(), self.clocks.now());
         match response.status().as_u16() {
             401 | 403 => metrics.api_key_refused(true),
             200..=299 => metrics.api_key_refused(false),

@@ -1,12 +1,8 @@
 //! Checks of the sync: the lag, the background jobs, reconcile, retention and erasure.
 
 use super::check::{Check, ago};
-use super::subject::Subject;
+use super::facts::{Expected, Facts};
 use crate::domain::timestamp::Timestamp;
-use crate::store::inspection::{InboxFacts, LeaseFacts};
-use crate::store::scans::ScanKind;
-use crate::store::{Store, StoreError};
-use crate::sync::progress::{expected_age, lag_seconds};
 
 /// A lag of this many seconds needs a person.
 const LARGE_LAG: i64 = 300;
@@ -20,70 +16,19 @@ const DAY: i64 = 86_400;
 /// Rows of the inbox stay at least this long; see `sync::housekeeping`.
 const ROW_RETENTION: i64 = 35 * DAY;
 
-/// What the database says about the progress, read once for all checks.
-pub(in crate::cli) struct Facts {
-    pub(super) now: Timestamp,
-    pub(in crate::cli) synced_through: Option<Timestamp>,
-    pub(in crate::cli) lag_seconds: Option<i64>,
-    pub(super) is_backfilled: bool,
-    pub(in crate::cli) quarantined: i64,
-    pub(in crate::cli) leases: Vec<LeaseFacts>,
-    pub(super) inbox: InboxFacts,
-    /// When a backfill or a reconcile last completed.
-    pub(in crate::cli) scanned_at: Option<Timestamp>,
-    users_so_far: i64,
-    needs_reconcile: bool,
-    pending_erasures: i64,
-    oldest_erasure_seconds: i64,
-}
-
-impl Facts {
-    pub(super) async fn read(subject: &Subject<'_>, store: &Store) -> Result<Self, StoreError> {
-        let now = store.now().await?;
-        let progress = store.progress().await?;
-        let (backfill, reconcile) =
-            (store.scan_state(ScanKind::Backfill).await?, store.scan_state(ScanKind::Reconcile).await?);
-        let erasures = store.pending_erasures().await?;
-        let expected = expected_age(subject.poll_interval);
-        Ok(Self {
-            now,
-            synced_through: progress.synced_through,
-            lag_seconds: progress.synced_through.map(|at| lag_seconds(now, at, expected)),
-            is_backfilled: progress.backfilled,
-            quarantined: progress.quarantined,
-            leases: store.lease_facts().await?,
-            inbox: store.inbox_facts().await?,
-            scanned_at: backfill.completed_at.max(reconcile.completed_at),
-            users_so_far: backfill.counts.total(),
-            needs_reconcile: store.catch_up_state().await?.is_some_and(|state| state.needs_reconcile),
-            pending_erasures: erasures.users,
-            oldest_erasure_seconds: erasures.oldest_seconds,
-        })
-    }
-
-    /// Returns whether a process holds the lease of the job.
-    pub(in crate::cli) fn runs(&self, job: &str) -> bool {
-        self.leases.iter().any(|lease| lease.job == job && lease.is_held)
-    }
-
-    pub(super) fn age(&self, at: Timestamp) -> i64 {
-        self.now.unix_seconds() - at.unix_seconds()
-    }
-}
-
-pub(super) fn checks(subject: &Subject<'_>, facts: &Facts) -> Vec<Check> {
+pub(super) fn checks(expected: &Expected, facts: &Facts) -> Vec<Check> {
     vec![
-        jobs(subject, facts),
-        lag(subject, facts),
-        reconcile(subject, facts),
-        retention(subject, facts),
+        jobs(expected, facts),
+        lag(expected, facts),
+        reconcile(expected, facts),
+        retention(expected, facts),
         erasure(facts),
     ]
 }
 
-fn jobs(subject: &Subject<'_>, facts: &Facts) -> Check {
+fn jobs(expected: &Expected, facts: &Facts) -> Check {
     let name = "jobs";
-    let wanted = ["catch_up", "housekeeping"].into_iter().filter(|job| *job != "catch_up" || subject.polls);
+    let wanted = ["catch_up", "housekeeping"].into_iter().filter(|job| *job != "catch_up" || expected.polls);
     let missing: Vec<&str> = wanted.filter(|job| !facts.runs(job)).collect();
     if missing.is_empty() {
         let running: Vec<&str> =
@@ -101,9 +46,9 @@ fn jobs(subject: &Subject<'_>, facts: &Facts) -> Check {
     Check::failure(name, text, "read /readyz on the operator's listener of `serve`, which names the error of each job")
 }
 
-fn lag(subject: &Subject<'_>, facts: &Facts) -> Check {
+fn lag(expected: &Expected, facts: &Facts) -> Check {
     let name = "sync_lag";
-    if !subject.polls {
+    if !expected.polls {
         return Check::ok(name, "polling is off or has no API key, so there is no lag to measure");
     }
     let fix = "read /readyz on the operator's listener of `serve`, which names the error of catch_up, and see the checks of WorkOS";
@@ -135,13 +80,13 @@ fn lag(subject: &Subject<'_>, facts: &Facts) -> Check {
     }
 }
 
-fn reconcile(subject: &Subject<'_>, facts: &Facts) -> Check {
+fn reconcile(expected: &Expected, facts: &Facts) -> Check {
     let name = "reconcile";
     if facts.needs_reconcile {
         let text = "events may have been lost, so a full reconcile is due";
         return Check::warning(name, text, "wait for the reconcile of `serve`, or run `authkit-sync reconcile`");
     }
-    let (Some(interval), Some(at)) = (subject.reconcile_interval, facts.scanned_at) else {
+    let (Some(interval), Some(at)) = (expected.reconcile_interval, facts.scanned_at) else {
         return Check::ok(name, "no reconcile is scheduled, or the first scan has not completed yet");
     };
     let (interval, age) = (i64::try_from(interval.as_secs()).unwrap_or(i64::MAX), facts.age(at));
@@ -153,9 +98,9 @@ fn reconcile(subject: &Subject<'_>, facts: &Facts) -> Check {
     Check::ok(name, text)
 }
 
-fn retention(subject: &Subject<'_>, facts: &Facts) -> Check {
+fn retention(expected: &Expected, facts: &Facts) -> Check {
     let name = "retention";
-    let kept = i64::try_from(subject.retention.as_secs()).unwrap_or(i64::MAX);
+    let kept = i64::try_from(expected.retention.as_secs()).unwrap_or(i64::MAX);
     let is_late = |at: Option<Timestamp>, limit: i64| at.is_some_and(|at| facts.age(at) > limit.saturating_add(DAY));
     if is_late(facts.inbox.oldest_at, kept.max(ROW_RETENTION)) || is_late(facts.inbox.oldest_payload_at, kept) {
         let oldest = facts.inbox.oldest_at.map(|at| ago(facts.age(at))).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Checks of the inbox: the quarantine, its size and its growth.
 
 use super::check::Check;
-use super::progress::Facts;
+use super::facts::Facts;
 
 /// A size in bytes that deserves attention.
 const LARGE: i64 = 20 * 1024 * 1024 * 1024;

@@ -1,22 +1,20 @@
 //! Checks of the handlers: each one runs, and none holds back the change feed.
 
 use super::check::{Check, ago};
-use super::progress::Facts;
+use super::facts::Facts;
 use crate::store::handlers::{Handler, HandlerStatus};
-use crate::store::{Store, StoreError};
 
 /// Changes that a paused handler keeps for this long are past the usual retention. Seconds.
 const HELD_BACK: i64 = 7 * 86_400;
 
-pub(super) async fn checks(store: &Store, facts: &Facts) -> Result<Vec<Check>, StoreError> {
-    let (statuses, handlers) = (store.handler_statuses().await?, store.handlers(None).await?);
+pub(super) fn checks(statuses: &[HandlerStatus], handlers: &[Handler], facts: &Facts) -> Vec<Check> {
     let of = |status: &HandlerStatus| handlers.iter().find(|handler| handler.name == status.name);
     let mut checks: Vec<Check> = statuses.iter().map(|status| check(status, of(status), facts)).collect();
     if checks.is_empty() {
         checks.push(Check::ok("handlers", "no handler is registered"));
     }
-    checks.push(feed(&statuses, facts));
-    Ok(checks)
+    checks.push(feed(statuses, facts));
+    checks
 }
 
 fn check(status: &HandlerStatus, handler: Option<&Handler>, facts: &Facts) -> Check {

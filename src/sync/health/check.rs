@@ -7,14 +7,14 @@ use crate::store::StoreError;
 /// How a check ended. A failure keeps data from being complete, or needs a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(in crate::cli) enum State {
+pub(crate) enum State {
     Ok,
     Warning,
     Failure,
 }
 
 impl State {
-    pub(in crate::cli) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
@@ -25,38 +25,38 @@ impl State {
 
 /// What was checked, what was found, and what to do.
 #[derive(Clone, Debug, Serialize)]
-pub(in crate::cli) struct Check {
-    pub(in crate::cli) name: String,
-    pub(in crate::cli) state: State,
-    pub(in crate::cli) text: String,
-    pub(in crate::cli) fix: Option<String>,
+pub(crate) struct Check {
+    pub(crate) name: String,
+    pub(crate) state: State,
+    pub(crate) text: String,
+    pub(crate) fix: Option<String>,
 }
 
 impl Check {
-    pub(super) fn ok(name: &str, text: impl Into<String>) -> Self {
+    pub(crate) fn ok(name: &str, text: impl Into<String>) -> Self {
         Self { name: name.to_owned(), state: State::Ok, text: text.into(), fix: None }
     }
 
-    pub(super) fn warning(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn warning(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { state: State::Warning, fix: Some(fix.into()), ..Self::ok(name, text) }
     }
 
-    pub(super) fn failure(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn failure(name: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { state: State::Failure, fix: Some(fix.into()), ..Self::ok(name, text) }
     }
 
     /// Something else has to be repaired before this can be checked. That is a check of its own.
-    pub(super) fn not_checked(name: &str, why: &str) -> Self {
+    pub(crate) fn not_checked(name: &str, why: &str) -> Self {
         Self { state: State::Warning, ..Self::ok(name, format!("not checked, because {why}")) }
     }
 
     /// Returns whether the checked part can be used by other checks.
-    pub(super) fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         self.state == State::Ok || (self.state == State::Warning && self.fix.is_some())
     }
 
     /// A failure of the database.
-    pub(super) fn of_store(name: &str, error: &StoreError) -> Self {
+    pub(crate) fn of_store(name: &str, error: &StoreError) -> Self {
         match error.failure() {
             Some(failure) => Self::failure(name, failure.what(), failure.fix()),
             None => Self::of_message(name, &error.to_string()),
@@ -64,7 +64,7 @@ impl Check {
     }
 
     /// A failure with a message of the form "what failed; what to do".
-    pub(super) fn of_message(name: &str, message: &str) -> Self {
+    pub(crate) fn of_message(name: &str, message: &str) -> Self {
         match message.split_once("; ") {
             Some((text, fix)) => Self::failure(name, text, fix),
             None => Self::failure(
@@ -77,7 +77,7 @@ impl Check {
 }
 
 /// Formats a duration in seconds as people say it.
-pub(in crate::cli) fn ago(seconds: i64) -> String {
+pub(crate) fn ago(seconds: i64) -> String {
     match seconds.max(0) {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7_200 => format!("{} min", seconds / 60),
