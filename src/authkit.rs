@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::change::{Change, Position};
 use crate::domain::user::User;
-use crate::http::{self, HttpState, Limits, OPS_CONNECTIONS, Served};
-pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, HEADERS, KEY_LENGTH, Rejection};
+use crate::http::{self, HttpState, Limits, OPS_CONNECTIONS, OPS_DRAIN, Served};
+pub use crate::http::{ACTION_BODY_LIMIT, ACTION_PATH, CONNECTIONS, DRAIN_DELAY, HEADERS, KEY_LENGTH, Rejection};
 use crate::lookup::{LookupError, Session};
 use crate::store::migrations::{self, MigrationsError};
 use crate::store::roles;
@@ -145,8 +145,8 @@ impl AuthKit {
         http::ops_router(self.state.clone())
     }
 
-    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background jobs until `shutdown` resolves. Then
-    /// answers the open requests within a deadline.
+    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background jobs until `shutdown` resolves. Then waits for
+    /// the drain delay, if `/readyz` is polled, closes `listener`, answers the open requests within a deadline, and closes `ops` last.
     ///
     /// While the database is unreachable, it answers 503 and retries.
     ///
@@ -161,24 +161,41 @@ impl AuthKit {
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
         let metrics = self.state.metrics.clone();
-        let (limits, ops_limits) = (self.limits, Limits { connections: OPS_CONNECTIONS, ..self.limits });
+        let ops_limits = Limits { connections: OPS_CONNECTIONS, drain: OPS_DRAIN, ..self.limits };
         let service = http::service(self.state.clone());
-        let public = tokio::spawn(http::serve(listener, service, limits, metrics.clone(), stop.clone()));
-        let ops = ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), ops_limits, metrics, stop.clone())));
+        let public = tokio::spawn(http::serve(listener, service, self.limits, metrics.clone(), stop.clone()));
+        let stop_ops = CancellationToken::new();
+        let ops =
+            ops.map(|ops| tokio::spawn(http::serve(ops, self.ops_router(), ops_limits, metrics, stop_ops.clone())));
         let ended = self.until(shutdown).await;
+        if ended.is_ok() {
+            self.drain().await;
+        }
         tracing::info!("shutting down; no new connections are accepted, open requests are answered");
         self.state.closing.cancel();
         stop.cancel();
         let served = public.await;
-        if let Some(ops) = ops {
-            let _ = ops.await;
-        }
         self.end_loops(loops).await;
         match served {
             Ok(Served::Drained) => tracing::info!("every open request was answered"),
             _ => tracing::warn!("some requests were still open at the deadline and were dropped"),
         }
+        stop_ops.cancel();
+        if let Some(ops) = ops {
+            let _ = ops.await;
+        }
         ended
+    }
+
+    /// Makes `/readyz` fail, and waits for the drain delay. [`AuthKit::run`] does it by itself. For an application that mounts
+    /// [`AuthKit::router`]: await it before your own server stops.
+    pub async fn drain(&self) {
+        self.state.drain.pass().await;
+    }
+
+    /// Skips the drain delay, for example at a second signal.
+    pub fn skip_drain_delay(&self) {
+        self.state.drain.skip();
     }
 
     /// Runs only the background jobs, until `shutdown` resolves. For an application that mounts [`AuthKit::router`] in its own

@@ -19,6 +19,7 @@ mod rotation;
 mod scan;
 mod serve;
 mod status;
+mod termination;
 mod token;
 mod user;
 mod webhook;

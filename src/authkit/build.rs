@@ -12,7 +12,7 @@ use super::builder::{Builder, KeySourceArgument, WEBHOOK_MEMORY};
 use super::error::BuildError;
 use crate::domain::event::Origin;
 use crate::domain::kinds::Kinds;
-use crate::http::{BodyBudget, HttpState, Limits, RejectedSecrets, StatusPage};
+use crate::http::{BodyBudget, Drain, HttpState, Limits, RejectedSecrets, StatusPage};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -91,6 +91,7 @@ impl Builder {
                 catches_up: jobs.catch_up,
                 feed: Feed::new(store.clone()),
                 closing: CancellationToken::new(),
+                drain: Drain::new(self.drain_delay),
                 store,
                 webhook_secrets: ArcSwap::from_pointee(self.webhook_secrets),
                 actions,

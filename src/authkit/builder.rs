@@ -9,7 +9,7 @@ use super::action_settings::ActionSettings;
 use super::background::Jobs;
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
-use crate::http::{CONNECTIONS, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
+use crate::http::{CONNECTIONS, DRAIN_DELAY, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
 use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::handlers::TIMEOUT;
@@ -82,6 +82,7 @@ pub struct Builder {
     pub(super) body_timeout: Duration,
     pub(super) connections: usize,
     pub(super) write_timeout: Duration,
+    pub(super) drain_delay: Duration,
     pub(super) clock: Clock,
     pub(super) migrate: bool,
     pub(super) api_key: Option<ApiKey>,
@@ -128,6 +129,7 @@ impl Builder {
             body_timeout: Duration::from_secs(10),
             connections: CONNECTIONS,
             write_timeout: WRITE_TIMEOUT,
+            drain_delay: DRAIN_DELAY,
             clock: Clock::system(),
             migrate: false,
             api_key: None,
@@ -345,6 +347,13 @@ impl Builder {
     /// seconds. Then its connection is closed.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_timeout = timeout;
+        self
+    }
+
+    /// Sets the delay at shutdown between failing `/readyz` and closing the listeners. Default 5 seconds; zero: no delay. There is none
+    /// if nothing has requested `/readyz` within the last minute.
+    pub fn drain_delay(mut self, delay: Duration) -> Self {
+        self.drain_delay = delay;
         self
     }
 

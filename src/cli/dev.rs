@@ -11,7 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::{Exit, Failure, flag, serve};
+use super::termination::terminated;
+use super::{Exit, Failure, flag};
 use crate::authkit::{ACTION_PATH, AuthKit, WEBHOOK_PATH};
 use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs, default_folder};
 use crate::dev::tour;
@@ -72,11 +73,11 @@ pub(super) async fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let home = if only_tour || ephemeral { None } else { Some(home(matches)?) };
     let machine = tokio::select! {
         machine = Machine::start(home.as_deref(), seed) => machine?,
-        () = serve::terminated() => return Ok(Exit::Yes),
+        () = terminated() => return Ok(Exit::Yes),
     };
     let outcome = tokio::select! {
         outcome = machine.show(only_tour, ephemeral, matches.get_flag("json")) => outcome,
-        () = serve::terminated() => Ok(Exit::Yes),
+        () = terminated() => Ok(Exit::Yes),
     };
     machine.stop().await;
     outcome
@@ -114,6 +115,7 @@ impl Machine {
             .action_secrets(vec![Secret::new(workos.action_secret())])
             .action_rules(ACTION_RULES.parse().map_err(Failure::defect)?)
             .api_key(ApiKey::new(workos.api_key()))
+            .drain_delay(Duration::ZERO)
             .catch_up_interval(CATCH_UP_INTERVAL)
             .service_key("dev", SERVICE_KEY)
             .build()

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::database::store_of_known_client;
-use super::{Exit, Failure, serve};
+use super::termination::terminated;
+use super::{Exit, Failure};
 use crate::config::{self, Source, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
@@ -84,7 +85,7 @@ pub(super) async fn run_steps<T, J: Job>(
     };
     let outcome = tokio::select! {
         outcome = steps => outcome,
-        () = serve::terminated() => Err(Failure::unavailable("interrupted; run the command again to continue")),
+        () = terminated() => Err(Failure::unavailable("interrupted; run the command again to continue")),
     };
     progress.bar.finish_and_clear();
     let _ = context.release().await;

@@ -1,11 +1,11 @@
 //! `serve`: receive webhooks and answer lookups.
 
-use std::future::Future;
 use std::net::SocketAddr;
 
 use clap::{ArgMatches, Command};
 use tokio::net::TcpListener;
 
+use super::termination::Termination;
 use super::{Exit, Failure, flag, rotation};
 use crate::authkit::CONNECTIONS;
 use crate::config::{self, OPS_LISTEN, Rotation, Source, WEBHOOK_SECRETS};
@@ -17,7 +17,7 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let terminated = terminated();
+    let mut termination = Termination::listen();
     let (listen, ops_listen) = (config::listen(source)?, source.get(&OPS_LISTEN)?);
     let builder = config::builder(source)?.migrate(matches.get_flag("migrate")).connections(affordable_connections());
     let listener = bind(listen, "AUTHKIT_SYNC_LISTEN").await?;
@@ -39,7 +39,15 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         );
     }
     rotation::start(Rotation::new(authkit.clone(), source), matches)?;
-    authkit.run(listener, Some(ops), terminated).await?;
+    let draining = authkit.clone();
+    let signalled = async move {
+        termination.received().await;
+        tokio::spawn(async move {
+            termination.received().await;
+            draining.skip_drain_delay();
+        });
+    };
+    authkit.run(listener, Some(ops), signalled).await?;
     Ok(Exit::Yes)
 }
 
@@ -70,22 +78,4 @@ async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure
     TcpListener::bind(address).await.map_err(|error| {
         Failure::unavailable(format!("cannot listen on {address}: {error}; free the port, or change {setting}"))
     })
-}
-
-/// Waits for Ctrl-C or SIGTERM. From the call on, before the future is awaited, neither of them ends the process.
-pub(super) fn terminated() -> impl Future<Output = ()> + Send {
-    use tokio::signal::unix::{SignalKind, signal};
-    let [term, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let received = async |signals: std::io::Result<tokio::signal::unix::Signal>| match signals {
-        Ok(mut signals) => {
-            signals.recv().await;
-        }
-        Err(_) => std::future::pending().await,
-    };
-    async move {
-        tokio::select! {
-            () = received(term) => {}
-            () = received(interrupt) => {}
-        }
-    }
 }

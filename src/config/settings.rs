@@ -364,6 +364,13 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
     &READ_THROUGH,
     &RECONCILE_INTERVAL,
     &RETENTION,
+    &Setting::new(
+        "AUTHKIT_SYNC_DRAIN_DELAY",
+        value::delay,
+        "Time at shutdown in which /readyz fails before the listeners close. off: none. There is none if nothing polls /readyz",
+    )
+    .default_from(|| value::duration_text(authkit::DRAIN_DELAY))
+    .passed_to(Builder::drain_delay),
     &DB_POOL,
     &DB_TIMEOUT,
     &IS_LOG_JSON,

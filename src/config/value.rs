@@ -149,6 +149,12 @@ pub(super) fn interval(text: &str) -> Parsed<Option<Duration>> {
     if text == "off" { Ok(None) } else { long_duration(text).map(Some).map_err(|_| wanted.into()) }
 }
 
+/// Parses a delay; `off` is zero.
+pub(super) fn delay(text: &str) -> Parsed<Duration> {
+    let wanted = "off, or a duration with a unit, like 500ms, 5s or 1m, from 1ms to 1day";
+    if text == "off" { Ok(Duration::ZERO) } else { duration(text).map_err(|_| wanted.into()) }
+}
+
 pub(super) fn on_off(text: &str) -> Parsed<bool> {
     match text {
         "on" => Ok(true),

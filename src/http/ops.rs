@@ -27,7 +27,8 @@ pub(super) async fn healthz() -> Json<Value> {
 
 /// Check that the service is ready: the database answers, is writable, and has a usable schema.
 ///
-/// It does not depend on WorkOS. An outage at WorkOS must not take lookups out of rotation.
+/// It does not depend on WorkOS. An outage at WorkOS must not take lookups out of rotation. At shutdown it answers 503 `draining` while
+/// all requests are still answered, so that a proxy stops sending requests before the listener closes.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -35,12 +36,13 @@ pub(super) async fn healthz() -> Json<Value> {
     tag = "operation",
     responses(
         (status = 200, description = "`ready`", body = Probe),
-        (status = 503, description = "`not_ready`", body = Probe)
+        (status = 503, description = "`not_ready`, or `draining` at shutdown", body = Probe)
     )
 )]
 pub(super) async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
-    let ready = readiness(&state).await.is_ok();
-    probe(ready, json!({ "status": if ready { "ready" } else { "not_ready" } }))
+    state.drain.note_poll();
+    let status = Readiness::of(&state, readiness(&state).await.is_ok());
+    probe(status, json!({ "status": status.text() }))
 }
 
 /// The answer to a probe.
@@ -52,12 +54,13 @@ pub(super) struct Probe {
 
 /// Answers like [`readyz`], with details for the operator.
 pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> Response {
+    state.drain.note_poll();
     let readiness = readiness(&state).await;
     let database = readiness.as_ref().err().map_or("ok", String::as_str);
-    let status = if readiness.is_ok() { "ready" } else { "not_ready" };
+    let status = Readiness::of(&state, readiness.is_ok());
     let progress = state.watch.progress();
     let body = json!({
-        "status": status,
+        "status": status.text(),
         "database": database,
         "feeds": feeds(&state),
         "synced_through": progress.synced_through,
@@ -70,7 +73,7 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
         "signing_keys": state.keys.status(),
         "rejected_secrets": state.rejected_secrets.current(),
     });
-    probe(readiness.is_ok(), body)
+    probe(status, body)
 }
 
 /// Returns the configured sources of events.
@@ -87,8 +90,34 @@ async fn readiness(state: &HttpState) -> Result<(), String> {
     state.store.ping().await.map_err(|error| error.to_string())
 }
 
-fn probe(ready: bool, body: Value) -> Response {
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+/// Whether this process should get requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    Ready,
+    NotReady,
+    Draining,
+}
+
+impl Readiness {
+    fn of(state: &HttpState, is_usable: bool) -> Self {
+        match is_usable {
+            _ if state.drain.has_begun() => Self::Draining,
+            true => Self::Ready,
+            false => Self::NotReady,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::NotReady => "not_ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+fn probe(readiness: Readiness, body: Value) -> Response {
+    let status = if readiness == Readiness::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -48,9 +48,14 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
+    let is_http_1 = request.version() <= Version::HTTP_11;
     let mut response = next.run(request).await;
     let route = path.as_ref().map_or("other", MatchedPath::as_str);
     response.headers_mut().insert(REQUEST_ID, id.clone());
+    if is_http_1 && state.drain.has_begun() {
+        // Otherwise a client could send its next request on this connection while it is being closed.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let took = started.elapsed();
     let status = response.status().as_u16();
     state.metrics.request(route, status, took);

@@ -27,6 +27,9 @@ pub const CONNECTIONS: usize = 4_096;
 /// Limit of open connections of the operator's listener. They use the file descriptors that `serve` reserves for other purposes.
 pub(crate) const OPS_CONNECTIONS: usize = 64;
 
+/// Timeout for open requests of the operator's listener at shutdown. It closes last, after the public listener had its own time.
+pub(crate) const OPS_DRAIN: Duration = Duration::from_secs(2);
+
 /// Default timeout for a client that accepts no byte of an answer.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyBudget;
+use super::drain::Drain;
 use super::rejected_secrets::RejectedSecrets;
 use super::service_keys::ServiceKeys;
 use super::status::StatusPage;
@@ -68,6 +69,8 @@ pub(crate) struct HttpState {
     pub(crate) feed: Feed,
     /// Cancelled at shutdown, so that requests stop waiting for changes.
     pub(crate) closing: CancellationToken,
+    /// Whether this process drains, so that it is not ready.
+    pub(crate) drain: Drain,
     /// The text of `/openapi.json`, written when the routes are built.
     pub(crate) document: OnceLock<Bytes>,
     /// WorkOS's signing keys. The operator's readiness page shows their status.

@@ -81,6 +81,8 @@
 //!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
 //!    - `outage::a_read_only_server_is_503`
 //!    - `secret_rotation::rotating_every_secret_under_load_refuses_nothing`
+//!    - `draining::replacing_both_processes_behind_a_proxy_that_polls_readiness_refuses_nothing_under_load`
+//!    - `draining::after_the_delay_the_public_listener_closes_and_the_operators_listener_closes_last`
 //! 9. **No personal data and no secret.**
 //!    - `logs::a_whole_run_at_trace_logs_no_personal_data_and_no_secret`
 //!    - `polling::the_log_of_everything_that_is_read_contains_no_personal_data`
@@ -131,6 +133,7 @@ mod database_failures;
 mod dev;
 mod doctor;
 mod documents;
+mod draining;
 mod embedding;
 mod emulator;
 mod ended_memberships;

@@ -14,7 +14,7 @@ use crate::support::service::until;
 const NOT_PASSED_ON: u16 = 404;
 
 /// A request and its status on the internet and for backends.
-const REQUESTS: [(&str, &str, u16, u16); 19] = [
+const REQUESTS: [(&str, &str, u16, u16); 22] = [
     ("POST", "/workos/webhook", 401, NOT_PASSED_ON),
     ("POST", "/workos/action", 401, NOT_PASSED_ON),
     ("GET", "/auth/user", 401, 401),
@@ -23,6 +23,9 @@ const REQUESTS: [(&str, &str, u16, u16); 19] = [
     ("GET", "/auth/memberships", 401, 401),
     ("GET", "/user_management/users", NOT_PASSED_ON, 401),
     ("GET", "/user_management/users/user_1", NOT_PASSED_ON, 401),
+    ("GET", "/organizations", NOT_PASSED_ON, 401),
+    ("GET", "/organizations/org_1/roles", NOT_PASSED_ON, 401),
+    ("GET", "/authorization/roles", NOT_PASSED_ON, 401),
     ("GET", "/changes", NOT_PASSED_ON, 401),
     ("GET", "/openapi.json", NOT_PASSED_ON, 200),
     ("GET", "/metrics", NOT_PASSED_ON, NOT_PASSED_ON),
@@ -57,9 +60,18 @@ fn example(name: &str) -> String {
 }
 
 /// Replaces a text that must be there.
-fn replaced(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "the example has no {from:?}");
     text.replace(from, to)
+}
+
+/// The example for HAProxy without TLS.
+pub(crate) fn haproxy_example(servers: [SocketAddr; 2], public: SocketAddr, internal: SocketAddr) -> String {
+    let text = replaced(&example("haproxy.cfg"), "127.0.0.1:8080", &servers[0].to_string());
+    let text = replaced(&text, "127.0.0.1:8081", &servers[1].to_string());
+    let text = replaced(&text, "bind :443 ssl crt /etc/haproxy/auth.example.com.pem", &format!("bind {public}"));
+    let internally = "bind 10.0.0.1:8443 ssl crt /etc/haproxy/authkit-sync.internal.pem";
+    replaced(&text, internally, &format!("bind {internal}"))
 }
 
 impl Proxy {
@@ -109,6 +121,19 @@ impl Proxy {
         let mut command = Command::new(caddy);
         command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&file);
         command.env("HOME", folder.path()).env("XDG_DATA_HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path());
+        Some(Self::start(command, public, internal, folder).await)
+    }
+
+    /// HAProxy with the example, without TLS, on free ports. Both servers are the same process.
+    async fn haproxy(service: SocketAddr) -> Option<Self> {
+        let haproxy = required_program("haproxy", "haproxy")?;
+        let (public, internal) = (free_address(), free_address());
+        let site = haproxy_example([service, service], public, internal);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("haproxy.cfg");
+        std::fs::write(&file, site).unwrap();
+        let mut command = Command::new(haproxy);
+        command.arg("-db").arg("-f").arg(file);
         Some(Self::start(command, public, internal, folder).await)
     }
 
@@ -164,5 +189,13 @@ async fn caddy_exposes_only_what_must_be_public() {
     let database = TestDatabase::new().await;
     let served = serve(&database);
     let Some(proxy) = Proxy::caddy(served.address).await else { return };
+    exposes_only_what_must_be_public(&proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn haproxy_exposes_only_what_must_be_public() {
+    let database = TestDatabase::new().await;
+    let served = serve(&database);
+    let Some(proxy) = Proxy::haproxy(served.address).await else { return };
     exposes_only_what_must_be_public(&proxy).await;
 }

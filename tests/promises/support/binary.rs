@@ -95,6 +95,7 @@ impl Served {
             .env("AUTHKIT_SYNC_BACKFILL", "off")
             .env("AUTHKIT_SYNC_READ_THROUGH", "off")
             .env("AUTHKIT_SYNC_RECONCILE_INTERVAL", "off")
+            .env("AUTHKIT_SYNC_DRAIN_DELAY", "off")
             .env("WORKOS_API_HOSTNAME", "127.0.0.1")
             .env("WORKOS_API_PORT", "9")
             .env("WORKOS_API_HTTPS", "false")

@@ -126,6 +126,7 @@ impl Service {
             .key_source(keys.clone())
             .database_timeout(TIMEOUT)
             .action_deadline(TIMEOUT)
+            .drain_delay(Duration::ZERO)
             .clock(clock.clone());
         let authkit = settings(builder).build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,0 +1,33 @@
+//! The signals that end a command: SIGTERM, and SIGINT of Ctrl-C.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Receives the signals. From its creation on, they do not end the process by themselves.
+pub(super) struct Termination([std::io::Result<Signal>; 2]);
+
+impl Termination {
+    pub(super) fn listen() -> Self {
+        Self([SignalKind::terminate(), SignalKind::interrupt()].map(signal))
+    }
+
+    /// Waits for the next of the signals.
+    pub(super) async fn received(&mut self) {
+        let received = async |signals: &mut std::io::Result<Signal>| match signals {
+            Ok(signals) => {
+                signals.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        };
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! {
+            () = received(terminate) => {}
+            () = received(interrupt) => {}
+        }
+    }
+}
+
+/// Waits for one of the signals. From the call on, before the future is awaited, they do not end the process.
+pub(super) fn terminated() -> impl Future<Output = ()> + Send {
+    let mut termination = Termination::listen();
+    async move { termination.received().await }
+}
