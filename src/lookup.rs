@@ -159,6 +159,9 @@ impl Lookups {
         limit: usize,
     ) -> Result<Vec<(Membership, Option<String>)>, LookupError> {
         let user = self.auth_user(token).await?;
+        if self.are_organizations_incomplete(true).await? {
+            return Err(LookupError::MembershipsNotSynced);
+        }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         Ok(self.store.memberships_of_user(&user.id, after, limit).await?)
     }

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::auth::bearer;
 use super::conditional;
 use super::error::Rejection;
-use super::shapes::{LookupRefused, MembershipShape, NotModified};
+use super::shapes::{MembershipShape, NotModified, OwnMembershipsRefused};
 use super::state::HttpState;
 use crate::domain::membership::Membership;
 
@@ -36,7 +36,7 @@ const PAGE: usize = 100;
         ),
         (status = 400, description = "`invalid_parameter`", body = super::shapes::Error),
         NotModified,
-        LookupRefused
+        OwnMembershipsRefused
     )
 )]
 pub(super) async fn list(
@@ -44,6 +44,10 @@ pub(super) async fn list(
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Response, Rejection> {
+    if !state.kinds.memberships {
+        let message = "memberships are not synced: AUTHKIT_SYNC_KINDS does not name them";
+        return Err(Rejection::new(StatusCode::NOT_FOUND, "kind_disabled", message));
+    }
     let refused = || {
         Rejection::new(StatusCode::BAD_REQUEST, "invalid_parameter", "limit must be 1 to 100, after a membership ID")
     };

@@ -117,6 +117,8 @@ async fn add_missing_users(
         membership.user = match state.lookups.user(&membership.membership.of.user_id).await {
             Ok(user) => Some(user),
             Err(LookupError::Store(error)) => return Err(error.into()),
+            // WorkOS is unreachable. The list is complete without these users, so it does not wait for each of them.
+            Err(LookupError::NotSynced) => break,
             Err(_) => None,
         };
     }

@@ -226,6 +226,22 @@ pub(super) enum LookupRefused {
     Unavailable(Error),
 }
 
+/// Rejections of the list of the caller's memberships.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only for /openapi.json")]
+pub(super) enum OwnMembershipsRefused {
+    /// `token_missing`, `token_expired`, `token_invalid`, `session_revoked`.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
+    Token(Error),
+    /// `user_not_found` (perhaps not synced yet), `user_deleted`; `kind_disabled` if AUTHKIT_SYNC_KINDS does not name memberships.
+    #[response(status = 404)]
+    NoUser(Error),
+    /// `user_not_synced`, `memberships_not_synced` (the first backfill has not completed), `keys_unavailable`,
+    /// `database_unavailable`. Our failure: do not sign the user out.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
+    Unavailable(Error),
+}
+
 /// Rejections of a lookup in the token's organization.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only for /openapi.json")]

@@ -197,8 +197,8 @@ impl ReadThrough {
             Wanted::Memberships { user_id, organization_id } => {
                 match context.api.memberships_of(user_id, organization_id).await {
                     Ok(page) => page.items,
-                    // The user or the organization is unknown.
-                    Err(ApiError::Refused { status: 404, .. }) => Vec::new(),
+                    // The user or the organization is unknown. Another 404 could come from any server.
+                    Err(ApiError::Refused { status: 404, code, .. }) if code == "entity_not_found" => Vec::new(),
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -76,7 +76,7 @@ fn parse_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
     let data = field("data").and_then(|data| json::object(data.get()));
     let id = bounded_id(id);
     let user_id = data.as_ref().and_then(|data| subject(&event_type, data));
-    let content = if sanitized.too_deep {
+    let content = if sanitized.too_deep && !needs_only_id(&event_type) {
         Content::Unusable("nested deeper than 128 levels")
     } else {
         match data {
@@ -85,6 +85,12 @@ fn parse_event(payload: &Bytes) -> Result<Event, NotAnEvent> {
         }
     };
     Ok(Event { id, event_type, created_at, user_id, content, payload: payload.clone() })
+}
+
+/// Returns whether the event ends an object or a session: then only its ID is read, so nothing else can be unusable (promise 4).
+fn needs_only_id(event_type: &str) -> bool {
+    let is_deletion = Kind::of_event_type(event_type).is_some_and(|(_, difference)| difference == Difference::Deleted);
+    is_deletion || event_type == "session.revoked"
 }
 
 /// Returns the ID of the user that an event is about: `data.id` for the three types that describe a user, `data.user_id` for
@@ -417,6 +423,30 @@ mod tests {
         let deep = with_data(&deep);
         assert_eq!(reason(&deep), Some("nested deeper than 128 levels"));
         assert_eq!(deep.user_id.as_deref(), Some("u"), "its deletion must find it");
+    }
+
+    #[test]
+    fn a_deletion_and_a_revocation_need_only_an_id_however_deep_the_rest_is() {
+        let deep = format!("{}1{}", "[".repeat(500), "]".repeat(500));
+        let event = |event_type: &str| {
+            let data =
+                format!(r#"{{"id":"x_1","user_id":"u","organization_id":"o","ip_address":"192.0.2.1","x":{deep}}}"#);
+            read(&format!(
+                r#"{{"id":"e","event":"{event_type}","created_at":"2026-09-01T08:00:00.000Z","data":{data}}}"#
+            ))
+        };
+        for event_type in ["user.deleted", "organization.deleted", "organization_membership.deleted"] {
+            let content = event(event_type).content;
+            assert!(
+                matches!(&content, Content::Deleted(deletion) if deletion.id == "x_1"),
+                "{event_type}: {content:?}"
+            );
+        }
+        let revoked = event("session.revoked");
+        assert!(matches!(&revoked.content, Content::SessionRevoked(id) if id == "x_1"), "{:?}", revoked.content);
+        let payload = String::from_utf8(revoked.payload.to_vec()).unwrap();
+        assert!(!payload.contains("192.0.2.1"), "{payload}");
+        assert!(reason(&event("organization_membership.updated")).is_some());
     }
 
     #[test]

@@ -182,6 +182,8 @@ async fn without_memberships_or_without_an_api_key_a_session_is_the_user_and_the
     deliver(&off, "user.created", 0, &user(USER, "Ada", 0)).await;
     let ignored = body(&unique("event"), "organization.created", 0, &organization(ORGANIZATION, "Quill", 0));
     assert_eq!(off.deliver(&ignored).await.json()["outcome"], json!("ignored"));
+    let memberships = off.ask("/auth/memberships", &token()).await;
+    assert_eq!(memberships.code(), (404, "kind_disabled".to_owned()), "an empty list would be wrong");
     for service in [off, without_key] {
         let answer = session(&service).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -331,6 +333,14 @@ async fn a_user_lists_the_memberships_that_have_not_ended_in_pages() {
     deliver(&service, created, 0, &membership("om_5", "user_other", ORGANIZATION, "active", 0)).await;
     deliver(&service, "organization_membership.deleted", 1, &json!({"id": "om_3"})).await;
     deliver(&service, "organization.deleted", 1, &json!({"id": "org_4"})).await;
+    let incomplete = service.ask("/auth/memberships", &token()).await;
+    assert_eq!(incomplete.code(), (503, "memberships_not_synced".to_owned()), "the backfill may bring more");
+    pool.execute(
+        "insert into workos.scans (kind, completed_at)
+        values ('backfill_organizations', now()), ('backfill_memberships', now())",
+    )
+    .await
+    .unwrap();
     let page = service.ask("/auth/memberships?limit=1", &token()).await.json();
     assert_eq!(page["data"][0]["id"], json!("om_1"));
     assert_eq!(page["data"][0]["organization_name"], json!("Quill"));
