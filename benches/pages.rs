@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
 use authkit_sync::dev::workos::{Options, SimulatedWorkos};
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::domain::kinds::Kinds;
 use authkit_sync::domain::event::{Observation, Origin};
 use authkit_sync::metrics::Metrics;
 use authkit_sync::store::{Store, migrations};
 use authkit_sync::sync::apply;
-use authkit_sync::sync::catch_up::{CatchUp, EVENT_TYPES};
+use authkit_sync::sync::catch_up::CatchUp;
 use authkit_sync::sync::job::JobContext;
 use authkit_sync::sync::runner::BackgroundLoop;
 use authkit_sync::workos::api::{Api, ApiKey};
@@ -82,7 +83,8 @@ async fn main() {
     sqlx::query("truncate workos.user_records, workos.events").execute(&pool).await.unwrap();
     let api = Api::new(workos.base_url(), ApiKey::new(workos.api_key()), clock.clone()).unwrap();
     let context = JobContext::new(store.clone(), api, clock, Arc::new(Metrics::default()), 1);
-    let catch_up = CatchUp::new(context, EVENT_TYPES.map(str::to_owned).to_vec(), Duration::from_secs(60));
+    let types = Kinds::USERS.event_types().into_iter().map(str::to_owned).collect();
+    let catch_up = CatchUp::new(context, types, Duration::from_secs(60));
     let began = Instant::now();
     while catch_up.tick().await < Duration::from_secs(10) {}
     report("catch-up, unpaced", USERS, began);

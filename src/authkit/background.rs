@@ -40,14 +40,17 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Adds the event types that handlers name completely, and the types of what is synced, to those that catch-up reads.
+    /// Adds the types of what is synced, and those that handlers name completely, to the event types that catch-up reads.
     pub(super) fn add_event_types(&mut self, kinds: Kinds) {
         let handled = self.handlers.iter().flat_map(|handler| handler.types.exact());
-        for name in handled.chain(kinds.event_types()) {
-            if !self.event_types.iter().any(|read| read == name) {
-                self.event_types.push(name.to_owned());
+        let named = self.event_types.iter().map(String::as_str).chain(handled);
+        let mut types: Vec<String> = Vec::new();
+        for name in kinds.event_types().into_iter().chain(named) {
+            if !types.iter().any(|read| read == name) {
+                types.push(name.to_owned());
             }
         }
+        self.event_types = types;
     }
 
     /// Starts the enabled jobs, and the handlers on their own pool.

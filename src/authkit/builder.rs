@@ -11,7 +11,6 @@ use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
 use crate::http::{CONNECTIONS, DRAIN_DELAY, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
-use crate::sync::catch_up::EVENT_TYPES;
 use crate::sync::handlers::TIMEOUT;
 use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
@@ -145,7 +144,7 @@ impl Builder {
                 refresh: true,
                 reconcile_interval: Some(RECONCILE_INTERVAL),
                 retention: RETENTION,
-                event_types: EVENT_TYPES.map(str::to_owned).to_vec(),
+                event_types: Vec::new(),
                 webhooks: false,
                 handlers: Vec::new(),
             },
@@ -211,10 +210,9 @@ impl Builder {
         self
     }
 
-    /// Sets additional event types that catch-up reads. `user.created`, `user.updated` and `user.deleted` are always included.
+    /// Sets additional event types that catch-up reads. The types of what is synced are always included.
     pub fn event_types(mut self, types: Vec<String>) -> Self {
-        let more = types.into_iter().filter(|name| !EVENT_TYPES.contains(&name.as_str()));
-        self.jobs.event_types = EVENT_TYPES.iter().map(|name| (*name).to_owned()).chain(more).collect();
+        self.jobs.event_types = types;
         self
     }
 

@@ -269,7 +269,7 @@ pub(crate) static CATCH_UP_INTERVAL: Setting<Duration> = Setting::new(
 pub(crate) static EVENT_TYPES: Setting<Vec<String>> = Setting::new(
     "AUTHKIT_SYNC_EVENT_TYPES",
     value::event_types,
-    "Event types to poll in addition to user.created, user.updated and user.deleted, separated by commas",
+    "Event types to poll in addition to those of what is synced, separated by commas, for example for handlers",
 )
 .passed_to(Builder::event_types);
 

@@ -14,13 +14,11 @@ use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use super::runner::Runner;
 use super::{Applied, FollowUp, NoFollowUp, apply, apply_with, key_check, quarantine};
 use crate::domain::event::{Event, Observation, Origin};
+use crate::domain::kinds::Kinds;
 use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::{AdvanceCatchUp, CatchUpState, Cursor, OVERLAP, RestartCatchUp};
 use crate::store::{Store, StoreError};
 use crate::workos::api::{ApiError, EventsFrom, PAGE, Page};
-
-/// The default event types: all types that change a user.
-pub const EVENT_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
 /// WorkOS lists an event only some seconds after it happened, so that the order never changes. Seconds.
 pub(super) const HOLD_BACK: i64 = 15;
@@ -113,7 +111,7 @@ impl CatchUpJob {
     /// Stores the start of the first catch-up, by WorkOS's clock.
     async fn begin(&self) -> Result<Duration, JobError> {
         // Only WorkOS's clock is needed. The default types are used, because WorkOS may not know all configured types.
-        let known = EVENT_TYPES.map(str::to_owned);
+        let known: Vec<String> = Kinds::USERS.event_types().into_iter().map(str::to_owned).collect();
         let page = self.context.api.events(&known, EventsFrom::Oldest, 1).await?;
         self.context.store.begin_catch_up(page.observed_at).await?;
         Ok(Duration::ZERO)

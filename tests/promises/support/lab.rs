@@ -71,7 +71,8 @@ impl Lab {
     }
 
     pub(crate) fn catch_up_of(&self, context: JobContext) -> catch_up::CatchUp {
-        catch_up::CatchUp::new(context, catch_up::EVENT_TYPES.map(str::to_owned).to_vec(), Duration::ZERO)
+        let types = Kinds::USERS.event_types().into_iter().map(str::to_owned).collect();
+        catch_up::CatchUp::new(context, types, Duration::ZERO)
     }
 
     /// Catch-up of every synced kind.
