@@ -6,6 +6,7 @@ pub mod change;
 pub mod clock;
 pub mod decide;
 pub mod event;
+pub mod event_types;
 pub mod fields;
 pub mod handler;
 pub mod kinds;

@@ -10,6 +10,7 @@ use super::database::store_of_any_client;
 use super::{Exit, Failure, flag};
 use crate::config::Source;
 use crate::domain::clock::Clock;
+use crate::domain::event_types::{documented, is_documented};
 use crate::domain::handler::{NAME, Types, is_name};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
@@ -99,25 +100,29 @@ async fn change(store: &Store, command: &str, matches: &ArgMatches) -> Result<Ex
 
 async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
-    let function = text("function").unwrap_or_default();
-    if text("name").is_none() && !is_name(function.trim_end_matches("(jsonb)")) {
-        return Err(Failure::new(
-            Exit::Config,
-            format!("a handler cannot have the name of this function: choose another name with --name ({NAME})"),
-        ));
-    }
     let new = NewHandler {
         name: text("name"),
-        function,
+        function: text("function").unwrap_or_default(),
         role: text("role"),
         types: matches.get_one::<Types>("types").cloned().unwrap_or_else(|| Types::from_names(Vec::new())),
         timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or_default(),
         from_start: matches.get_flag("from-start"),
     };
     let (name, role) = store.add_handler(&new).await?;
+    warn_of_unknown_types(&new.types);
     let start = if new.from_start { "with all live users" } else { "at the end of the feed" };
     println!("added {name}: it runs as {role} and starts {start}");
     Ok(Exit::Yes)
+}
+
+/// Warns about misspelled types. They are accepted, because WorkOS adds types without notice.
+fn warn_of_unknown_types(types: &Types) {
+    for name in types.names().iter().filter(|name| !is_documented(name)) {
+        let closest = documented().min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default();
+        tracing::warn!(
+            "WorkOS documents no event type {name}, so the handler may never be called for it. Did you mean {closest}?"
+        );
+    }
 }
 
 async fn list(store: &Store, json: bool) -> Result<Exit, Failure> {

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Exit, Failure, database, flag};
 use crate::config::{self, Source};
+use crate::store::migrations::script::script;
 use crate::store::migrations::{self, MigrationStatus};
 use crate::store::roles;
 
@@ -16,6 +17,10 @@ pub(super) fn command() -> Command {
         .about("Update the database schema to this release. Several replicas may run it at the same time")
         .arg(action)
         .arg(flag("dry-run", "List the migrations that would be applied, but apply nothing"))
+        .arg(
+            flag("sql", "Print the pending migrations, roles and grants as an SQL script, but apply nothing")
+                .conflicts_with_all(["dry-run", "json"]),
+        )
         .arg(flag("json", "Print the result as JSON"))
 }
 
@@ -23,6 +28,13 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let pool = database::pool(&config::database(source)?).connections().clone();
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
+    if matches.get_flag("sql") {
+        if only_look {
+            return Err(Failure::new(Exit::Usage, "--sql cannot be used with `status`: run `authkit-sync migrate --sql`"));
+        }
+        print!("{}", script(&pool, &migrations::migrator()).await?);
+        return Ok(Exit::Yes);
+    }
     if only_look || matches.get_flag("dry-run") {
         let (status, invalid) = migrations::status(&pool).await?;
         print(&status, &invalid, json);

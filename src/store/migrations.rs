@@ -1,6 +1,7 @@
 //! The migrations of the schema: lists pending ones, and runs them safely on several replicas at the same time.
 
 mod indexes;
+pub mod script;
 mod session;
 
 use std::collections::{BTreeMap, HashSet};
@@ -241,17 +242,22 @@ async fn apply(session: &mut Session, migration: &Migration) -> Result<(), Migra
     Ok(())
 }
 
-/// Creates the schema and the table of applied migrations if they are missing. `create schema if not exists` would need the
-/// privilege even if the schema exists.
+/// Creates the schema and the table of applied migrations if they are missing. `if not exists` would need the privilege even if they
+/// exist, and the login may not have it: a database administrator can run the migrations.
 async fn create_schema(connection: &mut DbConnection<'_>) -> Result<(), sqlx::Error> {
-    let present = sqlx::query_scalar!(
+    let present = sqlx::query!(
         r#"-- migrations.schema
-        select to_regnamespace('workos') is not null as "present!""#
+        select
+            to_regnamespace('workos') is not null as "schema!",
+            to_regclass('workos.migrations') is not null as "table!""#
     )
     .fetch_one(&mut *connection)
     .await?;
-    if !present {
+    if !present.schema {
         sqlx::query!("-- migrations.create_schema\ncreate schema workos").execute(&mut *connection).await?;
+    }
+    if present.table {
+        return Ok(());
     }
     sqlx::query!(
         "-- migrations.create_table

@@ -58,6 +58,13 @@ pub(crate) struct LiveSlugs {
     pub(crate) permissions: Vec<String>,
 }
 
+/// The stored roles of a list, and its permissions, by slug.
+#[derive(Debug, Default)]
+pub(crate) struct StoredRoleList {
+    pub(crate) roles: BTreeMap<String, Role>,
+    pub(crate) permissions: BTreeMap<String, Permission>,
+}
+
 /// How an entry changed.
 struct Changed {
     kind: ListKind,
@@ -230,6 +237,22 @@ impl Store {
         let roles =
             self.lookup(async |connection| roles::slugs_of_organization(connection, organization_id).await).await?;
         Ok(LiveSlugs { roles, permissions: Vec::new() })
+    }
+
+    /// Returns the live roles and permissions of a list.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub(crate) async fn stored_role_list(&self, organization_id: &str) -> Result<StoredRoleList, StoreError> {
+        let without_places =
+            |roles: BTreeMap<String, (Role, i32)>| roles.into_iter().map(|(slug, (role, _))| (slug, role)).collect();
+        if organization_id == ENVIRONMENT {
+            let roles = self.lookup(async |connection| roles::environment(connection).await).await?;
+            let permissions = self.lookup(async |connection| permissions::stored(connection).await).await?;
+            return Ok(StoredRoleList { roles: without_places(roles), permissions });
+        }
+        let roles = self.lookup(async |connection| roles::of_organization(connection, organization_id).await).await?;
+        Ok(StoredRoleList { roles: without_places(roles), ..StoredRoleList::default() })
     }
 
     /// Returns how long ago, by the database's clock, a list was stored. `None` if it never was.

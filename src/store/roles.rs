@@ -16,13 +16,13 @@ use super::StoreError;
 use super::migrations::Session;
 
 /// The roles, and the statements that create them.
-const ROLES: [(&str, &str); 2] = [
+pub(super) const ROLES: [(&str, &str); 2] = [
     ("workos_end_user", "create role workos_end_user nologin"),
     ("workos_reader", "create role workos_reader nologin"),
 ];
 
 /// The statements that grant their privileges. If one fails because a privilege is missing, the others still run.
-const GRANTS: [&str; 8] = [
+pub(super) const GRANTS: [&str; 8] = [
     "grant usage on schema workos to workos_end_user, workos_reader",
     "grant execute on function workos.current_subject() to workos_end_user, workos_reader",
     "grant execute on function workos.current_auth_user() to workos_end_user, workos_reader",

@@ -8,6 +8,7 @@ use super::{Applied, apply};
 use crate::domain::decide::{Effect, Stored, decide};
 use crate::domain::event::{Observation, Origin};
 use crate::domain::object::{Kind, ObjectKey};
+use crate::domain::user::LAST_SIGN_IN_AT;
 use crate::domain::version::Version;
 use crate::store::{Store, StoreError};
 
@@ -76,9 +77,23 @@ impl Drift {
 /// An event can describe a state until this long after the state's `updated_at`, seconds.
 const EVENT_DELAY: i64 = 86_400;
 
-/// Returns the effects that applying a page would have. Writes nothing.
+/// Returns the effects that applying a page would have. Writes nothing. A plain sign-in counts as no difference, because WorkOS sends no
+/// event for it.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
-    Ok(preview_with_versions(store, observations).await?.into_iter().map(|(applied, _)| applied).collect())
+    let mut previewed: Vec<Applied> =
+        preview_with_versions(store, observations).await?.into_iter().map(|(applied, _)| applied).collect();
+    for applied in &mut previewed {
+        if matches!(&applied.effect, Effect::Updated { fields } if is_sign_in(fields)) {
+            applied.effect = Effect::Confirmed;
+        }
+    }
+    Ok(previewed)
+}
+
+/// Returns whether a plain sign-in changes these fields.
+fn is_sign_in(fields: &[String]) -> bool {
+    let is_moved = |field: &String| field == LAST_SIGN_IN_AT || field == "updated_at";
+    fields.iter().any(|field| field == LAST_SIGN_IN_AT) && fields.iter().all(is_moved)
 }
 
 /// Applies those objects of a page that differ from their rows, and returns the result of each one.

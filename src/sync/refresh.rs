@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
-use super::role_lists::{ListOutcome, read_environment, read_organization};
+use super::role_lists::{ListOutcome, read_list};
 use super::runner::Runner;
 use super::{apply, key_check};
 use crate::domain::event::Origin;
@@ -181,11 +181,7 @@ impl RefreshJob {
 
     /// Returns whether a list is stored that was not read before the event.
     async fn read_roles(&self, organization_id: &str, origin: Origin) -> Result<bool, JobError> {
-        let outcome = if organization_id == ENVIRONMENT {
-            read_environment(&self.context, origin).await?
-        } else {
-            read_organization(&self.context, organization_id, origin).await?
-        };
+        let outcome = read_list(&self.context, organization_id, origin).await?;
         if outcome == ListOutcome::Unusable {
             tracing::warn!(
                 "WorkOS listed no role of the environment; the stored roles stay, and the list is read again later"

@@ -3,9 +3,11 @@
 //! A slug that is stored and no longer listed is read by slug. Only WorkOS's 404 deletes it, because a list can be short for other
 //! reasons than deletions.
 
+use super::drift::{Drift, DriftKind};
 use super::job::{JobContext, JobError};
 use crate::domain::event::Origin;
 use crate::domain::role::{Permission, Role};
+use crate::domain::timestamp::Timestamp;
 use crate::store::role_lists::{ENVIRONMENT, LiveSlugs, NewRoleList, Replaced};
 use crate::workos::api::{ApiError, FoundRole, RoleList};
 
@@ -25,11 +27,96 @@ pub(super) enum ListOutcome {
     NoOrganization,
 }
 
-/// Reads the roles and permissions of the environment.
-pub(super) async fn read_environment(context: &JobContext, origin: Origin) -> Result<ListOutcome, JobError> {
+/// A list as WorkOS returned it, and the stored slugs that WorkOS does not know any more.
+struct Listed {
+    observed_at: Timestamp,
+    roles: Vec<(usize, Role)>,
+    permissions: Vec<Permission>,
+    gone_roles: Vec<String>,
+    gone_permissions: Vec<String>,
+}
+
+/// Reads the roles and permissions of the environment, or the roles of an organization, and stores them.
+pub(super) async fn read_list(
+    context: &JobContext,
+    organization_id: &str,
+    origin: Origin,
+) -> Result<ListOutcome, JobError> {
+    let Listed { observed_at, roles, permissions, gone_roles, gone_permissions } =
+        match list(context, organization_id).await? {
+            Ok(listed) => listed,
+            Err(outcome) => return Ok(outcome),
+        };
+    let list = NewRoleList {
+        organization_id,
+        observed_at,
+        roles: &roles,
+        permissions: &permissions,
+        gone_roles: &gone_roles,
+        gone_permissions: &gone_permissions,
+        origin,
+    };
+    Ok(match context.store.replace_role_list(&list).await? {
+        Replaced::Done(changed) => ListOutcome::Stored(changed),
+        Replaced::Outdated => ListOutcome::Outdated,
+    })
+}
+
+/// Repairs a list for a reconcile, or returns what differs.
+pub(super) async fn reconcile_list(
+    context: &JobContext,
+    organization_id: &str,
+    is_repaired: bool,
+) -> Result<Vec<Drift>, JobError> {
+    if is_repaired {
+        read_list(context, organization_id, Origin::Reconcile).await?;
+        Ok(Vec::new())
+    } else {
+        check_list(context, organization_id).await
+    }
+}
+
+/// Reads a list, stores nothing, and returns what differs from the stored roles and permissions.
+async fn check_list(context: &JobContext, organization_id: &str) -> Result<Vec<Drift>, JobError> {
+    let listed = match list(context, organization_id).await? {
+        Ok(listed) => listed,
+        // The next read by ID decides about the organization.
+        Err(_) => return Ok(Vec::new()),
+    };
+    let stored = context.store.stored_role_list(organization_id).await?;
+    let role_id = |slug: &str| {
+        if organization_id == ENVIRONMENT { format!("role {slug}") } else { format!("role {organization_id}/{slug}") }
+    };
+    let permission_id = |slug: &str| format!("permission {slug}");
+    let difference = |id: String, fields: Option<Vec<String>>| match fields {
+        None => Some(Drift { id, kind: DriftKind::Missing }),
+        Some(fields) => (!fields.is_empty()).then_some(Drift { id, kind: DriftKind::Outdated { fields } }),
+    };
+    let roles = listed.roles.iter().filter_map(|(_, role)| {
+        difference(role_id(&role.slug), stored.roles.get(&role.slug).map(|before| before.differences(role)))
+    });
+    let permissions = listed.permissions.iter().filter_map(|permission| {
+        let before = stored.permissions.get(&permission.slug);
+        difference(permission_id(&permission.slug), before.map(|before| before.differences(permission)))
+    });
+    let gone = listed.gone_roles.iter().map(|slug| role_id(slug));
+    let gone = gone.chain(listed.gone_permissions.iter().map(|slug| permission_id(slug)));
+    Ok(roles.chain(permissions).chain(gone.map(|id| Drift { id, kind: DriftKind::Gone })).collect())
+}
+
+/// Reads a list from WorkOS. Returns the outcome if there is none to use.
+async fn list(context: &JobContext, organization_id: &str) -> Result<Result<Listed, ListOutcome>, JobError> {
+    if organization_id == ENVIRONMENT {
+        list_environment(context).await
+    } else {
+        list_organization(context, organization_id).await
+    }
+}
+
+async fn list_environment(context: &JobContext) -> Result<Result<Listed, ListOutcome>, JobError> {
     let RoleList { roles, observed_at } = context.api.environment_roles().await?;
     let Some(known) = roles.iter().find(|role| !role.is_of_organization()).map(|role| role.slug.clone()) else {
-        return Ok(ListOutcome::Unusable);
+        return Ok(Err(ListOutcome::Unusable));
     };
     let stored = context.store.live_slugs(ENVIRONMENT).await?;
     let listed = read_permissions(context).await?;
@@ -53,41 +140,31 @@ pub(super) async fn read_environment(context: &JobContext, origin: Origin) -> Re
             gone_permissions.push(slug);
         }
     }
-    let roles: Vec<(usize, Role)> = roles.into_iter().enumerate().collect();
-    let list = NewRoleList {
-        organization_id: ENVIRONMENT,
-        observed_at,
-        roles: &roles,
-        permissions: &permissions,
-        gone_roles: &gone_roles,
-        gone_permissions: &gone_permissions,
-        origin,
-    };
-    store(context, &list).await
+    let roles = roles.into_iter().enumerate().collect();
+    Ok(Ok(Listed { observed_at, roles, permissions, gone_roles, gone_permissions }))
 }
 
-/// Reads the roles of an organization.
-pub(super) async fn read_organization(
+async fn list_organization(
     context: &JobContext,
     organization_id: &str,
-    origin: Origin,
-) -> Result<ListOutcome, JobError> {
+) -> Result<Result<Listed, ListOutcome>, JobError> {
     let RoleList { roles, observed_at } = match context.api.organization_roles(organization_id).await {
-        Err(ApiError::Refused { status: 404, .. }) => return Ok(ListOutcome::NoOrganization),
+        Err(ApiError::Refused { status: 404, .. }) => return Ok(Err(ListOutcome::NoOrganization)),
         other => other?,
     };
     let Some(known) = roles.iter().find(|role| !role.is_of_organization()).map(|role| role.slug.clone()) else {
-        return Ok(ListOutcome::Unusable);
+        return Ok(Err(ListOutcome::Unusable));
     };
     // Each role keeps its place in the whole list, because the list is in the order of priority.
-    let own: Vec<(usize, Role)> = roles.into_iter().enumerate().filter(|(_, role)| role.is_of_organization()).collect();
+    let roles: Vec<(usize, Role)> =
+        roles.into_iter().enumerate().filter(|(_, role)| role.is_of_organization()).collect();
     let LiveSlugs { roles: stored, .. } = context.store.live_slugs(organization_id).await?;
     let mut reads = ReadsBySlug { context, known: &known, is_trusted: false };
     let mut gone_roles = Vec::new();
-    for slug in missing(stored, own.iter().map(|(_, role)| &*role.slug)) {
+    for slug in missing(stored, roles.iter().map(|(_, role)| &*role.slug)) {
         match context.api.organization_role(organization_id, &slug).await {
             // This 404 is about the organization.
-            Err(ApiError::Refused { status: 404, .. }) => return Ok(ListOutcome::NoOrganization),
+            Err(ApiError::Refused { status: 404, .. }) => return Ok(Err(ListOutcome::NoOrganization)),
             found => {
                 if reads.is_gone(found?).await? {
                     gone_roles.push(slug);
@@ -95,23 +172,7 @@ pub(super) async fn read_organization(
             }
         }
     }
-    let list = NewRoleList {
-        organization_id,
-        observed_at,
-        roles: &own,
-        permissions: &[],
-        gone_roles: &gone_roles,
-        gone_permissions: &[],
-        origin,
-    };
-    store(context, &list).await
-}
-
-async fn store(context: &JobContext, list: &NewRoleList<'_>) -> Result<ListOutcome, JobError> {
-    Ok(match context.store.replace_role_list(list).await? {
-        Replaced::Done(changed) => ListOutcome::Stored(changed),
-        Replaced::Outdated => ListOutcome::Outdated,
-    })
+    Ok(Ok(Listed { observed_at, roles, permissions: Vec::new(), gone_roles, gone_permissions: Vec::new() }))
 }
 
 /// Reads every permission. `None` if WorkOS refuses the list: the roles are then stored without it.

@@ -161,6 +161,7 @@ mod lookups;
 mod memberships_api;
 mod migration_rules;
 mod migrations;
+mod migrations_by_hand;
 mod openapi;
 mod openapi_workos;
 mod organizations_api;

@@ -238,7 +238,7 @@ where
     writer.execute("rollback").await.unwrap();
 }
 
-async fn is_valid(pool: &PgPool, index: &str) -> Option<bool> {
+pub(crate) async fn is_valid(pool: &PgPool, index: &str) -> Option<bool> {
     sqlx::query_scalar("select indisvalid from pg_index where indexrelid = to_regclass($1)")
         .bind(index)
         .fetch_optional(pool)
@@ -247,7 +247,7 @@ async fn is_valid(pool: &PgPool, index: &str) -> Option<bool> {
 }
 
 /// Our migrations, and one that builds an index outside a transaction.
-fn with_index() -> Migrator {
+pub(crate) fn with_index() -> Migrator {
     let sql = "-- no-transaction\n-- A test's index.\ncreate index concurrently if not exists events_reason on workos.events (reason)";
     let (kind, text) = (MigrationType::Simple, sql.into_sql_str());
     let mut migrator = migrations::migrator();

@@ -1,14 +1,18 @@
 //! The reconcile of organizations and memberships: only a 404 by ID deletes, after a complete walk.
 
 use authkit_sync::dev::workos::{ApiFaults, Cascades};
+use authkit_sync::domain::kinds::Kinds;
+use authkit_sync::sync::drift::Drift;
 use authkit_sync::sync::job::{JobContext, JobError};
 use authkit_sync::sync::reconcile::Mode;
 use authkit_sync::sync::reconcile::organizations::{
     OrganizationsReconcile, OrganizationsReconcileStep, OrganizationsReport,
 };
 
+use serde_json::json;
+
 use crate::organizations_backfill::{backfill, populate};
-use crate::support::lab::Lab;
+use crate::support::lab::{Lab, object};
 
 const ACTIVE: &str = "select count(*) from workos.active_memberships";
 const LIVE: &str = "select count(*) from workos.organization_membership_records where not synced_deleted";
@@ -30,6 +34,7 @@ async fn synced(users: usize, organizations: usize) -> (Lab, Vec<String>) {
     let organizations = populate(&lab, users, organizations);
     lab.backfill().await;
     backfill(lab.context()).await;
+    lab.refresh().await;
     (lab, organizations)
 }
 
@@ -58,6 +63,49 @@ async fn lost_events_are_found_and_reported_by_a_check_before_a_repair() {
     assert_eq!((lab.count(ACTIVE).await, lab.count(LIVE).await), (8, 9));
     let again = reconcile(lab.context(), Mode::Check).await.unwrap();
     assert!(again.drift.is_empty(), "{:?}", again.drift);
+}
+
+#[tokio::test]
+async fn a_check_compares_roles_with_their_permissions_and_a_repair_reads_them_again() {
+    let (lab, organizations) = synced(1, 2).await;
+    let organization = &*organizations[0];
+    for slug in ["orders:read", "orders:write"] {
+        lab.workos.create_permission(&object(json!({"slug": slug}))).unwrap();
+    }
+    lab.workos.create_role(&object(json!({"slug": "billing", "permissions": ["orders:read"]}))).unwrap();
+    let own = json!({"slug": "org-support", "permissions": ["orders:read"]});
+    lab.workos.create_organization_role(organization, &object(own)).unwrap();
+    lab.pass(60);
+    let checked = async || {
+        let mut drift: Vec<String> = check(&lab).await.iter().map(ToString::to_string).collect();
+        drift.sort_unstable();
+        drift
+    };
+    let missing = [
+        "permission orders:read  missing here".to_owned(),
+        "permission orders:write  missing here".to_owned(),
+        "role billing  missing here".to_owned(),
+        format!("role {organization}/org-support  missing here"),
+    ];
+    assert_eq!(checked().await, missing);
+    assert_eq!(checked().await, missing, "a check changes nothing");
+    reconcile(lab.context(), Mode::Repair).await.unwrap();
+    assert_eq!(checked().await, Vec::<String>::new());
+    lab.workos.update_role("billing", &object(json!({"permissions": ["orders:read", "orders:write"]}))).unwrap();
+    lab.workos.delete_organization_role(organization, "org-support").unwrap();
+    lab.workos.delete_permission("orders:write").unwrap();
+    lab.pass(60);
+    let drift = checked().await;
+    assert!(drift.contains(&format!("role {organization}/org-support  live here, but WorkOS does not know it")), "{drift:?}");
+    assert!(drift.contains(&"permission orders:write  live here, but WorkOS does not know it".to_owned()), "{drift:?}");
+    // Without the kind, roles are no difference.
+    let kinds = Kinds { roles: false, ..Kinds::ALL };
+    let unsynced = reconcile(lab.context().syncing(kinds), Mode::Check).await.unwrap();
+    assert!(unsynced.drift.is_empty(), "{:?}", unsynced.drift);
+}
+
+async fn check(lab: &Lab) -> Vec<Drift> {
+    reconcile(lab.context(), Mode::Check).await.unwrap().drift
 }
 
 #[tokio::test]

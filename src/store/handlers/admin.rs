@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::handler::Types;
+use crate::domain::handler::{NAME, Types, is_name};
 use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
@@ -29,6 +29,9 @@ pub enum AddError {
     /// The function does not exist.
     #[error("the function {0}(jsonb) does not exist; create it first")]
     NoFunction(String),
+    /// The function has other arguments than one `jsonb`.
+    #[error("a handler is a function with one argument of type jsonb, and {0} has others")]
+    OtherArguments(String),
     /// The name of the function has no schema.
     #[error("the function name {0} has no schema; add it, for example public.{0}")]
     NoSchema(String),
@@ -53,6 +56,19 @@ pub enum AddError {
         /// The function.
         function: String,
     },
+    /// The name of the function is no valid name of a handler.
+    #[error("a handler cannot have the name {0}: choose another name with --name ({NAME})")]
+    NotAName(String),
+    /// Another handler calls this function.
+    #[error(
+        "the handler {handler} already calls {function}, so each change would be handled twice; to add a second handler on purpose, name it with --name"
+    )]
+    FunctionTaken {
+        /// The handler.
+        handler: String,
+        /// The function.
+        function: String,
+    },
     /// A handler with this name exists.
     #[error("a handler with the name {0} already exists; remove it first, or choose another name with --name")]
     NameTaken(String),
@@ -67,8 +83,7 @@ impl Store {
     /// # Errors
     /// [`AddError`]
     pub async fn add_handler(&self, new: &NewHandler) -> Result<(String, String), AddError> {
-        let given = new.function.strip_suffix("(jsonb)").unwrap_or(&new.function);
-        let callee = self.callee(given).await?;
+        let callee = self.callee(&new.function).await?;
         let role = new.role.clone().unwrap_or(callee.owner);
         let rights = self.rights(&role, &callee.function).await?;
         if !rights.present {
@@ -80,7 +95,10 @@ impl Store {
         if !rights.callable {
             return Err(AddError::NotCallable { role, function: callee.function });
         }
-        let name = new.name.clone().unwrap_or_else(|| given.to_owned());
+        let name = match &new.name {
+            Some(name) => name.clone(),
+            None => self.name_for(&callee.function).await?,
+        };
         let start = self.feed_head().await?.horizon;
         let timeout_ms = i32::try_from(new.timeout.as_millis()).unwrap_or(i32::MAX);
         let added = self
@@ -103,7 +121,35 @@ impl Store {
         if added > 0 { Ok((name, role)) } else { Err(AddError::NameTaken(name)) }
     }
 
-    async fn callee(&self, given: &str) -> Result<Callee, AddError> {
+    /// Returns the name of a handler that is named after its function, unless another handler calls the function.
+    async fn name_for(&self, function: &str) -> Result<String, AddError> {
+        let name = function.trim_end_matches("(jsonb)").to_owned();
+        let others = self.handlers_of(function).await?;
+        if let Some(handler) = others.into_iter().find(|other| *other != name) {
+            return Err(AddError::FunctionTaken { handler, function: function.to_owned() });
+        }
+        if is_name(&name) { Ok(name) } else { Err(AddError::NotAName(name)) }
+    }
+
+    /// Returns the names of the handlers that call this function, which has its schema and `(jsonb)`.
+    async fn handlers_of(&self, function: &str) -> Result<Vec<String>, StoreError> {
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                "-- handlers.of_function
+                select name
+                from workos.handlers
+                where to_regprocedure(function) = to_regprocedure($1)
+                order by name",
+                function
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
+    }
+
+    async fn callee(&self, function: &str) -> Result<Callee, AddError> {
+        let Some(given) = without_arguments(function) else { return Err(AddError::OtherArguments(function.to_owned())) };
         let found = self
             .lookup(async |connection| {
                 sqlx::query!(
@@ -230,6 +276,15 @@ impl Store {
             .await?;
         Ok(Some(redriven))
     }
+}
+
+/// Returns the name in `schema.name(jsonb)`. Every spelling of the argument list of one `jsonb` is accepted, and none at all. `None` for
+/// other arguments.
+fn without_arguments(function: &str) -> Option<&str> {
+    let Some(opened) = function.trim().strip_suffix(')') else { return Some(function.trim()) };
+    let (name, arguments) = opened.rsplit_once('(')?;
+    let argument = arguments.split_whitespace().last()?.replace('"', "").to_ascii_lowercase();
+    matches!(&*argument, "jsonb" | "pg_catalog.jsonb").then(|| name.trim_end())
 }
 
 struct Callee {

@@ -7,7 +7,7 @@ use super::session::Session;
 use crate::store::connection::DbConnection;
 
 /// Returns the index that a migration outside of a transaction creates. A test checks that each one creates exactly one index.
-fn index_of(migration: &Migration) -> Option<&str> {
+pub(super) fn index_of(migration: &Migration) -> Option<&str> {
     let created = migration.sql.as_str().split_once("create index concurrently if not exists ")?.1;
     migration.no_tx.then_some(created)?.split_whitespace().next()
 }

@@ -22,7 +22,7 @@ const SETTINGS: [&str; 4] = [
 ];
 
 /// The key of the advisory lock of a run. It is arbitrary, and never changes.
-const LOCK: i64 = 0x6175_7468_6B69_7401;
+pub(super) const LOCK: i64 = 0x6175_7468_6B69_7401;
 
 /// Number of attempts to get the lock, and the pause between them: one minute in total.
 const LOCK_ATTEMPTS: u32 = 600;

@@ -24,7 +24,7 @@ struct Row {
 }
 
 /// Returns the live permissions by slug.
-pub(super) async fn stored(connection: &mut DbConnection<'_>) -> Result<BTreeMap<String, Permission>, StoreError> {
+pub(super) async fn stored(connection: &mut DbConnection<'_>) -> Result<BTreeMap<String, Permission>, sqlx::Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- permissions.stored

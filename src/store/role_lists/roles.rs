@@ -48,7 +48,7 @@ impl Row {
 }
 
 /// Returns the live roles of the environment.
-pub(super) async fn environment(connection: &mut DbConnection<'_>) -> Result<Stored, StoreError> {
+pub(super) async fn environment(connection: &mut DbConnection<'_>) -> Result<Stored, sqlx::Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- environment_roles.stored
@@ -77,7 +77,7 @@ pub(super) async fn environment(connection: &mut DbConnection<'_>) -> Result<Sto
 pub(super) async fn of_organization(
     connection: &mut DbConnection<'_>,
     organization_id: &str,
-) -> Result<Stored, StoreError> {
+) -> Result<Stored, sqlx::Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- organization_roles.stored

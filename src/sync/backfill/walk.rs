@@ -12,7 +12,7 @@ use crate::store::scans::{ScanCounts, ScanKind, ScanState};
 use crate::store::{Store, StoreError};
 use crate::sync::job::{JobContext, JobError};
 use crate::sync::list_scan::{List, ListPosition, ListScan};
-use crate::sync::role_lists::read_organization;
+use crate::sync::role_lists::read_list;
 use crate::sync::{apply_with, drift};
 use crate::workos::api::ApiError;
 
@@ -109,7 +109,7 @@ impl WalkBackfill {
             Subject::Memberships => self.read_memberships(context, run, organization).await?,
             Subject::Roles => {
                 if self.dry_run.is_none() {
-                    read_organization(context, &organization, Origin::Backfill).await?;
+                    read_list(context, &organization, Origin::Backfill).await?;
                 }
                 self.finish_organization(context, run, organization, &[]).await?;
             }

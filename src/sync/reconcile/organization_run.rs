@@ -6,6 +6,7 @@ use crate::domain::event::Deletion;
 use crate::domain::membership::Sides;
 use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
+use crate::store::role_lists::ENVIRONMENT;
 use crate::store::scans::ScanCounts;
 use crate::sync::backfill::organizations::KindCounts;
 use crate::sync::drift::Drift;
@@ -64,7 +65,7 @@ pub(super) struct Run {
     /// The start, by WorkOS's clock. Objects that were created later may be missing in the lists.
     pub(super) started_at: Option<Timestamp>,
     pub(super) organizations: ListScan,
-    /// The listed organizations whose memberships and roles are not read yet.
+    /// The listed organizations whose memberships and roles are not read yet, and the environment, which has only roles.
     pub(super) queue: VecDeque<String>,
     /// The scan of the memberships of the first one.
     pub(super) memberships: Option<ListScan>,
@@ -102,7 +103,7 @@ impl Run {
             phase: Phase::List,
             started_at: None,
             organizations: ListScan::of(List::Organizations),
-            queue: VecDeque::new(),
+            queue: VecDeque::from([ENVIRONMENT.to_owned()]),
             memberships: None,
             are_memberships_read: false,
             unread: HashSet::new(),

@@ -15,13 +15,14 @@ use crate::domain::kinds::Kinds;
 use crate::domain::object::Kind;
 use crate::domain::timestamp::Timestamp;
 use crate::store::StoreError;
+use crate::store::role_lists::ENVIRONMENT;
 use crate::store::scans::{SaveScanResult, ScanCounts, ScanKind};
 use crate::sync::backfill::organizations::KindCounts;
 use crate::sync::backfill::{add_counts, log_completed};
 use crate::sync::drift::{self, Drift, DriftKind};
 use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use crate::sync::list_scan::{List, ListScan};
-use crate::sync::role_lists::read_organization;
+use crate::sync::role_lists::reconcile_list;
 use crate::sync::runner::Runner;
 use crate::sync::{Applied, apply, key_check};
 use crate::workos::api::{ApiError, Found, PAGE};
@@ -190,11 +191,12 @@ impl OrganizationsReconcileJob {
             run.phase = Phase::Compare(Kind::Organization, String::new());
             return Ok(());
         };
-        if memberships && !run.are_memberships_read {
+        if memberships && !run.are_memberships_read && organization != ENVIRONMENT {
             return self.walk_memberships(run, organization).await;
         }
-        if roles && self.mode == Mode::Repair {
-            read_organization(&self.context, &organization, Origin::Reconcile).await?;
+        if roles {
+            let drift = reconcile_list(&self.context, &organization, self.mode == Mode::Repair).await?;
+            run.report.drift.extend(drift);
         }
         run.queue.pop_front();
         run.are_memberships_read = false;
