@@ -45,6 +45,9 @@ pub use extract::AuthUser;
 /// Pause between two attempts to reach the database at start.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause between two checks of a database that this process must not serve, until somebody repairs it.
+const UNFIT_PAUSE: Duration = Duration::from_secs(5);
+
 /// A synced copy of the users of one WorkOS environment. Receives webhooks and answers lookups. Cloning is cheap.
 ///
 /// It takes a pool and settings as arguments. It uses no environment variables, signals or global state.
@@ -201,19 +204,52 @@ impl AuthKit {
     /// Runs only the background jobs, until `shutdown` resolves. For an application that mounts [`AuthKit::router`] in its own
     /// server. Without it, there is no polling, no backfill and no handler runs.
     ///
+    /// While the database is unreachable or must not be served, for example because migrations are pending, it logs the reason, `/readyz`
+    /// answers 503, and nothing runs. It begins when the database is repaired.
+    ///
     /// # Errors
-    /// The same as [`AuthKit::run`].
+    /// [`RunError`]: why nothing has run until `shutdown`, or why the database may no longer be served. In the second case it ends at once,
+    /// and `/readyz` answers 503 from then on.
     pub async fn run_background(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut problem = None;
+        let has_begun = tokio::select! {
+            () = &mut shutdown => false,
+            () = self.repaired(&mut problem) => true,
+        };
+        if !has_begun {
+            self.state.closing.cancel();
+            return problem.map_or(Ok(()), Err);
+        }
         let stop = CancellationToken::new();
         let loops = self.start_loops(&stop);
-        let ended = self.until(shutdown).await;
+        let ended = tokio::select! {
+            () = shutdown => Ok(()),
+            unfit = self.state.store.becomes_unfit() => Err(RunError::from(unfit)),
+        };
+        if let Err(error) = &ended {
+            tracing::error!("the background jobs have ended, because this process must not serve the database: {error}");
+        }
         self.state.closing.cancel();
         stop.cancel();
         self.end_loops(loops).await;
         ended
     }
 
+    /// Waits until this process can serve the database. Keeps the current problem in `problem`.
+    async fn repaired(&self, problem: &mut Option<RunError>) {
+        while let Err(error) = self.becomes_fit().await {
+            let text = error.to_string();
+            if problem.as_ref().is_none_or(|known| known.to_string() != text) {
+                tracing::error!("the background jobs do not run, because this process must not serve the database: {text}");
+            }
+            *problem = Some(error);
+            tokio::time::sleep(UNFIT_PAUSE).await;
+        }
+    }
+
     fn start_loops(&self, stop: &CancellationToken) -> Supervisor {
+        self.jobs.report_missing_key();
         let mut loops = Supervisor::new(self.state.metrics.clone(), stop.clone());
         loops.start(self.state.keys.clone());
         loops.start(self.state.watch.clone());
@@ -239,15 +275,25 @@ impl AuthKit {
 
     /// Resolves when this process must not serve the database, at start or later.
     async fn unfit(&self) -> RunError {
+        match self.becomes_fit().await {
+            Ok(()) => self.state.store.becomes_unfit().await.into(),
+            Err(error) => error,
+        }
+    }
+
+    /// Waits until the database is reachable. Returns an error if this process must not serve it.
+    async fn becomes_fit(&self) -> Result<(), RunError> {
         loop {
             match self.prepare().await {
                 Ok(()) => {
                     tracing::info!("the database is reachable and its schema is current");
-                    return self.state.store.becomes_unfit().await.into();
+                    return Ok(());
                 }
-                Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => return unfit.into(),
+                Err(RunError::Migrations(MigrationsError::Database(StoreError::Unfit(unfit)))) => {
+                    return Err(unfit.into());
+                }
                 Err(RunError::Migrations(MigrationsError::Database(error))) => self.state.store.note_failure(&error),
-                Err(error) => return error,
+                Err(error) => return Err(error),
             }
             tokio::time::sleep(DATABASE_PAUSE).await;
         }

@@ -53,6 +53,18 @@ impl Jobs {
         self.event_types = types;
     }
 
+    /// Logs that nothing is read from WorkOS, if there is no API key.
+    pub(super) fn report_missing_key(&self) {
+        if self.refresh {
+            return;
+        }
+        let webhooks = if self.webhooks { "Only webhooks are synced." } else { "There is no webhook secret either, so nothing is synced." };
+        tracing::warn!(
+            "there is no API key, so this process does not poll, backfill, reconcile or read unknown users. {webhooks} \
+             Set WORKOS_API_KEY, or call Builder::api_key in an application"
+        );
+    }
+
     /// Starts the enabled jobs, and the handlers on their own pool.
     pub(super) fn start(&self, loops: &mut Supervisor, context: &JobContext, handlers: &Store) {
         if self.catch_up {

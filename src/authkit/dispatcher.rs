@@ -89,6 +89,7 @@ impl Job for Dispatcher {
                 dead_lettered: lag.dead_lettered,
                 is_blocked: lag.blocked,
                 is_paused: lag.paused,
+                has_process: lag.has_process,
             };
             self.context.metrics.handler(&lag.name, values);
         }

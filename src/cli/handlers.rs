@@ -162,6 +162,13 @@ fn print(out: &mut impl Write, handler: &HandlerStatus, now: Timestamp) -> std::
     if let Some(problem) = &handler.problem {
         writeln!(out, "    {}", problem.escape_debug())?;
     }
+    if !handler.has_process && handler.state != "paused" {
+        writeln!(
+            out,
+            "    no running process has this handler: start the process that registers it, or run `authkit-sync handlers remove {}`",
+            handler.name
+        )?;
+    }
     let Some(error) = &handler.last_error else { return Ok(()) };
     let parts = [&error.sqlstate, &error.constraint, &error.location, &error.message];
     let parts: Vec<String> = parts.into_iter().flatten().map(|part| part.escape_debug().to_string()).collect();

@@ -27,6 +27,7 @@ pub(super) struct Handlers {
     dead_lettered: Family<HandlerLabels, Gauge>,
     blocked: Family<HandlerLabels, Gauge>,
     paused: Family<HandlerLabels, Gauge>,
+    running: Family<HandlerLabels, Gauge>,
 }
 
 impl Handlers {
@@ -54,6 +55,7 @@ impl Handlers {
                 "Whether the handler cannot run at all, for example because its function is gone (1 or 0)",
             ),
             paused: gauge("handler_paused", "Whether an operator paused the handler (1 or 0)"),
+            running: gauge("handler_running", "Whether a live process runs the handler, unless it is paused (1 or 0)"),
         }
     }
 }
@@ -71,6 +73,8 @@ pub struct HandlerValues {
     pub is_blocked: bool,
     /// Whether an operator paused it.
     pub is_paused: bool,
+    /// Whether a live process runs it.
+    pub has_process: bool,
 }
 
 impl Metrics {
@@ -90,6 +94,7 @@ impl Metrics {
             (&handlers.dead_lettered, values.dead_lettered),
             (&handlers.blocked, i64::from(values.is_blocked)),
             (&handlers.paused, i64::from(values.is_paused)),
+            (&handlers.running, i64::from(values.has_process && !values.is_paused)),
         ] {
             gauge.get_or_create(&labels).set(value);
         }
@@ -98,8 +103,8 @@ impl Metrics {
     /// Removes the metrics of a handler that was removed.
     pub fn forget_handler(&self, handler: &str) {
         let labels = HandlerLabels { handler: handler.to_owned() };
-        let Handlers { lag, waiting, dead_lettered, blocked, paused, .. } = &self.handlers;
-        for gauge in [lag, waiting, dead_lettered, blocked, paused] {
+        let Handlers { lag, waiting, dead_lettered, blocked, paused, running, .. } = &self.handlers;
+        for gauge in [lag, waiting, dead_lettered, blocked, paused, running] {
             gauge.remove(&labels);
         }
     }

@@ -77,16 +77,18 @@ impl Store {
     /// As [`Store::check`], and [`StoreError::Unbound`] if WorkOS could not be reached.
     pub async fn check_bound(&self) -> Result<(), StoreError> {
         self.check().await?;
-        let bound = self.once(|fitness| &fitness.bound, || self.clone().check_binding()).await;
-        self.noting_unfit(bound)
+        self.once(|fitness| &fitness.bound, || self.clone().check_binding()).await
     }
 
     /// Checks that the database is writable and that our table can be read. Concurrent calls use one connection.
     ///
     /// # Errors
-    /// [`StoreError`]
+    /// [`StoreError`], also if a write has found that this process must not serve the database any more.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.check().await?;
+        if let Some(unfit) = self.fitness.unfit.borrow().clone() {
+            return Err(unfit.into());
+        }
         self.once(|fitness| &fitness.ready, || self.clone().check_writable()).await
     }
 

@@ -291,3 +291,12 @@ async fn on_a_terminal_it_works_as_well_and_shows_progress() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("3 new"), "{output:?}");
 }
+
+#[tokio::test]
+async fn without_an_api_key_the_log_says_what_does_not_run() {
+    let database = TestDatabase::new().await;
+    let served = Served::start(&database.url(), free_address(), &[]);
+    until("it is logged", async || served.log().contains("there is no API key")).await;
+    let log = served.log();
+    assert!(log.contains("does not poll, backfill, reconcile") && log.contains("Only webhooks are synced"), "{log}");
+}

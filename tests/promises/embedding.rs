@@ -4,7 +4,9 @@
 #[expect(dead_code, reason = "its main is for `cargo run --example notes`")]
 mod notes;
 
-use authkit_sync::AuthKit;
+use std::time::Duration;
+
+use authkit_sync::{ApiKey, AuthKit, Clock, RunError, Unfit};
 use authkit_sync::authkit::Rejection;
 use authkit_sync::store::roles;
 use authkit_sync::tokens::Identity;
@@ -19,10 +21,12 @@ use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
+use crate::support::database::TestDatabase;
 use crate::support::events;
-use crate::support::lab::Lab;
-use crate::support::service::Answer;
+use crate::support::lab::{Lab, another_workos, object};
+use crate::support::service::{Answer, until};
 
 async fn serve(routes: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -187,4 +191,68 @@ async fn extractors_and_lookups_of_the_library() {
     assert!(matches!(authkit.get_user("user_nobody").await, Err(LookupError::NotFound)));
     assert!(authkit.get_user_by_external_id("crm-none").await.unwrap().is_none());
     assert_eq!(authkit.identity(&token).await.unwrap().subject, id);
+}
+
+async fn hello(AuthUser { user, .. }: AuthUser) -> String {
+    format!("hello {}", user.email)
+}
+
+/// The example of the README, with a simulated WorkOS: on an empty database, it reads all users.
+#[tokio::test]
+async fn the_example_of_the_readme_migrates_the_database_and_reads_all_users() {
+    let database = TestDatabase::empty().await;
+    let pool = database.pool(12).await;
+    let workos = another_workos(&Clock::system(), 1, None).await;
+    let id = workos.create_user(&object(json!({"email": "ada@example.test"}))).unwrap()["id"].as_str().unwrap().to_owned();
+    let builder = AuthKit::builder(pool.clone(), workos.client_id()).api_base(workos.base_url());
+    let authkit = builder.api_key(ApiKey::new(workos.api_key())).migrate(true).build().unwrap();
+    let app: Router =
+        Router::new().route("/hello", get(hello)).with_state(authkit.clone()).nest("/sync", authkit.router());
+    let url = serve(app).await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(authkit.run_background(async {
+        let _ = stopped.await;
+    }));
+    let token = workos.sign_in(&id).unwrap();
+    until("the user is here", async || {
+        ask("GET", format!("{url}/hello"), Some(&token), "").await.text == "hello ada@example.test"
+    })
+    .await;
+    let _ = stop.send(());
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn background_jobs_name_a_database_without_migrations_and_begin_when_it_is_migrated() {
+    let database = TestDatabase::empty().await;
+    let pool = database.pool(12).await;
+    let workos = another_workos(&Clock::system(), 2, None).await;
+    workos.create_user(&object(json!({"email": "ada@example.test"}))).unwrap();
+    let builder = AuthKit::builder(pool.clone(), workos.client_id()).api_base(workos.base_url());
+    let authkit = builder.api_key(ApiKey::new(workos.api_key())).build().unwrap();
+    let (url, ops) = (serve(authkit.router()).await, serve(authkit.ops_router()).await);
+    until("its future says why", async || {
+        let ended = authkit.clone().run_background(tokio::time::sleep(Duration::from_millis(100))).await;
+        matches!(ended, Err(RunError::Unfit(Unfit::Pending(_))))
+    })
+    .await;
+    assert_eq!(ask("GET", format!("{url}/readyz"), None, "").await.text, r#"{"status":"not_ready"}"#);
+    let ready = ask("GET", format!("{ops}/readyz"), None, "").await;
+    assert_eq!(ready.status, 503);
+    assert!(ready.text.contains("run `authkit-sync migrate`"), "{}", ready.text);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(authkit.run_background(async {
+        let _ = stopped.await;
+    }));
+    authkit_sync::run_migrations(&pool).await.unwrap();
+    let users = "select count(*) from workos.users";
+    until("the users are here", async || sqlx::query_scalar::<_, i64>(users).fetch_one(&pool).await.unwrap() == 1).await;
+    assert_eq!(ask("GET", format!("{url}/readyz"), None, "").await.status, 200);
+    // The database is given to another environment.
+    let elsewhere = "update workos.environment set client_id = 'client_of_another_environment'";
+    pool.execute(elsewhere).await.unwrap();
+    let ended = running.await.unwrap();
+    assert!(matches!(ended, Err(RunError::Unfit(Unfit::OtherClient { .. }))), "{ended:?}");
+    assert_eq!(ask("GET", format!("{url}/readyz"), None, "").await.status, 503);
+    drop(stop);
 }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::support::application::{Application, LOG, note};
 use crate::support::events::{observed, unique, user};
 use crate::support::lab::{Lab, object};
-use crate::support::service::{CLIENT_ID, until};
+use crate::support::service::{CLIENT_ID, http_ok, until};
 
 #[tokio::test]
 async fn a_failing_change_blocks_only_its_user_and_is_dead_lettered_after_the_last_attempt() {
@@ -196,10 +196,17 @@ async fn a_process_without_a_handler_does_not_process_its_changes() {
     app.create(&unique("user")).await;
     until("the other handler gets the change", async || app.done("other").await.len() == 1).await;
     assert_eq!(app.status("mirror").await.unwrap().depth, 1);
+    // It is reported that no process has the handler.
+    let (_, said) = app.command(&["list"]).await;
+    assert_eq!(said.matches("no running process has this handler").count(), 1, "{said}");
+    assert!(said.contains("handlers remove mirror"), "{said}");
+    let metrics = http_ok(&format!("http://{}/metrics", plain.ops)).await;
+    assert!(metrics.contains("authkit_sync_handler_running{handler=\"mirror\"} 0"), "{metrics}");
     plain.stop().await.unwrap();
     let log = |change: Change, mut tx: Tx| async move { note("mirror", &change, &mut tx).await };
     let application = app.run(|builder| builder.on("mirror", "*", log)).await;
     until("the handler gets the change when its process starts", async || app.done("mirror").await.len() == 1).await;
+    assert!(app.status("mirror").await.unwrap().has_process);
     application.stop().await.unwrap();
     other.stop().await.unwrap();
 }

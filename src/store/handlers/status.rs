@@ -21,6 +21,8 @@ pub struct HandlerStatus {
     pub state: String,
     /// Why it is blocked.
     pub problem: Option<String>,
+    /// Whether a live process runs it. A handler in Rust needs a process that registers it.
+    pub has_process: bool,
     /// Changes that it has not completed, including those that wait for a retry.
     pub depth: i64,
     /// When the oldest of them was committed.
@@ -67,6 +69,8 @@ pub struct HandlerLag {
     pub blocked: bool,
     /// Whether an operator paused it.
     pub paused: bool,
+    /// Whether a live process runs it.
+    pub has_process: bool,
 }
 
 struct StatusRow {
@@ -76,6 +80,7 @@ struct StatusRow {
     role: Option<String>,
     state: String,
     problem: Option<String>,
+    has_process: bool,
     depth: i64,
     oldest_at: Option<OffsetDateTime>,
     waiting: i64,
@@ -107,6 +112,7 @@ impl From<StatusRow> for HandlerStatus {
             role: row.role,
             state: row.state,
             problem: row.problem,
+            has_process: row.has_process,
             depth: row.depth,
             oldest_at: row.oldest_at.map(Timestamp::from),
             waiting: row.waiting,
@@ -138,6 +144,12 @@ impl Store {
                             else 'running'
                         end as "state!",
                         problem,
+                        exists (
+                            select from workos.leases
+                            where
+                                job = 'handler:' || handlers.name
+                                and expires_at > now()
+                        ) as "has_process!",
                         ahead.count + backlog.waiting as "depth!",
                         least(ahead.oldest_at, backlog.oldest_at) as oldest_at,
                         backlog.waiting as "waiting!",
@@ -235,7 +247,13 @@ impl Store {
                         where handler = name and due_at is null
                     ) as "dead_lettered!",
                     problem is not null as "blocked!",
-                    paused
+                    paused,
+                    exists (
+                        select from workos.leases
+                        where
+                            job = 'handler:' || name
+                            and expires_at > now()
+                    ) as "has_process!"
                 from workos.handlers"#
             )
             .fetch_all(connection)
