@@ -145,6 +145,15 @@ impl Source {
         self.files.get(description.name).map(SecretFile::path)
     }
 
+    /// Returns where to put a new secret, and when `serve` uses it.
+    pub(crate) fn how_to_replace<T>(&self, setting: &Setting<T>) -> String {
+        let description = setting.description();
+        match self.file(description) {
+            Some(path) => format!("write it into the file {}; `authkit-sync serve` reads it within 2 seconds", path.display()),
+            None => format!("set {}, and restart `authkit-sync serve`", description.name),
+        }
+    }
+
     pub(crate) fn is_set<T>(&self, setting: &Setting<T>) -> bool {
         let name = setting.description().name;
         self.values.contains_key(name) || self.files.contains_key(name)

@@ -1,11 +1,16 @@
 //! The alerts and the dashboard on a real Prometheus that reads a real service: every query returns data under load, and alerts fire
 //! when their fault is caused. The waiting times of the rules are scaled.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
+use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 use sqlx::Executor;
 
@@ -13,9 +18,10 @@ use crate::alerts::{RULES, queries};
 use crate::guides::file;
 use crate::support::actions::{ACTION_SECRET, ENDPOINT_SECRET, fresh, registration};
 use crate::support::binary::{Served, free_address};
+use crate::support::database::TestDatabase;
 use crate::support::lab::Lab;
 use crate::support::prometheus::{Prometheus, is_installed};
-use crate::support::service::until;
+use crate::support::service::{Service, until};
 
 /// Returns the rules with waiting times and thresholds of seconds instead of minutes.
 fn hasty_rules() -> String {
@@ -29,16 +35,17 @@ fn hasty_rules() -> String {
 }
 
 /// Starts a service with everything that has metrics: webhooks, polling, actions and a handler.
-async fn served(lab: &Lab) -> Served {
+async fn served(lab: &Lab, webhook_secret: &Path) -> Served {
     lab.pool
         .execute("create function public.on_user(change jsonb) returns void language sql as 'select'")
         .await
         .unwrap();
     let environment = lab.environment();
-    let secret = lab.workos.webhook_secret();
+    std::fs::write(webhook_secret, lab.workos.webhook_secret()).unwrap();
     let mut environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     environment.extend([
-        ("WORKOS_WEBHOOK_SECRET", &*secret),
+        ("WORKOS_WEBHOOK_SECRET", ""),
+        ("WORKOS_WEBHOOK_SECRET_FILE", webhook_secret.to_str().unwrap()),
         ("AUTHKIT_SYNC_CATCH_UP", "on"),
         ("AUTHKIT_SYNC_CATCH_UP_INTERVAL", "200ms"),
         ("AUTHKIT_SYNC_BACKFILL", "auto"),
@@ -79,7 +86,8 @@ async fn every_query_of_the_dashboard_returns_data_under_load() {
         return;
     }
     let lab = Lab::new().await;
-    let served = served(&lab).await;
+    let folder = tempfile::tempdir().unwrap();
+    let served = served(&lab, &folder.path().join("webhook-secret")).await;
     let prometheus = Prometheus::start(&[served.ops], &file(RULES)).await;
     let queries = queries();
     assert!(queries.len() > 40, "only {} queries were found", queries.len());
@@ -105,7 +113,9 @@ async fn alerts_fire_when_their_fault_is_caused() {
         return;
     }
     let lab = Lab::new().await;
-    let mut served = served(&lab).await;
+    let folder = tempfile::tempdir().unwrap();
+    let webhook_secret = folder.path().join("webhook-secret");
+    let mut served = served(&lab, &webhook_secret).await;
     let prometheus = Prometheus::start(&[served.ops], &hasty_rules()).await;
     let complete = "max(authkit_sync_lag_seconds) == 0";
     until("the service is in sync", async || {
@@ -134,6 +144,10 @@ async fn alerts_fire_when_their_fault_is_caused() {
     prometheus.fires("AuthkitSyncHandlerBlocked").await;
     assert_eq!(lab.run(&["handlers", "pause", "public.on_user"]).await.0, 0);
     prometheus.fires("AuthkitSyncHandlerPaused").await;
+    // A new secret is malformed.
+    std::fs::write(&webhook_secret, "sk_an_api_key").unwrap();
+    prometheus.fires("AuthkitSyncSecretRejected").await;
+    std::fs::write(&webhook_secret, lab.workos.webhook_secret()).unwrap();
     // WorkOS sends what cannot be applied.
     let _ = lab.workos.emit("user.updated", json!({"id": "user_unusable"}));
     prometheus.fires("AuthkitSyncQuarantine").await;
@@ -146,4 +160,27 @@ async fn alerts_fire_when_their_fault_is_caused() {
     // The process ends.
     served.kill();
     prometheus.fires("AuthkitSyncDown").await;
+}
+
+/// A source of signing keys with a defect.
+#[derive(Debug)]
+struct Panicking;
+
+impl KeySource for Panicking {
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
+        panic!("a defect that this test causes")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_a_background_job_fires_its_alert() {
+    if !is_installed() {
+        return;
+    }
+    let database = TestDatabase::new().await;
+    let pool = database.pool(4).await;
+    let service = Service::start_with(&pool, |builder| builder.key_source(Arc::new(Panicking))).await;
+    let prometheus = Prometheus::start(&[service.ops], &hasty_rules()).await;
+    prometheus.fires("AuthkitSyncJobPanicked").await;
+    service.stop().await.unwrap();
 }

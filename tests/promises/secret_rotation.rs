@@ -3,20 +3,25 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use authkit_sync::action_endpoint;
 use authkit_sync::dev::postgres::PrivatePostgres;
 use authkit_sync::dev::workos::SimulatedWorkos;
 use authkit_sync::domain::clock::Clock;
 use authkit_sync::store::Pool;
 use authkit_sync::workos::http::http_client;
-use authkit_sync::workos::signature::Secret;
+use authkit_sync::workos::signature::{Secret, SignatureHeader, WEBHOOK_TOLERANCE};
 use authkit_sync::{ApiKey, AuthKit, SecretError};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::{Router, routing};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgPool};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::outage::own_server;
@@ -24,7 +29,7 @@ use crate::support::actions::{ACTION_SECRET, registration};
 use crate::support::binary::{Served, free_address, signal};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique};
-use crate::support::lab::{another_workos, object};
+use crate::support::lab::{Lab, another_workos, object};
 use crate::support::service::{Answer, CLIENT_ID, SECRET, http_ok, until};
 
 /// A folder with secrets as Kubernetes mounts them: each file is a link into a folder that one link names, and an update replaces
@@ -114,11 +119,9 @@ async fn load(stop: &CancellationToken, request: impl AsyncFn() -> Answer) -> (u
     let (mut answered, mut refused) = (0, Vec::new());
     while !stop.is_cancelled() {
         let answer = request().await;
-        // A busy machine can exceed the 500 ms in which a verdict must be stored, with and without a rotation.
-        let is_slow = answer.status == 503 && answer.text.contains("did not answer in time");
         if answer.status == 200 {
             answered += 1;
-        } else if !is_slow {
+        } else {
             refused.push(format!("{}: {}", answer.status, answer.text));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -468,4 +471,108 @@ async fn a_secret_is_replaced_only_by_one_that_the_builder_would_accept_too() {
     enabled.set_webhook_secrets(secrets("new")).unwrap();
     enabled.set_action_secrets(secrets("one")).unwrap();
     enabled.set_service_keys([("b", key)]).unwrap();
+}
+
+const OLD_ENDPOINT_SECRET: &str = "old-endpoint-secret-of-at-least-32-characters";
+const NEW_ENDPOINT_SECRET: &str = "new-endpoint-secret-of-at-least-32-characters";
+
+/// A decision endpoint that accepts both secrets, and counts the requests that each one signed.
+async fn decision_endpoint(signed: Arc<[AtomicUsize; 2]>) -> String {
+    let decide = async move |headers: HeaderMap, body: Bytes| {
+        let now = Clock::system().now();
+        for (secret, count) in [OLD_ENDPOINT_SECRET, NEW_ENDPOINT_SECRET].into_iter().zip(signed.iter()) {
+            let header = headers.get(action_endpoint::HEADER).map(HeaderValue::as_bytes);
+            let header = SignatureHeader::parse(header, now, WEBHOOK_TOLERANCE).unwrap();
+            if header.verify(&[Secret::new(secret)], body.clone()).is_ok() {
+                count.fetch_add(1, Ordering::SeqCst);
+                return (StatusCode::OK, json!({"verdict": "allow"}).to_string());
+            }
+        }
+        (StatusCode::UNAUTHORIZED, String::new())
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/decide", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/decide", routing::post(decide))).await });
+    url
+}
+
+/// While the endpoint accepts both secrets, each action is decided by it, before, during and after the replacement.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_secret_of_the_decision_endpoint_is_replaced_under_load_and_every_action_is_decided_by_it() {
+    let database = TestDatabase::new().await;
+    let signed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let url = decision_endpoint(signed.clone()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    write(&file, OLD_ENDPOINT_SECRET);
+    let settings = [
+        ("WORKOS_ACTION_SECRET", ACTION_SECRET),
+        ("AUTHKIT_SYNC_ACTION_URL", &url),
+        ("AUTHKIT_SYNC_ACTION_URL_SECRET_FILE", file.to_str().unwrap()),
+        ("AUTHKIT_SYNC_ACTION_URL_FAILURE", "deny"),
+        ("AUTHKIT_SYNC_ACTION_URL_PRIVATE", "true"),
+        ("AUTHKIT_SYNC_ACTION_URL_TIMEOUT", "1500ms"),
+    ];
+    let served = serve(&database.url(), &settings.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    until("it is ready", async || get(&served, "/readyz", "").await.status == 200).await;
+    let stop = CancellationToken::new();
+    let is_used = |secret: usize| signed[secret].load(Ordering::SeqCst) > 0;
+    let denied = AtomicUsize::new(0);
+    let actions = load(&stop, async || {
+        let answer = post(&served, "/workos/action", ACTION_SECRET, registration(&unique("action"), "a@b.test")).await;
+        denied.fetch_add(usize::from(answer.status == 200 && !answer.text.contains("Allow")), Ordering::SeqCst);
+        answer
+    });
+    let replacement = async {
+        until("the old secret is used", async || is_used(0)).await;
+        write(&file, NEW_ENDPOINT_SECRET);
+        until_replaced(&served, &["AUTHKIT_SYNC_ACTION_URL_SECRET"], 1).await;
+        until("the new secret is used", async || is_used(1)).await;
+        let before = signed[0].load(Ordering::SeqCst);
+        let after = signed[1].load(Ordering::SeqCst) + 20;
+        until("actions are decided", async || signed[1].load(Ordering::SeqCst) > after).await;
+        stop.cancel();
+        before
+    };
+    let ((answered, refused), before) = tokio::join!(actions, replacement);
+    assert!(refused.is_empty() && answered > 20, "{answered} answered, refused: {refused:?}");
+    assert_eq!(denied.load(Ordering::SeqCst), 0, "{}", served.log());
+    assert_eq!(signed[0].load(Ordering::SeqCst), before, "the old secret is not used any more");
+    assert!(!served.log().contains("endpoint-secret"), "{}", served.log());
+}
+
+/// The key works, but at another environment, which knows none of our users.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_key_of_another_environment_is_reported_by_doctor_and_in_the_log_and_changes_nothing() {
+    let lab = Lab::new().await;
+    lab.create_users(10);
+    lab.backfill().await;
+    lab.free_leases().await;
+    // Another WorkOS at the same address is another environment behind the same host name.
+    let other = another_workos(&Clock::system(), 77, None).await;
+    let port = other.base_url().rsplit(':').next().unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("api-key");
+    write(&file, &other.api_key());
+    let jwks = format!("{}/sso/jwks/{}", lab.workos.base_url(), lab.workos.client_id());
+    let settings = [
+        ("WORKOS_CLIENT_ID", lab.workos.client_id()),
+        ("WORKOS_API_PORT", port),
+        ("WORKOS_API_KEY", String::new()),
+        ("WORKOS_API_KEY_FILE", file.to_str().unwrap().to_owned()),
+        ("WORKOS_JWKS_URL", jwks),
+        ("AUTHKIT_SYNC_CATCH_UP", "on".to_owned()),
+        ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "1m".to_owned()),
+    ];
+    let more: Vec<(&'static str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (code, out, err) = lab.run_with(&["doctor"], &more).await;
+    assert_eq!(code, 1, "{out}{err}");
+    let line = out.lines().find(|line| line.contains("workos_environment")).unwrap_or_else(|| panic!("{out}"));
+    assert!(line.contains("FAIL") || line.contains("fail"), "{line}");
+    assert!(out.contains(&format!("write it into the file {}", file.display())), "{out}");
+    let owned: Vec<(String, String)> = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let served = serve(&lab.database.url(), &owned);
+    until("the log names the key", async || served.log().contains("another environment")).await;
+    assert_eq!(lab.count("select count(*) from workos.users").await, 10);
+    assert!(!served.log().contains(&other.api_key()), "{}", served.log());
 }

@@ -2,7 +2,7 @@
 
 use super::subject::Subject;
 use super::workos::within;
-use crate::config::WEBHOOK_PATH;
+use crate::config::{WEBHOOK_PATH, WEBHOOK_SECRETS};
 use crate::domain::timestamp::Timestamp;
 use crate::sync::health::{Check, ago};
 use crate::workos::signature::Secret;
@@ -53,7 +53,7 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
         return vec![Check::failure(NAMES[0], text, fix), probe, received(subject, None).await];
     };
     let received = received(subject, probed.endpoint.created_at()).await;
-    vec![registered(subject, &probed.endpoint), reachable(&probed), received]
+    vec![registered(subject, &probed.endpoint), reachable(subject, &probed), received]
 }
 
 /// Returns the endpoint of this service: the one that answers a probe as this service does, or else the most likely one.
@@ -88,7 +88,10 @@ fn registered(subject: &Subject<'_>, endpoint: &WebhookEndpoint) -> Check {
         return Check::failure(
             name,
             text,
-            "copy the signing secret from the WorkOS dashboard, page Webhooks, and restart `authkit-sync serve`",
+            format!(
+                "copy the signing secret from the WorkOS dashboard, page Webhooks: {}",
+                subject.source.how_to_replace(&WEBHOOK_SECRETS)
+            ),
         );
     }
     let missing = endpoint.missing(&subject.needed_types);
@@ -102,7 +105,7 @@ fn registered(subject: &Subject<'_>, endpoint: &WebhookEndpoint) -> Check {
     )
 }
 
-fn reachable(probed: &Probed) -> Check {
+fn reachable(subject: &Subject<'_>, probed: &Probed) -> Check {
     let (name, url) = (NAMES[1], &probed.endpoint.endpoint_url);
     let answer = match &probed.answer {
         Ok(answer) => answer,
@@ -116,13 +119,15 @@ fn reachable(probed: &Probed) -> Check {
         return Check::ok(name, format!("{url} reaches this service: a signed probe was verified"));
     }
     let text = format!("{url} answered a signed probe with {} {}", answer.status, answer.code);
+    let same_secret = format!(
+        "give `serve` and `doctor` the same signing secret: {}",
+        subject.source.how_to_replace(&WEBHOOK_SECRETS)
+    );
     let fix = match (answer.status, answer.code.as_str()) {
         (401, "signature_invalid") if answer.message.contains("clock") => {
             "synchronize the clocks of this machine and of the service with NTP"
         }
-        (401, "signature_invalid") => {
-            "give `serve` and `doctor` the same WORKOS_WEBHOOK_SECRET, and restart `authkit-sync serve`"
-        }
+        (401, "signature_invalid") => &same_secret,
         (404, "route_not_found") => {
             "let the proxy forward the path of AUTHKIT_SYNC_WEBHOOK_PATH unchanged, and set WORKOS_WEBHOOK_SECRET for `serve`"
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::subject::Subject;
+use crate::config::WORKOS_API_KEY;
 use crate::sync::health::Check;
 use crate::sync::job::JobError;
 use crate::sync::key_check;
@@ -69,7 +70,10 @@ async fn environment(subject: &Subject<'_>) -> Check {
         Ok(Err(error @ JobError::WrongKey { .. })) => Check::failure(
             name,
             error.to_string(),
-            "set WORKOS_API_KEY to a key of the environment of WORKOS_CLIENT_ID",
+            format!(
+                "create an API key in the environment of WORKOS_CLIENT_ID (WorkOS dashboard, page API Keys): {}",
+                subject.source.how_to_replace(&WORKOS_API_KEY)
+            ),
         ),
         Ok(Err(JobError::Store(_))) => Check::not_checked(name, "the database is not usable"),
         Ok(Err(error)) => Check::of_message(name, &error.to_string()),
