@@ -4,6 +4,7 @@
 //! `kill -9`.
 
 pub mod postgres;
+pub mod screen;
+pub mod seed;
 pub mod tour;
-
 pub mod workos;

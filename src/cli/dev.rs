@@ -1,12 +1,15 @@
 //! `dev`: the service, a private PostgreSQL and a simulated WorkOS on one machine, without configuration.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -15,10 +18,13 @@ use super::termination::terminated;
 use super::{Exit, Failure, flag};
 use crate::authkit::{ACTION_PATH, AuthKit, WEBHOOK_PATH};
 use crate::dev::postgres::{Data, PostgresError, PrivatePostgres, Programs, default_folder};
+use crate::dev::screen::Screen;
+use crate::dev::seed::Seed;
 use crate::dev::tour;
 use crate::dev::workos::{Options, SimulatedWorkos, SimulationError};
+use crate::domain::change::Position;
 use crate::domain::clock::Clock;
-use crate::store::{migrations, roles};
+use crate::store::{StoreError, migrations, roles};
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
 
@@ -26,6 +32,7 @@ use crate::workos::signature::Secret;
 const SERVICE_PORT: u16 = 8080;
 const OPS_PORT: u16 = 9464;
 const WORKOS_PORT: u16 = 4100;
+const POSTGRES_PORT: u16 = 5433;
 
 /// The service key. It is public, because it only opens services on this machine.
 const SERVICE_KEY: &str = "service-key-of-authkit-sync-dev-alone";
@@ -50,7 +57,14 @@ pub(super) fn command() -> Command {
         .arg(flag("tour", "Play the tour on temporary data, then exit: 0 if it succeeded, 1 if not"))
         .arg(flag("ephemeral", "Keep no data, use free ports, play no tour. For tests of other projects"))
         .arg(flag("json", "Print one line of JSON with all URLs and secrets when ready").requires("ephemeral"))
-        .arg(path("seed", "File with a JSON array of users to create first"))
+        .arg(path("seed", "JSON file with users, and with organizations, roles and memberships, to create first"))
+        .arg(
+            Arg::new("port")
+                .long("port")
+                .value_name("PORT")
+                .value_parser(clap::value_parser!(u16).range(1..))
+                .help("Port of PostgreSQL on 127.0.0.1. Default: 5433 if data is kept and it is free, else any free port"),
+        )
         .arg(path("data", "Folder that keeps the data between runs").conflicts_with_all(["ephemeral", "tour"]))
 }
 
@@ -59,6 +73,10 @@ struct Machine {
     // Declared before the server: connections are closed before it stops.
     pool: PgPool,
     database_url: String,
+    database_tcp_url: String,
+    /// The position of the change feed before this run.
+    position: Position,
+    is_kept: bool,
     workos: SimulatedWorkos,
     service: SocketAddr,
     ops: SocketAddr,
@@ -70,9 +88,10 @@ struct Machine {
 pub(super) async fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let (only_tour, ephemeral) = (matches.get_flag("tour"), matches.get_flag("ephemeral"));
     let seed = matches.get_one::<PathBuf>("seed").map(|path| read_seed(path)).transpose()?.unwrap_or_default();
+    let port = matches.get_one::<u16>("port").copied();
     let home = if only_tour || ephemeral { None } else { Some(home(matches)?) };
     let machine = tokio::select! {
-        machine = Machine::start(home.as_deref(), seed) => machine?,
+        machine = Machine::start(home.as_deref(), port, seed) => machine?,
         () = terminated() => return Ok(Exit::Yes),
     };
     let outcome = tokio::select! {
@@ -84,16 +103,24 @@ pub(super) async fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
 }
 
 impl Machine {
-    async fn start(home: Option<&Path>, seed: Vec<Value>) -> Result<Self, Failure> {
-        let postgres = start_postgres(home).await?;
+    async fn start(home: Option<&Path>, port: Option<u16>, seed: Seed) -> Result<Self, Failure> {
+        let port = match port {
+            Some(port) => port,
+            None => free_port(preferred(POSTGRES_PORT, home).await).await?,
+        };
+        let postgres = start_postgres(home, port).await?;
         if home.is_some() {
             eprintln!("keeping data in {}", home.unwrap_or(Path::new("")).display());
         }
         let admin = pool(&postgres.url("postgres"), 1)?;
         // It fails if the database exists from an earlier run, which is fine.
         let _ = sqlx::raw_sql("create database app").execute(&admin).await;
-        admin.close().await;
         let database_url = postgres.url("app");
+        let password = password(home)?;
+        let set = format!("alter role postgres password '{password}'");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&admin).await.map_err(StoreError::from)?;
+        let database_tcp_url = format!("postgres://postgres:{password}@127.0.0.1:{port}/app");
+        admin.close().await;
         let pool = pool(&database_url, 20)?;
         migrations::run(&pool).await?;
         roles::assert(&pool).await?;
@@ -124,15 +151,26 @@ impl Machine {
         let shutdown = async {
             let _ = stopped.await;
         };
+        let position = authkit.position().await?;
         let running = tokio::spawn(authkit.run(listener, Some(ops), shutdown));
         workos.add_endpoint(&format!("http://{service}{WEBHOOK_PATH}"));
         workos.set_action_endpoint(&format!("http://{service}{ACTION_PATH}"));
-        for user in seed {
-            let user = user.as_object().cloned().unwrap_or_default();
-            workos.create_user(&user).map_err(|fault| Failure::new(Exit::Config, format!("--seed: {fault:?}")))?;
-        }
+        seed.create(&workos).map_err(|problem| Failure::new(Exit::Config, format!("--seed: {problem}")))?;
         workos.wait_until_delivered().await;
-        Ok(Self { pool, database_url, workos, service, ops: ops_address, stop, running, _postgres: postgres })
+        let is_kept = home.is_some();
+        Ok(Self {
+            pool,
+            database_url,
+            database_tcp_url,
+            position,
+            is_kept,
+            workos,
+            service,
+            ops: ops_address,
+            stop,
+            running,
+            _postgres: postgres,
+        })
     }
 
     /// Plays the tour, prints the URLs, and runs until Ctrl-C.
@@ -151,7 +189,7 @@ impl Machine {
         if json {
             println!("{}", self.as_json());
         } else {
-            self.print_urls(&url)?;
+            println!("\n{}", self.screen()?);
         }
         std::future::pending().await
     }
@@ -162,6 +200,7 @@ impl Machine {
             "ops_url": format!("http://{}", self.ops),
             "workos_url": self.workos.base_url(),
             "database_url": self.database_url,
+            "database_tcp_url": self.database_tcp_url,
             "client_id": self.workos.client_id(),
             "api_key": self.workos.api_key(),
             "webhook_secret": self.workos.webhook_secret(),
@@ -170,43 +209,29 @@ impl Machine {
         })
     }
 
-    fn print_urls(&self, url: &str) -> Result<(), Failure> {
+    /// Returns what to copy and to try, with a user.
+    fn screen(&self) -> Result<Screen, Failure> {
         let grace = json!({"email": "grace@example.test", "first_name": "Grace", "last_name": "Hopwood"});
         let grace = grace.as_object().cloned().unwrap_or_default();
         // It fails if an earlier run created her.
         let _ = self.workos.create_user(&grace);
         let users = self.workos.users();
-        let id = users.last().and_then(|user| user.get("id")).and_then(Value::as_str).unwrap_or_default();
-        let token = self.workos.sign_in(id).map_err(|fault| Failure::defect(format!("{fault:?}")))?;
-        let (workos, key) = (self.workos.base_url(), self.workos.api_key());
-        println!(
-            "\nservice    {url}\nstatus     http://{ops}/\nWorkOS     {workos}   (simulated; API key {key})\nPostgreSQL {database}\n\n\
-             # look up the user behind a token (valid for five minutes)\n\
-             TOKEN={token}\n\
-             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/auth/user\n\n\
-             # rename the user at WorkOS, then look it up again\n\
-             curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n     \
-             -d '{{\"first_name\":\"Amazing Grace\"}}' {workos}/user_management/users/{id}\n\n\
-             # read the change feed, and wait up to 20 seconds for the next change\n\
-             curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes'\n\
-             curl -H 'Authorization: Bearer {SERVICE_KEY}' '{url}/changes?after=POSITION&wait=20'\n\n\
-             # get a new token\n\
-             curl -X POST {workos}/_simulate/users/{id}/token\n\n\
-             # list every action of the simulated WorkOS: organizations, members, roles, sessions, faults\n\
-             curl {workos}/\n\n\
-             # ask whether a person may sign up (a rule denies gmail.com)\n\
-             curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n\
-             # deliver every webhook twice, half of them out of order, and lose some\n\
-             curl -X POST -H 'Content-Type: application/json' -d '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\n\
-             # make the API fail too: catch-up still recovers the lost webhooks\n\
-             curl -X POST -H 'Content-Type: application/json' -d '{{\"error\":30,\"rate_limit\":30}}' {workos}/_simulate/api\n\n\
-             # read the health and the metrics\n\
-             curl http://{ops}/readyz; curl http://{ops}/metrics\n\n\
-             Press Ctrl-C to stop. The data is kept for the next start.",
-            database = self.database_url,
-            ops = self.ops,
-        );
-        Ok(())
+        let user = users.last().and_then(|user| user.get("id")).and_then(Value::as_str).unwrap_or_default();
+        let token = self.workos.sign_in(user).map_err(|fault| Failure::defect(format!("{fault:?}")))?;
+        Ok(Screen {
+            service: format!("http://{}", self.service),
+            ops: self.ops,
+            workos: self.workos.base_url().to_owned(),
+            database: self.database_tcp_url.clone(),
+            client_id: self.workos.client_id(),
+            api_key: self.workos.api_key(),
+            webhook_secret: self.workos.webhook_secret(),
+            service_key: SERVICE_KEY.to_owned(),
+            user: user.to_owned(),
+            token,
+            position: self.position.to_string(),
+            is_kept: self.is_kept,
+        })
     }
 
     async fn stop(self) {
@@ -217,12 +242,12 @@ impl Machine {
     }
 }
 
-async fn start_postgres(home: Option<&Path>) -> Result<PrivatePostgres, Failure> {
+async fn start_postgres(home: Option<&Path>, port: u16) -> Result<PrivatePostgres, Failure> {
     let data = home.map_or(Data::Temporary, |home| Data::Persistent(home.join("postgres")));
     let cache = home.map_or_else(default_home, |home| Ok(home.to_owned()))?;
     let started = tokio::task::spawn_blocking(move || {
         let programs = Programs::find_or_fetch_in(&cache, |step| eprintln!("{step}"))?;
-        PrivatePostgres::start(programs, &data, &[])
+        PrivatePostgres::start_on(programs, &data, &[], Some(port))
     });
     Ok(started.await.map_err(Failure::defect)??)
 }
@@ -251,15 +276,39 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, Failure> {
     listener.local_addr().map_err(Failure::defect)
 }
 
-fn read_seed(path: &Path) -> Result<Vec<Value>, Failure> {
-    let wanted = |_| {
-        Failure::new(
-            Exit::Config,
-            format!("cannot read --seed {}: it must be a file with a JSON array of users", path.display()),
-        )
-    };
-    let bytes = std::fs::read(path).map_err(wanted)?;
-    serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(wanted)
+fn read_seed(path: &Path) -> Result<Seed, Failure> {
+    let read = std::fs::read(path).map_err(|error| error.to_string());
+    read.and_then(|text| Seed::parse(&text)).map_err(|why| {
+        let wanted = "it must be a JSON file with an array of users, or an object with users, organizations, roles and permissions";
+        Failure::new(Exit::Config, format!("cannot use --seed {}: {why}; {wanted}", path.display()))
+    })
+}
+
+/// Returns the port of an address, or a free port if it is 0.
+async fn free_port(address: SocketAddr) -> Result<u16, Failure> {
+    let listener = bind(address).await?;
+    Ok(local(&listener)?.port())
+}
+
+/// Returns the password of the database. The folder keeps it, so that the URL stays the same.
+fn password(home: Option<&Path>) -> Result<String, Failure> {
+    let file = home.map(|home| home.join("postgres-password"));
+    let kept = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    let is_usable = |text: &String| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(kept) = kept.filter(is_usable) {
+        return Ok(kept);
+    }
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Failure::defect("there is no randomness for a password"))?;
+    let password = hex::encode(bytes);
+    if let Some(file) = file {
+        let mut options = std::fs::OpenOptions::new();
+        let written = options.write(true).create(true).truncate(true).mode(0o600).open(&file);
+        written.and_then(|mut file| file.write_all(password.as_bytes())).map_err(|error| {
+            Failure::unavailable(format!("cannot write {}: {error}; choose another folder with --data", file.display()))
+        })?;
+    }
+    Ok(password)
 }
 
 fn home(matches: &ArgMatches) -> Result<PathBuf, Failure> {

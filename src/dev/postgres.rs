@@ -1,7 +1,7 @@
 //! Starts a private PostgreSQL server with the programs on this machine, or with downloaded ones.
 //!
-//! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password. If the process
-//! is root, it runs as another user, because PostgreSQL requires that. A watchdog process holds a pipe to this process. When the
+//! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password. It listens on a port
+//! of this machine only if asked, and then a password is needed there. If the process is root, it runs as another user, because PostgreSQL requires that. A watchdog process holds a pipe to this process. When the
 //! pipe closes, it stops the server and removes temporary files, even after `kill -9`.
 
 mod packages;
@@ -75,6 +75,8 @@ pub struct PrivatePostgres {
     scratch: PathBuf,
     is_temporary: bool,
     settings: Vec<String>,
+    /// The port on 127.0.0.1, if it listens there, too.
+    port: Option<u16>,
     server: Option<Running>,
 }
 
@@ -91,6 +93,19 @@ impl PrivatePostgres {
     /// # Errors
     /// [`PostgresError`], with the last lines of the server's log if there is one.
     pub fn start(programs: Programs, data: &Data, settings: &[&str]) -> Result<Self, PostgresError> {
+        Self::start_on(programs, data, settings, None)
+    }
+
+    /// Starts a server that listens on a port of 127.0.0.1, too. There it asks for a password.
+    ///
+    /// # Errors
+    /// As [`PrivatePostgres::start`].
+    pub fn start_on(
+        programs: Programs,
+        data: &Data,
+        settings: &[&str],
+        port: Option<u16>,
+    ) -> Result<Self, PostgresError> {
         let scratch = scratch_directory(matches!(data, Data::Temporary))?;
         let owner = owner()?;
         change_owner(&scratch, owner)?;
@@ -99,7 +114,7 @@ impl PrivatePostgres {
             Data::Temporary => (scratch.join("data"), true),
         };
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut server = Self { programs, owner, data, scratch, is_temporary, settings, server: None };
+        let mut server = Self { programs, owner, data, scratch, is_temporary, settings, port, server: None };
         server.initialize()?;
         server.resume()?;
         Ok(server)
@@ -108,8 +123,12 @@ impl PrivatePostgres {
     /// Returns the connection URL of a database.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        // The port is explicit, because drivers would use PGPORT.
-        format!("postgres://postgres@localhost:5432/{database}?host={}", self.scratch.display())
+        // The port is explicit, because drivers would use PGPORT. It is a part of the socket's name.
+        format!("postgres://postgres@localhost:{}/{database}?host={}", self.socket_port(), self.scratch.display())
+    }
+
+    fn socket_port(&self) -> u16 {
+        self.port.unwrap_or(5432)
     }
 
     /// Returns the server's process ID while it runs.
@@ -215,7 +234,11 @@ impl PrivatePostgres {
         let log_too = log.try_clone().map_err(|error| PostgresError::io("write", &log_path, &error))?;
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(&self.data).arg("-k").arg(&self.scratch);
-        postgres.args(["-c", "listen_addresses=", "-c", "port=5432"]);
+        let address = if self.port.is_some() { "127.0.0.1" } else { "" };
+        postgres.args(["-c", &format!("listen_addresses={address}"), "-c", &format!("port={}", self.socket_port())]);
+        if self.port.is_some() {
+            postgres.arg("-c").arg(format!("hba_file={}", self.write_access_rules()?.display()));
+        }
         // A POSIX shared memory segment would remain if the server is killed. A file is removed with the data.
         postgres.args(["-c", "dynamic_shared_memory_type=mmap"]);
         if self.is_temporary {
@@ -245,6 +268,15 @@ impl PrivatePostgres {
         let pipe = watchdog.stdin.take();
         self.server = Some(Running { postgres, watchdog, pipe });
         self.wait_until_ready(&log_path)
+    }
+
+    /// Writes who may connect: everybody who can enter the directory of the socket, and with a password everybody on this machine.
+    fn write_access_rules(&self) -> Result<PathBuf, PostgresError> {
+        let path = self.scratch.join("pg_hba.conf");
+        let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(&path, rules).map_err(|error| PostgresError::io("write", &path, &error))?;
+        change_owner(&path, self.owner)?;
+        Ok(path)
     }
 
     /// Waits until the eighth line of `postmaster.pid` is `ready`, or `standby` on a standby: then the server accepts connections.

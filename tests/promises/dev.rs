@@ -1,12 +1,13 @@
 //! The command `dev` of the real binary, without configuration.
 
 use authkit_sync::workos::http::http_client;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::proxies::DEAD_PROXY;
-use crate::support::binary::{binary, first_line, run, said};
+use crate::support::binary::{binary, first_line, free_address, run, said};
 use crate::support::service::until;
 
 #[test]
@@ -44,7 +45,16 @@ fn the_tour_ends_well_and_ignores_every_real_setting() {
 async fn an_ephemeral_dev_prints_its_urls_for_tests_of_other_projects() {
     let folder = tempfile::tempdir().unwrap();
     let seed = folder.path().join("users.json");
-    std::fs::write(&seed, r#"[{"id":"user_seeded","email":"seed@example.test","first_name":"Seed"}]"#).unwrap();
+    let file = r#"{
+        "permissions": [{"slug": "orders:read"}],
+        "roles": [{"slug": "billing", "permissions": ["orders:read"]}],
+        "organizations": [{"id": "org_ignored", "name": "Acme", "roles": [{"slug": "org-support"}]}],
+        "users": [
+            {"id": "user_seeded", "email": "seed@example.test", "first_name": "Seed",
+             "memberships": [{"organization": "Acme", "roles": ["billing", "org-support"]}]}
+        ]
+    }"#;
+    std::fs::write(&seed, file).unwrap();
     let mut child = binary()
         .args(["dev", "--ephemeral", "--json", "--seed"])
         .arg(&seed)
@@ -88,6 +98,19 @@ async fn an_ephemeral_dev_prints_its_urls_for_tests_of_other_projects() {
     );
     assert_eq!(roles.fetch_one(&pool).await.unwrap(), 2, "as after `migrate`");
     pool.close().await;
+    // Any client can connect over TCP, and it needs the password.
+    let tcp = text("database_tcp_url");
+    let pool = sqlx::PgPool::connect(&tcp).await.unwrap();
+    let synced = "select o.name, m.role_slugs from workos.active_memberships m
+        join workos.organizations o on o.id = m.organization_id where m.user_id = 'user_seeded'";
+    until("the membership is synced with its roles", async || {
+        sqlx::query_as::<_, (String, Vec<String>)>(synced).fetch_optional(&pool).await.unwrap()
+            == Some(("Acme".to_owned(), vec!["billing".to_owned(), "org-support".to_owned()]))
+    })
+    .await;
+    pool.close().await;
+    let password = tcp.split(['@', ':']).nth(2).unwrap();
+    assert!(sqlx::PgPool::connect(&tcp.replace(password, "wrong")).await.is_err());
     let scratch = text("database_url").split("host=").nth(1).unwrap().to_owned();
     assert!(std::path::Path::new(&scratch).exists());
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
@@ -100,4 +123,47 @@ fn an_invalid_seed_file_is_named() {
     let refused = run(&["dev", "--ephemeral", "--seed", "/nonexistent.json"], &[]);
     assert_eq!(refused.status.code(), Some(78));
     assert!(said(&refused).contains("--seed /nonexistent.json"), "{}", said(&refused));
+}
+
+#[tokio::test]
+async fn the_screen_shows_what_to_copy_and_its_feed_example_returns_changes() {
+    let port = free_address().port();
+    let mut child = binary()
+        .args(["dev", "--ephemeral", "--port", &port.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut screen = String::new();
+    let reading = tokio::task::spawn_blocking(move || {
+        while !screen.contains("Press Ctrl-C") {
+            screen.push_str(&lines.next().unwrap().unwrap());
+            screen.push('\n');
+        }
+        screen
+    });
+    let screen = reading.await.unwrap();
+    let after = |start: &str| {
+        let rest = screen.split_once(start).unwrap_or_else(|| panic!("no {start}: {screen}")).1;
+        rest.split(['\'', '\n', ' ']).next().unwrap().to_owned()
+    };
+    let database = after("PostgreSQL   psql '");
+    assert!(database.ends_with(&format!("@127.0.0.1:{port}/app")), "{database}");
+    let pool = sqlx::PgPool::connect(&database).await.unwrap();
+    pool.close().await;
+    for start in ["WORKOS_CLIENT_ID=client_", "WORKOS_API_KEY=sk_", "WORKOS_WEBHOOK_SECRET=", "TOKEN=", "handlers add "] {
+        assert!(!after(start).is_empty(), "{start}: {screen}");
+    }
+    let (client, key) = (http_client().unwrap(), after("SERVICE_KEY="));
+    let feed = format!("{}/changes?after={}", after("service      "), after("/changes?after="));
+    until("the feed example returns changes", async || {
+        let answer = client.get(&feed).bearer_auth(&key).send().await.unwrap().json::<Value>().await.unwrap();
+        answer["data"].as_array().is_some_and(|data| !data.is_empty())
+    })
+    .await;
+    let listed = client.get(after("WorkOS       ")).send().await.unwrap().json::<Value>().await.unwrap();
+    assert!(listed["data"].as_array().unwrap().len() > 10, "{listed}");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
