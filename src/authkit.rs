@@ -228,7 +228,9 @@ impl AuthKit {
             unfit = self.state.store.becomes_unfit() => Err(RunError::from(unfit)),
         };
         if let Err(error) = &ended {
-            tracing::error!("the background jobs have ended, because this process must not serve the database: {error}");
+            tracing::error!(
+                "the background jobs have ended, because this process must not serve the database: {error}"
+            );
         }
         self.state.closing.cancel();
         stop.cancel();
@@ -241,7 +243,9 @@ impl AuthKit {
         while let Err(error) = self.becomes_fit().await {
             let text = error.to_string();
             if problem.as_ref().is_none_or(|known| known.to_string() != text) {
-                tracing::error!("the background jobs do not run, because this process must not serve the database: {text}");
+                tracing::error!(
+                    "the background jobs do not run, because this process must not serve the database: {text}"
+                );
             }
             *problem = Some(error);
             tokio::time::sleep(UNFIT_PAUSE).await;

@@ -149,7 +149,9 @@ impl Source {
     pub(crate) fn how_to_replace<T>(&self, setting: &Setting<T>) -> String {
         let description = setting.description();
         match self.file(description) {
-            Some(path) => format!("write it into the file {}; `authkit-sync serve` reads it within 2 seconds", path.display()),
+            Some(path) => {
+                format!("write it into the file {}; `authkit-sync serve` reads it within 2 seconds", path.display())
+            }
             None => format!("set {}, and restart `authkit-sync serve`", description.name),
         }
     }

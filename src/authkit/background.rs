@@ -58,7 +58,11 @@ impl Jobs {
         if self.refresh {
             return;
         }
-        let webhooks = if self.webhooks { "Only webhooks are synced." } else { "There is no webhook secret either, so nothing is synced." };
+        let webhooks = if self.webhooks {
+            "Only webhooks are synced."
+        } else {
+            "There is no webhook secret either, so nothing is synced."
+        };
         tracing::warn!(
             "there is no API key, so this process does not poll, backfill, reconcile or read unknown users. {webhooks} \
              Set WORKOS_API_KEY, or call Builder::api_key in an application"

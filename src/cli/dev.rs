@@ -59,11 +59,9 @@ pub(super) fn command() -> Command {
         .arg(flag("json", "Print one line of JSON with all URLs and secrets when ready").requires("ephemeral"))
         .arg(path("seed", "JSON file with users, and with organizations, roles and memberships, to create first"))
         .arg(
-            Arg::new("port")
-                .long("port")
-                .value_name("PORT")
-                .value_parser(clap::value_parser!(u16).range(1..))
-                .help("Port of PostgreSQL on 127.0.0.1. Default: 5433 if data is kept and it is free, else any free port"),
+            Arg::new("port").long("port").value_name("PORT").value_parser(clap::value_parser!(u16).range(1..)).help(
+                "Port of PostgreSQL on 127.0.0.1. Default: 5433 if data is kept and it is free, else any free port",
+            ),
         )
         .arg(path("data", "Folder that keeps the data between runs").conflicts_with_all(["ephemeral", "tour"]))
 }

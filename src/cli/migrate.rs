@@ -30,7 +30,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if matches.get_flag("sql") {
         if only_look {
-            return Err(Failure::new(Exit::Usage, "--sql cannot be used with `status`: run `authkit-sync migrate --sql`"));
+            return Err(Failure::new(
+                Exit::Usage,
+                "--sql cannot be used with `status`: run `authkit-sync migrate --sql`",
+            ));
         }
         print!("{}", script(&pool, &migrations::migrator()).await?);
         return Ok(Exit::Yes);

@@ -211,7 +211,11 @@ async fn each_fault_of_workos_and_of_webhooks_is_named_with_its_fix() {
             &["does not contain the signing secret"],
         )
         .await;
-    assert_failure(&wrong, "webhook_probe", &["401 signature_invalid", "same WORKOS_WEBHOOK_SECRET"]);
+    assert_failure(
+        &wrong,
+        "webhook_probe",
+        &["401 signature_invalid", "the same signing secret: set WORKOS_WEBHOOK_SECRET"],
+    );
     assert_eq!(it.doctor(&[]).await.0, 0, "every fault was removed");
 }
 

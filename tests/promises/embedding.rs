@@ -6,11 +6,11 @@ mod notes;
 
 use std::time::Duration;
 
-use authkit_sync::{ApiKey, AuthKit, Clock, RunError, Unfit};
 use authkit_sync::authkit::Rejection;
 use authkit_sync::store::roles;
 use authkit_sync::tokens::Identity;
 use authkit_sync::workos::signature::Secret;
+use authkit_sync::{ApiKey, AuthKit, Clock, RunError, Unfit};
 use authkit_sync::{AuthUser, lookup::LookupError};
 use axum::Router;
 use axum::http::StatusCode;
@@ -203,7 +203,8 @@ async fn the_example_of_the_readme_migrates_the_database_and_reads_all_users() {
     let database = TestDatabase::empty().await;
     let pool = database.pool(12).await;
     let workos = another_workos(&Clock::system(), 1, None).await;
-    let id = workos.create_user(&object(json!({"email": "ada@example.test"}))).unwrap()["id"].as_str().unwrap().to_owned();
+    let id =
+        workos.create_user(&object(json!({"email": "ada@example.test"}))).unwrap()["id"].as_str().unwrap().to_owned();
     let builder = AuthKit::builder(pool.clone(), workos.client_id()).api_base(workos.base_url());
     let authkit = builder.api_key(ApiKey::new(workos.api_key())).migrate(true).build().unwrap();
     let app: Router =
@@ -246,7 +247,8 @@ async fn background_jobs_name_a_database_without_migrations_and_begin_when_it_is
     }));
     authkit_sync::run_migrations(&pool).await.unwrap();
     let users = "select count(*) from workos.users";
-    until("the users are here", async || sqlx::query_scalar::<_, i64>(users).fetch_one(&pool).await.unwrap() == 1).await;
+    until("the users are here", async || sqlx::query_scalar::<_, i64>(users).fetch_one(&pool).await.unwrap() == 1)
+        .await;
     assert_eq!(ask("GET", format!("{url}/readyz"), None, "").await.status, 200);
     // The database is given to another environment.
     let elsewhere = "update workos.environment set client_id = 'client_of_another_environment'";

@@ -29,14 +29,17 @@ async fn a_sql_function_has_the_same_guarantees_and_is_managed_on_the_command_li
     let (code, said) = app.command(&["add", "public.on_user"]).await;
     assert_eq!((code, said.contains("a handler with the name public.on_user already exists")), (78, true), "{said}");
     // Other spellings of the same function.
-    for spelled in ["public.on_user(jsonb)", "PUBLIC.On_User ( change pg_catalog.jsonb )", "\"public\".\"on_user\"(JSONB)"] {
+    for spelled in
+        ["public.on_user(jsonb)", "PUBLIC.On_User ( change pg_catalog.jsonb )", "\"public\".\"on_user\"(JSONB)"]
+    {
         let (code, said) = app.command(&["add", spelled]).await;
         assert_eq!((code, said.contains("public.on_user already exists")), (78, true), "{spelled}: {said}");
     }
     let (code, said) = app.command(&["add", "public.on_user(text)"]).await;
     assert_eq!((code, said.contains("one argument of type jsonb")), (78, true), "{said}");
     // A second handler that calls the function needs a name of its own.
-    let (code, said) = app.command(&["add", "public.on_user", "--name", "second", "--types", "user.create,users.*"]).await;
+    let (code, said) =
+        app.command(&["add", "public.on_user", "--name", "second", "--types", "user.create,users.*"]).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("no event type user.create") && said.contains("Did you mean user.created?"), "{said}");
     assert!(said.contains("no event type users.*"), "{said}");

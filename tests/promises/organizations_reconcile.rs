@@ -96,7 +96,10 @@ async fn a_check_compares_roles_with_their_permissions_and_a_repair_reads_them_a
     lab.workos.delete_permission("orders:write").unwrap();
     lab.pass(60);
     let drift = checked().await;
-    assert!(drift.contains(&format!("role {organization}/org-support  live here, but WorkOS does not know it")), "{drift:?}");
+    assert!(
+        drift.contains(&format!("role {organization}/org-support  live here, but WorkOS does not know it")),
+        "{drift:?}"
+    );
     assert!(drift.contains(&"permission orders:write  live here, but WorkOS does not know it".to_owned()), "{drift:?}");
     // Without the kind, roles are no difference.
     let kinds = Kinds { roles: false, ..Kinds::ALL };

@@ -570,7 +570,8 @@ async fn an_api_key_of_another_environment_is_reported_by_doctor_and_in_the_log_
     let line = out.lines().find(|line| line.contains("workos_environment")).unwrap_or_else(|| panic!("{out}"));
     assert!(line.contains("FAIL") || line.contains("fail"), "{line}");
     assert!(out.contains(&format!("write it into the file {}", file.display())), "{out}");
-    let owned: Vec<(String, String)> = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let owned: Vec<(String, String)> =
+        settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let served = serve(&lab.database.url(), &owned);
     until("the log names the key", async || served.log().contains("another environment")).await;
     assert_eq!(lab.count("select count(*) from workos.users").await, 10);

@@ -149,7 +149,9 @@ impl Store {
     }
 
     async fn callee(&self, function: &str) -> Result<Callee, AddError> {
-        let Some(given) = without_arguments(function) else { return Err(AddError::OtherArguments(function.to_owned())) };
+        let Some(given) = without_arguments(function) else {
+            return Err(AddError::OtherArguments(function.to_owned()));
+        };
         let found = self
             .lookup(async |connection| {
                 sqlx::query!(

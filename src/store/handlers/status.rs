@@ -127,8 +127,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn handler_statuses(&self) -> Result<Vec<HandlerStatus>, StoreError> {
-        let rows = self
-            .lookup(async |connection| {
+        let rows = self.lookup(async |connection| {
                 sqlx::query_as!(
                     StatusRow,
                     r#"-- handlers.statuses
@@ -146,9 +145,7 @@ impl Store {
                         problem,
                         exists (
                             select from workos.leases
-                            where
-                                job = 'handler:' || handlers.name
-                                and expires_at > now()
+                            where job = 'handler:' || handlers.name and expires_at > now()
                         ) as "has_process!",
                         ahead.count + backlog.waiting as "depth!",
                         least(ahead.oldest_at, backlog.oldest_at) as oldest_at,
@@ -188,9 +185,7 @@ impl Store {
                     left join lateral (
                         select *
                         from workos.handler_backlog
-                        where
-                            handler = handlers.name
-                            and failed_at is not null
+                        where handler = handlers.name and failed_at is not null
                         order by failed_at desc
                         limit 1
                     ) as last on true
@@ -198,9 +193,8 @@ impl Store {
                 )
                 .fetch_all(connection)
                 .await
-            })
-            .await?;
-        Ok(rows.into_iter().map(HandlerStatus::from).collect())
+            });
+        Ok(rows.await?.into_iter().map(HandlerStatus::from).collect())
     }
 
     /// Returns the values of every handler's metrics.

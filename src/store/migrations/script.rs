@@ -1,10 +1,11 @@
 //! The pending migrations as one SQL script, for a database administrator who runs them by hand.
 
-use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgPool;
 
-use super::{LOCK, MigrationsError, index_of, invalid_indexes, session, status_of, title};
+use super::indexes::index_of;
+use super::session::{LOCK, Session};
+use super::{MigrationsError, status_of, title};
 use crate::store::roles::{GRANTS, ROLES};
 
 /// The table of applied migrations, as sqlx creates it.
@@ -33,21 +34,23 @@ const SERVICE_GRANTS: [&str; 4] = [
 /// # Errors
 /// [`MigrationsError`]
 pub async fn script(pool: &PgPool, migrator: &Migrator) -> Result<String, MigrationsError> {
-    let mut connection = session(pool).await?;
-    let pending = status_of(&mut connection, migrator).await?.pending;
-    let invalid = invalid_indexes(&mut connection).await?;
-    let login = sqlx::query_scalar!("-- migrations.login\nselect quote_ident(current_user) as \"login!\"")
-        .fetch_one(&mut connection)
-        .await?;
-    connection.close().await?;
-    Ok(text(migrator, &pending, &invalid, &login))
+    let (status, invalid) = status_of(pool, migrator).await?;
+    let mut session = Session::open(pool).await?;
+    let login = session.transaction(async |connection| {
+        sqlx::query_scalar!("-- migrations.login\nselect quote_ident(current_user) as \"login!\"")
+            .fetch_one(connection)
+            .await
+    });
+    let login = login.await?;
+    session.close().await?;
+    Ok(text(migrator, &status.pending, &invalid, &login))
 }
 
 fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str) -> String {
     let mut text = format!(
         "-- Brings the schema `workos` to authkit-sync {}.\n\
-         -- Run it with psql --set ON_ERROR_STOP=1, as a role that may create the schema and roles, always as the same role:\n\
-         -- it owns the objects. Not in one transaction: each migration has its own, and waits for a lock at most 2 seconds.\n\
+         -- Run it with psql --set ON_ERROR_STOP=1 on PostgreSQL itself, not through a connection pooler, as a role that may create\n\
+         -- the schema and roles, always as the same role: it owns the objects. Not in one transaction: each migration has its own, and waits for a lock at most 2 seconds.\n\
          -- If it fails, the migrations before stay applied. Then print a new script and run that one.\n\
          set search_path = pg_catalog, pg_temp;\n\
          set statement_timeout = 0;\n\
@@ -62,7 +65,9 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
         let index = index_of(migration).filter(|index| invalid.iter().any(|it| it == index));
         let is_pending = pending.contains(&title(migration));
         if let Some(index) = index {
-            text.push_str(&format!("\n-- Its build was interrupted.\ndrop index concurrently if exists workos.{index};\n"));
+            text.push_str(&format!(
+                "\n-- Its build was interrupted.\ndrop index concurrently if exists workos.{index};\n"
+            ));
         }
         if is_pending || index.is_some() {
             text.push_str(&format!("\n-- Migration {}\n{}", title(migration), statements(migration, is_pending)));
@@ -70,9 +75,7 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
     }
     text.push_str("\n-- Roles of applications.\n");
     for (role, create) in ROLES {
-        text.push_str(
-            &format!("do $$ begin if to_regrole('{role}') is null then {create}; end if; end $$;\n"),
-        );
+        text.push_str(&format!("do $$ begin if to_regrole('{role}') is null then {create}; end if; end $$;\n"));
     }
     for grant in GRANTS {
         text.push_str(&format!("{grant};\n"));
@@ -81,15 +84,17 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
     for grant in SERVICE_GRANTS {
         text.push_str(&format!("{grant} {login};\n"));
     }
-    text.push_str(&format!("\nselect pg_advisory_unlock({LOCK});\nreset search_path;\nreset statement_timeout;\nreset lock_timeout;\n"));
+    text.push_str(&format!(
+        "\nselect pg_advisory_unlock({LOCK});\nreset search_path;\nreset statement_timeout;\nreset lock_timeout;\n"
+    ));
     text
 }
 
 /// Returns the statements of a migration, and that of its record if it is pending. An index is built outside of a transaction.
 fn statements(migration: &Migration, is_pending: bool) -> String {
-    let sql = migration.sql.as_str().trim_end();
+    let sql = migration.sql.as_str().trim_end().trim_end_matches(';');
     let record = if is_pending { record(migration) } else { String::new() };
-    if migration.no_tx { format!("{sql}\n{record}") } else { format!("begin;\n{sql}\n{record}commit;\n") }
+    if migration.no_tx { format!("{sql};\n{record}") } else { format!("begin;\n{sql};\n{record}commit;\n") }
 }
 
 fn record(migration: &Migration) -> String {
