@@ -2,15 +2,12 @@
 //! when their fault is caused. The waiting times of the rules are scaled.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
-use authkit_sync::tokens::{KeyFetchError, KeySource};
 use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use serde_json::json;
 use sqlx::Executor;
 
@@ -18,10 +15,9 @@ use crate::alerts::{RULES, queries};
 use crate::guides::file;
 use crate::support::actions::{ACTION_SECRET, ENDPOINT_SECRET, fresh, registration};
 use crate::support::binary::{Served, free_address};
-use crate::support::database::TestDatabase;
 use crate::support::lab::Lab;
 use crate::support::prometheus::{Prometheus, is_installed};
-use crate::support::service::{Service, until};
+use crate::support::service::until;
 
 /// Returns the rules with waiting times and thresholds of seconds instead of minutes.
 fn hasty_rules() -> String {
@@ -160,27 +156,4 @@ async fn alerts_fire_when_their_fault_is_caused() {
     // The process ends.
     served.kill();
     prometheus.fires("AuthkitSyncDown").await;
-}
-
-/// A source of signing keys with a defect.
-#[derive(Debug)]
-struct Panicking;
-
-impl KeySource for Panicking {
-    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
-        panic!("a defect that this test causes")
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_in_a_background_job_fires_its_alert() {
-    if !is_installed() {
-        return;
-    }
-    let database = TestDatabase::new().await;
-    let pool = database.pool(4).await;
-    let service = Service::start_with(&pool, |builder| builder.key_source(Arc::new(Panicking))).await;
-    let prometheus = Prometheus::start(&[service.ops], &hasty_rules()).await;
-    prometheus.fires("AuthkitSyncJobPanicked").await;
-    service.stop().await.unwrap();
 }
