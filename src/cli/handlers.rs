@@ -108,6 +108,13 @@ async fn add(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
         timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or_default(),
         from_start: matches.get_flag("from-start"),
     };
+    if new.from_start && !new.types.contains("user.created") {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--from-start calls the function for existing users only, and --types does not include user.created; remove \
+             --from-start, or add user.* to --types",
+        ));
+    }
     let (name, role) = store.add_handler(&new).await?;
     warn_of_unknown_types(&new.types);
     let start = if new.from_start { "with all live users" } else { "at the end of the feed" };

@@ -224,6 +224,9 @@ async fn the_function_of_the_guide_keeps_an_applications_users_in_sync() {
     for id in &ids[..3] {
         app.create(id).await;
     }
+    let members = ["add", "public.on_workos_user", "--types", "organization_membership.*", "--from-start"];
+    let (code, said) = app.command(&members).await;
+    assert!(code == 64 && said.contains("existing users only"), "{code} {said}");
     let (code, said) = app.command(&["add", "public.on_workos_user", "--types", "user.*", "--from-start"]).await;
     assert_eq!(code, 0, "{said}");
     let process = app.run(|builder| builder).await;
