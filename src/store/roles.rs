@@ -10,6 +10,8 @@
 //! referenced table, with the cast of the referencing column's type. So a login that may reference a table and create a type can
 //! run code as that owner. Operators grant this privilege by hand to logins that they trust.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgPool;
 
 use super::StoreError;
@@ -37,7 +39,10 @@ pub(super) const GRANTS: [&str; 8] = [
 ];
 
 /// Number of attempts if another process runs the same statement at the same time.
-const MAX_ATTEMPTS: usize = 5;
+const MAX_ATTEMPTS: usize = 50;
+
+/// The pause between two attempts. At least one of the processes succeeds in each round.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Creates missing roles and grants their privileges. Returns the statements for which the service's role lacks the privilege, so
 /// that a superuser can run them.
@@ -80,7 +85,7 @@ async fn run(session: &mut Session, statement: &'static str) -> Result<bool, Sto
             Some("42710" | "23505") => return Ok(true),
             Some("42501" | "42704") => return Ok(false),
             // Another process runs the same grant at the same time ("tuple concurrently updated").
-            Some("XX000") => {}
+            Some("XX000") => tokio::time::sleep(PAUSE).await,
             _ => return Err(error.into()),
         }
     }
