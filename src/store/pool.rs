@@ -2,7 +2,7 @@
 //!
 //! A statement must not depend on the session's `search_path`, and it must end on the server too when its caller gives up.
 //! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool or of a pooler must not be
-//! changed, so there each lookup runs in a read-only transaction with its own settings. [`Mode`] tells the difference.
+//! changed, so there each lookup runs in a read-only transaction with its own settings. `Mode` tells the difference.
 
 mod checkout;
 mod measured;
