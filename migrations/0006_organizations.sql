@@ -137,10 +137,9 @@ on workos.organization_membership_records (organization_id, id) where organizati
 create index organization_membership_records_status
 on workos.organization_membership_records (organization_id, status, id) where status is not null;
 
--- The membership of a user in an organization, and all memberships of a user. Not unique: a re-added member has a second row. The
--- columns after the first two are the order in which a lookup prefers a user's memberships in an organization, so it reads one row
--- and sorts none. The index is created after the index above: for an empty table both cost the same in a lookup by user and
--- organization, PostgreSQL then prefers the newer one, and a session keeps that plan when an organization has many members.
+-- The memberships of a user, and those of a user in one organization. Not unique: a re-added member has a second row. The other
+-- columns sort the best membership first, so a lookup reads one row. Create this index last: on an empty table PostgreSQL then
+-- chooses it for a lookup by user and organization, and a session keeps this plan while the table grows.
 create index organization_membership_records_user_id
 on workos.organization_membership_records (
     user_id,
@@ -152,8 +151,8 @@ on workos.organization_membership_records (
 )
 where user_id is not null;
 
--- Memberships of every status that have not ended. The deletion of the user or of the organization ends a membership at once,
--- whatever its row says. Columns are only ever appended.
+-- Memberships of every status that have not ended. A membership ends when its user or its organization is deleted, even if its row
+-- is still live. Columns are only ever appended.
 create view workos.organization_memberships as
 select
     membership.id,

@@ -1,8 +1,9 @@
 //! Starts a private PostgreSQL server with the programs on this machine, or with downloaded ones.
 //!
 //! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password. It listens on a port
-//! of this machine only if asked, and then a password is needed there. If the process is root, it runs as another user, because PostgreSQL requires that. A watchdog process holds a pipe to this process. When the
-//! pipe closes, it stops the server and removes temporary files, even after `kill -9`.
+//! of this machine only if asked, and then a password is needed there. If the process is root, the server runs as another user, because
+//! PostgreSQL requires that. A watchdog process holds a pipe to this process. When the pipe closes, it stops the server and removes
+//! temporary files, even after `kill -9`.
 
 mod packages;
 mod programs;

@@ -259,19 +259,7 @@ async fn create_schema(connection: &mut DbConnection<'_>) -> Result<(), sqlx::Er
     if present.table {
         return Ok(());
     }
-    sqlx::query!(
-        "-- migrations.create_table
-        create table if not exists workos.migrations (
-            version bigint primary key,
-            description text not null,
-            installed_on timestamptz not null default now(),
-            success boolean not null,
-            checksum bytea not null,
-            execution_time bigint not null
-        )"
-    )
-    .execute(connection)
-    .await?;
+    sqlx::query_file!("src/store/migrations/table.sql").execute(connection).await?;
     Ok(())
 }
 

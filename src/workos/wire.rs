@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_and_a_revocation_need_only_an_id_however_deep_the_rest_is() {
+    fn a_deletion_and_a_revocation_with_deeply_nested_fields_need_only_an_id() {
         let deep = format!("{}1{}", "[".repeat(500), "]".repeat(500));
         let event = |event_type: &str| {
             let data =

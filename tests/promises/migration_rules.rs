@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 use crate::support::database::TestDatabase;
 use crate::support::service::until;
 
-/// Tables with a few rows, whatever the size of the environment. To read one takes no time.
+/// Tables that have a few rows in an environment of any size. Reading one takes no time.
 const SMALL: [&str; 8] = ["catch_up", "contract", "environment", "feed", "handlers", "leases", "redaction", "scans"];
 
 /// Kind and name of an object of the schema, and what the rules compare.

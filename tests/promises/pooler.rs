@@ -75,7 +75,8 @@ async fn the_tests_of_the_promises_pass_through_a_pooler_in_transaction_mode() {
         .env_remove("DATABASE_URL");
     let output = tokio::task::spawn_blocking(move || tests.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("test result: ok"), "{}", said(&output));
+    let passed = said(&output).lines().filter(|line| line.starts_with("test ") && line.ends_with(" ... ok")).count();
+    assert!(passed > 80, "only {passed} tests ran: {}", said(&output));
 }
 
 #[tokio::test]

@@ -8,17 +8,8 @@ use super::session::{LOCK, Session};
 use super::{MigrationsError, status_of, title};
 use crate::store::roles::{GRANTS, ROLES};
 
-/// The table of applied migrations, as sqlx creates it.
-const TABLE: &str = "\
-create table if not exists workos.migrations (
-    version bigint primary key,
-    description text not null,
-    installed_on timestamptz not null default now(),
-    success boolean not null,
-    checksum bytea not null,
-    execution_time bigint not null
-);
-";
+/// The statement that creates the table of applied migrations.
+const TABLE: &str = include_str!("table.sql");
 
 /// What a login of the service needs, if another role owns the schema.
 const SERVICE_GRANTS: [&str; 4] = [
@@ -28,8 +19,8 @@ const SERVICE_GRANTS: [&str; 4] = [
     "grant execute on all functions in schema workos to",
 ];
 
-/// Returns the script that brings the database to the state of `migrator`: pending migrations with their records, roles and grants. The login
-/// of `pool` gets the rights of the service. Writes nothing.
+/// Returns the script that brings the database to the state of `migrator`: pending migrations with their records, roles and grants.
+/// The login of `pool` gets the rights of the service. Writes nothing.
 ///
 /// # Errors
 /// [`MigrationsError`]
@@ -50,7 +41,8 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
     let mut text = format!(
         "-- Brings the schema `workos` to authkit-sync {}.\n\
          -- Run it with psql --set ON_ERROR_STOP=1 on PostgreSQL itself, not through a connection pooler, as a role that may create\n\
-         -- the schema and roles, always as the same role: it owns the objects. Not in one transaction: each migration has its own, and waits for a lock at most 2 seconds.\n\
+         -- the schema and roles. Always use the same role: it owns the objects.\n\
+         -- Do not run it in one transaction: each migration has its own, and waits at most 2 seconds for a lock.\n\
          -- If it fails, the migrations before stay applied. Then print a new script and run that one.\n\
          set search_path = pg_catalog, pg_temp;\n\
          set statement_timeout = 0;\n\
@@ -58,8 +50,9 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
          -- Refuses to run beside another migration.\n\
          do $$ begin if not pg_try_advisory_lock({LOCK}) then raise exception 'another migration is running'; end if; end $$;\n\n\
          do $$ begin if to_regnamespace('workos') is null then create schema workos; end if; end $$;\n\
-         {TABLE}",
-        env!("CARGO_PKG_VERSION")
+         {};\n",
+        env!("CARGO_PKG_VERSION"),
+        TABLE.trim_end()
     );
     for migration in migrator.iter() {
         let index = index_of(migration).filter(|index| invalid.iter().any(|it| it == index));

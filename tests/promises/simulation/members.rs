@@ -221,8 +221,8 @@ impl World<'_> {
         }
     }
 
-    /// Checks that after a backfill, a reconcile and a refresh the tables equal WorkOS: every organization, membership, role and
-    /// permission, whatever the events said.
+    /// Checks that after a backfill, a reconcile and a refresh every organization, membership, role and permission in the tables equals
+    /// the one at WorkOS, also if no event described it.
     pub(super) async fn compare_everything(&self) {
         let here = self.here();
         let organizations = here.workos.organizations().into_iter().map(|mut organization| {
