@@ -100,6 +100,18 @@ pub(crate) enum EndpointFailure {
 }
 
 impl EndpointFailure {
+    /// Every failure.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::AddressRefused,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::Redirects,
+        Self::Status,
+        Self::TooLong,
+        Self::Broken,
+        Self::Malformed,
+    ];
+
     /// Returns the word for metrics and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -254,7 +254,7 @@ impl AuthKit {
 
     fn start_loops(&self, stop: &CancellationToken) -> Supervisor {
         self.jobs.report_missing_key();
-        let mut loops = Supervisor::new(self.state.metrics.clone(), stop.clone());
+        let mut loops = Supervisor::new(self.context.clone(), stop.clone());
         loops.start(self.state.keys.clone());
         loops.start(self.state.watch.clone());
         let samples = self.state.status.samples().clone();

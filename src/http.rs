@@ -96,6 +96,7 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     // The lookups answer conditionally by themselves, because each layer costs them.
     let mut all = lookups.merge(cached.layer(middleware::from_fn(conditional::answer))).merge(uncached);
     if !state.webhook_secrets.load().is_empty() {
+        state.metrics.receives_webhooks(&state.webhook_path, state.webhook_secrets.load().len());
         let (schemas, paths, receiver) = routes!(webhook::receive);
         all = all.routes((schemas, openapi::at(&state.webhook_path, paths), receiver));
     }

@@ -36,6 +36,9 @@ use workos::Workos;
 /// Maximum number of event types as label values. WorkOS has about a hundred. Further types are counted as `other`.
 const TYPE_LIMIT: usize = 200;
 
+/// The reasons of rejected signatures that an alert compares.
+const SIGNATURE_REASONS: [&str; 2] = ["signature_mismatch", "signature_stale"];
+
 /// Histogram buckets of webhooks in a batch.
 const BATCHES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -287,6 +290,22 @@ impl Metrics {
         self.totals.event(origin);
         let r#type = self.known_type(event_type);
         self.events.get_or_create(&EventLabels { r#type, origin, outcome }).inc();
+    }
+
+    /// Adds what an alert compares about the webhook route, because a counter that begins with its first event shows no increase.
+    pub fn receives_webhooks(&self, route: &str, secrets: usize) {
+        for reason in SIGNATURE_REASONS {
+            let labels = RejectionLabels { route: route.to_owned(), reason };
+            drop(self.rejected_requests.get_or_create(&labels));
+        }
+        self.accepts_secrets("webhook", secrets);
+    }
+
+    /// Adds the failures of the action endpoint, for the same reason.
+    pub fn asks_endpoint(&self, failures: impl IntoIterator<Item = &'static str>) {
+        for failure in failures {
+            drop(self.endpoint_failures.get_or_create(&FailureLabels { failure }));
+        }
     }
 
     /// Counts a rejected request.

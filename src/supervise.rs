@@ -1,17 +1,16 @@
 //! Runs background loops: restarts a loop after a panic, and stops all loops at shutdown.
 //!
-//! A `tick` of a loop does one piece of work and returns the pause before the next one. A tick that panics is counted and retried
-//! later. It never affects lookups or webhooks.
+//! A `tick` of a loop does one piece of work and returns the pause before the next one. A tick that panics is counted, shown as a
+//! failure of the loop, and retried later. It never affects lookups or webhooks.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::sync::job::JobContext;
 use crate::sync::runner::{BackgroundLoop, renewing};
 use crate::tokens::KeyCache;
 
@@ -24,37 +23,36 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Supervisor {
     loops: JoinSet<()>,
     stop: CancellationToken,
-    metrics: Arc<Metrics>,
+    context: JobContext,
 }
 
 impl Supervisor {
-    pub(crate) fn new(metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
-        Self { loops: JoinSet::new(), stop, metrics }
+    pub(crate) fn new(context: JobContext, stop: CancellationToken) -> Self {
+        Self { loops: JoinSet::new(), stop, context }
     }
 
     /// Starts a loop. Its `tick` is dropped at an await point at shutdown.
     pub(crate) fn start<L: BackgroundLoop>(&mut self, background_loop: L) {
-        let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
-        metrics.started(L::NAME);
+        let (stop, context) = (self.stop.clone(), self.context.clone());
+        context.metrics.started(L::NAME);
         self.loops.spawn(async move {
-            let mut pause_after_panic = FIRST_PAUSE;
+            let mut panics = 0;
             let rounds = async {
                 loop {
                     let pause = match renewing(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind())
                         .await
                     {
                         Ok(pause) => {
-                            pause_after_panic = FIRST_PAUSE;
+                            if panics > 0 {
+                                context.note_end_of_panics(L::NAME);
+                            }
+                            panics = 0;
                             pause
                         }
                         Err(_panic) => {
-                            metrics.restart(L::NAME);
-                            tracing::error!(
-                                job = L::NAME,
-                                "a background job panicked and is restarted; this is a defect of authkit-sync, please report it"
-                            );
-                            let pause = pause_after_panic;
-                            pause_after_panic = (pause * 2).min(LONGEST_PAUSE);
+                            let pause = FIRST_PAUSE.saturating_mul(1 << panics.min(10)).min(LONGEST_PAUSE);
+                            panics += 1;
+                            context.note_panic(L::NAME, pause);
                             pause
                         }
                     };

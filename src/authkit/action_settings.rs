@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::error::BuildError;
-use crate::action_endpoint::{ActionEndpoint, Endpoint};
+use crate::action_endpoint::{ActionEndpoint, Endpoint, EndpointFailure};
 use crate::actions::{Actions, DEADLINE, Handler};
 use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
@@ -71,6 +71,9 @@ impl ActionSettings {
     ) -> Result<Option<Arc<ActionState>>, BuildError> {
         if self.secrets.is_empty() {
             return Ok(None);
+        }
+        if self.endpoint.is_some() {
+            metrics.asks_endpoint(EndpointFailure::ALL.map(EndpointFailure::as_str));
         }
         let endpoint = self.endpoint.map(Endpoint::new).transpose();
         let actions = Actions {

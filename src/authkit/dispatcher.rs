@@ -34,7 +34,7 @@ pub(super) struct Dispatcher {
 impl Dispatcher {
     pub(super) fn runner(context: JobContext, rust: Vec<RustHandler>) -> Runner<Self> {
         // Dropping the dispatcher drops the loops.
-        let loops = Supervisor::new(context.metrics.clone(), CancellationToken::new());
+        let loops = Supervisor::new(context.clone(), CancellationToken::new());
         let (feed, started) = (Feed::new(context.store.clone()), HashSet::new());
         let job =
             Self { context: context.clone(), feed, rust, is_registered: false, started, measured: Vec::new(), loops };

@@ -28,6 +28,7 @@ impl AuthKit {
         let actions = self.state.actions.as_ref();
         let of_actions = actions.map(|actions| actions.secrets.load_full()).unwrap_or_default();
         check_secrets(&secrets, &of_actions, self.endpoint_secret().as_deref())?;
+        self.state.metrics.accepts_secrets("webhook", secrets.len());
         self.state.webhook_secrets.store(Arc::new(secrets));
         Ok(())
     }

@@ -310,9 +310,30 @@ impl JobContext {
     ) -> Duration {
         let now = self.clock.now();
         let rest = self.record_outcome(job, failures, outcome, now).await;
+        self.note_pause(job, now, rest);
+        rest
+    }
+
+    fn note_pause(&self, job: &'static str, now: Timestamp, rest: Duration) {
         let micros = i64::try_from(rest.as_micros()).unwrap_or(i64::MAX);
         self.jobs.note_run(job, |run| run.next_at = Some(now.plus_micros(micros)));
-        rest
+    }
+
+    /// Records that a tick of a background loop panicked, and that the next one begins after a pause.
+    pub(crate) fn note_panic(&self, name: &'static str, pause: Duration) {
+        let now = self.clock.now();
+        self.metrics.restart(name);
+        self.metrics.job(name, false);
+        self.jobs.set_panicked(name, now);
+        self.note_pause(name, now, pause);
+    }
+
+    /// Records that a tick of a background loop succeeded after one that panicked.
+    pub(crate) fn note_end_of_panics(&self, name: &'static str) {
+        // A job that has failed since then, or has recorded a success, has another status.
+        if self.jobs.remove_panicked(name) {
+            self.metrics.job(name, true);
+        }
     }
 
     async fn record_outcome(

@@ -49,6 +49,10 @@ impl JobStatus {
 /// A temporary failure of WorkOS is logged as an error when this many steps in a row have failed.
 const LOGGED_AS_ERROR_AFTER: u32 = 2;
 
+/// The error of a job whose step panicked.
+const PANICKED: &str = "the background job panicked, which is a defect of authkit-sync; report it with the lines of the log before it. \
+                        The service restarts the job";
+
 /// When a job runs, and how far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobRun {
@@ -113,6 +117,22 @@ impl JobStatuses {
             (true, false, _) if is_new => tracing::error!(job = name, "{error}"),
             _ => tracing::debug!(job = name, "{error}"),
         }
+    }
+
+    /// Sets the status of a job whose step panicked, and logs it.
+    pub(super) fn set_panicked(&self, name: &'static str, now: Timestamp) {
+        tracing::error!(job = name, "{PANICKED}");
+        self.replace(name, JobStatus { error: Some(PANICKED.to_owned()), ..JobStatus::without_error("failing", now) });
+    }
+
+    /// Removes the status of a job if it is that of a panic. Returns whether it was.
+    pub(super) fn remove_panicked(&self, name: &'static str) -> bool {
+        let mut jobs = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_panicked = jobs.get(name).is_some_and(|job| job.error.as_deref() == Some(PANICKED));
+        if has_panicked {
+            jobs.remove(name);
+        }
+        has_panicked
     }
 
     /// Replaces a status, and returns the one before. An unchanged status keeps its time.

@@ -4,11 +4,13 @@
 //! use for a day. Unknown key IDs cause at most one request to WorkOS per cooldown.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -239,11 +241,17 @@ impl KeyCache {
 }
 
 impl Inner {
-    async fn fetch(&self) {
+    async fn fetch_set(&self) -> Result<KeySet, KeyFetchError> {
         let fetched = tokio::time::timeout(REFRESH_TIMEOUT, self.source.fetch()).await;
-        let fetched = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("the request timed out")));
-        let set = fetched.and_then(|document| {
-            KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer contains no usable key"))
+        let document = fetched.unwrap_or_else(|_| Err(KeyFetchError::new("the request timed out")))?;
+        KeySet::parse(&document).ok_or_else(|| KeyFetchError::new("the answer contains no usable key"))
+    }
+
+    async fn fetch(&self) {
+        // Without this, a panic would end the task of the request, and nobody would learn why there are no keys.
+        let fetched = AssertUnwindSafe(async { self.fetch_set().await }).catch_unwind().await;
+        let set = fetched.unwrap_or_else(|_panic| {
+            Err(KeyFetchError::new("the source of the keys panicked, which is a defect; report it with the log"))
         });
         let now = self.clock.now();
         let before = self.held.load_full();

@@ -9,7 +9,7 @@ use authkit_sync::workos::http::http_client;
 use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use serde_json::json;
-use sqlx::Executor;
+use sqlx::{AssertSqlSafe, Executor};
 
 use crate::alerts::{RULES, queries};
 use crate::guides::file;
@@ -57,6 +57,67 @@ async fn served(lab: &Lab, webhook_secret: &Path) -> Served {
     assert_eq!(code, 0, "{err}");
     lab.workos.add_endpoint(&served.url("/workos/webhook"));
     served
+}
+
+/// Returns the selector of every counter of which a rule reads the increase.
+fn increasing() -> Vec<String> {
+    let rules: Vec<String> = file(RULES).lines().map(|line| line.trim().to_owned()).collect();
+    let rules = rules.join(" ");
+    let selectors = rules.split("increase(").skip(1).map(|rest| rest.split('[').next().unwrap().to_owned());
+    selectors.collect()
+}
+
+/// `increase` is 0 for a counter that Prometheus first sees with its first event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_counter_whose_increase_an_alert_reads_exists_before_its_first_event() {
+    if !is_installed() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let served = served(&lab, &folder.path().join("webhook-secret")).await;
+    let prometheus = Prometheus::start(&[served.ops], &file(RULES)).await;
+    let selectors = increasing();
+    assert!(selectors.len() >= 5, "{selectors:?}");
+    for selector in selectors {
+        // The label of a failure has several values.
+        let (begun, wanted) = (format!("count({selector})"), if selector.contains("endpoint_failures") { 8 } else { 1 });
+        until(&format!("{selector} exists"), async || {
+            let found = prometheus.query(&begun).await.unwrap();
+            let count = found.first().and_then(|sample| sample["value"][1].as_str()?.parse::<usize>().ok());
+            count.is_some_and(|count| count >= wanted)
+        })
+        .await;
+    }
+}
+
+/// No value of PostgreSQL that the service writes is infinite, so it panics when it reads one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_job_that_panics_fires_its_alert_is_shown_and_recovers() {
+    if !is_installed() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let served = served(&lab, &folder.path().join("webhook-secret")).await;
+    let prometheus = Prometheus::start(&[served.ops], &hasty_rules()).await;
+    let catch_up = async || {
+        let answer = http_client().unwrap().get(format!("http://{}/readyz", served.ops)).send().await.unwrap();
+        answer.json::<serde_json::Value>().await.unwrap()["jobs"]["catch_up"].clone()
+    };
+    until("catch-up works", async || catch_up().await["state"] == "working").await;
+    let counted = "authkit_sync_job_restarts_total{background_job=\"catch_up\"} == 0";
+    until("Prometheus knows that it has not panicked", async || !prometheus.query(counted).await.unwrap().is_empty())
+        .await;
+    let range_start = "update workos.catch_up set range_start = ";
+    lab.pool.execute(AssertSqlSafe(format!("{range_start} 'infinity'"))).await.unwrap();
+    prometheus.fires("AuthkitSyncJobPanicked").await;
+    let status = catch_up().await;
+    assert_eq!(status["state"], "failing", "{status}");
+    assert!(status["error"].as_str().unwrap().contains("panicked, which is a defect of authkit-sync"), "{status}");
+    lab.pool.execute(AssertSqlSafe(format!("{range_start} now()"))).await.unwrap();
+    until("it has recovered", async || catch_up().await["state"] == "working").await;
+    assert!(served.log().contains("the background job panicked"), "{}", served.log());
 }
 
 /// Sends a few requests of every kind, and lets WorkOS's clock follow ours.

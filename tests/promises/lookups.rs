@@ -1,11 +1,15 @@
 //! Promises 7 and 8: the token decides nothing before its signature, every refusal names its reason, and who must act
 //! decides the status. Every row of the lookups' status table, over real HTTP.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use authkit_sync::domain::timestamp::Timestamp;
+use authkit_sync::tokens::{KeyFetchError, KeySource};
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -208,6 +212,30 @@ async fn without_keys_no_user_is_signed_out() {
     service.keys.away.store(true, Ordering::SeqCst);
     service.clock.set(service.clock.now().plus_seconds(25 * 3_600));
     assert_eq!(service.ask("/auth/identity", &good).await.code(), (503, "keys_unavailable".to_owned()));
+    service.stop().await.unwrap();
+}
+
+/// A source of signing keys with a defect.
+#[derive(Debug)]
+struct Panicking;
+
+impl KeySource for Panicking {
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, KeyFetchError>> {
+        panic!("a source of keys of the test panics")
+    }
+}
+
+#[tokio::test]
+async fn a_source_of_keys_that_panics_is_a_failure_with_a_reason_and_signs_nobody_out() {
+    let database = TestDatabase::new().await;
+    let pool = database.pool(2).await;
+    let service = Service::start_with(&pool, |builder| builder.key_source(Arc::new(Panicking))).await;
+    let answer = service.ask("/auth/identity", &token("per_client_issuer")).await;
+    assert_eq!(answer.code(), (503, "keys_unavailable".to_owned()));
+    let ready: Value = service.client.get(format!("http://{}/readyz", service.ops)).send().await.unwrap().json().await.unwrap();
+    let keys = &ready["signing_keys"];
+    assert!(keys["error"].as_str().unwrap().contains("panicked, which is a defect"), "{keys}");
+    assert!(keys["failures"].as_u64().unwrap() > 0 && keys["failing_since"].is_string(), "{keys}");
     service.stop().await.unwrap();
 }
 

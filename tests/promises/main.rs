@@ -73,6 +73,7 @@
 //! 8. **Who must act decides the status.**
 //!    - `auth_session::a_membership_that_was_never_seen_is_not_refused_while_it_may_still_arrive`
 //!    - `lookups::without_keys_no_user_is_signed_out`
+//!    - `lookups::a_source_of_keys_that_panics_is_a_failure_with_a_reason_and_signs_nobody_out`
 //!    - `lookups::without_the_database_lookups_are_503_and_the_identity_route_still_answers`
 //!    - `receiver::a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos`
 //!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
@@ -108,6 +109,7 @@
 //!    - `catch_up::a_page_that_times_out_is_applied_in_parts`
 //!    - `erasure::a_deletion_whose_erasure_times_out_is_committed_and_erased_in_smaller_batches`
 //!    - `handlers::a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone`
+//!    - `alerts_fire::a_background_job_that_panics_fires_its_alert_is_shown_and_recovers`
 //!    - `inbox::a_step_of_housekeeping_that_fails_prevents_no_other`
 //!    - `status_page::many_viewers_cost_one_reading_and_a_blocked_reading_fails_no_page`
 //!    - `plans_at_scale::maintenance_never_reads_a_whole_table_at_a_million_rows`
