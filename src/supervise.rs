@@ -39,23 +39,23 @@ impl Supervisor {
             let mut panics = 0;
             let rounds = async {
                 loop {
-                    let pause = match renewing(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind())
-                        .await
-                    {
-                        Ok(pause) => {
-                            if panics > 0 {
-                                context.note_end_of_panics(L::NAME);
+                    let pause =
+                        match renewing(&background_loop, AssertUnwindSafe(background_loop.tick()).catch_unwind()).await
+                        {
+                            Ok(pause) => {
+                                if panics > 0 {
+                                    context.note_end_of_panics(L::NAME);
+                                }
+                                panics = 0;
+                                pause
                             }
-                            panics = 0;
-                            pause
-                        }
-                        Err(_panic) => {
-                            let pause = FIRST_PAUSE.saturating_mul(1 << panics.min(10)).min(LONGEST_PAUSE);
-                            panics += 1;
-                            context.note_panic(L::NAME, pause);
-                            pause
-                        }
-                    };
+                            Err(_panic) => {
+                                let pause = FIRST_PAUSE.saturating_mul(1 << panics.min(10)).min(LONGEST_PAUSE);
+                                panics += 1;
+                                context.note_panic(L::NAME, pause);
+                                pause
+                            }
+                        };
                     renewing(&background_loop, tokio::time::sleep(pause)).await;
                 }
             };

@@ -74,11 +74,15 @@ impl Jobs {
         if self.catch_up {
             loops.start(CatchUp::new(context.clone(), self.event_types.clone(), self.catch_up_interval));
         }
+        // A job of a kind that is not synced would be shown as working.
+        let kinds = context.kinds;
         if self.backfill {
             loops.start(Backfill::new(context.clone(), false));
-            loops.start(OrganizationsBackfill::new(context.clone(), false));
+            if kinds.organizations {
+                loops.start(OrganizationsBackfill::new(context.clone(), false));
+            }
         }
-        if self.refresh {
+        if self.refresh && (kinds.organizations || kinds.roles) {
             loops.start(Refresh::new(context.clone()));
         }
         // Without an interval it still reconciles after catch-up has lost events.
@@ -87,7 +91,9 @@ impl Jobs {
         }
         if self.catch_up || self.reconcile_interval.is_some() {
             loops.start(Reconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
-            loops.start(OrganizationsReconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
+            if kinds.organizations {
+                loops.start(OrganizationsReconcile::new(context.clone(), Mode::Repair, self.reconcile_interval));
+            }
         }
         let audited = (self.webhooks && self.catch_up).then(|| self.event_types.clone());
         loops.start(Housekeeping::new(context.clone(), self.retention, audited));

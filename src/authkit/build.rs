@@ -26,12 +26,13 @@ use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifi
 use crate::workos::api::{Api, ApiKey};
 
 /// Returns what the status page judges by.
-fn expected(jobs: &Jobs) -> Expected {
+fn expected(jobs: &Jobs, kinds: Kinds) -> Expected {
     Expected {
         polls: jobs.catch_up,
         poll_interval: jobs.catch_up_interval,
         reconcile_interval: jobs.reconcile_interval,
         retention: jobs.retention,
+        kinds,
     }
 }
 
@@ -87,7 +88,7 @@ impl Builder {
                 cors_origins: self.cors_origins,
                 watch,
                 jobs: context.jobs.clone(),
-                status: StatusPage::new(context.clone(), expected(&jobs), Arc::default()),
+                status: StatusPage::new(context.clone(), expected(&jobs, kinds), Arc::default()),
                 catches_up: jobs.catch_up,
                 feed: Feed::new(store.clone()),
                 closing: CancellationToken::new(),

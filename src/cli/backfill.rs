@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::reconcile::{print_kinds, summary};
+use super::reconcile::print_counts;
 use super::scan::{ScanStep, context, run_steps};
 use super::{Exit, Failure, flag};
 use crate::config::Source;
@@ -21,7 +21,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     let context = context(source)?;
     let dry_run = matches.get_flag("dry-run");
     let backfill = Backfill::new(context.clone(), dry_run);
-    let counts = run_steps(&context, &backfill, |step| match step {
+    let counts = run_steps(&context, &backfill, "backfill of users", |step| match step {
         BackfillStep::Page { counts, position } => {
             ScanStep::Page(counts, position.map(|id| format!("at {id}")).unwrap_or_default())
         }
@@ -29,10 +29,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     })
     .await?;
     let organizations = OrganizationsBackfill::new(context.clone(), dry_run);
-    let kinds = run_steps(&context, &organizations, |step| match step {
+    let kinds = run_steps(&context, &organizations, "backfill of organizations and memberships", |step| match step {
         OrganizationsStep::Page { counts, position } => {
-            let position = position.map(|id| format!("organizations, at {id}")).unwrap_or_default();
-            ScanStep::Page(counts.total(), position)
+            ScanStep::Page(counts.total(), position.map(|id| format!("at {id}")).unwrap_or_default())
         }
         OrganizationsStep::Done(counts) => ScanStep::Done(counts),
     })
@@ -43,9 +42,10 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
             json!({ "dry_run": dry_run, "users": counts, "organizations": organizations, "memberships": memberships });
         println!("{summary}");
     } else {
-        let prefix = if dry_run { "dry run, nothing changed: " } else { "" };
-        println!("{prefix}{}", summary(counts));
-        print_kinds(kinds);
+        if dry_run {
+            println!("dry run, nothing changed");
+        }
+        print_counts(context.kinds, counts, kinds);
     }
     Ok(Exit::Yes)
 }

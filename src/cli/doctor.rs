@@ -25,8 +25,18 @@ one signed request that is no event to the webhook endpoint. Use the settings of
 Exit codes: 0 no check failed; 1 a check failed.";
 
 /// The names of the checks that need a usable schema.
-const OF_SCHEMA: [&str; 9] =
-    ["jobs", "sync_lag", "reconcile", "retention", "erasure", "quarantine", "inbox", "handlers", "feed"];
+const OF_SCHEMA: [&str; 10] = [
+    "jobs",
+    "sync_lag",
+    "organizations",
+    "reconcile",
+    "retention",
+    "erasure",
+    "quarantine",
+    "inbox",
+    "handlers",
+    "feed",
+];
 
 pub(super) fn command() -> Command {
     let replicas = Arg::new("replicas").long("replicas").value_name("N").default_value("1");

@@ -16,6 +16,9 @@ use crate::sync::inbox::{self, Retried};
 
 const WHEN: &str = "a time like 2026-09-01T08:15:30Z, or an age like 90s, 2h or 7d";
 
+/// Number of events whose payloads are searched for an organization.
+const SEARCHED: i64 = 50_000;
+
 pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &str| {
         Arg::new(name).long(name).value_name(value).help(help.to_owned())
@@ -32,6 +35,14 @@ pub(super) fn command() -> Command {
         ]))
         .arg(option("type", "TYPE", "Only events of this type"))
         .arg(option("user", "ID", "Only events about this user"))
+        .arg(option(
+            "organization",
+            "ID",
+            &format!(
+                "Only events that name this organization. Searches the payloads of the newest {SEARCHED} events of the period of \
+                 --since and --until. An event whose payload was erased or has expired is not found"
+            ),
+        ))
         .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when))
         .arg(option("until", "TIME", "Only events received before this time").value_parser(when))
         .arg(
@@ -96,13 +107,13 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
 
 async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     let text = |name| matches.get_one::<String>(name).cloned();
-    let filter = EventFilter {
-        outcome: text("outcome"),
-        event_type: text("type"),
-        user: text("user"),
-        since: instant(store, matches, "since").await?,
-        until: instant(store, matches, "until").await?,
+    let (since, until) = (instant(store, matches, "since").await?, instant(store, matches, "until").await?);
+    let ids = match text("organization") {
+        Some(id) => Some(store.events_naming(&id, (since, until), SEARCHED).await?),
+        None => None,
     };
+    let filter =
+        EventFilter { outcome: text("outcome"), event_type: text("type"), user: text("user"), since, until, ids };
     let limit = matches.get_one::<i64>("limit").copied().unwrap_or(50);
     let entries = store.event_summaries(&filter, limit).await?;
     if matches.get_flag("json") {

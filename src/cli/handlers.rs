@@ -16,6 +16,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::handlers::HandlerStatus;
 use crate::store::handlers::{AddError, NewHandler};
+use crate::sync::health::count;
 
 const ADD: &str = "\
 Register a PL/pgSQL function (change jsonb) that the service calls for every change of the given types. Each call has its own
@@ -85,7 +86,7 @@ async fn change(store: &Store, command: &str, matches: &ArgMatches) -> Result<Ex
         _ => {
             let user = matches.get_one::<String>("user").map(String::as_str);
             let redriven = store.redrive_handler(name, user).await?;
-            redriven.map(|count| format!("{count} changes will be retried"))
+            redriven.map(|redriven| format!("{} will be retried", count(redriven, "change")))
         }
     };
     let done = done.ok_or_else(|| {

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use super::scan::{ScanStep, context, run_steps};
 use super::{Exit, Failure, flag};
 use crate::config::Source;
+use crate::domain::kinds::Kinds;
 use crate::store::scans::ScanCounts;
 use crate::sync::backfill::organizations::KindCounts;
+use crate::sync::health::count;
 use crate::sync::reconcile::organizations::{OrganizationsReconcile, OrganizationsReconcileStep};
 use crate::sync::reconcile::{Mode, Reconcile, ReconcileStep};
 
@@ -31,9 +33,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         context.store.accept_deletions().await?;
     }
     let reconcile = Reconcile::new(context.clone(), mode, None);
-    let report = run_steps(&context, &reconcile, |step| match step {
+    let report = run_steps(&context, &reconcile, "reconcile of users", |step| match step {
         ReconcileStep::InProgress { counts, unconfirmed } if unconfirmed > 0 => {
-            ScanStep::Page(counts, format!("{unconfirmed} missing users to confirm"))
+            ScanStep::Page(counts, format!("{} to confirm", count(unconfirmed, "missing user")))
         }
         ReconcileStep::InProgress { counts, .. } => ScanStep::Page(counts, String::new()),
         ReconcileStep::Done(report) => ScanStep::Done(report),
@@ -41,9 +43,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     .await?;
     let (users, mut drift) = (report.counts, report.drift);
     let organizations = OrganizationsReconcile::new(context.clone(), mode, None);
-    let report = run_steps(&context, &organizations, |step| match step {
+    let report = run_steps(&context, &organizations, "reconcile of organizations and memberships", |step| match step {
         OrganizationsReconcileStep::InProgress { counts, unconfirmed } if unconfirmed > 0 => {
-            ScanStep::Page(counts.total(), format!("{unconfirmed} missing organizations or memberships to confirm"))
+            ScanStep::Page(counts.total(), format!("{} to confirm", count(unconfirmed, "missing object")))
         }
         OrganizationsReconcileStep::InProgress { counts, .. } => ScanStep::Page(counts.total(), String::new()),
         OrganizationsReconcileStep::Done(report) => ScanStep::Done(report),
@@ -63,24 +65,30 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         for drift in &drift {
             println!("{drift}");
         }
-        println!("{}{}", if mode == Mode::Check { "check, nothing changed: " } else { "" }, summary(users));
-        print_kinds(report.counts);
+        if mode == Mode::Check {
+            println!("check, nothing changed");
+        }
+        print_counts(context.kinds, users, report.counts);
     }
     let drifted = mode == Mode::Check && !drift.is_empty();
     Ok(if drifted { Exit::No } else { Exit::Yes })
 }
 
-/// Prints the counts of the kinds beside users, unless there are none.
-pub(super) fn print_kinds(counts: KindCounts) {
-    for (kind, counts) in [("organizations", counts.organizations), ("memberships", counts.memberships)] {
-        if counts.total() > 0 {
-            println!("{kind}: {}", summary(counts));
+/// Prints a line for each kind that is synced.
+pub(super) fn print_counts(kinds: Kinds, users: ScanCounts, counts: KindCounts) {
+    println!("users: {}", summary(users));
+    for (is_synced, name, counts) in [
+        (kinds.organizations, "organizations", counts.organizations),
+        (kinds.memberships, "memberships", counts.memberships),
+    ] {
+        if is_synced {
+            println!("{name}: {}", summary(counts));
         }
     }
 }
 
 /// Returns the counts as one line of text.
-pub(super) fn summary(counts: ScanCounts) -> String {
+fn summary(counts: ScanCounts) -> String {
     let ScanCounts { new, updated, unchanged, tombstoned, quarantined } = counts;
     format!("{new} new, {updated} updated, {unchanged} unchanged, {tombstoned} deleted, {quarantined} quarantined")
 }

@@ -45,13 +45,14 @@ pub(super) enum ScanStep<T> {
     Done(T),
 }
 
-/// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C.
+/// Runs steps until the last one. Retries after temporary failures, and stops at Ctrl-C. `scan` names the scan in every line.
 pub(super) async fn run_steps<T, J: Job>(
     context: &JobContext,
     job: &Runner<J>,
+    scan: &'static str,
     scan_step: impl Fn(J::Output) -> ScanStep<T>,
 ) -> Result<T, Failure> {
-    let (progress, name) = (Progress::start(), J::NAME);
+    let progress = Progress::start(scan);
     let steps = async {
         let (mut failures, mut lease_attempts) = (0, 0);
         loop {
@@ -64,15 +65,15 @@ pub(super) async fn run_steps<T, J: Job>(
                 }
                 Ok(None) if lease_attempts < LEASE_ATTEMPTS => {
                     lease_attempts += 1;
-                    progress.print(&format!("another process is running a {name}: waiting for it to finish"));
+                    progress.print("another process is running it: waiting for it to finish");
                     STANDBY
                 }
                 Ok(None) => {
-                    let message = format!("another process is running a {name} and continues it; nothing to do");
+                    let message = format!("another process is running the {scan} and continues it; nothing to do");
                     return Err(Failure::unavailable(message));
                 }
                 Err(error) if error.is_temporary() && failures < MAX_FAILURES => {
-                    context.store_pause(name, &error).await;
+                    context.store_pause(J::NAME, &error).await;
                     let rest = context.backoff(&error, failures);
                     failures += 1;
                     progress.print(&format!("{error}; the next attempt is in {} s", rest.as_secs().max(1)));
@@ -94,19 +95,21 @@ pub(super) async fn run_steps<T, J: Job>(
 
 /// A progress bar on a terminal, plain lines otherwise.
 struct Progress {
+    scan: &'static str,
     bar: ProgressBar,
     is_plain: bool,
     last: std::sync::Mutex<(Instant, i64)>,
 }
 
 impl Progress {
-    fn start() -> Self {
+    fn start(scan: &'static str) -> Self {
         let is_plain = telemetry::is_json() || !std::io::stderr().is_terminal();
         let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} objects  {per_sec}  {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}: {pos} read, {per_sec}  {msg}") {
             bar.set_style(style);
         }
-        Self { bar, is_plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
+        bar.set_prefix(scan);
+        Self { scan, bar, is_plain, last: std::sync::Mutex::new((Instant::now(), 0)) }
     }
 
     fn show(&self, counts: ScanCounts, position: &str) {
@@ -117,12 +120,13 @@ impl Progress {
         let (since, before) = *last;
         if self.is_plain && since.elapsed() >= LINE_INTERVAL {
             let seconds = i64::try_from(since.elapsed().as_secs()).unwrap_or(1).max(1);
-            telemetry::say("INFO", &format!("{total} objects  {}/s  {position}", (total - before) / seconds));
+            let rate = (total - before) / seconds;
+            telemetry::say("INFO", &format!("{}: {total} read, {rate}/s  {position}", self.scan));
             *last = (Instant::now(), total);
         }
     }
 
     fn print(&self, line: &str) {
-        self.bar.suspend(|| telemetry::say("INFO", line));
+        self.bar.suspend(|| telemetry::say("INFO", &format!("{}: {line}", self.scan)));
     }
 }

@@ -1,4 +1,4 @@
-//! `user`: show every event about one user, and its row.
+//! `user`: show the row of one user, its memberships, and every event about it.
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
@@ -8,16 +8,22 @@ use super::personal::{self, STDIN};
 use super::{Exit, Failure, events as inbox, flag};
 use crate::config::Source;
 use crate::domain::decide::Stored;
+use crate::domain::membership::{ListedMembership, STATUSES};
 use crate::domain::user::User;
 use crate::domain::version::Version;
-use crate::store::Store;
 use crate::store::events::{EventFilter, EventSummary};
+use crate::store::memberships::{MembershipFilter, MembershipsOf};
 use crate::store::pages::{Order, PageOf};
+use crate::store::{Store, StoreError};
 use crate::sync::erasure;
+use crate::sync::health::count;
+
+/// Memberships that one statement reads.
+const PAGE: usize = 100;
 
 pub(super) fn command() -> Command {
     Command::new("user")
-        .about("Show one user: the current row, and every event about it with its outcome")
+        .about("Show one user: the current row, the memberships, and every event about it with its outcome")
         .arg(
             Arg::new("user")
                 .value_name("USER")
@@ -47,11 +53,12 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         if json {
             println!("{}", json!({ "payloads_erased": erased, "complete": true }));
         } else {
-            println!("{erased} payloads erased; the erasure is complete");
+            println!("{} erased; the erasure is complete", count(erased, "payload"));
         }
         return Ok(Exit::Yes);
     }
     let stored = store.user(id).await?;
+    let memberships = memberships(&store, id).await?;
     let mut events =
         store.event_summaries(&EventFilter { user: Some(id.to_owned()), ..EventFilter::default() }, i64::MAX).await?;
     events.reverse();
@@ -62,7 +69,9 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         ));
     }
     if json {
-        println!("{}", as_json(id, &stored, &events));
+        let mut user = as_json(id, &stored, &events);
+        user["memberships"] = memberships.iter().map(membership_as_json).collect();
+        println!("{user}");
         return Ok(Exit::Yes);
     }
     match &stored {
@@ -81,9 +90,56 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         }
         Stored::Absent => println!("there is no row for the user, only these events"),
     }
+    print_memberships(&memberships);
     println!();
     inbox::print(&events);
     Ok(Exit::Yes)
+}
+
+/// Returns the memberships of a user, in any status, that have not ended.
+async fn memberships(store: &Store, user: &str) -> Result<Vec<ListedMembership>, StoreError> {
+    let statuses = STATUSES.map(str::to_owned);
+    let filter = MembershipFilter { of: MembershipsOf::User(user, None), statuses: &statuses };
+    let (mut memberships, mut after) = (Vec::new(), None);
+    loop {
+        let of = PageOf { order: Order::Ascending, before: None, after: after.as_deref(), limit: PAGE };
+        let page = store.memberships_page(&filter, &of).await?;
+        memberships.extend(page.items);
+        match page.after {
+            Some(last) => after = Some(last),
+            None => return Ok(memberships),
+        }
+    }
+}
+
+fn print_memberships(memberships: &[ListedMembership]) {
+    println!();
+    println!("{}", count(memberships.len(), "membership"));
+    for ListedMembership { membership, organization_name, .. } in memberships {
+        let organization = organization_name.as_deref().unwrap_or("unknown organization");
+        println!(
+            "{}  {}  {}  roles: {}  {}",
+            membership.of.organization_id.escape_debug(),
+            organization.escape_debug(),
+            membership.status.escape_debug(),
+            if membership.roles.is_empty() {
+                "none".into()
+            } else {
+                membership.roles.join(", ").escape_debug().to_string()
+            },
+            membership.id.escape_debug(),
+        );
+    }
+}
+
+fn membership_as_json(ListedMembership { membership, organization_name, .. }: &ListedMembership) -> Value {
+    json!({
+        "id": membership.id,
+        "organization_id": membership.of.organization_id,
+        "organization_name": organization_name,
+        "status": membership.status,
+        "roles": membership.roles,
+    })
 }
 
 /// Returns the ID of the user that an operator names by ID, email address or external ID. Returns any other text unchanged.

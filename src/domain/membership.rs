@@ -26,6 +26,9 @@ pub const FIELDS: [&str; 11] = [
 /// Fields that only the REST API sends: copies of other objects. They are not stored.
 pub const REST_ONLY: [&str; 2] = ["organization_name", "user"];
 
+/// The documented statuses.
+pub const STATUSES: [&str; 3] = [ACTIVE, "inactive", "pending"];
+
 /// The status of a membership that counts.
 pub const ACTIVE: &str = "active";
 

@@ -74,7 +74,7 @@ async fn view(state: &HttpState) -> View {
     let status = &state.status;
     let reading = status.cache.current(&status.context, &status.expected).await;
     let now = state.clock.now();
-    let (keys, jobs) = (state.keys.status(), state.jobs.current());
+    let (keys, jobs, rejected_secrets) = (state.keys.status(), state.jobs.current(), state.rejected_secrets.current());
     let api = &status.context.api;
     let contact = api.has_key().then(|| api.contact());
     let facts = ProcessFacts {
@@ -83,6 +83,7 @@ async fn view(state: &HttpState) -> View {
         workos: contact.as_ref().map(|contact| (api.host(), contact)),
         keys: &keys,
         jobs: &jobs,
+        rejected_secrets: &rejected_secrets,
     };
     let mut found = process_checks(&facts);
     // What was read before the failure says nothing about now.
@@ -106,7 +107,6 @@ async fn view(state: &HttpState) -> View {
         sizes: state.watch.sizes(),
         runs: state.jobs.runs(),
         samples: status.samples.all(),
-        rejected_secrets: state.rejected_secrets.current(),
         reasons: found,
         verdict,
         keys,

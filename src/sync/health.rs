@@ -10,14 +10,14 @@ mod process;
 mod progress;
 mod verdict;
 
-pub(crate) use check::{Check, State, ago};
+pub(crate) use check::{Check, State, ago, count};
 pub(crate) use facts::{Expected, Facts};
 pub(crate) use process::ProcessFacts;
 pub(crate) use verdict::{Verdict, worst};
 
 use crate::store::handlers::{Handler, HandlerStatus};
 
-/// Checks the sync: jobs, lag, reconcile, retention, erasure, quarantine and inbox.
+/// Checks the sync: jobs, lag, organizations, reconcile, retention, erasure, quarantine and inbox.
 pub(crate) fn checks(expected: &Expected, facts: &Facts) -> Vec<Check> {
     let mut checks = progress::checks(expected, facts);
     checks.extend(inbox::checks(facts));

@@ -281,8 +281,7 @@ impl JobContext {
 
     /// Renews the lease of a job, if this process holds it.
     pub(super) async fn renew_lease(&self, job: &'static str) {
-        let holds = self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(job);
-        if holds {
+        if self.holds(job) {
             // If it fails, the next renewal or the next step reports it.
             let _ = self.take_lease(job).await;
         }
@@ -375,6 +374,17 @@ impl JobContext {
         error.backoff(failures, self.jitter())
     }
 
+    /// Releases the lease of a job, if this process holds it.
+    pub(super) async fn release_lease_if_held(&self, job: &'static str) {
+        if self.holds(job) {
+            self.release_lease(job).await;
+        }
+    }
+
+    fn holds(&self, job: &'static str) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(job)
+    }
+
     /// Releases the lease of a job.
     pub(super) async fn release_lease(&self, job: &'static str) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
@@ -408,8 +418,10 @@ mod tests {
 
     #[test]
     fn the_backoff_grows_is_bounded_and_observes_the_pause_of_workos() {
-        let failed =
-            |retry_after| JobError::Api(ApiError::Unavailable { host: String::new(), why: String::new(), retry_after });
+        let failed = |retry_after| {
+            let (host, why) = (String::new(), String::new());
+            JobError::Api(ApiError::Unavailable { host, why, status: None, retry_after })
+        };
         let pauses: Vec<Duration> = (0..9).map(|failures| failed(None).backoff(failures, 0.0)).collect();
         assert!(pauses.is_sorted() && pauses[0] >= Duration::from_millis(500), "{pauses:?}");
         assert!(failed(None).backoff(u32::MAX, 0.999) <= LONGEST_BACKOFF);

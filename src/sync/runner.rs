@@ -80,6 +80,8 @@ impl<J: Job> Runner<J> {
 
     async fn step_if_due(&self, job: &mut J) -> Result<Option<Duration>, JobError> {
         if let Some(rest) = job.rest_if_idle().await? {
+            // The last step did not know that nothing was left. A command waits for the lease, and an operator reads it as work.
+            self.context.release_lease_if_held(J::NAME).await;
             return Ok(Some(rest));
         }
         Ok(self.step_of(job).await?.map(|output| job.rest_after(output)))

@@ -88,6 +88,8 @@ pub enum ApiError {
         host: String,
         /// The reason.
         why: String,
+        /// The HTTP status, if WorkOS answered with one.
+        status: Option<u16>,
         /// The pause that WorkOS asked for.
         retry_after: Option<Duration>,
     },
@@ -95,7 +97,13 @@ pub enum ApiError {
 
 impl ApiError {
     fn unavailable(host: &str, why: impl Into<String>) -> Self {
-        Self::Unavailable { host: host.to_owned(), why: why.into(), retry_after: None }
+        Self::Unavailable { host: host.to_owned(), why: why.into(), status: None, retry_after: None }
+    }
+
+    /// Returns whether WorkOS answered that too many requests were sent.
+    #[must_use]
+    pub fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Unavailable { status: Some(429), .. })
     }
 }
 
@@ -328,7 +336,9 @@ fn check_status(status: StatusCode, headers: &HeaderMap, answer: ApiResponse) ->
                 })
             });
             let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
-            Err(ApiError::Unavailable { host, why: format!("it answered {status}"), retry_after })
+            let because = if status == 429 { ", because too many requests were sent" } else { "" };
+            let why = format!("it answered {status}{because}");
+            Err(ApiError::Unavailable { host, why, status: Some(status), retry_after })
         }
     }
 }

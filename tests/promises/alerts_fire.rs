@@ -81,7 +81,8 @@ async fn every_counter_whose_increase_an_alert_reads_exists_before_its_first_eve
     assert!(selectors.len() >= 5, "{selectors:?}");
     for selector in selectors {
         // The label of a failure has several values.
-        let (begun, wanted) = (format!("count({selector})"), if selector.contains("endpoint_failures") { 8 } else { 1 });
+        let (begun, wanted) =
+            (format!("count({selector})"), if selector.contains("endpoint_failures") { 8 } else { 1 });
         until(&format!("{selector} exists"), async || {
             let found = prometheus.query(&begun).await.unwrap();
             let count = found.first().and_then(|sample| sample["value"][1].as_str()?.parse::<usize>().ok());

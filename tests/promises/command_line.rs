@@ -289,7 +289,7 @@ async fn on_a_terminal_it_works_as_well_and_shows_progress() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     drop(terminal);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with("3 new"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("users: 3 new"), "{output:?}");
 }
 
 #[tokio::test]

@@ -170,11 +170,11 @@ async fn each_fault_of_workos_and_of_webhooks_is_named_with_its_fix() {
         &["no signing keys", "WORKOS_CLIENT_ID"],
     )
     .await;
-    let away = it
-        .finds(&[("WORKOS_API_HOSTNAME", "workos.invalid")], "workos_api_key", &["WorkOS at workos.invalid:", "DNS"])
-        .await;
+    let away =
+        it.finds(&[("WORKOS_API_HOSTNAME", "workos.invalid")], "workos", &["WorkOS at workos.invalid:", "DNS"]).await;
     assert_eq!(check(&away, "quarantine")["state"], "ok", "the database is checked while WorkOS is unreachable");
-    it.finds(&[("WORKOS_API_PORT", "1")], "workos_api_key", &["127.0.0.1:1", "refused"]).await;
+    assert!(check(&away, "workos_api_key")["text"].as_str().unwrap().starts_with("not checked"));
+    it.finds(&[("WORKOS_API_PORT", "1")], "workos", &["127.0.0.1:1", "refused"]).await;
     let unknown = ApiFaults { unknown_types: vec!["nonsense.created".to_owned()], ..ApiFaults::default() };
     it.lab.workos.set_api_faults(unknown);
     it.finds(
@@ -194,7 +194,18 @@ async fn each_fault_of_workos_and_of_webhooks_is_named_with_its_fix() {
     it.finds(there, "webhook_endpoint", &["does not receive user.updated", &format!("webhook register --url {url}")])
         .await;
     other.set_api_faults(ApiFaults { error: 100, ..ApiFaults::default() });
-    it.finds(there, "workos_api_key", &["it answered 5"]).await;
+    it.finds(there, "workos", &["it answered 5"]).await;
+    // A limit of the rate is no failure of the key.
+    other.set_api_faults(ApiFaults { rate_limit: 100, ..ApiFaults::default() });
+    let (_, limited) = it.doctor(there).await;
+    let text = check(&limited, "workos").to_string();
+    assert!(text.contains("warning") && text.contains("429, because too many requests were sent"), "{text}");
+    let of_workos = ["workos", "workos_api_key", "workos_environment", "workos_events", "webhook_endpoint"];
+    for check in limited.iter().filter(|check| of_workos.contains(&check["name"].as_str().unwrap())) {
+        assert_ne!(check["state"], "failure", "{check}");
+    }
+    let (_, out, _) = it.lab.run_with(&["status"], &[there, &[("WORKOS_WEBHOOK_SECRET", SECRET)]].concat()).await;
+    assert!(out.contains("warning        workos: ") && !out.contains("workos_api_key"), "{out}");
     let clock = Clock::manual(Clock::system().now().plus_seconds(-60));
     let slow = another_workos(&clock, 7, None).await;
     let (port, client) = (slow.base_url().rsplit(':').next().unwrap().to_owned(), slow.client_id());
@@ -237,7 +248,7 @@ async fn a_url_that_does_not_reach_the_service_is_named_with_its_fix() {
     it.lab.create_user("Lost");
     until("polling brings the event", async || it.lab.count("select count(*) from workos.users").await == 4).await;
     it.sql("update workos.events set received_at = received_at - interval '5 minutes' where webhook_at is null").await;
-    it.finds(&[], "webhooks_received", &["only polling brought 1 events", "webhook_probe"]).await;
+    it.finds(&[], "webhooks_received", &["only polling brought 1 event since", "webhook_probe"]).await;
     it.lab.workos.set_faults(Faults::default());
     it.lab.create_user("Found");
     until("webhooks arrive again", async || check(&it.doctor(&[]).await.1, "webhooks_received")["state"] == "warning")
@@ -252,7 +263,7 @@ async fn each_fault_of_the_sync_is_named_with_its_fix() {
         it.lab.count("select count(*) from workos.events where outcome = 'quarantined'").await > 0
     })
     .await;
-    it.finds(&[], "quarantine", &["1 events are quarantined", "events retry"]).await;
+    it.finds(&[], "quarantine", &["the quarantine has 1 event,", "events retry"]).await;
     it.sql("delete from workos.events where outcome = 'quarantined'").await;
     it.sql("create function public.gone(change jsonb) returns void language sql as 'select'; create function public.failing(change jsonb) returns void language plpgsql as $$ begin raise exception using errcode = '23514'; end $$; create function public.idle(change jsonb) returns void language sql as 'select'").await;
     for name in ["gone", "failing", "idle"] {
@@ -283,23 +294,37 @@ async fn each_fault_of_the_sync_is_named_with_its_fix() {
     it.sql("update workos.catch_up set synced_through = now() - interval '1 hour'").await;
     it.finds(&[], "sync_lag", &["59 min behind WorkOS", "/readyz"]).await;
     it.sql("insert into workos.erasures (user_id, requested_at) values ('user_1', now() - interval '3 hours')").await;
-    it.finds(&[], "erasure", &["1 deleted users", "3 h"]).await;
+    it.finds(&[], "erasure", &["1 deleted user is", "3 h"]).await;
     it.sql("update workos.events set received_at = now() - interval '200 days'").await;
     it.finds(&[], "retention", &["200 days old", "AUTHKIT_SYNC_RETENTION"]).await;
+    it.sql("update workos.scans set completed_at = null where kind = 'backfill_memberships'").await;
+    it.finds(&[], "organizations", &["has not completed, and no process runs it", "authkit-sync backfill"]).await;
     it.sql("delete from workos.scans").await;
     it.finds(&[], "sync_lag", &["no backfill has completed", "authkit-sync backfill"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_is_the_summary_on_one_screen() {
-    let it = Deployment::healthy().await;
+    let mut it = Deployment::healthy().await;
     let secret = ("WORKOS_WEBHOOK_SECRET", SECRET);
-    let (code, out, err) = it.lab.run_with(&["status"], &[secret]).await;
+    let status = async |more: More<'_>| it.lab.run_with(&["status"], &[&[secret], more].concat()).await;
+    let (code, out, err) = status(&[]).await;
     assert_eq!(code, 0, "{out}{err}");
-    for line in ["verdict     ", "lag         0 s", "jobs        ", "catch_up", "quarantine  0"] {
+    for line in [
+        "verdict        ",
+        "lag            0 s",
+        "users          3 live, backfill completed 20",
+        "organizations  0 live, backfill completed 20",
+        "memberships    0 live, backfill completed 20",
+        "jobs           ",
+        "catch_up",
+        "quarantine     0 events",
+    ] {
         assert!(out.contains(line), "{line}: {out}");
     }
     assert!(out.lines().count() <= 12, "{out}");
+    let (_, out, _) = status(&[("AUTHKIT_SYNC_KINDS", "users,organizations")]).await;
+    assert!(out.contains("memberships    not synced") && out.contains("organizations  0 live"), "{out}");
     let (code, out, _) = it.lab.run_with(&["status", "--json"], &[secret, ("WORKOS_API_KEY", "sk_wrong")]).await;
     let summary: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &summary["verdict"], &summary["quarantined"]), (1, &json!("failure"), &json!(0)));
@@ -309,6 +334,15 @@ async fn status_is_the_summary_on_one_screen() {
     );
     let (code, out, err) = it.lab.run_with(&["doctor"], &[secret]).await;
     assert!(code == 0 && out.contains("ok       quarantine"), "{out}{err}");
+    // The service would complete the backfill.
+    it.served.kill();
+    it.sql("update workos.scans set started_at = now(), completed_at = null, created = 1 where kind = 'backfill_memberships'").await;
+    let (_, out, _) = it.lab.run_with(&["status"], &[secret]).await;
+    assert!(out.contains("memberships    0 live, a backfill runs and has read 1 object, no reconcile yet"), "{out}");
+    let (_, out, _) = it.lab.run_with(&["status", "--json"], &[secret]).await;
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(summary["objects"]["users"]["live"], 3, "{summary}");
+    assert_eq!(summary["objects"]["memberships"]["backfill_completed_at"], Value::Null, "{summary}");
 }
 
 #[test]

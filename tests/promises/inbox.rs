@@ -73,6 +73,48 @@ async fn the_command_user_shows_every_event_of_a_user() {
     assert_eq!((code, err.contains("no event and no row")), (1, true), "{err}");
 }
 
+/// WorkOS's IDs are in the payloads, so an event that was not applied is found, too.
+#[tokio::test]
+async fn the_commands_user_and_events_show_what_belongs_to_an_organization() {
+    let lab = Lab::new().await;
+    let (user, organization) = (lab.create_user("Ada"), lab.create_organization("Acme"));
+    let membership = lab.add_member(&user, &organization);
+    let another = lab.create_organization("Acme Two");
+    lab.pass(60);
+    let catch_up = lab.catch_up_of_all_kinds();
+    for _ in 0..3 {
+        catch_up.step().await.unwrap();
+    }
+    let (code, out, err) = lab.run(&["user", &user]).await;
+    assert_eq!(code, 0, "{err}");
+    let line = out.lines().find(|line| line.starts_with(&organization)).unwrap_or_else(|| panic!("{out}"));
+    assert!(line.contains("  Acme  active  roles: member  ") && line.ends_with(&membership), "{line}");
+    assert!(out.contains("\n1 membership\n"), "{out}");
+    let (_, out, _) = lab.run(&["user", &user, "--json"]).await;
+    let shown = serde_json::from_str::<Value>(&out).unwrap()["memberships"].take();
+    assert_eq!(
+        shown,
+        json!([{"id": membership, "organization_id": organization, "organization_name": "Acme", "status": "active", "roles": ["member"]}])
+    );
+    let listed = async |more: &[&str]| -> Vec<String> {
+        let arguments = [&["events", "list", "--json", "--organization", &organization], more].concat();
+        let (code, out, err) = lab.run(&arguments).await;
+        assert_eq!(code, 0, "{err}");
+        let events: Vec<Value> = serde_json::from_str(&out).unwrap();
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut types = listed(&[]).await;
+    types.sort();
+    assert_eq!(types, ["organization.created", "organization_membership.created"]);
+    assert_eq!(listed(&["--type", "organization.created", "--limit", "1"]).await, ["organization.created"]);
+    assert_eq!(listed(&["--until", "1h"]).await, [""; 0]);
+    // An ID that begins with another one is another ID.
+    let mut beginning = another;
+    beginning.pop();
+    let (_, out, _) = lab.run(&["events", "list", "--organization", &beginning]).await;
+    assert_eq!(out, "");
+}
+
 #[tokio::test]
 async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_fails() {
     let lab = Lab::new().await;

@@ -232,7 +232,8 @@ async fn a_source_of_keys_that_panics_is_a_failure_with_a_reason_and_signs_nobod
     let service = Service::start_with(&pool, |builder| builder.key_source(Arc::new(Panicking))).await;
     let answer = service.ask("/auth/identity", &token("per_client_issuer")).await;
     assert_eq!(answer.code(), (503, "keys_unavailable".to_owned()));
-    let ready: Value = service.client.get(format!("http://{}/readyz", service.ops)).send().await.unwrap().json().await.unwrap();
+    let ready: Value =
+        service.client.get(format!("http://{}/readyz", service.ops)).send().await.unwrap().json().await.unwrap();
     let keys = &ready["signing_keys"];
     assert!(keys["error"].as_str().unwrap().contains("panicked, which is a defect"), "{keys}");
     assert!(keys["failures"].as_u64().unwrap() > 0 && keys["failing_since"].is_string(), "{keys}");

@@ -82,6 +82,7 @@
 //!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
 //!    - `outage::a_read_only_server_is_503`
 //!    - `secret_rotation::rotating_every_secret_under_load_refuses_nothing`
+//!    - `secret_rotation::rotating_what_an_action_needs_under_load_refuses_no_action`
 //!    - `draining::replacing_both_processes_behind_a_proxy_that_polls_readiness_refuses_nothing_under_load`
 //!    - `draining::after_the_delay_the_public_listener_closes_and_the_operators_listener_closes_last`
 //! 9. **No personal data and no secret.**

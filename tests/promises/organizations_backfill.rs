@@ -8,7 +8,9 @@ use authkit_sync::sync::job::JobContext;
 use authkit_sync::sync::runner::BackgroundLoop;
 use serde_json::json;
 
+use crate::support::binary::{Served, free_address};
 use crate::support::lab::{Lab, object};
+use crate::support::service::until;
 
 const ACTIVE: &str = "select count(*) from workos.active_memberships";
 const STORED: &str = "select count(*) from workos.organization_memberships";
@@ -186,4 +188,28 @@ async fn a_thousand_organizations_with_a_hundred_thousand_memberships_are_read()
     println!("{counts:?}: {requests} requests, {:?} without the pauses between requests", began.elapsed());
     assert_eq!((counts.organizations.new, counts.memberships.new), (1_000, 100_000));
     assert_eq!(lab.count(ACTIVE).await, 100_000);
+}
+
+/// Every replica and every command would wait for a lease that a process keeps without work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_completed_backfill_releases_its_lease_so_that_the_command_can_run() {
+    let lab = Lab::new().await;
+    let user = lab.create_user("Ada");
+    lab.add_member(&user, &lab.create_organization("Acme"));
+    let environment = lab.environment();
+    let mut environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.push(("AUTHKIT_SYNC_BACKFILL", "auto"));
+    let served = Served::start(&lab.database.url(), free_address(), &environment);
+    until("the log says that both are complete", async || {
+        let log = served.log();
+        log.contains("backfill of organizations") && log.contains("backfill of memberships")
+    })
+    .await;
+    until("no lease is left", async || {
+        lab.count("select count(*) from workos.leases where job like 'backfill%'").await == 0
+    })
+    .await;
+    let (code, out, err) = lab.run(&["backfill"]).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("memberships: 0 new, 0 updated, 1 unchanged"), "{out}");
 }

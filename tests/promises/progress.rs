@@ -70,3 +70,37 @@ async fn synced_through_is_absent_before_the_first_backfill_or_reconcile() {
         .await;
     }
 }
+
+/// A kind that is not synced has no job and no progress.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_jobs_of_synced_kinds_are_shown() {
+    let lab = Lab::new().await;
+    let environment = lab.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let jobs_of = async |kinds: &str, job: &str| {
+        let more = [
+            ("AUTHKIT_SYNC_CATCH_UP", "on"),
+            ("AUTHKIT_SYNC_BACKFILL", "auto"),
+            ("AUTHKIT_SYNC_RECONCILE_INTERVAL", "1d"),
+            ("AUTHKIT_SYNC_KINDS", kinds),
+        ];
+        let served = Served::start(&lab.database.url(), free_address(), &[&environment[..], &more].concat());
+        let page = std::sync::Mutex::new(Value::Null);
+        until(&format!("{job} has run"), async || {
+            *page.lock().unwrap() =
+                serde_json::from_str(&http_ok(&format!("http://{}/readyz", served.ops)).await).unwrap();
+            !page.lock().unwrap()["jobs"][job].is_null()
+        })
+        .await;
+        (page.into_inner().unwrap(), http_ok(&format!("http://{}/metrics", served.ops)).await)
+    };
+    let (all, _) = jobs_of("users,organizations,memberships", "reconcile_organizations").await;
+    assert!(all["memberships"].is_object(), "{all}");
+    let (users, metrics) = jobs_of("users", "reconcile").await;
+    for job in ["backfill_organizations", "reconcile_organizations", "refresh"] {
+        // A job that was started has this metric at once.
+        assert!(!metrics.contains(&format!("job_restarts_total{{background_job=\"{job}\"}}")), "{job}: {metrics}");
+        assert!(users["jobs"][job].is_null(), "{job}: {users}");
+    }
+    assert!(users["organizations"].is_null() && users["memberships"].is_null(), "{users}");
+}

@@ -43,7 +43,8 @@ async fn drift_is_shown_by_id_and_field_and_then_repaired() {
         format!("{}  outdated: first_name, name, updated_at", ids[0]),
         format!("{}  live here, but WorkOS does not know it", ids[2]),
         format!("{missing}  missing here"),
-        "check, nothing changed: 1 new, 1 updated, 6 unchanged, 1 deleted, 0 quarantined".to_owned(),
+        "check, nothing changed\nusers: 1 new, 1 updated, 6 unchanged, 1 deleted, 0 quarantined\norganizations: 0 new"
+            .to_owned(),
     ] {
         assert!(out.contains(&line), "{line} in {out}");
     }

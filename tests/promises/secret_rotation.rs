@@ -119,11 +119,9 @@ async fn load(stop: &CancellationToken, request: impl AsyncFn() -> Answer) -> (u
     let (mut answered, mut refused) = (0, Vec::new());
     while !stop.is_cancelled() {
         let answer = request().await;
-        // A busy machine can exceed the 500 ms in which a verdict must be stored, with and without a rotation.
-        let is_slow = answer.status == 503 && answer.text.contains("did not answer in time");
         if answer.status == 200 {
             answered += 1;
-        } else if !is_slow {
+        } else {
             refused.push(format!("{}: {}", answer.status, answer.text));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -131,14 +129,29 @@ async fn load(stop: &CancellationToken, request: impl AsyncFn() -> Answer) -> (u
     (answered, refused)
 }
 
+/// Asks for a verdict, and again while the answer is that the database was too slow. WorkOS waits for a verdict for about two seconds, so
+/// the binary has a fixed deadline, which a busy machine exceeds with and without a rotation.
+/// `rotating_what_an_action_needs_under_load_refuses_no_action` has more time, and no exemption.
+async fn decide(served: &Served, secret: impl Fn() -> &'static str, action: Bytes) -> Answer {
+    loop {
+        let answer = post(served, "/workos/action", secret(), action.clone()).await;
+        if answer.status != 503 || !answer.text.contains("the database did not answer in time") {
+            return answer;
+        }
+    }
+}
+
 /// A server where the role `service` needs its password.
 async fn server_with_passwords() -> (PrivatePostgres, PgPool) {
     let (server, pool) = own_server().await;
     let hba: String = sqlx::query_scalar("show hba_file").fetch_one(&pool).await.unwrap();
     let rules = std::fs::read_to_string(&hba).unwrap();
-    std::fs::write(&hba, format!("local all service scram-sha-256\n{rules}")).unwrap();
+    // The newer method costs an unoptimized build much time for each connection.
+    std::fs::write(&hba, format!("local all service md5\n{rules}")).unwrap();
+    pool.execute("alter system set password_encryption = 'md5'").await.unwrap();
     pool.execute(
-        "create role service login password 'old-password';
+        "set password_encryption = 'md5';
+         create role service login password 'old-password';
          grant usage on schema workos to service;
          grant select, insert, update, delete on all tables in schema workos to service;
          grant usage, select on all sequences in schema workos to service;
@@ -191,6 +204,7 @@ impl Rotating {
             ("WORKOS_API_PORT", port),
             ("AUTHKIT_SYNC_READ_THROUGH", "on"),
             ("AUTHKIT_SYNC_CATCH_UP", "on"),
+            ("AUTHKIT_SYNC_DB_TIMEOUT", "60s"),
         ] {
             settings.push((name.to_owned(), value.to_owned()));
         }
@@ -252,8 +266,7 @@ async fn rotating_every_secret_under_load_refuses_nothing() {
     let (served, stop) = (&rotating.served, CancellationToken::new());
     let webhooks = load(&stop, async || post(served, "/workos/webhook", rotating.sender()[0], event()).await);
     let actions = load(&stop, async || {
-        let action = registration(&unique("action"), "new@example.test");
-        post(served, "/workos/action", rotating.sender()[1], action).await
+        decide(served, || rotating.sender()[1], registration(&unique("action"), "new@example.test")).await
     });
     let lookups = load(&stop, async || get(served, "/changes", rotating.sender()[2]).await);
     // Each user is only at WorkOS, so the service reads it with its API key.
@@ -280,6 +293,54 @@ async fn rotating_every_secret_under_load_refuses_nothing() {
     for secret in ["-secret", "service-key", "sk_", "-password"] {
         assert!(!served.log().contains(secret), "{}", served.log());
     }
+}
+
+/// The action secret and the login of the database, in a process that may take its time for a verdict.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotating_what_an_action_needs_under_load_refuses_no_action() {
+    let (server, pool) = server_with_passwords().await;
+    let login = |password: &str| url(&server.url("postgres"), password).parse::<PgConnectOptions>().unwrap();
+    let patience = Duration::from_secs(120);
+    let authkit = AuthKit::builder(Pool::connect(login("old-password"), 4, patience), CLIENT_ID)
+        .action_secrets(vec![Secret::new("old-action-secret")])
+        .database_timeout(patience)
+        .action_deadline(patience)
+        .build()
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/workos/action", listener.local_addr().unwrap());
+    let router = authkit.router();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let (stop, client, answered) = (CancellationToken::new(), http_client().unwrap(), AtomicUsize::new(0));
+    let sender = Mutex::new("old-action-secret");
+    let actions = load(&stop, async || {
+        let action = registration(&unique("action"), "new@example.test");
+        let secret = Secret::new(*sender.lock().unwrap());
+        let request = client.post(&url).header("workos-signature", secret.sign(Clock::system().now(), &action));
+        let answer = Answer::of(request.body(action).send().await.unwrap()).await;
+        answered.fetch_add(1, Ordering::SeqCst);
+        answer
+    });
+    let more = async || {
+        let before = answered.load(Ordering::SeqCst);
+        until("more actions are answered", async || answered.load(Ordering::SeqCst) > before + 20).await;
+    };
+    let rotation = async {
+        more().await;
+        let secrets = |names: &[&str]| names.iter().map(|name| Secret::new(*name)).collect::<Vec<_>>();
+        authkit.set_action_secrets(secrets(&["new-action-secret", "old-action-secret"])).unwrap();
+        *sender.lock().unwrap() = "new-action-secret";
+        assert!(authkit.set_database_login(login("new-password")).await.is_err(), "the server does not accept it yet");
+        more().await;
+        pool.execute("alter role service password 'new-password'").await.unwrap();
+        authkit.set_database_login(login("new-password")).await.unwrap();
+        more().await;
+        authkit.set_action_secrets(secrets(&["new-action-secret"])).unwrap();
+        more().await;
+        stop.cancel();
+    };
+    let ((answered, refused), ()) = tokio::join!(actions, rotation);
+    assert!(refused.is_empty() && answered > 80, "{answered} answered, refused: {refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -521,7 +582,7 @@ async fn the_secret_of_the_decision_endpoint_is_replaced_under_load_and_every_ac
     let is_used = |secret: usize| signed[secret].load(Ordering::SeqCst) > 0;
     let denied = AtomicUsize::new(0);
     let actions = load(&stop, async || {
-        let answer = post(&served, "/workos/action", ACTION_SECRET, registration(&unique("action"), "a@b.test")).await;
+        let answer = decide(&served, || ACTION_SECRET, registration(&unique("action"), "a@b.test")).await;
         denied.fetch_add(usize::from(answer.status == 200 && !answer.text.contains("Allow")), Ordering::SeqCst);
         answer
     });

@@ -3,7 +3,7 @@
 use super::subject::Subject;
 use crate::store::inspection::{SchemaFacts, ServerFacts};
 use crate::store::{Store, StoreError};
-use crate::sync::health::Check;
+use crate::sync::health::{Check, count};
 
 /// The oldest supported version of PostgreSQL, and the oldest with which the tests run.
 const OLDEST_VERSION: i32 = 150_000;
@@ -106,7 +106,8 @@ async fn access(store: &Store) -> Check {
 fn migrated(schema: &SchemaFacts) -> Check {
     let (name, migrations) = ("database_schema", &schema.migrations);
     if !migrations.pending.is_empty() {
-        let text = format!("{} migrations are pending: {}", migrations.pending.len(), migrations.pending.join(", "));
+        let text =
+            format!("{} pending: {}", count(migrations.pending.len(), "migration"), migrations.pending.join(", "));
         return Check::failure(name, text, "run `authkit-sync migrate`");
     }
     if let Some(wanted) = schema.contract.filter(|wanted| *wanted > schema.known) {
@@ -114,7 +115,7 @@ fn migrated(schema: &SchemaFacts) -> Check {
         return Check::failure(name, text, "install a newer release");
     }
     if !migrations.newer.is_empty() {
-        let text = format!("a newer release has applied {} migrations", migrations.newer.len());
+        let text = format!("a newer release has applied {}", count(migrations.newer.len(), "migration"));
         return Check::warning(name, text, "complete the upgrade of every replica");
     }
     Check::ok(name, format!("all {} migrations are applied", migrations.applied.len()))
@@ -154,7 +155,8 @@ fn connections(subject: &Subject<'_>, server: &ServerFacts, replicas: i64) -> Ch
     let others = (server.used_connections - server.own_connections).max(0);
     let needed = replicas * pool + COMMAND_CONNECTIONS;
     let text = format!(
-        "{replicas} replicas need up to {needed} connections, other clients use {others}, and the role may use {usable}"
+        "{} up to {needed} connections, other clients use {others}, and the role may use {usable}",
+        if replicas == 1 { "1 replica needs".to_owned() } else { format!("{replicas} replicas need") }
     );
     let fix = "lower AUTHKIT_SYNC_DB_POOL, or raise max_connections of PostgreSQL or the limit of the role";
     if others + needed > usable {

@@ -2,7 +2,7 @@
 
 use super::subject::Subject;
 use crate::config::{ACTION_SECRETS, ACTION_URL_SECRET, API_KEYS};
-use crate::sync::health::Check;
+use crate::sync::health::{Check, count};
 use crate::workos::signature::Secret;
 
 pub(super) fn checks(subject: &Subject<'_>) -> Vec<Check> {
@@ -39,7 +39,7 @@ fn secrets(subject: &Subject<'_>) -> Check {
             .map(|(name, _)| name)
             .collect();
     if rotating.is_empty() {
-        return Check::ok("secrets", format!("{} secrets are set, and all of them differ", named.len()));
+        return Check::ok("secrets", format!("each secret has one purpose ({} set)", count(named.len(), "secret")));
     }
     Check::warning(
         "secrets",

@@ -32,6 +32,8 @@ pub(super) struct Subject<'a> {
     retention: Duration,
     /// Connections of one `serve` process.
     pub(super) pool_size: u32,
+    /// What is synced.
+    pub(super) kinds: Kinds,
     /// Event types that webhooks must bring.
     pub(super) needed_types: Vec<&'static str>,
     /// Event types that catch-up reads.
@@ -50,7 +52,8 @@ impl<'a> Subject<'a> {
         };
         let api = source.find(&WORKOS_API_KEY).zip(config::api_base(source).ok());
         let more = source.find(&EVENT_TYPES).unwrap_or_default();
-        let needed_types = config::kinds(source).unwrap_or(Kinds::ALL).event_types();
+        let kinds = config::kinds(source).unwrap_or(Kinds::ALL);
+        let needed_types = kinds.event_types();
         Self {
             store: database.map(|database| Store::of_any_client(pool(&database), database.timeout)),
             client_id: environment.map(|environment| environment.client_id),
@@ -64,6 +67,7 @@ impl<'a> Subject<'a> {
             pool_size: source.find(&DB_POOL).unwrap_or_default(),
             polled_types: needed_types.iter().map(|name| (*name).to_owned()).chain(more).collect(),
             needed_types,
+            kinds,
             clock,
             source,
         }
@@ -76,6 +80,7 @@ impl<'a> Subject<'a> {
             poll_interval: self.poll_interval,
             reconcile_interval: self.reconcile_interval,
             retention: self.retention,
+            kinds: self.kinds,
         }
     }
 

@@ -1,10 +1,11 @@
 //! Checks of webhooks: the endpoint at WorkOS, whether its URL reaches this service, and whether events arrive.
 
 use super::subject::Subject;
-use super::workos::within;
+use super::workos::{RequestFailure, within};
 use crate::config::{WEBHOOK_PATH, WEBHOOK_SECRETS};
 use crate::domain::timestamp::Timestamp;
-use crate::sync::health::{Check, ago};
+use crate::sync::health::{Check, ago, count};
+use crate::workos::api::ApiError;
 use crate::workos::signature::Secret;
 use crate::workos::webhook_endpoints::{ProbeAnswer, WebhookEndpoint, probe};
 
@@ -41,9 +42,14 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
     };
     let endpoints = match within(api.webhook_endpoints()).await {
         Ok(endpoints) => endpoints,
-        Err(why) => {
+        Err(RequestFailure::Api(ApiError::KeyRefused { .. })) => {
+            let why = "WorkOS rejected the API key";
+            let [endpoint, probe, _] = NAMES.map(|name| Check::not_checked(name, why));
+            return vec![endpoint, probe, received(subject, None).await];
+        }
+        Err(failure) => {
             let probe = Check::not_checked(NAMES[1], "the endpoints at WorkOS cannot be read");
-            return vec![Check::of_message(NAMES[0], &why), probe, received(subject, None).await];
+            return vec![failure.check(NAMES[0]), probe, received(subject, None).await];
         }
     };
     let Some(probed) = find(subject, endpoints, secret).await else {
@@ -155,7 +161,7 @@ async fn received(subject: &Subject<'_>, registered_at: Option<Timestamp>) -> Ch
         format!("the last webhook was received and verified {} ago", age(at))
     });
     let Some((first, newest)) = facts.missed_between else { return Check::ok(name, last) };
-    let text = format!("{last}, but only polling brought {} events since {first}", facts.missed);
+    let text = format!("{last}, but only polling brought {} since {first}", count(facts.missed, "event"));
     let fix = "correct what the checks webhook_endpoint and webhook_probe report, and read the deliveries in the WorkOS dashboard, page Webhooks";
     if facts.last_at.is_some_and(|at| at > newest) {
         Check::warning(name, format!("{text}; webhooks arrive again since then"), fix)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::subject::Subject;
 use crate::config::WORKOS_API_KEY;
-use crate::sync::health::Check;
+use crate::sync::health::{Check, count};
 use crate::sync::job::JobError;
 use crate::sync::key_check;
 use crate::tokens::KeyCache;
@@ -21,31 +21,61 @@ const LARGEST_OFFSET: i64 = 10;
 
 const NO_KEY: &str = "WORKOS_API_KEY is not set";
 
-/// Awaits a request to WorkOS for at most ten seconds.
-pub(super) async fn within<T>(request: impl Future<Output = Result<T, ApiError>>) -> Result<T, String> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-        Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(_late) => {
-            Err("WorkOS did not answer within 10 seconds; check the network, the proxy and WORKOS_API_HOSTNAME".into())
+/// Why a request of a check failed.
+pub(super) enum RequestFailure {
+    Api(ApiError),
+    Late,
+}
+
+impl RequestFailure {
+    /// Returns the check that could not be made.
+    pub(super) fn check(&self, name: &str) -> Check {
+        match self {
+            Self::Api(error) if error.is_rate_limit() => Check::warning(
+                name,
+                error.to_string(),
+                "run the command again in a minute; if this repeats, find what else sends requests with a key of this environment",
+            ),
+            Self::Api(error) => Check::of_message(name, &error.to_string()),
+            Self::Late => Check::failure(
+                name,
+                "WorkOS did not answer within 10 seconds",
+                "check the network, the proxy and WORKOS_API_HOSTNAME",
+            ),
         }
+    }
+}
+
+/// Awaits a request to WorkOS for at most ten seconds.
+pub(super) async fn within<T>(request: impl Future<Output = Result<T, ApiError>>) -> Result<T, RequestFailure> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(outcome) => outcome.map_err(RequestFailure::Api),
+        Err(_late) => Err(RequestFailure::Late),
     }
 }
 
 pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
     let mut checks = vec![signing_keys(subject).await];
-    let names = ["workos_api_key", "workos_environment", "workos_events"];
+    let names = ["workos", "workos_api_key", "workos_environment", "workos_events"];
     let Some(api) = &subject.api else {
         checks.extend(names.map(|name| Check::not_checked(name, NO_KEY)));
         return checks;
     };
-    if let Err(why) = within(api.users(None)).await {
-        checks.push(Check::of_message(names[0], &why));
-        checks.extend(
-            names.iter().skip(1).map(|name| Check::not_checked(name, "WorkOS did not accept the request for users")),
-        );
+    let answers = Check::ok(names[0], format!("WorkOS at {} answers", api.host()));
+    let (failed, unknown) = match within(api.users(None)).await {
+        Ok(_) => (vec![answers, Check::ok(names[1], "WorkOS accepts the API key")], None),
+        Err(RequestFailure::Api(error @ ApiError::KeyRefused { .. })) => {
+            let refused = Check::of_message(names[1], &error.to_string());
+            (vec![answers, refused], Some("WorkOS rejected the API key"))
+        }
+        Err(failure) => (vec![failure.check(names[0])], Some("WorkOS did not accept the request for users")),
+    };
+    let checked = failed.len();
+    checks.extend(failed);
+    if let Some(why) = unknown {
+        checks.extend(names.iter().skip(checked).map(|name| Check::not_checked(name, why)));
         return checks;
     }
-    checks.push(Check::ok(names[0], "WorkOS accepts the API key"));
     checks.push(environment(subject).await);
     checks.push(events(api, &subject.polled_types).await);
     checks
@@ -55,7 +85,9 @@ async fn signing_keys(subject: &Subject<'_>) -> Check {
     let (name, fix) = ("workos_signing_keys", "copy WORKOS_CLIENT_ID from the page API Keys of the WorkOS dashboard");
     let Some(keys) = &subject.keys else { return Check::not_checked(name, "WORKOS_CLIENT_ID is not set") };
     match keys.are_published().await {
-        Ok(true) => Check::ok(name, format!("WorkOS publishes {} signing keys for the client ID", keys.status().keys)),
+        Ok(true) => {
+            Check::ok(name, format!("WorkOS publishes {} for the client ID", count(keys.status().keys, "signing key")))
+        }
         Ok(false) => Check::failure(name, "WorkOS publishes no signing keys for the client ID", fix),
         Err(error) => Check::of_message(name, &error.to_string()),
     }
@@ -76,6 +108,7 @@ async fn environment(subject: &Subject<'_>) -> Check {
             ),
         ),
         Ok(Err(JobError::Store(_))) => Check::not_checked(name, "the database is not usable"),
+        Ok(Err(JobError::Api(error))) => RequestFailure::Api(error).check(name),
         Ok(Err(error)) => Check::of_message(name, &error.to_string()),
         Err(_late) => Check::not_checked(name, "WorkOS or the database did not answer within 10 seconds"),
     }
@@ -83,13 +116,14 @@ async fn environment(subject: &Subject<'_>) -> Check {
 
 async fn events(api: &Api, types: &[String]) -> Check {
     let name = "workos_events";
-    match tokio::time::timeout(REQUEST_TIMEOUT, api.events(types, EventsFrom::Oldest, 1)).await {
-        Ok(Ok(page)) if page.items.is_empty() => Check::ok(name, "the Events API answers and lists no event yet"),
-        Ok(Ok(_)) => Check::ok(name, "the Events API lists events"),
-        Ok(Err(ApiError::Refused { .. })) => {
+    match within(api.events(types, EventsFrom::Oldest, 1)).await {
+        Ok(page) if page.items.is_empty() => Check::ok(name, "the Events API answers and lists no event yet"),
+        Ok(_) => Check::ok(name, "the Events API lists events"),
+        Err(RequestFailure::Api(ApiError::Refused { .. })) => {
             let mut rejected = Vec::new();
             for name in types {
-                if within(api.events(std::slice::from_ref(name), EventsFrom::Oldest, 1)).await.is_err() {
+                let asked = within(api.events(std::slice::from_ref(name), EventsFrom::Oldest, 1)).await;
+                if matches!(asked, Err(RequestFailure::Api(ApiError::Refused { .. }))) {
                     rejected.push(name.as_str());
                 }
             }
@@ -100,8 +134,7 @@ async fn events(api: &Api, types: &[String]) -> Check {
                 "correct AUTHKIT_SYNC_EVENT_TYPES; the service polls without these types meanwhile",
             )
         }
-        Ok(Err(error)) => Check::of_message(name, &error.to_string()),
-        Err(_late) => Check::failure(name, "the Events API did not answer within 10 seconds", "check the network"),
+        Err(failure) => failure.check(name),
     }
 }
 

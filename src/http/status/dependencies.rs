@@ -18,7 +18,6 @@ pub(super) fn dependencies(view: &View) -> Markup {
             div { (workos(view)) }
             div { (signing_keys(view)) }
         }
-        @for (setting, problem) in &view.rejected_secrets { p.error { (setting) ": " (problem) } }
     }
 }
 

@@ -152,7 +152,8 @@ fn figures(view: &View) -> Markup {
     let failed: i64 = view.snapshot().map_or(0, |snapshot| snapshot.handlers.iter().map(|it| it.dead_lettered).sum());
     let quarantined = view.progress.quarantined;
     let handlers = count(view.snapshot().map_or(0, handlers), "handler");
-    let organizations = format!("{} organizations", view.live("organizations").map_or("–".into(), number));
+    let organizations =
+        view.live("organizations").map_or("– organizations".into(), |rows| count(rows, "organization"));
     let figures = [
         ("Lag", lag, "beyond the delay by design".to_owned(), false),
         ("Users", live("users"), organizations, false),

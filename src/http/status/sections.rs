@@ -76,7 +76,7 @@ const SCANS: [(&str, &str, &str); 7] = [
 pub(super) fn scans(view: &View) -> Markup {
     let Some(snapshot) = view.snapshot() else { return html! { p.muted { (UNREAD) } } };
     let known = SCANS.iter().filter_map(|(kind, title, of)| {
-        let (_, state) = snapshot.scans.iter().find(|(name, _)| name == kind)?;
+        let (_, state) = snapshot.facts.scans.iter().find(|(name, _)| name == kind)?;
         Some((*kind, *title, *of, state))
     });
     let known: Vec<_> = known.collect();

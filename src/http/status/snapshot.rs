@@ -12,8 +12,7 @@ use crate::store::events::{EventFilter, EventSummary, MissedEvents, WebhookAudit
 use crate::store::handlers::{Handler, HandlerStatus};
 use crate::store::inspection::{ServerFacts, WebhookFacts};
 use crate::store::replicas::Replica;
-use crate::store::scans::ScanState;
-use crate::sync::health::{Check, Expected, Facts};
+use crate::sync::health::{Check, Expected, Facts, count};
 use crate::sync::housekeeping::{AUDIT_WINDOW, LATE_AFTER};
 use crate::sync::job::JobContext;
 
@@ -36,7 +35,6 @@ pub(super) struct Snapshot {
     pub(super) server: ServerFacts,
     pub(super) handlers: Vec<HandlerStatus>,
     pub(super) definitions: Vec<Handler>,
-    pub(super) scans: Vec<(String, ScanState)>,
     pub(super) catch_up: Option<CatchUpState>,
     pub(super) webhooks: WebhookFacts,
     /// Events that polling brought and no webhook.
@@ -60,7 +58,6 @@ impl Snapshot {
             server: store.server_facts().await?,
             handlers: store.handler_statuses().await?,
             definitions: store.handlers(None).await?,
-            scans: store.scans().await?,
             catch_up: store.catch_up_state().await?,
             webhooks: store.webhook_facts(&types, Timestamp::from_unix_micros(0)).await?,
             missed: store.missed_by_webhooks(&audit).await?,
@@ -73,8 +70,8 @@ impl Snapshot {
 
     /// Events that no webhook delivered: the table has them, but the endpoint needs a person.
     pub(super) fn webhook_check(&self) -> Option<Check> {
-        let text =
-            format!("only polling brought {} events of the last day; no webhook delivered them", self.missed.events);
+        let events = count(self.missed.events, "event");
+        let text = format!("only polling brought {events} of the last day, and no webhook did");
         let fix = "check the endpoint in the WorkOS dashboard, page Webhooks, or run `authkit-sync doctor`";
         (self.missed.events > 0).then(|| Check::failure("webhooks_received", text, fix))
     }

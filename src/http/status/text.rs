@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::domain::timestamp::Timestamp;
-use crate::sync::health::{State, ago};
+use crate::sync::health::{self, State, ago};
 
 /// An ID is shown up to this many characters. WorkOS's have about 32.
 const ID_LENGTH: usize = 80;
@@ -61,9 +61,9 @@ pub(super) fn number(number: i64) -> String {
     if number < 0 { format!("−{text}") } else { text }
 }
 
-/// Returns the word for a count: "1 event", "2 events".
+/// Returns a number with its noun: "1 event", "2 000 events".
 pub(super) fn count(count: i64, noun: &str) -> String {
-    format!("{} {noun}{}", number(count), if count == 1 { "" } else { "s" })
+    health::count(number(count), noun)
 }
 
 /// Returns an ID, shortened if it is hostile.

@@ -32,7 +32,6 @@ pub(super) struct View {
     pub(super) jobs: BTreeMap<&'static str, JobStatus>,
     pub(super) runs: BTreeMap<&'static str, JobRun>,
     pub(super) samples: Vec<Sample>,
-    pub(super) rejected_secrets: BTreeMap<&'static str, String>,
     pub(super) keys: KeyStatus,
     /// `None` without an API key.
     pub(super) contact: Option<ContactStatus>,

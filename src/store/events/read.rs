@@ -48,6 +48,8 @@ pub struct EventFilter {
     pub since: Option<Timestamp>,
     /// Events received before this time.
     pub until: Option<Timestamp>,
+    /// Only these events.
+    pub ids: Option<Vec<String>>,
 }
 
 /// A stored payload, to apply the event again.
@@ -129,6 +131,7 @@ impl Store {
                         and ($3::text is null or user_id = $3)
                         and ($4::timestamptz is null or received_at >= $4)
                         and ($5::timestamptz is null or received_at < $5)
+                        and ($8::text[] is null or id = any($8))
                     order by received_at desc, id desc
                     limit $6"#,
                     outcome,
@@ -137,7 +140,8 @@ impl Store {
                     filter.since.map(OffsetDateTime::from),
                     filter.until.map(OffsetDateTime::from),
                     limit,
-                    dismissed
+                    dismissed,
+                    filter.ids.as_deref()
                 )
                 .fetch_all(connection)
                 .await
@@ -157,6 +161,43 @@ impl Store {
             erased: row.erased,
         });
         Ok(entries.collect())
+    }
+
+    /// Returns the IDs of the events whose payload contains this ID as a JSON string. Reads the payloads of at most `limit` events: the
+    /// newest of the period. An event whose payload was erased or has expired is not found.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn events_naming(
+        &self,
+        id: &str,
+        (since, until): (Option<Timestamp>, Option<Timestamp>),
+        limit: i64,
+    ) -> Result<Vec<String>, StoreError> {
+        let quoted = serde_json::Value::from(id).to_string();
+        self.lookup(async |connection| {
+            sqlx::query_scalar!(
+                r#"-- events.naming
+                select id as "id!"
+                from (
+                    select id, payload
+                    from workos.events
+                    where
+                        received_at >= coalesce($2::timestamptz, '-infinity')
+                        and received_at < coalesce($3::timestamptz, 'infinity')
+                    order by received_at desc
+                    limit $4
+                ) as newest
+                where position($1::bytea in payload) > 0"#,
+                quoted.as_bytes(),
+                since.map(OffsetDateTime::from),
+                until.map(OffsetDateTime::from),
+                limit
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await
     }
 
     /// Returns the payload of an event, unless it was erased or has expired.

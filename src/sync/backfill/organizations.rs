@@ -98,6 +98,19 @@ impl OrganizationsBackfillJob {
         !is_enabled || self.skipped.get(at).is_some_and(|skipped| *skipped)
     }
 
+    /// Passes over the scans that are skipped. Returns the last step if no scan is left.
+    fn end(&mut self) -> Option<OrganizationsStep> {
+        while self.is_skipped(self.at) {
+            self.at += 1;
+        }
+        if self.at < SCANS.len() {
+            return None;
+        }
+        let counts = self.counts;
+        self.reset();
+        Some(OrganizationsStep::Done(counts))
+    }
+
     fn scan_completed(&mut self) {
         if self.at == 0 && self.dry_run {
             let organizations = std::mem::take(&mut self.organizations.listed);
@@ -137,18 +150,13 @@ impl Job for OrganizationsBackfillJob {
 
     /// Applies one page of organizations or memberships, or one list of roles.
     async fn step(&mut self) -> Result<OrganizationsStep, JobError> {
-        while self.is_skipped(self.at) {
-            self.at += 1;
+        if let Some(done) = self.end() {
+            return Ok(done);
         }
         let step = match self.at {
             0 => self.organizations.step(&self.context).await?,
             1 => self.memberships.step(&self.context).await?,
-            2 => self.roles.step(&self.context).await?,
-            _ => {
-                let counts = self.counts;
-                self.reset();
-                return Ok(OrganizationsStep::Done(counts));
-            }
+            _ => self.roles.step(&self.context).await?,
         };
         let (counts, position, is_complete) = match step {
             BackfillStep::Page { counts, position } => (counts, position, false),
@@ -161,6 +169,10 @@ impl Job for OrganizationsBackfillJob {
         }
         if is_complete {
             self.scan_completed();
+            // A further step would not come: `rest_if_idle` finds that every scan is complete.
+            if let Some(done) = self.end() {
+                return Ok(done);
+            }
         }
         Ok(OrganizationsStep::Page { counts: self.counts, position })
     }

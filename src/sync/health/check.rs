@@ -1,5 +1,7 @@
 //! The result of one check.
 
+use std::fmt::Display;
+
 use serde::Serialize;
 
 use crate::store::StoreError;
@@ -74,6 +76,13 @@ impl Check {
             ),
         }
     }
+}
+
+/// Returns a count with its noun: "1 event", "2 events".
+pub(crate) fn count(count: impl Display, noun: &str) -> String {
+    let count = count.to_string();
+    let plural = if count == "1" { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// Formats a duration in seconds as people say it.

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use crate::domain::kinds::Kinds;
 use crate::domain::timestamp::Timestamp;
 use crate::store::inspection::{InboxFacts, LeaseFacts};
-use crate::store::scans::ScanKind;
+use crate::store::scans::{ScanKind, ScanState};
 use crate::store::{Store, StoreError};
 use crate::sync::progress::{expected_age, lag_seconds};
 
@@ -19,6 +20,8 @@ pub(crate) struct Expected {
     pub(crate) reconcile_interval: Option<Duration>,
     /// How long the inbox keeps events.
     pub(crate) retention: Duration,
+    /// What is synced.
+    pub(crate) kinds: Kinds,
 }
 
 /// What the database says about the progress, read once for all checks.
@@ -32,8 +35,10 @@ pub(crate) struct Facts {
     pub(crate) quarantined: i64,
     pub(crate) leases: Vec<LeaseFacts>,
     pub(crate) inbox: InboxFacts,
-    /// When a backfill or a reconcile last completed.
+    /// When a backfill or a reconcile of users last completed.
     pub(crate) scanned_at: Option<Timestamp>,
+    /// Every scan that has begun once, by the name of its kind.
+    pub(crate) scans: Vec<(String, ScanState)>,
     pub(super) users_so_far: i64,
     pub(super) needs_reconcile: bool,
     pub(super) pending_erasures: i64,
@@ -48,8 +53,8 @@ impl Facts {
     pub(crate) async fn read(expected: &Expected, store: &Store) -> Result<Self, StoreError> {
         let now = store.now().await?;
         let progress = store.progress().await?;
-        let (backfill, reconcile) =
-            (store.scan_state(ScanKind::Backfill).await?, store.scan_state(ScanKind::Reconcile).await?);
+        let scans = store.scans().await?;
+        let (backfill, reconcile) = (scan(&scans, ScanKind::Backfill), scan(&scans, ScanKind::Reconcile));
         let erasures = store.pending_erasures().await?;
         let expected_age = expected_age(expected.poll_interval);
         Ok(Self {
@@ -65,7 +70,13 @@ impl Facts {
             needs_reconcile: store.catch_up_state().await?.is_some_and(|state| state.needs_reconcile),
             pending_erasures: erasures.users,
             oldest_erasure_seconds: erasures.oldest_seconds,
+            scans,
         })
+    }
+
+    /// Returns the progress of a scan; empty if there was none.
+    pub(crate) fn scan(&self, kind: ScanKind) -> ScanState {
+        scan(&self.scans, kind)
     }
 
     /// Returns whether a process holds the lease of the job.
@@ -76,4 +87,8 @@ impl Facts {
     pub(super) fn age(&self, at: Timestamp) -> i64 {
         self.now.unix_seconds() - at.unix_seconds()
     }
+}
+
+fn scan(scans: &[(String, ScanState)], kind: ScanKind) -> ScanState {
+    scans.iter().find(|(name, _)| name == kind.as_str()).map(|(_, state)| state.clone()).unwrap_or_default()
 }

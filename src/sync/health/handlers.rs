@@ -1,6 +1,6 @@
 //! Checks of the handlers: each one runs, and none holds back the change feed.
 
-use super::check::{Check, ago};
+use super::check::{Check, ago, count};
 use super::facts::Facts;
 use crate::store::handlers::{Handler, HandlerStatus};
 
@@ -33,7 +33,7 @@ fn check(status: &HandlerStatus, handler: Option<&Handler>, facts: &Facts) -> Ch
         return Check::failure(name, problem.clone(), list);
     }
     if status.dead_lettered > 0 {
-        let text = format!("{} changes failed at every attempt and are dead-lettered", status.dead_lettered);
+        let text = format!("{} dead-lettered, because every attempt failed", count(status.dead_lettered, "change"));
         return Check::failure(
             name,
             text,
@@ -41,12 +41,12 @@ fn check(status: &HandlerStatus, handler: Option<&Handler>, facts: &Facts) -> Ch
         );
     }
     if status.state == "paused" {
-        let text = format!("the handler is paused, and {} changes wait", status.depth);
+        let text = format!("the handler is paused with {} waiting", count(status.depth, "change"));
         return Check::warning(name, text, format!("run `authkit-sync handlers resume {}`", status.name));
     }
     if let (true, Some(error)) = (status.waiting > 0, &status.last_error) {
         let sqlstate = error.sqlstate.as_deref().map(|code| format!(" (SQLSTATE {code})")).unwrap_or_default();
-        let text = format!("the handler fails{sqlstate}, and {} changes wait for a retry", status.waiting);
+        let text = format!("the handler fails{sqlstate} with {} waiting for a retry", count(status.waiting, "change"));
         return Check::failure(name, text, format!("{list} and correct its cause; the service retries by itself"));
     }
     if !facts.runs(name) {
@@ -61,7 +61,7 @@ fn check(status: &HandlerStatus, handler: Option<&Handler>, facts: &Facts) -> Ch
             "start the process that registers it, or remove it with `authkit-sync handlers remove`",
         );
     }
-    Check::ok(name, format!("the handler is {}, and {} changes are ahead of it", status.state, status.depth))
+    Check::ok(name, format!("the handler is {} with {} ahead of it", status.state, count(status.depth, "change")))
 }
 
 /// A paused handler keeps every change that it has not processed.

@@ -1,6 +1,6 @@
 //! Checks of the inbox: the quarantine, its size and its growth.
 
-use super::check::Check;
+use super::check::{Check, count};
 use super::facts::Facts;
 
 /// A size in bytes that deserves attention.
@@ -18,15 +18,18 @@ fn quarantine(facts: &Facts) -> Check {
     }
     Check::failure(
         "quarantine",
-        format!("{} events are quarantined, so the table may lack their changes", facts.quarantined),
+        format!("the quarantine has {}, so the table may lack changes", count(facts.quarantined, "event")),
         "list them with `authkit-sync events list --outcome quarantined`, correct the cause, and run `authkit-sync events retry`",
     )
 }
 
 fn size(facts: &Facts) -> Check {
     let inbox = &facts.inbox;
-    let text =
-        format!("the inbox has {} MiB and received {} events on the last day", inbox.bytes / MIB, inbox.last_day);
+    let text = format!(
+        "the inbox has {} MiB and received {} on the last day",
+        inbox.bytes / MIB,
+        count(inbox.last_day, "event")
+    );
     if inbox.bytes > LARGE {
         return Check::warning("inbox", text, "shorten AUTHKIT_SYNC_RETENTION, or add disk space");
     }

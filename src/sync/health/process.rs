@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::check::{Check, ago};
+use super::check::{Check, ago, count};
 use crate::domain::timestamp::Timestamp;
 use crate::sync::job::JobStatus;
 use crate::tokens::KeyStatus;
@@ -21,6 +21,8 @@ pub(crate) struct ProcessFacts<'a> {
     pub(crate) workos: Option<(&'a str, &'a ContactStatus)>,
     pub(crate) keys: &'a KeyStatus,
     pub(crate) jobs: &'a BTreeMap<&'static str, JobStatus>,
+    /// Why the new secret of a setting cannot be used.
+    pub(crate) rejected_secrets: &'a BTreeMap<&'static str, String>,
 }
 
 impl ProcessFacts<'_> {
@@ -35,7 +37,14 @@ pub(super) fn checks(facts: &ProcessFacts<'_>) -> Vec<Check> {
     checks.extend(facts.workos.map(|(host, contact)| workos(facts, host, contact)));
     checks.push(signing_keys(facts));
     checks.extend(facts.jobs.iter().filter_map(|(name, status)| job(facts, name, status)));
+    checks.extend(facts.rejected_secrets.iter().map(|(setting, problem)| rejected_secret(setting, problem)));
     checks
+}
+
+fn rejected_secret(setting: &str, problem: &str) -> Check {
+    let (why, fix) = problem.split_once("; ").unwrap_or((problem, "write a secret that can be used"));
+    let text = format!("the new value of {setting} cannot be used, so the previous one stays in use: {why}");
+    Check::failure(&format!("secret:{setting}"), text, fix)
 }
 
 fn workos(facts: &ProcessFacts<'_>, host: &str, contact: &ContactStatus) -> Check {
@@ -63,7 +72,7 @@ fn signing_keys(facts: &ProcessFacts<'_>) -> Check {
             Check::failure(name, format!("there is no signing key, so no token can be checked: {error}"), fix)
         }
         Some(error) => Check::warning(name, format!("the signing keys cannot be refreshed: {error}"), fix),
-        None => Check::ok(name, format!("{} signing keys of WorkOS are known", keys.keys)),
+        None => Check::ok(name, format!("this process has {} of WorkOS", count(keys.keys, "signing key"))),
     }
 }
 

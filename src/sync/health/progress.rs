@@ -1,8 +1,9 @@
 //! Checks of the sync: the lag, the background jobs, reconcile, retention and erasure.
 
-use super::check::{Check, ago};
+use super::check::{Check, ago, count};
 use super::facts::{Expected, Facts};
 use crate::domain::timestamp::Timestamp;
+use crate::store::scans::ScanKind;
 
 /// A lag of this many seconds needs a person.
 const LARGE_LAG: i64 = 300;
@@ -20,6 +21,7 @@ pub(super) fn checks(expected: &Expected, facts: &Facts) -> Vec<Check> {
     vec![
         jobs(expected, facts),
         lag(expected, facts),
+        organizations(expected, facts),
         reconcile(expected, facts),
         retention(expected, facts),
         erasure(facts),
@@ -54,7 +56,7 @@ fn lag(expected: &Expected, facts: &Facts) -> Check {
     let fix = "read /readyz on the operator's listener of `serve`, which names the error of catch_up, and see the checks of WorkOS";
     match facts.lag_seconds {
         None if !facts.is_backfilled && facts.runs("backfill") => {
-            let text = format!("the first backfill runs and has read {} users", facts.users_so_far);
+            let text = format!("the first backfill runs and has read {}", count(facts.users_so_far, "user"));
             Check::warning(name, text, "wait until it has completed")
         }
         None if facts.scanned_at.is_none() => Check::failure(
@@ -78,6 +80,32 @@ fn lag(expected: &Expected, facts: &Facts) -> Check {
             }
         }
     }
+}
+
+/// Until the first backfill has completed, lookups of memberships that are not here yet are answered 503.
+fn organizations(expected: &Expected, facts: &Facts) -> Check {
+    let name = "organizations";
+    if !expected.kinds.organizations || !expected.polls {
+        return Check::ok(name, "no backfill of organizations is wanted");
+    }
+    let organizations = facts.scan(ScanKind::BackfillOrganizations);
+    let memberships = facts.scan(ScanKind::BackfillMemberships);
+    let wanted = [(true, &organizations), (expected.kinds.memberships, &memberships)];
+    if wanted.iter().all(|(is_wanted, scan)| !is_wanted || scan.completed_at.is_some()) {
+        return Check::ok(name, "the backfill of organizations and memberships has completed");
+    }
+    let read = count(organizations.counts.total() + memberships.counts.total(), "object");
+    if facts.is_backfilled && !facts.runs("backfill_organizations") {
+        return Check::failure(
+            name,
+            format!(
+                "the backfill of organizations and memberships has read {read}, has not completed, and no process runs it"
+            ),
+            "start `authkit-sync serve` with AUTHKIT_SYNC_BACKFILL=auto, or run `authkit-sync backfill`",
+        );
+    }
+    let text = format!("the first backfill of organizations and memberships runs and has read {read}");
+    Check::warning(name, text, "wait until it has completed")
 }
 
 fn reconcile(expected: &Expected, facts: &Facts) -> Check {
@@ -117,8 +145,10 @@ fn erasure(facts: &Facts) -> Check {
         return Check::ok(name, "every erasure is complete");
     }
     let age = ago(facts.oldest_erasure_seconds);
-    let text =
-        format!("personal data of {} deleted users is still to be erased, for up to {age}", facts.pending_erasures);
+    let text = format!(
+        "personal data of {} is still to be erased, for up to {age}",
+        count(facts.pending_erasures, "deleted user")
+    );
     let fix = "read /readyz on the operator's listener of `serve` for the error of the job housekeeping";
     if facts.oldest_erasure_seconds > LATE_ERASURE {
         Check::failure(name, text, fix)

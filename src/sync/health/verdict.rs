@@ -55,6 +55,7 @@ mod tests {
             poll_interval: std::time::Duration::from_secs(5),
             reconcile_interval: None,
             retention: std::time::Duration::from_secs(1),
+            kinds: crate::domain::kinds::Kinds::ALL,
         };
         let verdict = Verdict::of(&[check("database", State::Failure)], &expected, None);
         assert_eq!((verdict.state, verdict.headline), (State::Failure, "Unknown: the database does not answer"));

@@ -5,11 +5,9 @@ use serde_json::value::RawValue;
 
 use super::{Api, ApiError, PAGE, Page, list, reading};
 use crate::domain::event::Observation;
+use crate::domain::membership::STATUSES;
 use crate::domain::object::Kind;
 use crate::workos::wire;
-
-/// Every status of a membership. WorkOS lists only active memberships if it is not asked for the others.
-const STATUSES: &str = "active,inactive,pending";
 
 impl Api {
     /// Returns a page of users after the user `after`, oldest first.
@@ -49,7 +47,7 @@ impl Api {
 
     fn memberships_url(&self, filters: &[(&str, &str)]) -> Url {
         let mut url = self.url(&["user_management", "organization_memberships"]);
-        url.query_pairs_mut().extend_pairs(filters).append_pair("statuses", STATUSES);
+        url.query_pairs_mut().extend_pairs(filters).append_pair("statuses", &STATUSES.join(","));
         url
     }
 
