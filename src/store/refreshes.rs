@@ -33,6 +33,25 @@ pub(crate) async fn request(connection: &mut DbConnection<'_>, wanted: &BTreeSet
     Ok(())
 }
 
+/// Requests another read of a list that was stored only in part. It is read after everything else that is due.
+pub(crate) async fn request_rest(connection: &mut DbConnection<'_>, wanted: &Refresh) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- refreshes.request_rest
+        insert into workos.refreshes (kind, id)
+        values ($1, $2)
+        on conflict (kind, id) do update
+        set
+            requested_at = clock_timestamp(),
+            due_at = now(),
+            attempts = 0",
+        wanted.kind(),
+        wanted.id()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Requests the organizations among `ids` that are not stored at all. A request that is still open stays as it is.
 pub(crate) async fn request_absent_organizations(
     connection: &mut DbConnection<'_>,

@@ -15,10 +15,11 @@ use time::OffsetDateTime;
 use super::DbConnection;
 use super::batch::{self, Writes};
 use super::changes::NewChange;
+use super::refreshes;
 use super::{Store, StoreError, Work};
 use crate::domain::event::Origin;
 use crate::domain::object::Difference;
-use crate::domain::role::{ListKind, Permission, Role};
+use crate::domain::role::{ListKind, Permission, Refresh, Role};
 use crate::domain::timestamp::Timestamp;
 
 /// The ID under which the lists of the environment are stored.
@@ -38,6 +39,8 @@ pub(crate) struct NewRoleList<'a> {
     pub(crate) gone_roles: &'a [String],
     /// The same for permissions.
     pub(crate) gone_permissions: &'a [String],
+    /// Other slugs may be gone as well: the list has to be read again.
+    pub(crate) is_partial: bool,
     /// Why the list was read.
     pub(crate) origin: Origin,
 }
@@ -45,8 +48,8 @@ pub(crate) struct NewRoleList<'a> {
 /// The result of replacing a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replaced {
-    /// Number of entries that changed.
-    Done(usize),
+    /// The list is stored.
+    Done,
     /// A list that was read later is stored. Nothing was written.
     Outdated,
 }
@@ -97,7 +100,10 @@ impl Work for NewRoleList<'_> {
         if !writes.is_empty() {
             batch::write(connection, &writes).await?;
         }
-        Ok(Replaced::Done(changed.len()))
+        if self.is_partial {
+            refreshes::request_rest(connection, &self.refresh()).await?;
+        }
+        Ok(Replaced::Done)
     }
 }
 
@@ -120,6 +126,14 @@ impl NewRoleList<'_> {
         .execute(connection)
         .await?;
         Ok(claimed.rows_affected() == 1)
+    }
+
+    /// The request that reads this list.
+    fn refresh(&self) -> Refresh {
+        match self.organization_id {
+            ENVIRONMENT => Refresh::Roles,
+            id => Refresh::OrganizationRoles(id.to_owned()),
+        }
     }
 
     async fn replace_roles(&self, connection: &mut DbConnection<'_>) -> Result<Vec<Changed>, StoreError> {

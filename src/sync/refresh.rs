@@ -187,6 +187,6 @@ impl RefreshJob {
                 "WorkOS listed no role of the environment; the stored roles stay, and the list is read again later"
             );
         }
-        Ok(matches!(outcome, ListOutcome::Stored(_) | ListOutcome::NoOrganization))
+        Ok(matches!(outcome, ListOutcome::Stored | ListOutcome::NoOrganization))
     }
 }

@@ -14,11 +14,15 @@ use crate::workos::api::{ApiError, FoundRole, RoleList};
 /// Pages of permissions that are read at most. WorkOS has no limit that needs more.
 const PERMISSION_PAGES: usize = 50;
 
+/// Slugs of one kind that are read at most after a list. If more are no longer listed, a refresh reads the rest later, so that one
+/// organization that deletes thousands of roles does not delay the others.
+const SLUG_READS: usize = 50;
+
 /// The result of reading a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ListOutcome {
-    /// The list is stored. Number of entries that changed.
-    Stored(usize),
+    /// The list is stored.
+    Stored,
     /// A list that was read later is stored.
     Outdated,
     /// The list has no role of the environment. Every environment has one, so the answer proves nothing.
@@ -34,6 +38,8 @@ struct Listed {
     permissions: Vec<Permission>,
     gone_roles: Vec<String>,
     gone_permissions: Vec<String>,
+    /// Slugs were deleted, and others were not read.
+    is_partial: bool,
 }
 
 /// Reads the roles and permissions of the environment, or the roles of an organization, and stores them.
@@ -42,8 +48,8 @@ pub(super) async fn read_list(
     organization_id: &str,
     origin: Origin,
 ) -> Result<ListOutcome, JobError> {
-    let Listed { observed_at, roles, permissions, gone_roles, gone_permissions } =
-        match list(context, organization_id).await? {
+    let Listed { observed_at, roles, permissions, gone_roles, gone_permissions, is_partial } =
+        match list(context, organization_id, SLUG_READS).await? {
             Ok(listed) => listed,
             Err(outcome) => return Ok(outcome),
         };
@@ -54,10 +60,11 @@ pub(super) async fn read_list(
         permissions: &permissions,
         gone_roles: &gone_roles,
         gone_permissions: &gone_permissions,
+        is_partial,
         origin,
     };
     Ok(match context.store.replace_role_list(&list).await? {
-        Replaced::Done(changed) => ListOutcome::Stored(changed),
+        Replaced::Done => ListOutcome::Stored,
         Replaced::Outdated => ListOutcome::Outdated,
     })
 }
@@ -78,7 +85,7 @@ pub(super) async fn reconcile_list(
 
 /// Reads a list, stores nothing, and returns what differs from the stored roles and permissions.
 async fn check_list(context: &JobContext, organization_id: &str) -> Result<Vec<Drift>, JobError> {
-    let listed = match list(context, organization_id).await? {
+    let listed = match list(context, organization_id, usize::MAX).await? {
         Ok(listed) => listed,
         // The next read by ID decides about the organization.
         Err(_) => return Ok(Vec::new()),
@@ -104,49 +111,59 @@ async fn check_list(context: &JobContext, organization_id: &str) -> Result<Vec<D
     Ok(roles.chain(permissions).chain(gone.map(|id| Drift { id, kind: DriftKind::Gone })).collect())
 }
 
-/// Reads a list from WorkOS. Returns the outcome if there is none to use.
-async fn list(context: &JobContext, organization_id: &str) -> Result<Result<Listed, ListOutcome>, JobError> {
+/// Reads a list from WorkOS, and up to `slug_reads` slugs of each kind that are no longer listed. Returns the outcome if there is no
+/// list to use.
+async fn list(
+    context: &JobContext,
+    organization_id: &str,
+    slug_reads: usize,
+) -> Result<Result<Listed, ListOutcome>, JobError> {
     if organization_id == ENVIRONMENT {
-        list_environment(context).await
+        list_environment(context, slug_reads).await
     } else {
-        list_organization(context, organization_id).await
+        list_organization(context, organization_id, slug_reads).await
     }
 }
 
-async fn list_environment(context: &JobContext) -> Result<Result<Listed, ListOutcome>, JobError> {
+async fn list_environment(context: &JobContext, slug_reads: usize) -> Result<Result<Listed, ListOutcome>, JobError> {
     let RoleList { roles, observed_at } = context.api.environment_roles().await?;
     let Some(known) = roles.iter().find(|role| !role.is_of_organization()).map(|role| role.slug.clone()) else {
         return Ok(Err(ListOutcome::Unusable));
     };
     let stored = context.store.live_slugs(ENVIRONMENT).await?;
     let listed = read_permissions(context).await?;
-    let (permissions, missing) = match listed {
+    let (permissions, missing_permissions) = match listed {
         Some(permissions) => {
             let missing = missing(stored.permissions, permissions.iter().map(|permission| &*permission.slug));
             (permissions, missing)
         }
         None => (Vec::new(), Vec::new()),
     };
+    let missing_roles = missing(stored.roles, roles.iter().map(|role| &*role.slug));
+    let is_more = missing_roles.len().max(missing_permissions.len()) > slug_reads;
     let mut reads = ReadsBySlug { context, known: &known, is_trusted: false };
     let mut gone_roles = Vec::new();
-    for slug in self::missing(stored.roles, roles.iter().map(|role| &*role.slug)) {
+    for slug in missing_roles.into_iter().take(slug_reads) {
         if reads.is_gone(context.api.environment_role(&slug).await?).await? {
             gone_roles.push(slug);
         }
     }
     let mut gone_permissions = Vec::new();
-    for slug in missing {
+    for slug in missing_permissions.into_iter().take(slug_reads) {
         if reads.is_gone(context.api.permission(&slug).await?).await? {
             gone_permissions.push(slug);
         }
     }
     let roles = roles.into_iter().enumerate().collect();
-    Ok(Ok(Listed { observed_at, roles, permissions, gone_roles, gone_permissions }))
+    // If all that were read exist, the list is short for another reason, and reading more would not end.
+    let is_partial = is_more && !(gone_roles.is_empty() && gone_permissions.is_empty());
+    Ok(Ok(Listed { observed_at, roles, permissions, gone_roles, gone_permissions, is_partial }))
 }
 
 async fn list_organization(
     context: &JobContext,
     organization_id: &str,
+    slug_reads: usize,
 ) -> Result<Result<Listed, ListOutcome>, JobError> {
     let RoleList { roles, observed_at } = match context.api.organization_roles(organization_id).await {
         Err(ApiError::Refused { status: 404, .. }) => return Ok(Err(ListOutcome::NoOrganization)),
@@ -159,9 +176,11 @@ async fn list_organization(
     let roles: Vec<(usize, Role)> =
         roles.into_iter().enumerate().filter(|(_, role)| role.is_of_organization()).collect();
     let LiveSlugs { roles: stored, .. } = context.store.live_slugs(organization_id).await?;
+    let missing = missing(stored, roles.iter().map(|(_, role)| &*role.slug));
+    let is_more = missing.len() > slug_reads;
     let mut reads = ReadsBySlug { context, known: &known, is_trusted: false };
     let mut gone_roles = Vec::new();
-    for slug in missing(stored, roles.iter().map(|(_, role)| &*role.slug)) {
+    for slug in missing.into_iter().take(slug_reads) {
         match context.api.organization_role(organization_id, &slug).await {
             // This 404 is about the organization.
             Err(ApiError::Refused { status: 404, .. }) => return Ok(Err(ListOutcome::NoOrganization)),
@@ -172,7 +191,8 @@ async fn list_organization(
             }
         }
     }
-    Ok(Ok(Listed { observed_at, roles, permissions: Vec::new(), gone_roles, gone_permissions: Vec::new() }))
+    let is_partial = is_more && !gone_roles.is_empty();
+    Ok(Ok(Listed { observed_at, roles, permissions: Vec::new(), gone_roles, gone_permissions: Vec::new(), is_partial }))
 }
 
 /// Reads every permission. `None` if WorkOS refuses the list: the roles are then stored without it.

@@ -94,11 +94,12 @@ fn needs_only_id(event_type: &str) -> bool {
 }
 
 /// Returns the ID of the user that an event is about: `data.id` for the three types that describe a user, `data.user_id` for
-/// others. An unknown `user.*` type can use either field.
+/// others. An unknown `user.*` type can use either field. An invitation names the user who accepted it.
 fn subject(event_type: &str, data: &Fields) -> Option<String> {
     match event_type {
         "user.created" | "user.updated" | "user.deleted" => id_field(data, "id"),
         other if other.starts_with("user.") => id_field(data, "user_id").or_else(|| id_field(data, "id")),
+        other if other.starts_with("invitation.") => id_field(data, "accepted_user_id"),
         _ => id_field(data, "user_id"),
     }
 }

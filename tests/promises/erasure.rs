@@ -131,6 +131,10 @@ async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_aft
     let session =
         || observed("session.created", 5, &json!({"id": "session_1", "user_id": scene.id, "user_agent": "Ada"}));
     let link = || observed("user.linked", 5, &json!({"id": "link_1", "user_id": scene.id, "note": "Ada"}));
+    let accepted = || {
+        let invitation = json!({"id": "invitation_1", "email": "ada@example.test", "accepted_user_id": scene.id});
+        observed("invitation.accepted", 5, &invitation)
+    };
     let broken = || observed("user.updated", 5, &json!({"id": scene.id, "email": 7, "first_name": "Ada"}));
     let refused = || {
         // Not compressible and longer than the limit of an index entry: PostgreSQL rejects it with class 54.
@@ -145,7 +149,7 @@ async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_aft
         data["external_id"] = json!(long);
         observed("user.updated", 40, &data)
     };
-    for event in [session(), link(), broken(), refused(), scene.update(10)] {
+    for event in [session(), link(), accepted(), broken(), refused(), scene.update(10)] {
         scene.apply(&event).await;
     }
     let quarantined: i64 = sqlx::query_scalar("select count(*) from workos.events where outcome = 'quarantined'")
@@ -155,12 +159,12 @@ async fn other_events_and_quarantined_ones_of_the_user_are_erased_before_and_aft
     assert_eq!(quarantined, 2);
     scene.apply(&scene.delete()).await;
     scene.assert_nothing_is_left().await;
-    for event in [session(), link(), broken(), refused()] {
+    for event in [session(), link(), accepted(), broken(), refused()] {
         scene.apply(&event).await;
     }
     scene.assert_nothing_is_left().await;
     let events: i64 = sqlx::query_scalar("select count(*) from workos.events").fetch_one(&scene.pool).await.unwrap();
-    assert_eq!(events, 10, "envelope, times and outcome stay");
+    assert_eq!(events, 12, "envelope, times and outcome stay");
 }
 
 #[tokio::test]

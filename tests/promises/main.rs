@@ -112,6 +112,7 @@
 //!    - `handlers::a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone`
 //!    - `alerts_fire::a_background_job_that_panics_fires_its_alert_is_shown_and_recovers`
 //!    - `inbox::a_step_of_housekeeping_that_fails_prevents_no_other`
+//!    - `role_lists::an_organization_that_deletes_many_roles_does_not_delay_others`
 //!    - `status_page::many_viewers_cost_one_reading_and_a_blocked_reading_fails_no_page`
 //!    - `plans_at_scale::maintenance_never_reads_a_whole_table_at_a_million_rows`
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]

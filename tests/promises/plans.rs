@@ -380,6 +380,7 @@ const NAMES: &[&str] = &[
     "refreshes.postpone",
     "refreshes.request",
     "refreshes.request_absent_organizations",
+    "refreshes.request_rest",
     "replicas.note",
     "replicas.remove",
     "replicas.running",

@@ -94,6 +94,49 @@ async fn a_deleted_role_disappears_and_a_reused_slug_is_live_again() {
 }
 
 #[tokio::test]
+async fn an_organization_that_deletes_many_roles_does_not_delay_others() {
+    let lab = Lab::new().await;
+    let (large, small) = (lab.create_organization("Large"), lab.create_organization("Small"));
+    lab.backfill().await;
+    lab.refresh().await;
+    let roles: Vec<String> = (0..120).map(|number| format!("org-{number:03}")).collect();
+    for slug in &roles {
+        lab.workos.create_organization_role(&large, &object(json!({"slug": slug}))).unwrap();
+    }
+    let catch_up = lab.catch_up_of_all_kinds();
+    let told = async || {
+        for _ in 0..5 {
+            lab.pass(60);
+            catch_up.step().await.unwrap();
+        }
+    };
+    let stored = async |organization: &str| -> i64 {
+        let sql = "select count(*) from workos.organization_roles where organization_id = $1";
+        sqlx::query_scalar(sql).bind(organization).fetch_one(&lab.pool).await.unwrap()
+    };
+    told().await;
+    lab.refresh().await;
+    assert_eq!(stored(&large).await, 120);
+    for slug in &roles {
+        lab.workos.delete_organization_role(&large, slug).unwrap();
+    }
+    told().await;
+    lab.workos.create_organization_role(&small, &object(json!({"slug": "org-lead"}))).unwrap();
+    told().await;
+    let mut seen = Vec::new();
+    loop {
+        lab.pass(2);
+        lab.free_leases().await;
+        let step = Refresh::new(lab.context()).step().await.unwrap();
+        seen.push((stored(&large).await, stored(&small).await));
+        if step != Some(RefreshStep::Read) {
+            break;
+        }
+    }
+    assert_eq!(seen, [(70, 0), (70, 1), (20, 1), (0, 1), (0, 1)], "after each read");
+}
+
+#[tokio::test]
 async fn an_event_about_a_role_or_a_domain_is_answered_by_a_read() {
     let lab = Lab::new().await;
     let organization = lab.create_organization("Quill");
