@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::application::{Application, LOG};
-use crate::support::events::{observed, unique};
+use crate::support::events::{at, observed, unique};
 use crate::support::service::{store, until};
 
 #[tokio::test]
@@ -213,13 +213,18 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     }
 }
 
+/// Returns an SQL example of the guide.
+fn example_of_the_guide(index: usize) -> &'static str {
+    let guide = include_str!("../../src/docs/reacting.md");
+    let mut examples = guide.split("<!-- example: run by a test -->\n```sql\n").skip(1);
+    examples.nth(index).unwrap().split("```").next().unwrap()
+}
+
 /// The example of the guide: an application's table of users, in sync from the first user on.
 #[tokio::test]
 async fn the_function_of_the_guide_keeps_an_applications_users_in_sync() {
     let app = Application::new().await;
-    let guide = include_str!("../../src/docs/reacting.md");
-    let example = guide.split("<!-- example: run by a test -->\n```sql\n").nth(1).unwrap().split("```").next().unwrap();
-    app.pool.execute(example).await.unwrap();
+    app.pool.execute(example_of_the_guide(0)).await.unwrap();
     let ids: Vec<String> = (0..5).map(|_| unique("user")).collect();
     for id in &ids[..3] {
         app.create(id).await;
@@ -246,6 +251,42 @@ async fn the_function_of_the_guide_keeps_an_applications_users_in_sync() {
     .unwrap();
     assert_eq!(differ, 0);
     assert_eq!(app.status("public.on_workos_user").await.unwrap().dead_lettered, 0);
+    process.stop().await.unwrap();
+}
+
+/// The example of the guide: the seats of organizations, with the memberships that existed before the handler.
+#[tokio::test]
+async fn the_function_of_the_guide_counts_the_seats_of_organizations() {
+    let app = Application::new().await;
+    app.pool.execute(example_of_the_guide(1)).await.unwrap();
+    let (user, organization) = (unique("user"), unique("org"));
+    let ids: Vec<String> = (0..4).map(|_| unique("om")).collect();
+    app.create(&user).await;
+    let object = json!({"id": organization, "name": "Quill", "domains": [], "metadata": {}, "updated_at": at(0)});
+    let created = observed("organization.created", 0, &object);
+    apply(&app.store, Origin::Webhook, &[created]).await.unwrap();
+    let set = async |id: &str, status: &str, millis: i64| {
+        let object = json!({
+            "id": id, "user_id": user, "organization_id": organization, "status": status, "updated_at": at(millis),
+        });
+        let event = observed("organization_membership.updated", millis, &object);
+        apply(&app.store, Origin::Webhook, &[event]).await.unwrap();
+    };
+    for (id, status) in ids.iter().zip(["active", "active", "pending", "active"]) {
+        set(id, status, 1).await;
+    }
+    let add = ["add", "public.on_workos_membership", "--types", "organization_membership.*"];
+    assert_eq!(app.command(&add).await.0, 0);
+    app.pool.execute(example_of_the_guide(2)).await.unwrap();
+    let process = app.run(|builder| builder).await;
+    set(&ids[1], "inactive", 2).await;
+    set(&ids[2], "active", 2).await;
+    let deleted = observed("organization_membership.deleted", 3, &json!({"id": ids[3]}));
+    apply(&app.store, Origin::Webhook, &[deleted]).await.unwrap();
+    app.idle("public.on_workos_membership").await;
+    let seats: Vec<String> =
+        sqlx::query_scalar("select membership_id from seats order by membership_id").fetch_all(&app.pool).await.unwrap();
+    assert_eq!(seats, [ids[0].clone(), ids[2].clone()]);
     process.stop().await.unwrap();
 }
 

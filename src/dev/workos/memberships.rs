@@ -162,8 +162,10 @@ impl State {
     }
 
     fn membership_of(&self, user_id: &str, organization_id: &str) -> Option<&Object> {
-        let mut of_user = self.memberships.with("user_id", user_id);
-        of_user.find(|membership| text(membership, "organization_id") == organization_id)
+        let sides = [("user_id", user_id), ("organization_id", organization_id)];
+        let (field, id) = sides.into_iter().min_by_key(|(field, id)| self.memberships.keys_with(field, id).len())?;
+        let is_of = |membership: &&Object| sides.iter().all(|(field, id)| text(membership, field) == *id);
+        self.memberships.with(field, id).find(is_of)
     }
 
     /// Returns the active membership of a user in an organization, as a sign-in needs it.
