@@ -125,11 +125,8 @@ impl Lookups {
     /// [`LookupError`]
     pub async fn session(&self, token: &str) -> Result<Session, LookupError> {
         let identity = self.identity(token).await?;
-        match identity.organization_id().filter(|_| self.checks_memberships) {
-            Some(organization_id) => {
-                let organization_id = organization_id.to_owned();
-                self.member(identity, organization_id).await
-            }
+        match identity.organization_id.clone().filter(|_| self.checks_memberships) {
+            Some(organization_id) => self.member(identity, organization_id).await,
             None => {
                 let user = self.caller(&identity.subject, Some(&identity.session_id)).await?;
                 let (roles, permissions) = (Vec::new(), Vec::new());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -169,19 +169,27 @@ impl SessionAnswer {
     }
 }
 
+/// The claims of a token about roles and permissions.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RoleClaims {
+    role: Option<Value>,
+    roles: Option<Value>,
+    permissions: Option<Value>,
+}
+
 /// Returns the token's claims about roles and permissions that differ from the membership.
 fn differences(identity: &Identity, membership: &Membership, permissions: &[String]) -> Map<String, Value> {
-    let claims = &identity.claims;
-    let listed = |name: &str| -> BTreeSet<&str> {
-        claims.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+    let claims: RoleClaims = identity.claims().unwrap_or_default();
+    let is_same = |claim: &Value, stored: &[String]| {
+        let claimed: BTreeSet<&str> = claim.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        claimed == stored.iter().map(String::as_str).collect()
     };
-    let is_equal = |name: &str| match name {
-        "role" => claims.get(name).and_then(Value::as_str) == membership.role.as_deref(),
-        "roles" => listed(name) == membership.roles.iter().map(String::as_str).collect(),
-        _ => listed(name) == permissions.iter().map(String::as_str).collect(),
-    };
-    let claimed = ["role", "roles", "permissions"].into_iter().filter_map(|name| Some((name, claims.get(name)?)));
-    claimed.filter(|(name, _)| !is_equal(name)).map(|(name, claim)| (name.to_owned(), claim.clone())).collect()
+    let role = claims.role.filter(|claim| claim.as_str() != membership.role.as_deref());
+    let roles = claims.roles.filter(|claim| !is_same(claim, &membership.roles));
+    let permissions = claims.permissions.filter(|claim| !is_same(claim, permissions));
+    let differences = [("role", role), ("roles", roles), ("permissions", permissions)];
+    differences.into_iter().filter_map(|(name, claim)| Some((name.to_owned(), claim?))).collect()
 }
 
 /// Returns the token of `Authorization: Bearer <token>` (RFC 6750). The scheme is not case-sensitive.

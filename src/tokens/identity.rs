@@ -1,8 +1,11 @@
 //! The claims of a verified token.
 
 use std::fmt;
+use std::sync::Arc;
 
+use serde::Deserialize;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::text::text;
@@ -16,25 +19,45 @@ pub struct Identity {
     pub issuer: String,
     /// The session ID (`sid`).
     pub session_id: String,
+    /// The organization that was selected when the token was issued (`org_id`). `None` if there was none.
+    pub organization_id: Option<String>,
     /// An administrator is impersonating the user (`act` or `impersonator`).
     pub impersonated: bool,
-    /// Every claim, including those of your JWT template.
-    pub claims: Map<String, Value>,
+    /// Every claim, as a JSON object. It is parsed only if somebody needs it.
+    claims: Arc<RawValue>,
 }
 
 impl Identity {
     /// Creates the identity from the claims of a token that passed every check.
-    pub(super) fn of(claims: Map<String, Value>) -> Self {
-        let own = |name: &str| text(&claims, name).to_owned();
-        let (subject, issuer, session_id) = (own("sub"), own("iss"), own("sid"));
-        let impersonated = impersonated(&claims);
-        Self { subject, issuer, session_id, impersonated, claims }
+    ///
+    /// # Errors
+    /// The claims cannot be written as JSON.
+    pub(super) fn of(claims: &Map<String, Value>) -> serde_json::Result<Self> {
+        let own = |name: &str| text(claims, name).to_owned();
+        Ok(Self {
+            subject: own("sub"),
+            issuer: own("iss"),
+            session_id: own("sid"),
+            organization_id: Some(own("org_id")).filter(|id| !id.is_empty()),
+            impersonated: impersonated(claims),
+            claims: to_raw_value(claims)?.into(),
+        })
     }
 
-    /// Returns the organization that was selected when the token was issued (`org_id`). `None` if there was none.
-    #[must_use]
-    pub fn organization_id(&self) -> Option<&str> {
-        self.claims.get("org_id").and_then(Value::as_str).filter(|id| !id.is_empty())
+    /// The memory of its texts, in bytes.
+    pub(super) fn size(&self) -> usize {
+        let organization = self.organization_id.as_ref().map_or(0, String::len);
+        [&self.subject, &self.issuer, &self.session_id].map(String::len).iter().sum::<usize>()
+            + organization
+            + self.claims.get().len()
+    }
+
+    /// Reads the claims, also those of your JWT template, into a type of yours or into a [`serde_json::Map`].
+    ///
+    /// # Errors
+    /// The claims do not fit the type.
+    pub fn claims<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
+        serde_json::from_str(self.claims.get())
     }
 
     /// Returns `issuer|subject`, the identifier of a user in Convex.
@@ -62,7 +85,7 @@ impl Serialize for Identity {
         identity.serialize_field("issuer", &self.issuer)?;
         identity.serialize_field("token_identifier", &self.token_identifier())?;
         identity.serialize_field("impersonated", &self.impersonated)?;
-        identity.serialize_field("claims", &self.claims)?;
+        identity.serialize_field("claims", &*self.claims)?;
         identity.end()
     }
 }

@@ -43,7 +43,7 @@ impl TokenVerifier {
     /// # Errors
     /// [`TokenError`]
     pub async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
-        self.verified(token).await?.identity()
+        Ok(self.verified(token).await?.identity.clone())
     }
 
     /// Verifies a token and returns its subject, the ID of a user.
@@ -51,7 +51,7 @@ impl TokenVerifier {
     /// # Errors
     /// The same as [`TokenVerifier::verify`].
     pub async fn subject(&self, token: &str) -> Result<String, TokenError> {
-        Ok(self.verified(token).await?.subject.to_string())
+        Ok(self.verified(token).await?.identity.subject.clone())
     }
 
     /// Verifies a token and returns its subject and the ID of its session.
@@ -59,8 +59,8 @@ impl TokenVerifier {
     /// # Errors
     /// The same as [`TokenVerifier::verify`].
     pub(crate) async fn subject_and_session(&self, token: &str) -> Result<(String, String), TokenError> {
-        let verified = self.verified(token).await?;
-        Ok((verified.subject.to_string(), verified.session_id.to_string()))
+        let Identity { subject, session_id, .. } = &self.verified(token).await?.identity;
+        Ok((subject.clone(), session_id.clone()))
     }
 
     /// Verifies a token, or finds that the same token was verified before and that nothing has changed since.
@@ -77,10 +77,9 @@ impl TokenVerifier {
         form.check_algorithm()?;
         let kid = form.key_id()?;
         let key = self.check_signature(&form, kid).await?;
-        let text = form.claims_text()?;
-        let claims = object(&text, "claims")?;
+        let claims = form.claims()?;
         Claims { claims: &claims, policy: &self.policy, now: self.clock.now() }.check()?;
-        let verified = Arc::new(Verified::new(kid, key, text, &claims)?);
+        let verified = Arc::new(Verified::new(kid, key, &claims)?);
         self.known.insert(hash, verified.clone());
         Ok(verified)
     }
@@ -158,11 +157,7 @@ impl<'a> Form<'a> {
 
     /// Returns the claims. The caller has checked the signature.
     pub(super) fn claims(&self) -> Result<Map<String, Value>, TokenError> {
-        object(&self.claims_text()?, "claims")
-    }
-
-    fn claims_text(&self) -> Result<Vec<u8>, TokenError> {
-        decode(self.claims, "claims")
+        object(&decode(self.claims, "claims")?, "claims")
     }
 }
 

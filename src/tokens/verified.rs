@@ -1,9 +1,9 @@
 //! The cache of verified tokens: a token that is used again costs no second signature check.
 //!
-//! It remembers only what cannot change: which key signed the token, and what the claims are. Every use compares the key with
+//! It keeps only what cannot change: which key signed the token, and what the claims are. Every use compares the key with
 //! WorkOS's current keys, and the times of the claims with the clock. A token whose key has changed or is gone is verified again.
 //!
-//! Refused tokens are not remembered: otherwise any caller could fill the cache.
+//! Refused tokens are not kept: otherwise any caller could fill the cache.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +13,10 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::claims::{Times, object};
+use super::claims::Times;
 use super::error::TokenError;
 use super::identity::Identity;
 use super::keys::KeyFingerprint;
-use super::text::text;
 
 /// Memory for the cache, in bytes. A token of WorkOS takes about 1 KiB.
 const MEMORY: u64 = 16 * 1024 * 1024;
@@ -32,32 +31,19 @@ pub(super) struct Verified {
     pub(super) key: KeyFingerprint,
     /// The times of the claims. The clock decides again at each use.
     pub(super) times: Times,
-    pub(super) subject: Box<str>,
-    pub(super) session_id: Box<str>,
-    /// The claims as the token contains them. Parsed claims would take several times the memory.
-    claims: Box<[u8]>,
+    pub(super) identity: Identity,
 }
 
 impl Verified {
-    /// Creates the entry of a token that has passed every check. `claims` is the JSON text of `parsed`.
-    pub(super) fn new(
-        key_id: &str,
-        key: KeyFingerprint,
-        claims: Vec<u8>,
-        parsed: &Map<String, Value>,
-    ) -> Result<Self, TokenError> {
-        let (subject, session_id) = (text(parsed, "sub").into(), text(parsed, "sid").into());
-        let times = Times::read(parsed)?;
-        Ok(Self { key_id: key_id.into(), key, times, subject, session_id, claims: claims.into() })
-    }
-
-    /// Returns the claims.
-    pub(super) fn identity(&self) -> Result<Identity, TokenError> {
-        Ok(Identity::of(object(&self.claims, "claims")?))
+    /// Creates the entry of a token whose claims have passed every check.
+    pub(super) fn new(key_id: &str, key: KeyFingerprint, claims: &Map<String, Value>) -> Result<Self, TokenError> {
+        let identity = Identity::of(claims)
+            .map_err(|error| TokenError::invalid("malformed", format!("its claims cannot be written as JSON: {error}")))?;
+        Ok(Self { key_id: key_id.into(), key, times: Times::read(claims)?, identity })
     }
 
     fn size(&self) -> usize {
-        ENTRY + self.key_id.len() + self.subject.len() + self.session_id.len() + self.claims.len()
+        ENTRY + self.key_id.len() + self.identity.size()
     }
 }
 
@@ -116,9 +102,9 @@ mod tests {
     use super::*;
 
     fn verified(claims: usize) -> Arc<Verified> {
-        let parsed = serde_json::json!({"sub": "user_1", "exp": 1});
+        let parsed = serde_json::json!({"sub": "user_1", "exp": 1, "x": "x".repeat(claims)});
         let Value::Object(parsed) = parsed else { panic!("not an object") };
-        Arc::new(Verified::new("key_1", KeyFingerprint::default(), vec![b' '; claims], &parsed).unwrap())
+        Arc::new(Verified::new("key_1", KeyFingerprint::default(), &parsed).unwrap())
     }
 
     #[test]
