@@ -163,7 +163,8 @@ fn of_workos(row: &Columns) -> Columns {
 }
 
 impl World<'_> {
-    /// Checks that every organization, membership and revoked session about which an event had to arrive is stored as WorkOS has it.
+    /// Checks that every organization, membership and revoked session about which an event had to arrive is stored as WorkOS has it,
+    /// or as its last event described it.
     pub(super) async fn compare_members(&self) {
         let here = self.here();
         // An organization of the API has a field that events do not have.
@@ -184,6 +185,8 @@ impl World<'_> {
                 let user_ended = told.last["user_id"].as_str().is_some_and(is_deleted_user);
                 let says_deleted = row.get("synced_deleted_at").and_then(Value::as_str).and_then(Timestamp::parse);
                 match live.get(id) {
+                    // The deletion of a role can change its members without an event. A reconcile may have found it.
+                    Some(_) if of_workos(row) == columns_of(&told.last) => {}
                     Some(object) => assert_eq!(of_workos(row), columns_of(object), "{id}"),
                     None if told.deleted_at.is_some() || user_ended => {
                         assert_eq!(row["synced_deleted"], json!(true), "{id}");
