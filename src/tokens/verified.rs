@@ -37,8 +37,9 @@ pub(super) struct Verified {
 impl Verified {
     /// Creates the entry of a token whose claims have passed every check.
     pub(super) fn new(key_id: &str, key: KeyFingerprint, claims: &Map<String, Value>) -> Result<Self, TokenError> {
-        let identity = Identity::of(claims)
-            .map_err(|error| TokenError::invalid("malformed", format!("its claims cannot be written as JSON: {error}")))?;
+        let identity = Identity::of(claims).map_err(|error| {
+            TokenError::invalid("malformed", format!("its claims cannot be written as JSON: {error}"))
+        })?;
         Ok(Self { key_id: key_id.into(), key, times: Times::read(claims)?, identity })
     }
 

@@ -284,8 +284,10 @@ async fn the_function_of_the_guide_counts_the_seats_of_organizations() {
     let deleted = observed("organization_membership.deleted", 3, &json!({"id": ids[3]}));
     apply(&app.store, Origin::Webhook, &[deleted]).await.unwrap();
     app.idle("public.on_workos_membership").await;
-    let seats: Vec<String> =
-        sqlx::query_scalar("select membership_id from seats order by membership_id").fetch_all(&app.pool).await.unwrap();
+    let seats: Vec<String> = sqlx::query_scalar("select membership_id from seats order by membership_id")
+        .fetch_all(&app.pool)
+        .await
+        .unwrap();
     assert_eq!(seats, [ids[0].clone(), ids[2].clone()]);
     process.stop().await.unwrap();
 }
