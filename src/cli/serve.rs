@@ -41,13 +41,16 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     rotation::start(Rotation::new(authkit.clone(), source), matches)?;
     let draining = authkit.clone();
     let signalled = async move {
-        termination.received().await;
+        let signal = termination.received().await;
+        tracing::info!(signal, "received a signal, so the service stops");
         tokio::spawn(async move {
-            termination.received().await;
+            let signal = termination.received().await;
+            tracing::info!(signal, "received a second signal");
             draining.skip_drain_delay();
         });
     };
     authkit.run(listener, Some(ops), signalled).await?;
+    tracing::info!("the service has stopped");
     Ok(Exit::Yes)
 }
 

@@ -10,8 +10,8 @@ impl Termination {
         Self([SignalKind::terminate(), SignalKind::interrupt()].map(signal))
     }
 
-    /// Waits for the next of the signals.
-    pub(super) async fn received(&mut self) {
+    /// Waits for the next of the signals, and returns its name.
+    pub(super) async fn received(&mut self) -> &'static str {
         let received = async |signals: &mut std::io::Result<Signal>| match signals {
             Ok(signals) => {
                 signals.recv().await;
@@ -20,8 +20,8 @@ impl Termination {
         };
         let [terminate, interrupt] = &mut self.0;
         tokio::select! {
-            () = received(terminate) => {}
-            () = received(interrupt) => {}
+            () = received(terminate) => "SIGTERM",
+            () = received(interrupt) => "SIGINT",
         }
     }
 }
@@ -29,5 +29,7 @@ impl Termination {
 /// Waits for one of the signals. From the call on, before the future is awaited, they do not end the process.
 pub(super) fn terminated() -> impl Future<Output = ()> + Send {
     let mut termination = Termination::listen();
-    async move { termination.received().await }
+    async move {
+        termination.received().await;
+    }
 }

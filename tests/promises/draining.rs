@@ -117,6 +117,16 @@ async fn replacing_both_processes_behind_a_proxy_that_polls_readiness_refuses_no
         assert_eq!((answer.status().as_u16(), answer.headers()["connection"].to_str().unwrap()), (401, "close"));
         http_ok(&format!("http://{}/metrics", process.ops)).await;
         assert_eq!(process.terminate().code(), Some(0), "the second signal skips the delay");
+        let log = process.log();
+        let says = [
+            "signal=\"SIGTERM\"",
+            "/readyz answers 503 now",
+            "received a second signal",
+            "every open request was answered",
+            "has stopped",
+        ];
+        let places: Vec<_> = says.iter().map(|text| log.find(text)).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}: {log}");
         more_answers().await;
         *process = start(process.address);
         proxy.until(server, "UP").await;

@@ -120,7 +120,9 @@ fn figure(chart: &Chart) -> Markup {
                 svg role="img" aria-labelledby=(title) aria-describedby=(description)
                     viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" {
                     title { (chart.title) " of the last hour" }
-                    @for y in [0.5, HEIGHT / 2.0, HEIGHT - 0.5] { line.grid x1="0" x2=(WIDTH) y1=(y) y2=(y) {} }
+                    @for y in [0.5, HEIGHT - 0.5] { line.grid x1="0" x2=(WIDTH) y1=(y) y2=(y) {} }
+                    // The text of an empty chart is in the middle.
+                    @if !is_empty { line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2.0) y2=(HEIGHT / 2.0) {} }
                     @for line in &chart.lines {
                         path class={ "area " (line.class) } d=(path(&line.values, top, true)) {}
                         path class={ "line " (line.class) } d=(path(&line.values, top, false)) {}

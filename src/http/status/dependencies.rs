@@ -38,7 +38,10 @@ fn database(view: &View) -> Markup {
             ("Check took", took),
             ("Last read", since_or_dash(snapshot.map(|snapshot| snapshot.read_at), view.now)),
         ]))
-        @if let Some(failure) = &view.reading.failure { p.error { (failure) } }
+        // The verdict says what to do.
+        @if let Some((what, _)) = view.reading.failure.as_deref().map(|text| text.split_once("; ").unwrap_or((text, ""))) {
+            p.error { (what) }
+        }
     }
 }
 
@@ -48,7 +51,7 @@ fn workos(view: &View) -> Markup {
     };
     let state = match (contact.is_key_refused, contact.failing_since) {
         (true, _) => chip(State::Failure, "key refused"),
-        (_, Some(_)) => chip(State::Failure, "unreachable"),
+        (_, Some(_)) => chip(State::Failure, "failing"),
         (_, None) if contact.answered_at.is_none() => html! { span.chip { "not asked yet" } },
         _ => chip(State::Ok, "reachable"),
     };

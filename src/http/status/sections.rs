@@ -171,7 +171,7 @@ pub(super) fn handlers(view: &View) -> Markup {
             @if let Some(problem) = &handler.problem { p.error { (problem) } }
             (last_error(handler, view))
         };
-        let depth = html! { (number(handler.depth)) @if let Some(at) = handler.oldest_at { " " span.muted { "oldest " (since(at, view.now)) } } };
+        let depth = html! { (number(handler.depth)) @if let Some(at) = handler.oldest_at { span.muted { ", oldest " (since(at, view.now)) } } };
         vec![name, handler_chip(handler), depth, html! { (number(handler.waiting)) }, html! { (number(handler.dead_lettered)) }]
     });
     let columns = ["Handler", "State", "Ahead", "To retry", "Dead-lettered"];

@@ -86,6 +86,11 @@ pub(super) struct Reading {
     pub(super) failure: Option<String>,
 }
 
+/// Returns what failed and what to do. The page says elsewhere that it is the database.
+fn text(error: &StoreError) -> String {
+    error.failure().map_or_else(|| error.to_string(), |failure| format!("{}; {}", failure.what(), failure.fix()))
+}
+
 /// The last reading, shared by all viewers.
 #[derive(Debug, Default)]
 pub(super) struct Cache(Arc<Mutex<Cached>>);
@@ -121,7 +126,7 @@ impl Cached {
         let began = Instant::now();
         match tokio::time::timeout(DEADLINE, Snapshot::read(context, expected)).await {
             Ok(Ok(snapshot)) => self.reading = Reading { snapshot: Some(Arc::new(snapshot)), failure: None },
-            Ok(Err(error)) => self.reading.failure = Some(error.to_string()),
+            Ok(Err(error)) => self.reading.failure = Some(text(&error)),
             Err(_late) => {
                 let failure =
                     "the database did not answer the status page within 3 seconds; check its load and its locks";

@@ -26,11 +26,15 @@ impl Verdict {
         let Some(facts) = facts else {
             return verdict(State::Failure, "Unknown: the database does not answer");
         };
+        let is_workos_down = checks.iter().any(|check| check.name == "workos" && check.state != State::Ok);
         let fills = !facts.is_backfilled && facts.synced_through.is_none() && facts.runs("backfill");
         match (of_sync, worst(checks)) {
             (State::Warning, _) if fills => verdict(State::Warning, "Not yet in sync: the first backfill is running"),
             (State::Failure, _) => verdict(State::Failure, "Not in sync"),
             (State::Warning, _) if facts.synced_through.is_none() => verdict(State::Warning, "Not yet in sync"),
+            (State::Warning, _) if is_workos_down => {
+                verdict(State::Warning, "In sync so far, but WorkOS does not answer")
+            }
             (State::Warning, _) => verdict(State::Warning, "Falling behind"),
             (State::Ok, State::Failure) => verdict(State::Warning, "In sync, but action is needed"),
             (State::Ok, State::Warning) => verdict(State::Warning, "In sync, with warnings"),
