@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use axum::Router;
 use futures_util::stream::Stream;
-use sqlx::postgres::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +54,7 @@ const UNFIT_PAUSE: Duration = Duration::from_secs(5);
 pub struct AuthKit {
     state: Arc<HttpState>,
     /// The pool for pending migrations, if they are to be run at start.
-    migrate: Option<PgPool>,
+    migrate: Option<Pool>,
     /// The limits of each listener.
     limits: Limits,
     /// The context of the background jobs.
@@ -306,6 +305,7 @@ impl AuthKit {
     /// Runs pending migrations, if enabled, and checks whether this process can serve the database.
     async fn prepare(&self) -> Result<(), RunError> {
         if let Some(pool) = &self.migrate {
+            let pool = &pool.current_connections().await.map_err(MigrationsError::Database)?;
             for migration in migrations::run(pool).await? {
                 tracing::info!(migration, "migration applied");
             }

@@ -19,9 +19,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-
 use crate::domain::kinds::Kinds;
+use crate::store::hosts::Hosts;
 pub(crate) use rotation::Rotation;
 use secret_file::SecretFile;
 pub(crate) use serve::{allows_every_action, builder, checked_action_endpoint};
@@ -180,8 +179,8 @@ impl Source {
 /// The database.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
-    /// Address and role.
-    pub(crate) options: PgConnectOptions,
+    /// Addresses and role.
+    pub(crate) hosts: Hosts,
     /// Timeout of one transaction or lookup.
     pub(crate) timeout: Duration,
 }
@@ -193,7 +192,7 @@ pub(crate) fn database_if_set(source: &Source) -> Result<Option<Database>, Probl
 
 /// Reads the database.
 pub(crate) fn database(source: &Source) -> Result<Database, Problems> {
-    Ok(Database { options: source.get(&settings::DATABASE_URL)?, timeout: source.get(&settings::DB_TIMEOUT)? })
+    Ok(Database { hosts: source.get(&settings::DATABASE_URL)?, timeout: source.get(&settings::DB_TIMEOUT)? })
 }
 
 /// The WorkOS environment.

@@ -99,6 +99,7 @@ pub use domain::timestamp::Timestamp;
 pub use domain::user::User;
 pub use lookup::{LookupError, Session};
 pub use store::handlers::Tx;
+pub use store::hosts::{Hosts, HostsError, Wanted};
 pub use store::migrations::{MigrationsError, run as run_migrations};
 pub use store::roles::assert as assert_roles;
 pub use store::{Pool, StoreError, Unfit};

@@ -44,7 +44,7 @@ impl Builder {
     pub fn build(self) -> Result<AuthKit, BuildError> {
         self.check()?;
         let keys = self.keys()?;
-        let migrate = self.migrate.then(|| self.receipts.connections().clone());
+        let migrate = self.migrate.then(|| self.receipts.clone());
         let metrics = Arc::new(Metrics::default());
         keys.measure(&metrics, self.api_key.is_none());
         let webhook_pool = self.receipts.measured("webhooks", &metrics);

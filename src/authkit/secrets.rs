@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use sqlx::postgres::PgConnectOptions;
-
 use super::AuthKit;
 use super::error::SecretError;
 use crate::http::{KEY_LENGTH, ServiceKeys};
 use crate::store::Store;
+use crate::store::hosts::Hosts;
 use crate::store::login::{self, LoginError};
 use crate::sync::job::JobError;
 use crate::sync::key_check;
@@ -100,7 +99,7 @@ impl AuthKit {
         Ok(())
     }
 
-    /// Replaces the role and the password of all database connections, after a test. Host, port and name of the database must stay
+    /// Replaces the role and the password of all database connections, after a test. Hosts, ports and name of the database must stay
     /// the same.
     ///
     /// An open connection is closed when it is next idle. If the server refuses the previous login before it accepts the new
@@ -109,9 +108,9 @@ impl AuthKit {
     /// # Errors
     /// [`SecretError::Invalid`]: it is another database, or the role lacks privileges. [`SecretError::NotAccepted`]: the server
     /// refused the login or was not reached.
-    pub async fn set_database_login(&self, login: PgConnectOptions) -> Result<(), SecretError> {
+    pub async fn set_database_login(&self, login: impl Into<Hosts>) -> Result<(), SecretError> {
         let timeout = self.state.store.timeout();
-        login::replace(&self.stores(), &login, timeout).await.map_err(|error| match error {
+        login::replace(&self.stores(), &login.into(), timeout).await.map_err(|error| match error {
             LoginError::OtherDatabase { .. } | LoginError::Privileges { .. } => SecretError::Invalid(error.to_string()),
             LoginError::Refused { .. } => SecretError::NotAccepted(error.to_string()),
         })

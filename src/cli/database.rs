@@ -14,7 +14,7 @@ const CONNECTIONS: u32 = 4;
 
 /// Creates a pool. It connects at first use.
 pub(super) fn pool(database: &Database) -> Pool {
-    Pool::connect(database.options.clone(), CONNECTIONS, database.timeout)
+    Pool::connect(database.hosts.clone(), CONNECTIONS, database.timeout)
 }
 
 /// Opens the database for a command that works with any WorkOS environment.

@@ -3,6 +3,7 @@
 //! The checks are in one file per subject. They change nothing, and a part that is down makes only its own checks fail.
 
 mod database;
+mod hosts;
 mod settings;
 mod subject;
 mod webhooks;

@@ -25,7 +25,7 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, Failure> {
-    let pool = database::pool(&config::database(source)?).connections().clone();
+    let pool = database::pool(&config::database(source)?).current_connections().await?;
     let json = matches.get_flag("json");
     let only_look = matches.get_one::<String>("action").is_some_and(|action| action == "status");
     if matches.get_flag("sql") {

@@ -116,7 +116,7 @@ pub(crate) fn allows_every_action(source: &Source) -> bool {
 /// Creates the builder of `serve` and passes every setting to it.
 pub(crate) fn builder(source: &Source) -> Result<Builder, Problems> {
     let (database, environment) = (database(source)?, environment(source)?);
-    let pools = Pools::connect(&database.options, source.get(&DB_POOL)?, database.timeout);
+    let pools = Pools::connect(database.hosts, source.get(&DB_POOL)?, database.timeout);
     let mut builder = AuthKit::builder(pools.webhooks, environment.client_id)
         .lookup_pool(pools.lookups)
         .background_pool(pools.background)

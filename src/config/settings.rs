@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::ready;
-use sqlx::postgres::PgConnectOptions;
 
 use super::commands::{ACTIONS, ALL, API, DATABASE, SYNCED, WORKOS};
 use super::setting::{AnySetting, Setting};
@@ -18,15 +17,15 @@ use crate::actions::DEADLINE;
 use crate::authkit::{self, Builder, KEY_LENGTH};
 use crate::domain::action_rules::Rules;
 use crate::domain::kinds::Kinds;
-use crate::store::{self, pool::MIN_CONNECTIONS};
+use crate::store::{self, hosts::Hosts, pool::MIN_CONNECTIONS};
 use crate::telemetry::DEFAULT_FILTER;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
 
-pub(crate) static DATABASE_URL: Setting<PgConnectOptions> = Setting::new(
+pub(crate) static DATABASE_URL: Setting<Hosts> = Setting::new(
     "DATABASE_URL",
     value::database_url,
-    "Address of PostgreSQL 15 or newer, for example postgres://user:password@host:5432/database",
+    "Address of PostgreSQL 15 or newer, for example postgres://user:password@host:5432/database. Several hosts: host1:5432,host2:5432, with ?target_session_attrs=read-write",
 )
 .secret()
 .example("postgres://authkit_sync:change-me@postgres:5432/authkit_sync")

@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-
 use crate::action_endpoint::OnFailure;
 use crate::actions::DEADLINE;
 use crate::authkit::KEY_LENGTH;
 use crate::domain::action_rules::{RuleError, Rules};
 use crate::domain::kinds::Kinds;
+use crate::store::hosts::Hosts;
 use crate::store::pool::MIN_CONNECTIONS;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
@@ -23,15 +22,10 @@ pub(super) fn text(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn database_url(text: &str) -> Parsed<PgConnectOptions> {
-    let wanted =
-        "a URL like postgres://user:password@host:5432/database (percent-encode special characters of the password)";
-    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err(wanted.into());
-    }
+pub(super) fn database_url(text: &str) -> Parsed<Hosts> {
+    let hosts = Hosts::from_str(text).map_err(|error| error.0)?;
     // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
-    let ours = |options: PgConnectOptions| options.application_name("authkit-sync").extra_float_digits(None);
-    PgConnectOptions::from_str(text).map(ours).map_err(|_| wanted.into())
+    Ok(hosts.map(|options| options.application_name("authkit-sync").extra_float_digits(None)))
 }
 
 /// What stands for a client ID in examples, ours and WorkOS's, without its prefix.

@@ -7,6 +7,7 @@
 
 mod packages;
 mod programs;
+mod standby;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, chown};

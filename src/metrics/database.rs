@@ -17,6 +17,11 @@ struct PoolLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabels {
+    host: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConnectionLabels {
     pool: &'static str,
     state: &'static str,
@@ -31,6 +36,7 @@ struct RowLabels {
 /// The metrics of the database.
 pub(super) struct Database {
     up: Gauge,
+    hosts: Family<HostLabels, Gauge>,
     connections: Family<ConnectionLabels, Gauge>,
     max_connections: Family<PoolLabels, Gauge>,
     waits: Family<PoolLabels, Histogram>,
@@ -43,6 +49,12 @@ impl Database {
             registry,
             "database_up",
             "Whether this process could read from the database at the last attempt, which it makes every 2 seconds (1 or 0)",
+        );
+        let hosts = Family::default();
+        registry.register(
+            "database_host",
+            "Which host of DATABASE_URL new connections of this process use (1, 0 for the others)",
+            hosts.clone(),
         );
         let connections = Family::default();
         registry.register(
@@ -68,7 +80,7 @@ impl Database {
             "Rows by table and state (live or deleted), updated every minute; exact up to 10000, then an estimate",
             rows.clone(),
         );
-        Self { up, connections, max_connections, waits, rows }
+        Self { up, hosts, connections, max_connections, waits, rows }
     }
 }
 
@@ -76,6 +88,11 @@ impl Metrics {
     /// Records whether the database answers.
     pub fn database_up(&self, is_up: bool) {
         self.database.up.set(i64::from(is_up));
+    }
+
+    /// Records whether new connections use a host. `host` is an address of our configuration.
+    pub fn database_host(&self, host: &str, is_used: bool) {
+        self.database.hosts.get_or_create(&HostLabels { host: host.to_owned() }).set(i64::from(is_used));
     }
 
     /// Records the connections of a pool.

@@ -7,19 +7,39 @@ use std::time::{Duration, Instant};
 
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
+use tokio::sync::watch;
 
 /// The instant before which connections were opened that must no longer be used.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cutoff(Arc<AtomicU64>);
+pub(super) struct Cutoff(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    at: AtomicU64,
+    /// Increases each time that it is set.
+    version: watch::Sender<u64>,
+}
 
 impl Cutoff {
     pub(super) fn set(&self) {
-        self.0.store(uptime_millis(), Ordering::Relaxed);
+        self.0.at.store(uptime_millis(), Ordering::Relaxed);
+        self.0.version.send_modify(|version| *version += 1);
+    }
+
+    /// Returns how often it was set.
+    pub(super) fn version(&self) -> u64 {
+        *self.0.version.borrow()
+    }
+
+    /// Waits until it was set after this version.
+    pub(super) async fn exceeds(&self, version: u64) {
+        // The sender exists as long as this value.
+        let _ = self.0.version.subscribe().wait_for(|current| *current > version).await;
     }
 
     pub(super) fn excludes(&self, age: Duration) -> bool {
         let opened = uptime_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let cutoff = self.0.load(Ordering::Relaxed);
+        let cutoff = self.0.at.load(Ordering::Relaxed);
         cutoff > 0 && opened <= cutoff
     }
 

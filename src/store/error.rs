@@ -85,6 +85,21 @@ impl StoreError {
         Self::Disconnected(failure::of_sqlstate("25006"))
     }
 
+    /// The server did not answer a connection in time.
+    pub(super) fn unanswered() -> Self {
+        sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
+    }
+
+    /// None of the hosts can be used, each for its own reason.
+    pub(super) fn of_hosts(mut reasons: Vec<Self>) -> Self {
+        if reasons.len() == 1 {
+            return reasons.remove(0);
+        }
+        let failure = failure::of_hosts(reasons.iter().filter_map(Self::failure));
+        let is_lasting = reasons.iter().all(|reason| matches!(reason, Self::Unavailable(_)));
+        if is_lasting { Self::Unavailable(failure) } else { Self::Disconnected(failure) }
+    }
+
     /// What was read has changed, so that the transaction has to start over.
     pub(super) fn retry() -> Self {
         Self::Conflict { sqlstate: "40001".to_owned() }

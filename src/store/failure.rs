@@ -32,12 +32,19 @@ impl Place {
         let database = options.get_database().unwrap_or(role);
         Self { address: address(options), database: quoted(database), role: quoted(role) }
     }
+
+    /// Returns host, port and name of the database.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
 }
 
 /// Returns host, port and name of a database, for messages.
 pub(super) fn address(options: &PgConnectOptions) -> String {
     let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
     let name = options.get_database().unwrap_or_else(|| options.get_username());
+    // An IPv6 address.
+    let host = if host.contains(':') && !host.starts_with(['/', '[']) { format!("[{host}]") } else { host };
     format!("{host}:{}/{name}", options.get_port())
 }
 
@@ -136,6 +143,15 @@ pub(super) fn exhausted(connections: u32) -> DatabaseFailure {
         format!("no connection to {{at}} became free in time: all {connections} connections of the pool are in use")
             .into(),
         "look for locks and slow statements in pg_stat_activity, or raise AUTHKIT_SYNC_DB_POOL".into(),
+    )
+}
+
+/// None of several hosts can be used, each for its own reason.
+pub(super) fn of_hosts<'a>(reasons: impl Iterator<Item = &'a DatabaseFailure>) -> DatabaseFailure {
+    let reasons: Vec<String> = reasons.map(DatabaseFailure::what).collect();
+    DatabaseFailure::of_connection(
+        format!("no host of DATABASE_URL can be used: {}", reasons.join("; ")),
+        "start the primary or promote a standby, or correct DATABASE_URL; the service finds the new primary by itself",
     )
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::migrations::{self, MigrationStatus};
 use super::pooler::Mode;
@@ -127,7 +128,7 @@ impl Store {
     }
 
     async fn check_fitness(self) -> Result<(), StoreError> {
-        if self.lookups.mode().await? == Mode::Pooler {
+        if self.lookups.mode(Instant::now() + self.timeout).await? == Mode::Pooler {
             tracing::info!("DATABASE_URL is the address of a connection pooler; every statement runs in a transaction");
         }
         let status: MigrationStatus = self.ask(migrations::current_status).await?;

@@ -162,7 +162,7 @@ impl<Q: GroupedQuery> Reader<Q> {
             }
         }
         if let Some(Held { mut connection, .. }) = held {
-            connection.ended(&Ok(()));
+            let _ = connection.ended(Ok(()));
         }
     }
 
@@ -199,10 +199,9 @@ impl<Q: GroupedQuery> Reader<Q> {
         let outcome = asked.await?;
         if outcome.is_ok() && statements + 1 < STATEMENTS {
             *held = Some(Held { connection, statements: statements + 1 });
-        } else {
-            connection.ended(&outcome);
+            return outcome;
         }
-        outcome
+        connection.ended(outcome)
     }
 
     async fn read_each_alone(&self, keys: &[Q::Key], senders: Vec<Sender<Q>>) {

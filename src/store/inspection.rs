@@ -87,9 +87,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn is_behind_pooler(&self) -> Result<bool, StoreError> {
-        let mode = tokio::time::timeout(self.timeout(), self.lookups.mode()).await;
-        let mode = mode.map_err(StoreError::late).flatten().map_err(|error| error.at(&self.lookups.place()))?;
-        Ok(mode == Mode::Pooler)
+        let deadline = tokio::time::Instant::now() + self.timeout();
+        Ok(self.lookups.mode(deadline).await? == Mode::Pooler)
     }
 
     /// Returns facts about the server.

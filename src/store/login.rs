@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor, Row};
 
 use super::failure::address;
+use super::hosts::Hosts;
 use super::pool::Pool;
 use super::{Store, StoreError};
 
@@ -20,9 +21,9 @@ pub(crate) enum LoginError {
         "it names the database {given}, but this process serves {current}; restart the process to serve another database"
     )]
     OtherDatabase {
-        /// Host, port and name of the current database.
+        /// Hosts, ports and name of the current database.
         current: String,
-        /// Host, port and name of the new one.
+        /// Hosts, ports and name of the new one.
         given: String,
     },
     /// The server refused the login, or is unavailable.
@@ -47,27 +48,31 @@ pub(crate) enum LoginError {
 ///
 /// # Errors
 /// [`LoginError`]. Then the pools keep the previous login. If the server refuses that one later, they use the new one.
-pub(crate) async fn replace(stores: &[&Store], login: &PgConnectOptions, timeout: Duration) -> Result<(), LoginError> {
+pub(crate) async fn replace(stores: &[&Store], login: &Hosts, timeout: Duration) -> Result<(), LoginError> {
     let pools: Vec<&Pool> = stores.iter().flat_map(|store| [&store.writes, &store.lookups, &store.handlers]).collect();
+    let mut tested = None;
     for pool in &pools {
-        let (current, given) = (address(&pool.connections().connect_options()), address(login));
+        let (current, given) = (pool.places(), login.to_string());
         if current != given {
             return Err(LoginError::OtherDatabase { current, given });
         }
         pool.offer(Some(login));
+        tested = tested.or(login.options().get(pool.resolver().latest()));
     }
-    let refused = |error| LoginError::Refused { database: address(login), error };
-    let tested =
-        tokio::time::timeout(timeout, has_privileges(login)).await.map_err(StoreError::late).map_err(refused)?;
-    if !tested.map_err(refused)? {
+    // There is at least one pool, and its hosts are the given ones.
+    let Some(tested) = tested else { return Ok(()) };
+    let refused = |error| LoginError::Refused { database: address(tested), error };
+    let has_privileges =
+        tokio::time::timeout(timeout, has_privileges(tested)).await.map_err(StoreError::late).map_err(refused)?;
+    if !has_privileges.map_err(refused)? {
         withdraw(stores);
-        return Err(LoginError::Privileges { role: login.get_username().to_owned() });
+        return Err(LoginError::Privileges { role: tested.get_username().to_owned() });
     }
     for pool in &pools {
         pool.set_login(login);
     }
     for pool in pools {
-        close_idle(pool.connections()).await;
+        pool.close_idle().await;
     }
     Ok(())
 }
@@ -101,14 +106,4 @@ async fn has_privileges(login: &PgConnectOptions) -> Result<bool, StoreError> {
     // An error when closing does not matter.
     let _ = connection.close().await;
     Ok(has)
-}
-
-/// Closes the connections that are idle now, one after the other, so that the pool stays usable. The pool takes the one that has
-/// been idle for longest first.
-async fn close_idle(pool: &PgPool) {
-    for _ in 0..pool.num_idle() {
-        let Some(connection) = pool.try_acquire() else { break };
-        // An error when closing does not matter.
-        let _ = connection.close().await;
-    }
 }

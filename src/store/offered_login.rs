@@ -34,12 +34,21 @@ impl OfferedLogin {
             return outcome;
         }
         let _test = self.test.lock().await;
-        if let Ok(connection) = PgConnection::connect_with(&offered).await {
+        // Boxed, because it is large and rare.
+        if let Ok(connection) = Box::pin(PgConnection::connect_with(&offered)).await {
             pool.set_connect_options((*offered).clone());
             // An error when closing does not matter.
             let _ = connection.close().await;
         }
         pool.acquire().await
+    }
+
+    /// Opens a connection outside of a pool, with the offered login if the server refuses `login`.
+    pub(super) async fn open(&self, login: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        match (PgConnection::connect_with(login).await, self.login.load_full()) {
+            (Err(error), Some(offered)) if is_login_refused(&error) => PgConnection::connect_with(&offered).await,
+            (outcome, _) => outcome,
+        }
     }
 }
 

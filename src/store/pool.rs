@@ -5,159 +5,200 @@
 //! changed, so there each lookup runs in a read-only transaction with its own settings. `Mode` tells the difference.
 
 mod checkout;
+mod host_pool;
 mod measured;
 mod settings;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use prometheus_client::metrics::histogram::Histogram;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, Row};
-use tokio::sync::Mutex;
+use sqlx::Connection;
+use sqlx::postgres::{PgConnection, PgPool};
 use tokio::time::Instant as TokioInstant;
 
 pub(super) use checkout::Checkout;
+use host_pool::HostPool;
 use measured::InUse;
 pub(super) use settings::{begin_read, begin_write};
 
 use super::StoreError;
-use super::cutoff::Cutoff;
-use super::failure::{self, Place};
-use super::offered_login::OfferedLogin;
-use super::pooler::{Mode, Route};
+use super::failure::Place;
+use super::hosts::Hosts;
+use super::pooler::Mode;
+use super::resolver::{Choice, Resolver};
 
-/// A connection that was idle for longer than this is tested before its use. A test before each use would cost each lookup a round
-/// trip.
-const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// The pause before another attempt after a host has failed that was just chosen.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A pool of connections to the database. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    connections: PgPool,
-    /// Set for pools whose connections are ours.
-    cutoff: Option<Cutoff>,
-    route: Route,
-    place: Arc<ArcSwap<Place>>,
-    /// The number of connections that callers use.
-    in_use: Arc<AtomicU32>,
-    /// Why no connection could be opened, and when that was tested. Callers that wait at the same time share a test.
-    last_test: Arc<Mutex<Option<(TokioInstant, StoreError)>>>,
-    /// A login to use if the server refuses the current one.
-    offered: Arc<OfferedLogin>,
+    /// In the order of the resolver.
+    hosts: Arc<[HostPool]>,
+    resolver: Resolver,
+    /// The host that was used last.
+    used: Arc<AtomicUsize>,
     /// Measures the wait for a connection, in seconds.
     waits: Option<Histogram>,
+}
+
+/// The host for the next connection, and how statements run on it.
+pub(super) struct Current<'a> {
+    pub(super) pool: &'a HostPool,
+    pub(super) mode: Mode,
+    choice: Choice,
 }
 
 impl From<PgPool> for Pool {
     /// Uses an application's pool. Each lookup costs two more round trips than with [`Pool::connect`].
     fn from(connections: PgPool) -> Self {
-        Self::of(connections, None, Route::default())
+        let hosts = Hosts::from((*connections.connect_options()).clone());
+        let resolver = Resolver::new(&hosts, connections.options().get_acquire_timeout());
+        let host = resolver.hosts()[0].clone();
+        Self::of(vec![HostPool::of_application(connections, &host)], resolver)
     }
 }
 
 impl Pool {
     /// Creates a pool of at most `size` sessions with our settings. `timeout` limits each statement on the server. The pool connects
-    /// at first use, so a process can start while the database is down.
+    /// at first use, so a process can start while the database is down. With several hosts it connects to the first one that is what
+    /// their URL wants.
     #[must_use]
-    pub fn connect(options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
-        Self::sharing(Cutoff::default(), Route::default(), options, size, timeout)
+    pub fn connect(hosts: impl Into<Hosts>, size: u32, timeout: Duration) -> Self {
+        let hosts = ours(hosts.into());
+        Self::sharing(&Resolver::new(&hosts, timeout), &hosts, size, timeout)
     }
 
-    /// Does the same as [`Pool::connect`]. All pools that share `cutoff` close their connections together. All pools that share
-    /// `route` know the same of the way to PostgreSQL.
-    fn sharing(cutoff: Cutoff, route: Route, options: PgConnectOptions, size: u32, timeout: Duration) -> Self {
-        // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
-        let options = options.extra_float_digits(None);
-        let (limit, way) = (cutoff.clone(), route.clone());
-        let connections = PgPoolOptions::new()
-            .max_connections(size)
-            .acquire_timeout(timeout)
-            .test_before_acquire(false)
-            .after_connect(move |connection, _| {
-                let route = way.clone();
-                Box::pin(async move { prepare_session(connection, &route, timeout).await })
-            })
-            .before_acquire(move |connection, meta| {
-                let limit = limit.clone();
-                Box::pin(async move {
-                    if limit.excludes(meta.age) {
-                        return Ok(false);
-                    }
-                    if meta.idle_for > TEST_AFTER_IDLE {
-                        // Half of the timeout is left to open another connection.
-                        limit.ping(connection, timeout / 2).await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options);
-        Self::of(connections, Some(cutoff), route)
+    /// Does the same as [`Pool::connect`]. All pools that share `resolver` use the same host, know the same of it, and close their
+    /// connections together.
+    fn sharing(resolver: &Resolver, hosts: &Hosts, size: u32, timeout: Duration) -> Self {
+        let pools = resolver.hosts().iter().zip(hosts.options());
+        let pools = pools.map(|(host, options)| HostPool::new(host, options.clone(), hosts.wanted(), size, timeout));
+        Self::of(pools.collect(), resolver.clone())
     }
 
-    fn of(connections: PgPool, cutoff: Option<Cutoff>, route: Route) -> Self {
-        let place = Arc::new(ArcSwap::from_pointee(Place::of(&connections.connect_options())));
-        Self {
-            connections,
-            cutoff,
-            route,
-            place,
-            in_use: Arc::default(),
-            last_test: Arc::default(),
-            offered: Arc::default(),
-            waits: None,
-        }
+    fn of(hosts: Vec<HostPool>, resolver: Resolver) -> Self {
+        Self { hosts: hosts.into(), resolver, used: Arc::default(), waits: None }
     }
 
-    /// Returns the connections, for migrations.
+    /// Returns the connections to the host that was chosen last.
     #[must_use]
     pub fn connections(&self) -> &PgPool {
-        &self.connections
+        &self.latest().connections
     }
 
-    /// Offers a login to use if the server refuses the current one, or withdraws it.
-    pub(super) fn offer(&self, login: Option<&PgConnectOptions>) {
-        self.offered.set(login);
+    /// Chooses a host, if there is a choice, and returns the connections to it, for migrations.
+    ///
+    /// # Errors
+    /// [`StoreError`] if no host can be used.
+    pub async fn current_connections(&self) -> Result<PgPool, StoreError> {
+        let timeout = self.connections().options().get_acquire_timeout();
+        let choice = self.resolver.choice(TokioInstant::now() + timeout).await?;
+        Ok(self.hosts[choice.index].connections.clone())
+    }
+
+    fn latest(&self) -> &HostPool {
+        &self.hosts[self.resolver.latest()]
+    }
+
+    /// Returns what chooses the host.
+    pub(super) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// Returns the hosts, as messages name them.
+    pub(super) fn places(&self) -> String {
+        let logins = self.hosts.iter().map(|pool| (*pool.connections.connect_options()).clone()).collect();
+        Hosts::new(logins, self.resolver.wanted()).to_string()
+    }
+
+    /// Offers a login to use if a server refuses the current one, or withdraws it.
+    pub(super) fn offer(&self, login: Option<&Hosts>) {
+        for (index, host) in self.resolver.hosts().iter().enumerate() {
+            host.offered.set(login.and_then(|login| login.options().get(index)));
+        }
     }
 
     /// Sets the login of new connections. An open connection is closed instead of being used again.
-    pub(super) fn set_login(&self, login: &PgConnectOptions) {
-        self.offer(None);
-        self.connections.set_connect_options(login.clone());
-        self.place.store(Arc::new(Place::of(login)));
-        if let Some(cutoff) = &self.cutoff {
-            cutoff.set();
+    pub(super) fn set_login(&self, login: &Hosts) {
+        for (pool, options) in self.hosts.iter().zip(login.options()) {
+            pool.connections.set_connect_options(options.clone());
+            pool.host.set_login(options);
         }
     }
 
-    /// Records the outcome of a statement on one of its connections. If it shows that the server must no longer be used, every
-    /// connection that the process has opened so far is closed. An error then names the place of the database.
-    pub(super) fn noting<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let (Err(StoreError::Disconnected(_)), Some(cutoff)) = (&outcome, &self.cutoff) {
-            cutoff.set();
+    /// Closes the connections that are idle now.
+    pub(super) async fn close_idle(&self) {
+        for pool in self.hosts.iter() {
+            pool.close_idle().await;
         }
+    }
+
+    /// Adds the place of the database to an error that does not name it yet.
+    pub(super) fn locating<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         outcome.map_err(|error| error.at(&self.place()))
     }
 
     /// Returns the place of the database.
     pub(super) fn place(&self) -> Arc<Place> {
-        self.place.load_full()
+        self.latest().host.place()
     }
 
-    /// Returns how statements run on its connections. The first call finds it out, before any connection is used.
+    /// Returns how statements run on its connections.
+    ///
+    /// # Errors
+    /// As [`Pool::current`].
+    pub(super) async fn mode(&self, deadline: TokioInstant) -> Result<Mode, StoreError> {
+        Ok(self.current(deadline).await?.mode)
+    }
+
+    /// Returns the host for the next connection, before `deadline`. The first call for a host finds out how statements run on it,
+    /// before any connection is used.
     ///
     /// # Errors
     /// [`StoreError`] if the database cannot be reached, or [`Unfit::StatementPooler`](super::Unfit::StatementPooler).
-    pub(super) async fn mode(&self) -> Result<Mode, StoreError> {
-        let is_direct = self.route.is_direct(&self.connections).await;
-        Ok(match is_direct.map_err(|error| error.at(&self.place()))? {
-            true if self.cutoff.is_some() => Mode::OwnSessions,
-            true => Mode::SharedPool,
-            false => Mode::Pooler,
-        })
+    pub(super) async fn current(&self, deadline: TokioInstant) -> Result<Current<'_>, StoreError> {
+        loop {
+            let choice = self.resolver.choice(deadline).await?;
+            let pool = &self.hosts[choice.index];
+            self.leave_others(choice.index);
+            let mode = tokio::time::timeout_at(deadline, pool.mode()).await.map_err(|late| {
+                // The next caller looks for another host.
+                pool.host.cutoff.set();
+                StoreError::late(late)
+            });
+            match mode.flatten() {
+                Ok(mode) => return Ok(Current { pool, mode, choice }),
+                Err(error) if self.tries_again(pool, &error, deadline).await => {}
+                Err(error) => return Err(error.at(&pool.host.place())),
+            }
+        }
+    }
+
+    /// Ends the choice of a host that lost a connection, and closes the others. Waits and returns true if another attempt makes sense.
+    async fn tries_again(&self, pool: &HostPool, error: &StoreError, deadline: TokioInstant) -> bool {
+        if !matches!(error, StoreError::Disconnected(_)) {
+            return false;
+        }
+        pool.host.cutoff.set();
+        if self.resolver.is_fixed() || TokioInstant::now() + PAUSE >= deadline {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
+        true
+    }
+
+    /// Closes the connections to the host that was used before. Those in use close when their server ends them, and are never taken
+    /// again: they are older than the cutoff.
+    fn leave_others(&self, index: usize) {
+        let previous = self.used.swap(index, Ordering::Relaxed);
+        if previous != index {
+            let hosts = self.hosts.clone();
+            tokio::spawn(async move { hosts[previous].close_idle().await });
+        }
     }
 
     /// Returns a connection, before `deadline`. `statement_timeout` is the server's limit for a statement on it.
@@ -166,93 +207,69 @@ impl Pool {
         deadline: TokioInstant,
         statement_timeout: Duration,
     ) -> Result<Checkout, StoreError> {
-        tokio::time::timeout_at(deadline, self.mode()).await.map_err(StoreError::late)??;
-        let mut connection = self.diagnosing(deadline, self.offered.acquire(&self.connections)).await?;
-        // Only now, because a new connection may have found a pooler.
-        let mode = self.mode().await?;
-        if !mode.keeps_statements() {
-            forget_statements(&mut connection).await?;
+        loop {
+            let current = self.current(deadline).await?;
+            let pool = current.pool;
+            let acquired = self.diagnosing(&current, deadline, pool.acquire()).await?;
+            let Some(mut connection) = acquired else { continue };
+            // Only now, because a new connection may have found a pooler.
+            let mode = pool.mode().await?;
+            if !mode.keeps_statements() {
+                forget_statements(&mut connection).await?;
+            }
+            let in_use = InUse::one_of(&pool.in_use);
+            return Ok(Checkout::new(connection, mode, in_use, pool.host.clone(), statement_timeout));
         }
-        let in_use = InUse::one_of(&self.in_use);
-        Ok(Checkout::new(connection, mode, in_use, self.cutoff.clone(), statement_timeout))
     }
 
-    /// Waits for `acquiring`, which needs a connection, until `deadline`. After half of the time it finds out why there is none,
-    /// because the driver retries a refused connection until its own timeout, and then does not say why.
+    /// Waits for `acquiring`, which needs a connection to the current host, until `deadline`. After half of the time it finds out why
+    /// there is none, because the driver retries a refused connection until its own timeout, and then does not say why. `None`:
+    /// another host was chosen, or has to be.
     pub(super) async fn diagnosing<T>(
         &self,
+        current: &Current<'_>,
         deadline: TokioInstant,
         acquiring: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<Option<T>, StoreError> {
         let now = TokioInstant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         let diagnosis = async {
             tokio::time::sleep_until(half).await;
-            self.why_no_connection().await
+            current.pool.why_no_connection().await
         };
         let (mut acquiring, mut diagnosis) = (pin!(acquiring), pin!(diagnosis));
+        let mut outdated = pin!(self.resolver.is_outdated(current.choice));
         let mut cause = None;
         let acquired = loop {
             tokio::select! {
                 biased;
                 acquired = tokio::time::timeout_at(deadline, &mut acquiring) => break acquired,
                 found = &mut diagnosis, if cause.is_none() => cause = Some(found),
+                () = &mut outdated => return Ok(None),
             }
         };
         if let Some(waits) = &self.waits {
             waits.observe(now.elapsed().as_secs_f64());
         }
+        let cause = self.resolver.problem().or(cause);
         let error = match acquired {
-            Ok(Ok(acquired)) => return Ok(acquired),
+            Ok(Ok(acquired)) => return Ok(Some(acquired)),
             Ok(Err(sqlx::Error::PoolTimedOut)) => cause.unwrap_or_else(|| sqlx::Error::PoolTimedOut.into()),
             Ok(Err(error)) => error.into(),
             Err(late) => cause.unwrap_or_else(|| StoreError::late(late)),
         };
-        Err(error.at(&self.place()))
-    }
-
-    /// Returns why the pool has no connection: all are in use, or none can be opened. One caller at a time tests the latter.
-    async fn why_no_connection(&self) -> StoreError {
-        let size = self.connections.options().get_max_connections();
-        if self.in_use.load(Ordering::Relaxed) >= size {
-            return StoreError::TimedOut(failure::exhausted(size));
+        if self.tries_again(current.pool, &error, deadline).await {
+            return Ok(None);
         }
-        let mut last_test = self.last_test.lock().await;
-        if let Some((at, cause)) = &*last_test
-            && at.elapsed() < TEST_INTERVAL
-        {
-            return cause.clone();
-        }
-        let cause = match PgConnection::connect_with(&self.connections.connect_options()).await {
-            Ok(connection) => {
-                let _ = connection.close().await;
-                StoreError::TimedOut(failure::exhausted(size))
-            }
-            Err(error) => error.into(),
-        };
-        *last_test = Some((TokioInstant::now(), cause.clone()));
-        cause
+        Err(error.at(&current.pool.host.place()))
     }
 }
 
-/// Sets our settings in the session of a new connection, unless a pooler owns the session.
-async fn prepare_session(connection: &mut PgConnection, route: &Route, timeout: Duration) -> Result<(), sqlx::Error> {
-    if !route.is_known_direct() {
-        return Ok(());
-    }
-    // The texts consist of constants and numbers.
-    let new =
-        (&mut *connection).fetch_one(AssertSqlSafe(settings::is_new_session(timeout + OLDEST_CONNECTION))).await?;
-    if !new.try_get_unchecked::<bool, _>(0)? {
-        route.has_changed();
-        return Ok(());
-    }
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(settings::of_session(timeout)))).await?;
-    Ok(())
+/// Returns the hosts without the driver's setting for the text of floating-point numbers: a pooler may refuse it, and no statement of
+/// ours reads such a text.
+fn ours(hosts: Hosts) -> Hosts {
+    hosts.map(|options| options.extra_float_digits(None))
 }
-
-/// A connection that was just opened is not older than this and the timeout for opening it.
-const OLDEST_CONNECTION: Duration = Duration::from_secs(5);
 
 /// Removes the prepared statements of a connection from the driver's cache: the next session does not have them.
 pub(super) async fn forget_statements(connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -261,9 +278,6 @@ pub(super) async fn forget_statements(connection: &mut PgConnection) -> Result<(
     }
     Ok(())
 }
-
-/// The result of a test whether a connection can be opened is used for this time.
-const TEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
 /// whose caller has given up, the statement's connection counts against its pool, and the other one is left.
@@ -289,9 +303,10 @@ impl Pools {
     /// Divides `total` connections among the four pools. They connect when they are first used. Fewer than [`MIN_CONNECTIONS`]
     /// become that many.
     #[must_use]
-    pub fn connect(options: &PgConnectOptions, total: u32, timeout: Duration) -> Self {
-        let (cutoff, route) = (Cutoff::default(), Route::default());
-        let pool = |size| Pool::sharing(cutoff.clone(), route.clone(), options.clone(), size, timeout);
+    pub fn connect(hosts: impl Into<Hosts>, total: u32, timeout: Duration) -> Self {
+        let hosts = ours(hosts.into());
+        let resolver = Resolver::new(&hosts, timeout);
+        let pool = |size| Pool::sharing(&resolver, &hosts, size, timeout);
         let [webhooks, lookups, background, handlers] = divide(total).map(pool);
         Self { webhooks, lookups, background, handlers }
     }

@@ -62,7 +62,8 @@ impl Route {
     /// # Errors
     /// [`StoreError`] if the database cannot be reached, or [`Unfit::StatementPooler`].
     pub(super) async fn is_direct(&self, pool: &PgPool) -> Result<bool, StoreError> {
-        let test = || async { is_direct(&pool.connect_options()).await };
+        // Boxed, because it is large and runs once.
+        let test = || Box::pin(async { is_direct(&pool.connect_options()).await });
         let is_direct = *self.0.is_direct.get_or_try_init(test).await?;
         Ok(is_direct && !self.0.has_changed.load(Ordering::Acquire))
     }

@@ -58,7 +58,7 @@ impl Store {
         work: impl AsyncFnOnce(&mut DbConnection<'_>, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.check_bound().await?;
-        let outcome = self.writes.noting(self.run_one_statement(work).await);
+        let outcome = self.writes.locating(self.run_one_statement(work).await);
         self.log_failure(&outcome);
         self.noting_unfit(outcome)
     }
@@ -79,8 +79,7 @@ impl Store {
             Ok(output)
         };
         let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
-        held.ended(&outcome);
-        outcome
+        held.ended(outcome)
     }
 
     /// Runs one statement in its own transaction, and returns the number of rows that it wrote. See [`Store::transaction`].
@@ -94,7 +93,7 @@ impl Store {
 
     /// Attempts a transaction once.
     pub(super) async fn attempt<W: Work>(&self, begin: &str, work: &W) -> Result<W::Output, StoreError> {
-        let outcome = self.writes.noting(self.run_once(begin, work).await);
+        let outcome = self.writes.locating(self.run_once(begin, work).await);
         self.log_failure(&outcome);
         outcome
     }
@@ -109,8 +108,7 @@ impl Store {
             Ok(output)
         };
         let outcome = tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)?;
-        held.ended(&outcome);
-        outcome
+        held.ended(outcome)
     }
 
     /// Runs a lookup, with a timeout here and on the server. It must not write.
@@ -131,10 +129,9 @@ impl Store {
             let deadline = Instant::now() + self.timeout;
             let mut held = self.lookups.acquire(deadline, self.timeout).await?;
             let outcome = self.ask_on(&mut held, deadline, query).await?;
-            held.ended(&outcome);
-            outcome
+            held.ended(outcome)
         };
-        let outcome = self.lookups.noting(asked.await);
+        let outcome = self.lookups.locating(asked.await);
         self.log_failure(&outcome);
         outcome
     }

@@ -182,7 +182,7 @@ async fn a_server_that_one_pool_finds_unusable_is_unusable_for_all_pools_of_the_
     let database = TestDatabase::new().await;
     let admin = database.pool(1).await;
     let timeout = Duration::from_secs(20);
-    let pools = Pools::connect(&database.options().application_name("service"), MIN_CONNECTIONS, timeout);
+    let pools = Pools::connect(database.options().application_name("service"), MIN_CONNECTIONS, timeout);
     let all = [&pools.webhooks, &pools.lookups, &pools.background, &pools.handlers];
     let connect = async || drop(join_all(all.map(|pool| pool.connections().acquire())).await);
     connect().await;

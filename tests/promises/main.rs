@@ -10,6 +10,7 @@
 //!    - `receiver::a_shutdown_commits_and_answers_what_has_begun`
 //!    - `upgrades::a_rolling_deployment_under_load_refuses_nothing_and_loses_nothing`
 //!    - `upgrades::the_previous_release_serves_on_the_new_schema_and_is_replaced_without_a_refusal`
+//!    - `failover::with_synchronous_replication_a_failover_under_load_loses_nothing_that_was_acknowledged`
 //!    - `group_commit::events_that_arrive_during_a_commit_share_the_next_transaction`
 //!    - `group_commit::a_caller_that_goes_away_cancels_no_event_of_the_batch`
 //! 2. **Nothing verified is dropped.**
@@ -31,6 +32,7 @@
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
 //!    - `convergence::concurrent_batches_over_the_same_users_never_deadlock`
 //!    - `sign_ins::the_latest_session_counts_in_any_order_before_and_after_its_user`
+//!    - `failover::whether_there_is_a_pooler_is_known_for_each_host`
 //!    - `pooler::no_client_ever_sees_the_result_of_another_ones_statement`
 //!    - `pooler::the_tests_of_the_promises_pass_through_a_pooler_in_transaction_mode`
 //! 4. **Deleted stays deleted, and erased.**
@@ -47,6 +49,7 @@
 //!    - `reconcile::a_tombstone_workos_contradicts_is_reported_and_stays`
 //! 5. **An outage is caught up.**
 //!    - `catch_up::a_cursor_workos_no_longer_serves_is_replaced_and_nothing_is_missed`
+//!    - `failover::with_asynchronous_replication_what_a_failover_lost_is_read_again_from_workos`
 //!    - `catch_up::an_outage_beyond_retention_reads_all_remaining_events_and_requires_a_reconcile`
 //!    - `catch_up::a_webhook_never_moves_the_cursor_and_catch_up_confirms_it`
 //!    - `catch_up::a_page_in_descending_order_is_applied_and_does_not_move_the_cursor`
@@ -79,6 +82,8 @@
 //!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
 //!    - `actions::without_the_database_there_is_no_verdict`
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
+//!    - `failover::a_primary_that_answers_nothing_any_more_is_left_for_the_promoted_standby`
+//!    - `failover::after_one_write_was_refused_no_connection_leads_to_the_demoted_host`
 //!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
 //!    - `outage::a_read_only_server_is_503`
 //!    - `secret_rotation::rotating_every_secret_under_load_refuses_nothing`
@@ -134,6 +139,7 @@ mod convergence;
 mod convergence_of_kinds;
 mod crash;
 mod database_failures;
+mod database_url;
 mod dev;
 mod doctor;
 mod documents;
@@ -144,6 +150,7 @@ mod ended_memberships;
 mod erasure;
 mod exhaustion;
 mod explain;
+mod failover;
 mod failure_words;
 mod followers;
 mod group_commit;

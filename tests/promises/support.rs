@@ -12,6 +12,7 @@
 //! | [`binary::Served`] | the real binary as a process, which can be killed |
 //! | [`deployment::Deployment`] | three processes behind a proxy, its load, and the steps of a rolling deployment |
 //! | [`prometheus::Prometheus`] | a real Prometheus that reads the metrics of services |
+//! | [`cluster::Cluster`] | a primary and its streaming standby |
 //! | [`chromium::Chromium`] | a real browser, which opens pages of services |
 //! | `simulation::world::World` | a random history: replicas that are cut off, several environments, and faults |
 //!
@@ -23,6 +24,7 @@ pub(crate) mod actions;
 pub(crate) mod application;
 pub(crate) mod binary;
 pub(crate) mod chromium;
+pub(crate) mod cluster;
 pub(crate) mod database;
 pub(crate) mod deployment;
 pub(crate) mod events;

@@ -1,5 +1,6 @@
 //! Checks of the database: reachable, writable, its rights, its schema, its environment and its connections.
 
+use super::hosts;
 use super::subject::Subject;
 use crate::store::inspection::{SchemaFacts, ServerFacts};
 use crate::store::{Store, StoreError};
@@ -23,10 +24,6 @@ const LATER: [&str; 6] = [
 
 /// Returns the checks, and by how many seconds this machine's clock is ahead of the server's, if it answers.
 pub(super) async fn checks(subject: &Subject<'_>, replicas: i64) -> (Vec<Check>, Option<i64>) {
-    let unknown = |first: Check, why: &str| {
-        let later = LATER.iter().map(|name| Check::not_checked(name, why));
-        (std::iter::once(first).chain(later).collect::<Vec<_>>(), None)
-    };
     let Some(store) = &subject.store else {
         let fix = "set DATABASE_URL to the address of PostgreSQL";
         return unknown(
@@ -34,6 +31,19 @@ pub(super) async fn checks(subject: &Subject<'_>, replicas: i64) -> (Vec<Check>,
             "there is no database",
         );
     };
+    let ((mut checks, ahead), hosts) = tokio::join!(of_server(subject, store, replicas), hosts::check(store));
+    checks.insert(1, hosts);
+    (checks, ahead)
+}
+
+/// Returns the first check, and the later ones as not checked.
+fn unknown(first: Check, why: &str) -> (Vec<Check>, Option<i64>) {
+    let later = LATER.iter().map(|name| Check::not_checked(name, why));
+    (std::iter::once(first).chain(later).collect(), None)
+}
+
+/// Returns the checks of the server that is used.
+async fn of_server(subject: &Subject<'_>, store: &Store, replicas: i64) -> (Vec<Check>, Option<i64>) {
     let pooler = match store.is_behind_pooler().await {
         Ok(is_behind_pooler) => pooler(is_behind_pooler),
         Err(StoreError::Unfit(unfit)) => {

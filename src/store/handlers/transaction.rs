@@ -122,7 +122,7 @@ impl Store {
         self.check_bound().await?;
         // As in `transaction`: a number and nothing else.
         let begun = self.begin_handler(timeout).await;
-        let begun = self.handlers.noting(begun);
+        let begun = self.handlers.locating(begun);
         self.log_failure(&begun);
         let begun = self.noting_unfit(begun)?;
         let (begun, keeps_statements) = begun;
@@ -156,22 +156,27 @@ impl Store {
     /// Begins a handler's transaction. `search_path` and the planning of statements have the role's defaults, as in other sessions of
     /// the application. Also returns whether the connection keeps prepared statements.
     async fn begin_handler(&self, timeout: Duration) -> Result<(Transaction<'static, Postgres>, bool), StoreError> {
+        let deadline = tokio::time::Instant::now() + self.timeout;
         let begun = async {
-            let keeps_statements = self.handlers.mode().await?.keeps_statements();
-            let forget = if keeps_statements { "" } else { FORGET_STATEMENTS };
-            // As in `attempt`: numbers and our own words.
-            let begin = format!(
-                "{}; {forget}; {REMEMBER_ROLE}; set local search_path to default; \
-                 set local plan_cache_mode to default; set local enable_seqscan to default; \
-                 set local jit to default",
-                begin_write(timeout, "")
-            );
-            // In its own task, because a dropped `begin` would leave the transaction open.
-            let connections = self.handlers.connections().clone();
-            let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
-            let beginning = async { beginning.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) };
-            let deadline = tokio::time::Instant::now() + self.timeout;
-            let mut begun = self.handlers.diagnosing(deadline, beginning).await?;
+            let (mut begun, keeps_statements) = loop {
+                let current = self.handlers.current(deadline).await?;
+                let keeps_statements = current.mode.keeps_statements();
+                let forget = if keeps_statements { "" } else { FORGET_STATEMENTS };
+                // As in `attempt`: numbers and our own words.
+                let begin = format!(
+                    "{}; {forget}; {REMEMBER_ROLE}; set local search_path to default; \
+                     set local plan_cache_mode to default; set local enable_seqscan to default; \
+                     set local jit to default",
+                    begin_write(timeout, "")
+                );
+                // In its own task, because a dropped `begin` would leave the transaction open.
+                let connections = current.pool.connections().clone();
+                let beginning = tokio::spawn(async move { connections.begin_with(AssertSqlSafe(begin)).await });
+                let beginning = async { beginning.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) };
+                if let Some(begun) = self.handlers.diagnosing(&current, deadline, beginning).await? {
+                    break (begun, keeps_statements);
+                }
+            };
             if !keeps_statements {
                 pool::forget_statements(&mut begun).await?;
             }
@@ -180,7 +185,7 @@ impl Store {
                 .await?;
             Ok((begun, keeps_statements))
         };
-        tokio::time::timeout(self.timeout, begun).await.map_err(StoreError::late)?
+        tokio::time::timeout_at(deadline, begun).await.map_err(StoreError::late)?
     }
 
     async fn finish(

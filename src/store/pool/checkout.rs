@@ -1,6 +1,7 @@
 //! A connection that a caller has taken from a pool.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -8,8 +9,8 @@ use sqlx::{AssertSqlSafe, Connection, Postgres};
 
 use super::measured::InUse;
 use crate::store::connection::{DbConnection, DbTransaction};
-use crate::store::cutoff::Cutoff;
 use crate::store::pooler::Mode;
+use crate::store::resolver::Host;
 use crate::store::{DatabaseFailure, StoreError};
 
 /// How long to wait for a session beyond its statement timeout before its connection is closed.
@@ -29,7 +30,7 @@ pub(in crate::store) struct Checkout {
     connection: Option<PoolConnection<Postgres>>,
     mode: Mode,
     in_use: Option<InUse>,
-    cutoff: Option<Cutoff>,
+    host: Arc<Host>,
     statement_timeout: Duration,
     /// A BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
     is_beginning: bool,
@@ -41,11 +42,11 @@ impl Checkout {
         connection: PoolConnection<Postgres>,
         mode: Mode,
         in_use: InUse,
-        cutoff: Option<Cutoff>,
+        host: Arc<Host>,
         statement_timeout: Duration,
     ) -> Self {
         let (connection, in_use) = (Some(connection), Some(in_use));
-        Self { connection, mode, in_use, cutoff, statement_timeout, is_beginning: false, has_ended: false }
+        Self { connection, mode, in_use, host, statement_timeout, is_beginning: false, has_ended: false }
     }
 
     /// Returns how statements run on it.
@@ -77,16 +78,16 @@ impl Checkout {
         }
     }
 
-    /// Records that its use has ended. If the outcome shows that the server is shutting down or read-only, this connection is closed,
-    /// and so is each connection that the pools of [`Pools`] have opened so far.
-    pub(in crate::store) fn ended<T>(&mut self, outcome: &Result<T, StoreError>) {
+    /// Records that its use has ended, and adds the place of the database to an error. If the outcome shows that the server is shutting
+    /// down or read-only, this connection is closed, and so is each connection to this host that the pools of [`Pools`] have opened so
+    /// far.
+    pub(in crate::store) fn ended<T>(&mut self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         self.has_ended = true;
         if matches!(outcome, Err(StoreError::Disconnected(_))) {
             self.close();
-            if let Some(cutoff) = &self.cutoff {
-                cutoff.set();
-            }
+            self.host.cutoff.set();
         }
+        outcome.map_err(|error| error.at(&self.host.place()))
     }
 }
 
@@ -100,7 +101,7 @@ impl Drop for Checkout {
             return;
         }
         let limit = self.statement_timeout + CLOSE_GRACE;
-        let (cutoff, in_use) = (self.cutoff.take().unwrap_or_default(), self.in_use.take());
+        let (cutoff, in_use) = (self.host.cutoff.clone(), self.in_use.take());
         tokio::spawn(async move {
             if cutoff.ping(&mut connection, limit).await.is_err() {
                 connection.close_on_drop();
