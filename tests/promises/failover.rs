@@ -262,8 +262,12 @@ async fn a_primary_that_answers_nothing_any_more_is_left_for_the_promoted_standb
         "network: a write was accepted {:?} after the cut; {refused} attempts failed before",
         cut.elapsed()
     ));
-    // The old primary is reachable again, and still accepts writes. Nothing leads there.
+    // The old primary is reachable again, and still accepts writes. Nothing leads there, also after connections were lost.
     paths[0].repair();
+    let sessions = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'service'";
+    let ended: i64 = sqlx::query_scalar(sessions).fetch_one(&known).await.unwrap();
+    assert!(ended > 0);
+    until("writes are accepted", async || write(&store).await.is_ok()).await;
     let written = join_all((0..20).map(|_| write(&store))).await;
     let promoted = stored(&cluster.standby).await;
     for id in written.into_iter().map(Result::unwrap) {
