@@ -70,6 +70,7 @@ impl Site {
     pub(crate) async fn backfilling() -> Self {
         let site = Self::start(900, ApiFaults { page_limit: Some(1), ..ApiFaults::default() }).await;
         site.says("Not yet in sync: the first backfill is running").await;
+        site.says("objects so far").await;
         site
     }
 
@@ -80,15 +81,18 @@ impl Site {
         site
     }
 
-    /// One handler violates a constraint with a hostile name, one is paused, and one event has no usable content.
+    /// One handler violates a constraint with a hostile name, and its message has personal data. Another one is paused, and one event has
+    /// no usable content.
     pub(crate) async fn handler_failing() -> Self {
         let site = Self::healthy().await;
         site.sql(&format!(
-            "create table public.strict (name text constraint \"{}\" check (name <> 'Ada'));
-            create function public.failing(change jsonb) returns void language sql
-                as 'insert into public.strict values (''Ada'')';
+            "create function public.failing(change jsonb) returns void language plpgsql as $$
+                begin
+                    raise exception using
+                        errcode = '23514', message = 'Ada Lovelace, ada@example.test', constraint = '{}';
+                end $$;
             create function public.idle(change jsonb) returns void language sql as 'select'",
-            HOSTILE.replace('"', "\"\"")
+            HOSTILE.replace('\'', "''")
         ))
         .await;
         for name in ["failing", "idle"] {
