@@ -87,8 +87,8 @@ where not synced_deleted;
 create table workos.organization_membership_records (
     -- WorkOS's ID of the membership. It is never reused.
     id                    text collate "C" primary key,
-    -- The two sides of the membership. They never change. They stay in a tombstone, because a request names a membership by its
-    -- two sides; null there if the membership was deleted before it was ever described.
+    -- The user and the organization of the membership. They never change. A tombstone keeps them, because a request names a
+    -- membership by them. They are null in a tombstone if no observation has described the membership.
     user_id               text collate "C",
     organization_id       text collate "C",
     -- `active`, `inactive` or `pending`. WorkOS may add others.
@@ -105,8 +105,8 @@ create table workos.organization_membership_records (
     synced_observed_at    timestamptz,
     synced_observation_id text collate "C",
     synced_at             timestamptz,
-    -- A tombstone has only these two columns, the ID, and the two sides. The deletion of the user makes a tombstone of each of the
-    -- user's memberships, and its time is then null.
+    -- A tombstone has only these two columns, the ID, the user and the organization. The deletion of a user turns each of the
+    -- user's memberships into a tombstone, whose time is then null.
     synced_deleted        boolean not null default false,
     synced_deleted_at     timestamptz,
     synced_version_at     timestamptz,
@@ -138,13 +138,14 @@ create index organization_membership_records_status
 on workos.organization_membership_records (organization_id, status, id) where status is not null;
 
 -- The memberships of a user, and those of a user in one organization. Not unique: a re-added member has a second row. The other
--- columns sort the best membership first, so a lookup reads one row. Create this index last: on an empty table PostgreSQL then
+-- columns sort an active membership first, so a lookup reads one row. Create this index last: on an empty table PostgreSQL then
 -- chooses it for a lookup by user and organization, and a session keeps this plan while the table grows.
 create index organization_membership_records_user_id
 on workos.organization_membership_records (
     user_id,
     organization_id,
-    -- An expression of its own, because PostgreSQL would use its parts as conditions, and take another index for an empty table.
+    -- One expression instead of its parts, because PostgreSQL would use the parts as conditions, and choose another index for an
+    -- empty table.
     (case when status = 'active' then 0 when status is not null then 1 else 2 end),
     created_at desc nulls last,
     id desc
@@ -185,8 +186,8 @@ where
             and member.synced_deleted
     );
 
--- The memberships that count: the status is active, and user and organization are alive. Everything that decides whether somebody
--- is a member reads this view. Columns are only ever appended.
+-- Active memberships: the status is active, and neither the user nor the organization is deleted. Every check whether a user is a
+-- member reads this view. Columns are only ever appended.
 create view workos.active_memberships as
 select
     membership.id,
@@ -215,10 +216,9 @@ comment on table workos.organization_membership_records is 'WorkOS organization 
 comment on view workos.organization_memberships is 'WorkOS organization memberships of every status that have not ended';
 comment on view workos.active_memberships is 'Memberships that count: active, of a live user in a live organization';
 
--- Last, so that these locks are held for the shortest time. Every write locks workos.environment first, so this migration does, too:
--- otherwise it would wait for a write that waits for it.
---
--- The same as deletions_accepted and needs_reconcile, for organizations and memberships: users have a reconcile of their own.
+-- Last, so that these locks are held for the shortest time. Every write locks workos.environment first, so this migration does,
+-- too. Otherwise it could wait for a write that waits for it. The same as deletions_accepted and needs_reconcile, but for
+-- organizations and memberships, because users have a separate reconcile.
 alter table workos.environment add column organization_deletions_accepted boolean not null default false;
 
 alter table workos.catch_up add column needs_organization_reconcile boolean not null default false;
@@ -234,6 +234,6 @@ add constraint scans_kind check (
     )
 );
 
--- The feed: the object of a change of any other kind than a user. `kind` is then the kind of the object and the kind of the change
--- (`organization.updated`), which releases that do not know the object read as the type of an event.
+-- The ID of the object of a change in the feed, unless the object is a user. `kind` is then an event type (`organization.updated`).
+-- Earlier releases, which do not know the object, read it as an event of that type.
 alter table workos.changes add column object_id text collate "C";

@@ -21,7 +21,7 @@ create table workos.role_records (
     synced_extra       jsonb,
     -- When this row last changed in this database.
     synced_at          timestamptz not null default now(),
-    -- WorkOS no longer lists the slug. The row stays, so that foreign keys never break; all other columns are null.
+    -- Whether WorkOS no longer lists the slug. The row stays, so that foreign keys never break; all other columns are null.
     synced_deleted     boolean not null default false
 );
 
@@ -62,7 +62,7 @@ create table workos.permission_records (
 -- The order of pages.
 create index permission_records_id on workos.permission_records (id) where id is not null;
 
--- What WorkOS lists now. Columns are only ever appended.
+-- The roles that WorkOS lists now. Columns are only ever appended.
 create view workos.roles as
 select
     slug,
@@ -121,16 +121,16 @@ select
 from workos.permission_records
 where not synced_deleted;
 
--- What has to be read from WorkOS again, because an event says that it has changed without saying how. One row for each list or
--- object; the job `refresh` reads it and deletes the row, unless another event has asked meanwhile.
+-- What must be read from WorkOS again, because an event reported a change without the new state. One row for each list or object.
+-- The job `refresh` reads the list or object and deletes the row, unless another event has renewed the request meanwhile.
 create table workos.refreshes (
     -- `roles` (the environment's roles and permissions), `organization_roles` (of the organization `id`), `organization` (`id`
     -- itself: an event about one of its domains).
     kind         text not null,
     id           text collate "C" not null,
-    -- Changes with each request.
+    -- Identifies the request: each new event about the list or object changes it.
     requested_at timestamptz not null default clock_timestamp(),
-    -- When it may be read, after a failed attempt.
+    -- The earliest time of the next attempt.
     due_at       timestamptz not null default now(),
     attempts     integer not null default 0,
     primary key (kind, id),

@@ -1,8 +1,8 @@
--- Ended sessions.
+-- Revoked sessions.
 set local lock_timeout = '2s';
 
--- Sessions that WorkOS has revoked. A token of such a session is refused from the commit of the event on. The row goes after 30
--- days: no access token lives longer. IP address and user agent of a session are not stored anywhere.
+-- Sessions that WorkOS has revoked. A token of such a session is refused from the commit of the event on. The row is deleted after
+-- 30 days, because no access token is valid for longer. The IP address and the user agent of a session are not stored anywhere.
 create table workos.revoked_sessions (
     -- WorkOS's ID of the session: the token's `sid`.
     id         text collate "C" primary key,

@@ -1,21 +1,21 @@
 -- Functions for row-level security by organization, role and permission. They read the claims of a verified access token from the
 -- setting `request.jwt.claims`, as workos.current_subject() does.
---
--- A token is a snapshot. So the claims only say who the caller is and which organization is selected, and the tables say whether
--- that is still true. When a session, a user, an organization or a membership ends, the functions give the caller no answer from
--- the commit of the end on, although the token does not know of it. Roles and permissions always come from the tables.
+-- A token does not change after it was issued. So the functions take only the caller and the selected organization from the claims,
+-- and check both in the tables. After the commit of the end of a session, user, organization or membership, the functions return
+-- nothing for the caller, although the token is still valid. Roles and permissions always come from the tables.
 --
 -- Write a call without an argument as `(select …)` in a policy: PostgreSQL then evaluates it once per statement.
 --
--- The functions read as their owner, so that a caller needs no privilege on a table. No claim makes them raise an error. They are in
--- PL/pgSQL, because a session keeps the plans of its statements, and plans a function in SQL again in each statement that calls it.
--- A kept plan may be older than the rows. Therefore the functions set enable_seqscan to off: no plan reads a table that was empty as
--- a whole after it has grown. They are not parallel safe, for the reason at workos.current_subject().
+-- The functions read as their owner, so that a caller needs no privilege on a table. No claim makes them raise an error. They are
+-- in PL/pgSQL, because a session plans the statements of such a function once. It plans a function in SQL again in each statement
+-- that calls it. A kept plan may be older than the rows. Therefore the functions set enable_seqscan to off. Otherwise a plan from
+-- the time when a table was empty would read the whole table after it has grown. They are not parallel safe, for the reason at
+-- workos.current_subject().
 set local lock_timeout = '2s';
 
--- Returns the token's `sub` and `org_id`: the caller and the selected organization. Both are null if the claims are malformed or have
--- no `sub`, or if the session `sid` was revoked. Claims without a `sid` name no session, so none can be revoked. It is internal: the
--- functions below call it, and no role may.
+-- Returns the token's `sub` and `org_id`: the caller and the selected organization. Both are null if the claims are malformed or
+-- have no `sub`, or if the session `sid` was revoked. Claims without a `sid` are accepted. The function is internal: only the
+-- functions below call it, and no role may call it.
 create function workos.current_session(out user_id text, out organization_id text)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -45,7 +45,7 @@ begin
 end
 $$;
 
--- Returns the caller's own live row, as before; now no row if the token's session was revoked.
+-- Returns the caller's own live row, or no row if the user is deleted or the token's session was revoked.
 create or replace function workos.current_auth_user() returns setof workos.users
     language plpgsql stable security definer rows 1
     set search_path = pg_catalog, pg_temp
@@ -58,8 +58,8 @@ begin
 end
 $$;
 
--- Returns the caller's active membership in the token's organization, or no row. A pair may have two active rows, if a member was
--- removed and added again and the removal is not stored yet: the newest one is returned.
+-- Returns the caller's active membership in the token's organization, or no row. There may be two active memberships, if a member
+-- was removed and added again and the removal is not stored yet. The newest one is returned.
 create function workos.current_membership() returns setof workos.active_memberships
     language plpgsql stable security definer rows 1
     set search_path = pg_catalog, pg_temp
@@ -100,9 +100,9 @@ begin
 end
 $$;
 
--- Returns the permissions that these roles give in an organization now, sorted bytewise, each once. A slug that begins with `org-`
--- names a role of the organization, any other slug a role of the environment. A slug of no stored role gives no permission. It
--- reads with the privileges of its caller.
+-- Returns the current permissions of these roles in an organization, sorted bytewise, without duplicates. A slug that begins with
+-- `org-` names a role of the organization, any other slug a role of the environment. A slug without a stored role has no
+-- permission. The function reads with the privileges of its caller.
 create function workos.role_permissions(organization_id text, roles text[]) returns text[]
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -121,8 +121,8 @@ begin
 end
 $$;
 
--- Returns the permissions of the caller in the token's organization: those of its roles as they are now. Empty if the caller is not
--- an active member now.
+-- Returns the permissions of the caller in the token's organization: the current permissions of the caller's roles. Empty if the
+-- caller is not an active member now.
 create function workos.current_permissions() returns text[]
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
@@ -139,8 +139,8 @@ begin
 end
 $$;
 
--- Returns whether the caller has a permission in the token's organization now. PostgreSQL inlines it, so it has no setting and
--- qualifies its only operator instead; see workos.get_auth_user().
+-- Returns whether the caller has a permission in the token's organization now. PostgreSQL inlines the function only if it has no
+-- setting. So its only operator is qualified instead; see workos.get_auth_user().
 create function workos.has_permission(permission text) returns boolean
     language sql stable
 as $$
@@ -148,7 +148,7 @@ as $$
 $$;
 
 -- Returns all organizations of which the caller is an active member now, sorted bytewise. They do not depend on the token's
--- organization. The cost keeps the planner from a plan that calls it for each row.
+-- organization. The high cost prevents plans that call the function for each row.
 create function workos.current_organization_ids() returns text[]
     language plpgsql stable security definer cost 10000
     set search_path = pg_catalog, pg_temp
@@ -165,15 +165,15 @@ begin
 end
 $$;
 
--- Returns whether the caller is an active member of this organization now. It does not depend on the token's organization. PostgreSQL
--- inlines it, so that a policy which passes a column uses an index on this column and evaluates the function once.
+-- Returns whether the caller is an active member of this organization now. It does not depend on the token's organization.
+-- PostgreSQL inlines it, so that a policy which passes a column uses an index on this column and evaluates the function once.
 create function workos.is_member_of(organization_id text) returns boolean
     language sql stable
 as $$
     select is_member_of.organization_id operator(pg_catalog.=) any (workos.current_organization_ids())
 $$;
 
--- By default everybody may call a function.
+-- By default, every role may call a function.
 revoke all on function workos.current_session() from public;
 revoke all on function workos.current_membership() from public;
 revoke all on function workos.current_organization_id() from public;

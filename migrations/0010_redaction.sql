@@ -1,10 +1,10 @@
 -- Earlier releases stored secrets that WorkOS puts into ordinary objects: verification tokens of domains, tokens and URLs of
 -- invitations, IP addresses and user agents of sessions. This release sets them to null before it stores a payload. Housekeeping
--- cleans the payloads that are already stored, in the order in which they were received.
+-- does the same with the payloads that are already stored, in the order in which they were received.
 set local lock_timeout = '2s';
 
--- At most one row: the progress of the cleaning. No row once it is complete. It is a table of its own, because a new column of
--- workos.environment would wait for every write, and every write for it.
+-- At most one row: the progress. The row is deleted when all payloads are checked. This is a separate table, because adding a
+-- column to workos.environment would wait for every write and block every write.
 create table workos.redaction (
     singleton       boolean primary key default true,
     -- Payloads that were received before this instant can contain secrets. It is in the future at first, because processes of an

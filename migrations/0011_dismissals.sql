@@ -1,11 +1,11 @@
--- Quarantined events that nobody will retry: an operator has dismissed them, with a reason.
+-- Quarantined events that an operator has dismissed, with a reason. They are not retried.
 set local lock_timeout = '2s';
 
 create table workos.dismissals (
-    -- The event. Its first outcome stays `quarantined`. It is no longer counted, and it expires like any other event from the
-    -- dismissal on.
+    -- The event. Its first outcome stays `quarantined`. It is no longer counted as quarantined. Its retention period starts at the
+    -- dismissal.
     event_id     text collate "C" primary key,
-    -- The operator's words.
+    -- The reason that the operator gave.
     reason       text not null,
     dismissed_at timestamptz not null default now()
 );
