@@ -1,7 +1,7 @@
-//! What reacting to changes costs: handlers in Rust and in SQL, a transaction each, beside an empty durable transaction; and
-//! how fast the feed can be read. Run with `cargo bench --bench changes`.
+//! Measures the cost of reacting to changes: handlers in Rust and in SQL, one transaction each, compared with an empty durable
+//! transaction. Also measures how fast the feed can be read. Run with `cargo bench --bench changes`.
 //!
-//! Everything is in this one process and on this machine, so only the ratios mean anything elsewhere.
+//! Everything runs in this one process and on this machine, so only the ratios apply to other machines.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
 use std::sync::Arc;
@@ -69,7 +69,7 @@ async fn fill(store: &Store, clock: &Clock) {
     }
 }
 
-/// The floor: a durable transaction that writes one row.
+/// The lower limit: a durable transaction that writes one row.
 async fn transactions(pool: &PgPool) -> f64 {
     let began = Instant::now();
     for number in 0..USERS {
@@ -94,7 +94,7 @@ async fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    // Kept data is flushed, as in production.
+    // Persistent data is flushed to disk, as in production.
     let folder = std::env::temp_dir().join(format!("authkit-sync-changes-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
     let data = Data::Persistent(folder.join("postgres"));

@@ -1,8 +1,8 @@
-//! Measures a page of users beside the same users one by one, and catch-up. Run with `cargo bench --bench pages`. Backfill is a row
-//! of the bench `load`.
+//! Measures a page of users compared with the same users one by one, and catch-up. Run with `cargo bench --bench pages`. Backfill
+//! is a row of the bench `load`.
 //!
-//! Everything is in this one process and on this machine, the simulated WorkOS included, so only the ratios mean anything
-//! elsewhere. Real pages are paced at about three a second; these are not.
+//! Everything runs in this one process and on this machine, including the simulated WorkOS, so only the ratios apply to other
+//! machines. The service requests about three pages per second. This bench requests them without pauses.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
 
 use std::sync::Arc;
@@ -51,7 +51,7 @@ async fn main() {
         return;
     }
     let programs = Programs::find_or_fetch(|step| eprintln!("{step}")).unwrap();
-    // Kept data is flushed, as in production.
+    // Persistent data is flushed to disk, as in production.
     let folder = std::env::temp_dir().join(format!("authkit-sync-pages-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
     let postgres = PrivatePostgres::start(programs, &Data::Persistent(folder.join("postgres")), &[]).unwrap();

@@ -48,7 +48,7 @@ fn webhooks(criterion: &mut Criterion) {
         let signed = secret.sign(clock.now(), &newer);
         let secrets = [secret.clone()];
         bencher.iter(|| {
-            // The time is read too, as the receiver does; a long run would outlive the tolerance of one signature.
+            // The clock is read too, as in the receiver. A long run would exceed the tolerance of one signature.
             let now = black_box(clock.now());
             let header = SignatureHeader::parse(Some(signed.as_bytes()), now, WEBHOOK_TOLERANCE * 100).unwrap();
             header.verify(&secrets, newer.clone()).unwrap()

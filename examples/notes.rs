@@ -1,8 +1,8 @@
 //! A small application: signed-in users keep notes. Its table references the synced users, and its routes look up the caller.
 //!
 //! There are two database roles. AuthKit's role owns the schema `workos` and cannot read the notes. The application's role owns the
-//! notes and is a member of `workos_reader`: it can read live users. It also has the privilege to reference them in foreign keys, for
-//! which the guide `reading` has a warning. It can neither change a user nor read the events from WorkOS.
+//! notes and is a member of `workos_reader`: it can read live users. It also has the privilege to reference them in foreign keys,
+//! for which the guide `reading` has a warning. It can neither change a user nor read the events from WorkOS.
 //!
 //! ```sql
 //! create role notes login password '…' in role workos_reader;   -- after `authkit-sync migrate`, which creates workos_reader

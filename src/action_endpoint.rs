@@ -1,8 +1,8 @@
 //! Requests a verdict from the application's HTTP endpoint: signed, within a deadline, and only at permitted addresses.
 //!
 //! The body of the request is the action as WorkOS sent it, byte for byte. The header `AuthKit-Sync-Signature` has WorkOS's format:
-//! `t=<unix milliseconds>, v1=<hex>`, where `v1` is the HMAC-SHA256 of `t`, a dot and the body with the secret. The answer is 200 with
-//! `{"verdict": "allow"}` or `{"verdict": "deny", "message": "…"}`, or 204 for no opinion.
+//! `t=<unix milliseconds>, v1=<hex>`, where `v1` is the HMAC-SHA256 of `t`, a dot and the body with the secret. The answer is 200
+//! with `{"verdict": "allow"}` or `{"verdict": "deny", "message": "…"}`, or 204 for no opinion.
 
 use std::sync::Arc;
 use std::time::Duration;

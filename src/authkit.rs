@@ -44,7 +44,7 @@ pub use extract::AuthUser;
 /// Pause between two attempts to reach the database at start.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause between two checks of a database that this process must not serve, until somebody repairs it.
+/// Pause between two checks of a database that this process must not serve, until an operator repairs it.
 const UNFIT_PAUSE: Duration = Duration::from_secs(5);
 
 /// A synced copy of the users of one WorkOS environment. Receives webhooks and answers lookups. Cloning is cheap.
@@ -87,7 +87,8 @@ impl AuthKit {
         self.state.lookups.auth_user(token).await
     }
 
-    /// Returns who is behind an access token, and what the user may do in the token's organization, as the database knows it now.
+    /// Returns who is behind an access token, and what the user may currently do in the token's organization, according to the
+    /// database.
     ///
     /// # Errors
     /// [`LookupError`]
@@ -147,8 +148,9 @@ impl AuthKit {
         http::ops_router(self.state.clone())
     }
 
-    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background jobs until `shutdown` resolves. Then waits for
-    /// the drain delay, if `/readyz` is polled, closes `listener`, answers the open requests within a deadline, and closes `ops` last.
+    /// Serves on `listener` (and the operator's routes on `ops`) and runs the background jobs until `shutdown` resolves. Then waits
+    /// for the drain delay, if `/readyz` is polled, closes `listener`, answers the open requests within a deadline, and closes
+    /// `ops` last.
     ///
     /// While the database is unreachable, it answers 503 and retries.
     ///
@@ -173,7 +175,7 @@ impl AuthKit {
         if ended.is_ok() {
             self.drain().await;
         }
-        tracing::info!("shutting down; no new connections are accepted, open requests are answered");
+        tracing::info!("shutting down; the service accepts no new connections and answers the open requests");
         self.state.closing.cancel();
         stop.cancel();
         let served = public.await;
@@ -201,14 +203,14 @@ impl AuthKit {
     }
 
     /// Runs only the background jobs, until `shutdown` resolves. For an application that mounts [`AuthKit::router`] in its own
-    /// server. Without it, there is no polling, no backfill and no handler runs.
+    /// server. Without it, no polling, no backfill and no handler runs.
     ///
-    /// While the database is unreachable or must not be served, for example because migrations are pending, it logs the reason, `/readyz`
-    /// answers 503, and nothing runs. It begins when the database is repaired.
+    /// While the database is unreachable or must not be served, for example because migrations are pending, it logs the reason,
+    /// `/readyz` answers 503, and nothing runs. The jobs start when the database is repaired.
     ///
     /// # Errors
-    /// [`RunError`]: why nothing has run until `shutdown`, or why the database may no longer be served. In the second case it ends at once,
-    /// and `/readyz` answers 503 from then on.
+    /// [`RunError`]: why no job ran before `shutdown`, or why this process must no longer serve the database. In the second case it
+    /// ends at once, and `/readyz` answers 503 from then on.
     pub async fn run_background(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut problem = None;
@@ -312,7 +314,8 @@ impl AuthKit {
             for statement in roles::assert(pool).await.map_err(MigrationsError::Database)? {
                 tracing::warn!(
                     statement,
-                    "this role lacks the privilege for a statement that gives the roles of applications their rights; run it as a superuser"
+                    "this role lacks the privilege for a statement that gives the roles of applications their \
+                     rights; run it as a superuser"
                 );
             }
         }

@@ -188,14 +188,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::defect)
 }
 
-/// Largest number of lines read from a `.env` file, because a file that cannot be read may return errors for ever.
+/// Maximum number of lines read from a `.env` file, because a file that cannot be read may return errors forever.
 const DOTENV_LINES: usize = 10_000;
 
 /// The lines of the `.env` file. They are not put into the process environment, so only [`source`] uses them.
 #[derive(Default)]
 struct Dotenv {
     lines: HashMap<String, String>,
-    /// What is wrong with the file. It quotes no line, because a line may hold a secret.
+    /// The problem of the file. It contains no line, because a line may contain a secret.
     problem: Option<&'static str>,
 }
 

@@ -1,5 +1,5 @@
-//! Settings. Each one is defined once, in `config/settings.rs`; the flags, `--help`, the guide `operating` and `deploy/env.example` come
-//! from the definitions.
+//! Settings. Each one is defined once, in `config/settings.rs`; the flags, `--help`, the guide `operating` and `deploy/env.example`
+//! come from the definitions.
 //!
 //! A setting is an environment variable and, unless it is secret, a flag that overrides it. Secrets have no flag, because `ps`
 //! shows flags. [`Source::check`] runs before a command starts anything, and reports every problem at once.
@@ -33,8 +33,8 @@ pub(crate) use settings::{
 };
 pub(crate) use unknown::unknown_variables;
 
-/// The values of the settings: flags first, then the environment. Empty text counts as unset. A secret can be in a file, whose path
-/// is in the variable [`Description::file_variable`].
+/// The values of the settings: flags first, then the environment. An empty value counts as unset. A secret can be in a file, whose
+/// path is in the variable [`Description::file_variable`].
 #[derive(Default)]
 pub struct Source {
     values: BTreeMap<&'static str, String>,
@@ -48,7 +48,7 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// Everything that is wrong with the settings, one line each. It never contains a value.
+/// All problems of the settings, one line each. They never contain a value.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Problems(Vec<String>);
@@ -131,7 +131,7 @@ impl Source {
         }
     }
 
-    /// Returns what an error calls the value of a setting: the variable, and the file if the value is in one.
+    /// Returns the name of a setting's value for an error: the variable, and the file if the value is in a file.
     fn origin(&self, description: &Description) -> String {
         match self.file(description) {
             Some(path) => format!("{} (in the file {})", description.name, path.display()),
@@ -144,7 +144,7 @@ impl Source {
         self.files.get(description.name).map(SecretFile::path)
     }
 
-    /// Returns where to put a new secret, and when `serve` uses it.
+    /// Returns how to replace a secret: where to write it, and when `serve` uses it.
     pub(crate) fn how_to_replace<T>(&self, setting: &Setting<T>) -> String {
         let description = setting.description();
         match self.file(description) {
@@ -176,7 +176,7 @@ impl Source {
     }
 }
 
-/// The database.
+/// The settings of the database.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
     /// Addresses and role.
@@ -185,17 +185,17 @@ pub(crate) struct Database {
     pub(crate) timeout: Duration,
 }
 
-/// Reads the database. `None` if the command can do without and `DATABASE_URL` is not set.
+/// Reads the settings of the database. `None` if `DATABASE_URL` is not set and the command does not require it.
 pub(crate) fn database_if_set(source: &Source) -> Result<Option<Database>, Problems> {
     source.is_set(&settings::DATABASE_URL).then(|| database(source)).transpose()
 }
 
-/// Reads the database.
+/// Reads the settings of the database.
 pub(crate) fn database(source: &Source) -> Result<Database, Problems> {
     Ok(Database { hosts: source.get(&settings::DATABASE_URL)?, timeout: source.get(&settings::DB_TIMEOUT)? })
 }
 
-/// The WorkOS environment.
+/// The settings of the WorkOS environment.
 #[derive(Debug)]
 pub(crate) struct Environment {
     /// `WORKOS_CLIENT_ID`
@@ -204,7 +204,7 @@ pub(crate) struct Environment {
     pub(crate) api_base: String,
 }
 
-/// Reads the WorkOS environment.
+/// Reads the settings of the WorkOS environment.
 pub(crate) fn environment(source: &Source) -> Result<Environment, Problems> {
     Ok(Environment { client_id: source.get(&settings::CLIENT_ID)?, api_base: api_base(source)? })
 }

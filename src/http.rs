@@ -1,4 +1,4 @@
-//! HTTP: requests in, status codes out.
+//! HTTP: answers requests.
 //!
 //! This layer contains no SQL and no rules. The status says who must act: 4xx the caller, 503 this service.
 
@@ -87,13 +87,13 @@ fn routes(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
     let mut uncached = OpenApiRouter::new().routes(routes!(ops::healthz)).routes(routes!(ops::readyz));
     let mirror = mirror(state);
     if state.service_keys.load().is_empty() {
-        // The routes are described even without a key: a client is generated once, and a key can be configured later.
+        // The routes are described even without a key, because a client is generated once, and a key can be configured later.
         cached.get_openapi_mut().merge(mirror.into_openapi());
         uncached.get_openapi_mut().merge(feed(state).into_openapi());
     } else {
         (cached, uncached) = (cached.merge(mirror), uncached.merge(feed(state)));
     }
-    // The lookups answer conditionally by themselves, because each layer costs them.
+    // The handlers of lookups answer 304 themselves, because each layer costs time.
     let mut all = lookups.merge(cached.layer(middleware::from_fn(conditional::answer))).merge(uncached);
     if !state.webhook_secrets.load().is_empty() {
         state.metrics.receives_webhooks(&state.webhook_path, state.webhook_secrets.load().len());
@@ -117,7 +117,7 @@ fn with_layers(routes: Router<Arc<HttpState>>, state: Arc<HttpState>) -> Router 
     }
 }
 
-/// Returns the CORS layer for these origins. It allows bearer tokens, and no cookies, because there are none.
+/// Returns the CORS layer for these origins. It allows bearer tokens. It does not allow cookies, because the service uses none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let exposed = [header::WWW_AUTHENTICATE, header::ETAG, header::RETRY_AFTER].into_iter().chain(HEADERS);
     let layer = CorsLayer::new()

@@ -21,7 +21,7 @@ pub enum LookupError {
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The token is valid, and its user is unknown.
-    #[error("the token is valid, but its user is not synced (perhaps not yet)")]
+    #[error("the token is valid, but its user is not in the database; retry if the user has just signed up")]
     NotFound,
     /// The token is valid, and the user is not synced yet: the first backfill has not completed, or WorkOS is unreachable.
     #[error("the token is valid, but its user is not synced yet; retry")]
@@ -32,7 +32,7 @@ pub enum LookupError {
     /// The token is valid, and WorkOS has revoked its session.
     #[error("the token is valid, but its session was revoked at WorkOS; sign in again")]
     SessionRevoked,
-    /// The token is valid, and its user is no active member of its organization (any more).
+    /// The token is valid, and its user is not an active member of its organization.
     #[error("the token is valid, but its user is not an active member of its organization")]
     MembershipInactive,
     /// The token is valid, and its organization was deleted at WorkOS.
@@ -46,7 +46,7 @@ pub enum LookupError {
     Store(#[from] StoreError),
 }
 
-/// Who is behind a token, and what the user may do in the token's organization, as the database knows it now.
+/// The user of a token, and what the user may currently do in the token's organization, according to the database.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// The live user.
@@ -70,8 +70,8 @@ pub struct Lookups {
     reads: GroupedReads,
     tokens: Arc<TokenVerifier>,
     kinds: Kinds,
-    /// Whether the membership in the token's organization is looked up. Without an API key a membership that no event has
-    /// delivered cannot be told from one that does not exist.
+    /// Whether lookups check the membership in the token's organization. This needs an API key: without one, a membership that no
+    /// event has delivered yet looks the same as one that does not exist.
     checks_memberships: bool,
     /// The progress of the sync, if a first backfill is enabled.
     awaited: Option<SyncProgress>,
@@ -144,8 +144,8 @@ impl Lookups {
         self.caller(&subject, Some(&session_id)).await
     }
 
-    /// Returns up to `limit` memberships of the token's user that have not ended, in any status, after the membership ID `after`, in ID
-    /// order. Each has the name of its organization, unless the organization is not synced yet.
+    /// Returns up to `limit` memberships of the token's user, in ID order after the membership ID `after`. It returns those that
+    /// have not ended, in any status. Each has the name of its organization, unless the organization is not synced yet.
     ///
     /// # Errors
     /// [`LookupError`]
@@ -271,8 +271,8 @@ impl Lookups {
         }
     }
 
-    /// Returns true if the first backfill of organizations, and of memberships if they are asked for, has not completed, so that
-    /// a missing object can still appear.
+    /// Returns true if the first backfill of organizations, and of memberships if `with_memberships` is true, has not completed, so
+    /// that a missing object can still appear.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -296,14 +296,14 @@ fn live(user: Stored<User>, is_revoked: bool) -> Result<User, LookupError> {
     }
 }
 
-/// Returns what has to be read from WorkOS before the question can be answered: a membership or an organization that was never seen.
-/// `None`: the answer is known.
+/// Returns the objects that read-through must request from WorkOS: a membership or an organization without a row. `None`: the rows
+/// decide the lookup.
 fn missing(member: &Member, key: &MemberKey) -> Option<Vec<Wanted>> {
     let is_known =
         member.is_revoked || !matches!(member.user, Stored::Live { .. }) || member.organization.is_tombstone();
     let membership = matches!(member.membership, Stored::Absent);
     let organization = matches!(member.organization, Stored::Absent);
-    // An inactive membership of an organization that was never seen is inactive all the same.
+    // An inactive membership is refused in any case, so its organization is not needed.
     let is_active = matches!(&member.membership, Stored::Live { object, .. } if object.status == membership::ACTIVE);
     if is_known || !(membership || organization && is_active) {
         return None;

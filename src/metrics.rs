@@ -67,7 +67,7 @@ pub struct Metrics {
     readings: Mutex<Vec<Reading>>,
 }
 
-/// Reads values that change without an event, for example ages.
+/// A function that updates values which change without an event, for example ages.
 type Reading = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,11 +155,13 @@ impl Progress {
             backfilled,
             synced_through: gauge(
                 "synced_through_timestamp_seconds",
-                "The users table contains everything that happened at WorkOS until this time; absent until a backfill or reconcile has completed",
+                "The users table contains everything that happened at WorkOS until this time; absent until a \
+                 backfill or reconcile has completed",
             ),
             lag: gauge(
                 "lag_seconds",
-                "Delay of the users table behind WorkOS beyond the delay by design; absent until a backfill or reconcile has completed",
+                "Delay of the users table behind WorkOS beyond the delay by design; absent until a backfill or \
+                 reconcile has completed",
             ),
         }
     }
@@ -177,7 +179,7 @@ impl Erasures {
             pending: gauge(
                 registry,
                 "erasures_pending",
-                "Deleted users of whom personal data is still to be erased; 0 when every erasure is complete",
+                "Deleted users whose personal data is not completely erased; 0 when every erasure is complete",
             ),
             oldest_age: gauge(
                 registry,
@@ -221,7 +223,7 @@ impl Default for Metrics {
         let endpoint_failures = Family::default();
         registry.register(
             "action_endpoint_failures",
-            "Failed requests to the application's action endpoint by failure",
+            "Failed requests to the application's action endpoint, by failure",
             endpoint_failures.clone(),
         );
         let requests = Requests::register(registry);
@@ -229,7 +231,7 @@ impl Default for Metrics {
         let (missed, closed_connections) = (Family::default(), Family::default());
         registry.register(
             "events_missed",
-            "Events of the last day that the other feed brought and this feed did not",
+            "Events of the last day that the other feed delivered and this feed did not",
             missed.clone(),
         );
         let handlers = Handlers::register(registry);
@@ -245,10 +247,10 @@ impl Default for Metrics {
         let connections = gauge(registry, "connections", "Open HTTP connections");
         registry.register(
             "connections_closed",
-            "Connections that the service closed, by reason (limit: to make room; write_timeout: the client did not read)",
+            "Connections that the service closed, by reason (limit: for a new connection; write_timeout: the client did not read)",
             closed_connections.clone(),
         );
-        // A counter that begins with its first event shows no increase.
+        // A counter that appears with its first event shows no increase.
         for reason in ["limit", "write_timeout"] {
             drop(closed_connections.get_or_create(&ReasonLabels { reason }));
         }
@@ -382,7 +384,7 @@ impl Metrics {
         self.closed_connections.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Adds a reading, which sets values right before they are returned.
+    /// Adds a function that updates values directly before the metrics are returned.
     pub fn before_encoding(&self, reading: impl Fn(&Self) + Send + Sync + 'static) {
         self.readings.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(reading));
     }

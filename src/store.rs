@@ -76,7 +76,7 @@ pub struct Store {
     fitness: Arc<Fitness>,
     /// Called before the database is bound to the client ID.
     verifier: Option<Arc<dyn ClientVerifier>>,
-    /// Set in a service. A command reports its failure itself.
+    /// The log of failures in a service. `None` in a command, which reports its failure itself.
     failure_log: Option<Arc<FailureLog>>,
 }
 
@@ -113,7 +113,7 @@ impl Store {
         Self { failure_log: Some(Arc::default()), ..self }
     }
 
-    /// Logs a failure of the database outside of this store, as one of this store.
+    /// Logs a failure of the database that happened outside of this store.
     pub(crate) fn note_failure(&self, error: &StoreError) {
         self.log_failure(&Err::<(), _>(error.clone()));
     }
@@ -135,7 +135,8 @@ impl Store {
         self.timeout
     }
 
-    /// Returns the store with a verifier. It binds the database to its client ID only if the verifier confirms that WorkOS knows it.
+    /// Returns the store with a verifier. It binds the database to its client ID only if the verifier confirms that WorkOS knows
+    /// it.
     #[must_use]
     pub fn verifying_client(self, verifier: Arc<dyn ClientVerifier>) -> Self {
         Self { verifier: Some(verifier), ..self }

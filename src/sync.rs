@@ -1,6 +1,6 @@
-//! The write path. Webhooks, catch-up, backfill, reconcile and read-through all end in [`apply`]; there is no other.
+//! The write path. Webhooks, catch-up, backfill, reconcile and read-through all call [`apply`]. Nothing else writes objects.
 //!
-//! Below it there is one file per background job. A job does one step at a time and says when the next one is due ([`job`]).
+//! The folder has one file per background job. A job does one step at a time and returns the pause before the next step ([`job`]).
 
 pub mod backfill;
 mod batch;
@@ -48,9 +48,9 @@ pub use scan_page::apply_scan_page;
 pub struct Applied {
     /// The effect on the object.
     pub effect: Effect,
-    /// The inbox already contained this event. Always false for a snapshot.
+    /// Whether the inbox already contained this event. Always false for a snapshot.
     pub is_duplicate: bool,
-    /// The user of the observation is deleted, by this observation or an earlier one.
+    /// Whether the user of the observation is deleted, by this observation or an earlier one.
     pub is_user_deleted: bool,
 }
 
@@ -75,8 +75,8 @@ pub async fn apply(store: &Store, origin: Origin, observations: &[Observation]) 
     in_parts(store, &Batch::new(Inbox::Record(origin), observations, ONLY)).await
 }
 
-/// Applies a batch as [`apply`] does, inside a transaction that the caller has begun and commits. Until the transaction ends,
-/// readers of the feed do not get later changes either, so keep it short.
+/// Applies a batch as [`apply`] does, inside a transaction that the caller has begun and commits. Keep the transaction short: until
+/// it ends, readers of the feed get no later changes.
 ///
 /// # Errors
 /// As [`apply`], and [`StoreError::Refused`] where [`apply`] would quarantine. The caller must roll back.
@@ -106,7 +106,7 @@ pub(crate) async fn apply_with<T: FollowUp>(
     in_parts(store, &Batch::new(Inbox::Record(origin), observations, Some(follow_up))).await
 }
 
-/// Applies observations from the inbox again. Users converge as in [`apply`]. Of the inbox, only quarantined rows that can be
+/// Applies observations from the inbox again. Objects converge as in [`apply`]. In the inbox, only quarantined rows that can be
 /// applied now change.
 ///
 /// # Errors
@@ -131,7 +131,7 @@ pub(crate) async fn quarantine<T: FollowUp>(
 }
 
 /// Applies a batch, in parts if it exceeds the store's timeout. Each timeout halves the length of the parts, so the number of
-/// attempts is bounded: a batch whose single observations time out fails after a logarithmic number of them.
+/// attempts is bounded: a batch of n observations fails after about log2(n) timeouts.
 async fn in_parts<T: FollowUp>(store: &Store, batch: &Batch<'_, T>) -> Result<Vec<Applied>, StoreError> {
     let mut batch = *batch;
     let mut length = batch.observations.len();
@@ -207,10 +207,10 @@ impl<W: Work<Output = ()>> FollowUp for W {
     }
 }
 
-/// A batch without a follow-up.
+/// The argument for a batch without a follow-up.
 const ONLY: Option<&NoFollowUp> = None;
 
-/// Work that does nothing.
+/// A follow-up that does nothing.
 pub(crate) struct NoFollowUp;
 
 impl Work for NoFollowUp {

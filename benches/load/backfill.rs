@@ -31,7 +31,7 @@ const DATABASE: &str = "backfill";
 /// Connections of the command `backfill`.
 const CONNECTIONS: u32 = 4;
 
-/// What a backfill did. Its CPU is in microseconds.
+/// The result of a backfill. Its CPU time is in microseconds.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Backfilled {
     pub(crate) users: u64,
@@ -80,7 +80,7 @@ pub(crate) fn discard(database: &Database) {
     database.execute("drop database if exists backfill");
 }
 
-/// Fills the database in a process of its own, and compares it with the list.
+/// Fills the database in a separate process, and compares it with the list.
 pub(crate) fn run(database: &Database, source: SocketAddr, users: u64) -> (Backfilled, Option<String>) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.arg("backfill").arg(database.url(DATABASE)).arg(source.to_string()).output().unwrap();
@@ -92,7 +92,7 @@ pub(crate) fn run(database: &Database, source: SocketAddr, users: u64) -> (Backf
     (backfilled, is_different.then_some(difference))
 }
 
-/// The process of the backfill. Prints what it did, and how many users the table contains.
+/// The process of the backfill. Prints the result, and the number of users in the table.
 #[tokio::main]
 pub(crate) async fn fill(url: &str, source: &str) {
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect(url).await.unwrap();

@@ -42,7 +42,7 @@ impl Source {
     }
 }
 
-/// What one connection saw: latencies in nanoseconds, and answers other than 200.
+/// The results of one connection: latencies in nanoseconds, and answers other than 200.
 #[derive(Debug, Default)]
 struct Seen {
     latencies: Vec<u64>,
@@ -65,7 +65,7 @@ async fn connection(mut stream: TcpStream, source: Arc<Source>) -> Seen {
     seen
 }
 
-/// Reads one answer whole.
+/// Reads one complete answer.
 async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> usize {
     answer.clear();
     let mut whole = None;

@@ -23,14 +23,14 @@ pub(crate) fn of_process(pid: u32) -> Duration {
     stat(pid).map_or(Duration::ZERO, |fields| ticks(&fields, 11))
 }
 
-/// The time of a process with one thread, in nanoseconds where the kernel tells.
+/// The time of a process with one thread, in nanoseconds if the kernel reports them.
 fn of_single_thread(pid: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
     let nanos = text.split_whitespace().next().and_then(|field| field.parse().ok());
     nanos.map_or_else(|| of_process(pid), Duration::from_nanos)
 }
 
-/// The time of PostgreSQL: the postmaster, its living children, and those that have ended.
+/// The time of PostgreSQL: the postmaster, its running children, and those that have ended.
 pub(crate) fn of_postgres(postmaster: u32) -> Duration {
     let ended = stat(postmaster).map_or(Duration::ZERO, |fields| ticks(&fields, 13));
     let parent = postmaster.to_string();

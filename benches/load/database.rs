@@ -1,4 +1,4 @@
-//! The private PostgreSQL, and what is in it before the first round.
+//! The private PostgreSQL, and its content before the first round.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::cpu;
 use super::options::Options;
 use super::requests::FIRST;
 
-/// Rows that one statement loads.
+/// Number of rows that one statement loads.
 const LOAD: u64 = 500_000;
 
 const USERS: &str = r#"
@@ -37,7 +37,8 @@ const ORGANIZATION_ROWS: &str = r#"
     from generate_series(0, $1 - 1) as n
     on conflict do nothing"#;
 
-const ROLE: &str = "insert into workos.role_records (slug, permissions) values ('member', '{notes:read,notes:write}') on conflict do nothing";
+const ROLE: &str = "insert into workos.role_records (slug, permissions) values ('member', \
+                    '{notes:read,notes:write}') on conflict do nothing";
 
 const MEMBERSHIPS: &str = r#"
     insert into workos.organization_membership_records (
@@ -49,7 +50,7 @@ const MEMBERSHIPS: &str = r#"
         '2026-08-01', '{}', '2026-08-01', 'event_seed_' || n, '2026-08-01'
     from generate_series($1, $2) as n"#;
 
-/// Events that both channels brought, as in an environment that runs without trouble. The payload has the size of a webhook's.
+/// Events that both channels delivered, as in an environment without failures. The payload has the size of a webhook's.
 const INBOX: &str = "
     insert into workos.events (
         id, type, user_id, created_at, payload, outcome, webhook_at, catch_up_at, received_at

@@ -1,4 +1,4 @@
-//! The empty axum handler, in a process of its own.
+//! The empty axum handler, in a separate process.
 
 use axum::Router;
 use axum::routing::{get, post};

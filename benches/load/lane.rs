@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::requests::Kind;
 
-/// What a process of the load generator does.
+/// The task of a process of the load generator.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Plan {
     pub(crate) kind: Kind,
@@ -22,7 +22,7 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<u32>,
 }
 
-/// What it saw.
+/// The results of a process of the load generator.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) sent: u64,

@@ -1,4 +1,4 @@
-//! Measures webhooks and lookups beside what bounds them: an empty axum handler, and PostgreSQL itself.
+//! Measures webhooks and lookups, and compares them with their limits: an empty axum handler, and PostgreSQL itself.
 //!
 //! ```sh
 //! cargo bench --bench load                                     # the table, about three minutes on two cores
@@ -9,23 +9,23 @@
 //!
 //! **Processes.** PostgreSQL is a private server. Its data is on disk, with `fsync` and `synchronous_commit` on. The service is
 //! the binary `authkit-sync serve` with its default settings: background jobs, feed, metrics, and one log line per request in a
-//! file. `--binary` measures another build of it. The load generator is a process of its own for each kind of load. It sends
-//! prepared bytes over kept connections. The bodies, signatures and tokens are made before the clock starts.
+//! file. `--binary` measures another build of it. The load generator is a separate process for each kind of load. It sends prepared
+//! bytes over persistent connections. The bodies, signatures and tokens are created before the measurement starts.
 //!
-//! **Rounds.** Each round measures every row once, so that a change in the machine's speed meets all rows. The table shows the
+//! **Rounds.** Each round measures every row once, so that a change in the machine's speed affects all rows. The table shows the
 //! medians of the rounds. A ratio is the median of the ratios within each round.
 //!
 //! **Latency.** A closed loop measures from sending a request to the end of its answer. An open loop sends at fixed times and
 //! measures from the intended time, so a request that waits for its turn counts as slow.
 //!
-//! **CPU.** User and system time per request. `service`: all processes of the service. `postgres`: the postmaster, its living
-//! children, and its children that have ended (`cutime` and `cstime`), which includes checkpoints and the WAL writer.
-//! For a row of pgbench it includes starting the sessions. `load`: the load generator, which shares the processors with them.
+//! **CPU.** User and system time per request. `service`: all processes of the service. `postgres`: the postmaster, its running
+//! children, and its children that have ended (`cutime` and `cstime`), which includes checkpoints and the WAL writer. For a row of
+//! pgbench it includes starting the sessions. `load`: the load generator, which shares the processors with them.
 //!
-//! **Final state.** After each row, the tables contain exactly what was sent: every event once, every user with its latest state,
-//! and one change for each difference. The command fails otherwise.
+//! **Final state.** After each row, the tables must contain exactly what was sent: every event once, every user with its latest
+//! state, and one change for each difference. The command fails otherwise.
 //!
-//! The row `backfill` reads prepared pages without pauses into an empty database, in a process of its own. Its latencies are those
+//! The row `backfill` reads prepared pages without pauses into an empty database, in a separate process. Its latencies are those
 //! of a page of a hundred users.
 //!
 //! The comparison `pgbench-statement` stores an event of the same size and upserts its user in one statement, in tables with

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// What to measure, and on what.
+/// What to measure, and with which data.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) rounds: usize,
@@ -42,7 +42,7 @@ fn command() -> Command {
         Arg::new(name).long(name).action(ArgAction::Append).value_name("NAME=VALUE").help(help)
     };
     Command::new("load")
-        .about("Measure webhooks and lookups beside an empty handler and PostgreSQL's own limits")
+        .about("Measure webhooks and lookups, and compare them with an empty handler and PostgreSQL's own limits")
         .arg(option("rounds", "3", "Number of rounds. The table shows medians"))
         .arg(option("seconds", "2", "Duration of one measurement"))
         .arg(option("rows", "", "Rows to measure: beginnings of their names, separated by commas"))

@@ -19,7 +19,7 @@ pub(crate) enum Script {
     Reads,
 }
 
-/// Each session counts for itself, so that IDs are new and ascending.
+/// Each session has its own counter, so that IDs are new and ascending.
 const STATEMENT: &str = r"
 \set number :first + :client_id * 1000000 + :done
 \set done :done + 1
@@ -72,7 +72,7 @@ const READS: &str = r"
 select * from workos.users where id = 'user_seed_' || :number;
 ";
 
-/// What pgbench saw.
+/// The results of pgbench.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     /// Events, or reads.

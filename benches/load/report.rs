@@ -36,7 +36,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// What was spent since then.
+    /// Returns the difference from an earlier reading.
     pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
             service: self.service - before.service,
@@ -46,7 +46,7 @@ impl Counters {
     }
 }
 
-/// One measurement of a row: a rate, milliseconds, and what each request costs. NaN: not measured.
+/// One measurement of a row: a rate, milliseconds, and the cost of each request. NaN: not measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     rate: f64,
@@ -171,7 +171,8 @@ impl Report {
         }
         let (resident, peak) = memory;
         println!(
-            "\nservice: ready after {:.0} ms; resident memory {:.0} MiB at first, {resident:.0} MiB at the end, {peak:.0} MiB at most",
+            "\nservice: ready after {:.0} ms; resident memory {:.0} MiB at first, {resident:.0} MiB at the end, \
+             {peak:.0} MiB at most",
             self.start_ms, self.idle_memory
         );
         let Verified { events, users, changes, differences } = verified;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// The time of every new user.
 pub(crate) const CREATED_AT: &str = "2026-09-01T08:15:30.412Z";
 
-/// Numbers in IDs begin here, so that all have the same length and sort by number, as WorkOS's IDs sort by time.
+/// The first number in IDs. It is large, so that all IDs have the same length and sort by number, as WorkOS's IDs sort by time.
 pub(crate) const FIRST: u64 = 10_000_000;
 
 /// Tokens that are used in turn before each is used again.
@@ -27,7 +27,7 @@ pub(crate) enum Kind {
         /// How many there are.
         users: u64,
     },
-    /// `user.created`, the same events again and again.
+    /// `user.created`, the same events repeatedly.
     Duplicates {
         /// How many there are.
         events: u64,
@@ -118,7 +118,8 @@ impl Requests {
             request.clear();
             write!(
                 request,
-                "POST {path} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n{HEADER}: {signature}\r\ncontent-length: {}\r\n\r\n{body}",
+                "POST {path} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n{HEADER}: \
+                 {signature}\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             )
             .unwrap();
@@ -150,7 +151,7 @@ pub(crate) fn created(run: &str, number: u64) -> Value {
     event(&id, "user.created", &user_id, "Ada", CREATED_AT)
 }
 
-/// An update of a user that was loaded with SQL. The first name tells which one.
+/// An update of a user that was loaded with SQL. The first name identifies the update.
 fn updated(run: &str, number: u64, users: u64) -> Value {
     let (id, user_id) = (format!("event_{run}_{}", FIRST + number), format!("user_seed_{}", FIRST + number % users));
     let at = Clock::system().now().plus_seconds(i64::try_from(number / users).unwrap());

@@ -1,4 +1,4 @@
-//! The rounds: everything started, each row measured once in each round, everything stopped.
+//! The rounds: starts everything, measures each row once in each round, and stops everything.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -197,7 +197,7 @@ impl Bench<'_> {
             }
             self.verified.check(&self.database, &plan.kind, &plan.run, outcome.sent, position);
         }
-        // What two kinds of load spend together cannot be divided between them.
+        // The CPU time of two concurrent kinds of load cannot be divided between them.
         let spent = (plans.len() == 1).then_some(spent);
         outcomes.iter().map(|outcome| Sample::of(outcome, spent.as_ref())).collect()
     }

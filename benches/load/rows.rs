@@ -10,11 +10,11 @@ pub(crate) enum Work {
     Webhooks,
     /// Updates of users that were loaded with SQL.
     Updates,
-    /// The same thousand events again and again.
+    /// The same thousand events repeatedly.
     Duplicates,
     /// New users in an open loop.
     OpenLoop,
-    /// The same, beside lookups in a closed loop.
+    /// The same, together with lookups in a closed loop.
     OpenLoopBesideLookups,
     /// Lookups in which each token is used this often.
     Lookups(usize),

@@ -24,7 +24,7 @@ pub(crate) struct Service {
     pub(crate) start_ms: f64,
 }
 
-/// A free port. The process under test takes it an instant later.
+/// Returns an address with a free port. The process under test binds it right afterwards.
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -11,11 +11,11 @@ use serde_json::json;
 use super::database::ORGANIZATIONS;
 use super::requests::FIRST;
 
-/// How long they live, seconds.
+/// Lifetime of the tokens, in seconds.
 const LIFE: i64 = 6 * 3_600;
 
-/// Writes a file with this many tokens of users that were loaded with SQL, and returns its path. `in_organization`: each is a token for
-/// the organization of the user.
+/// Writes a file with this many tokens of users that were loaded with SQL, and returns its path. `in_organization`: each is a token
+/// for the organization of the user.
 pub(crate) fn write(
     workos: &SimulatedWorkos,
     folder: &Path,
@@ -27,7 +27,7 @@ pub(crate) fn write(
     let path = folder.join(format!("{name}.tokens"));
     let mut file = BufWriter::new(File::create(&path).unwrap());
     for number in 0..count as u64 {
-        // Neighbours in time are not neighbours in the table.
+        // Consecutive tokens belong to users that are not adjacent in the table.
         let user = format!("user_seed_{}", FIRST + (number * 7_919) % users.max(1));
         let mut claims = json!({"sub": user, "sid": format!("session_{name}_{number}")});
         if in_organization {

@@ -38,7 +38,8 @@ impl ActionSettings {
         let refuse = |why: &str| Err(BuildError(why.to_owned()));
         let deciders = self.handler.is_some() || self.endpoint.is_some() || !self.rules.is_empty();
         if self.secrets.is_empty() {
-            let unheard = "an action handler, endpoint or rule is set without an action secret, so it would never be used; set the secret too";
+            let unheard = "an action handler, endpoint or rule is set without an action secret, so it would never be \
+                           used; set the secret too";
             return if deciders { refuse(unheard) } else { Ok(()) };
         }
         if self.secrets.iter().any(|secret| webhook_secrets.contains(secret)) {

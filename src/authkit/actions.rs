@@ -22,8 +22,8 @@ impl Builder {
 
     /// Sets a handler that decides first.
     ///
-    /// `Ok(None)` means no opinion: the HTTP endpoint decides, if there is one, and then the rules. An error, a panic or a timeout is
-    /// answered 503, never allowed. The log does not contain its text. (The application's panic hook gets a panic's message.)
+    /// `Ok(None)` means no opinion: the HTTP endpoint decides, if there is one, and then the rules. An error, a panic or a timeout
+    /// is answered 503, never allowed. The log does not contain its text. (The application's panic hook gets a panic's message.)
     ///
     /// ```
     /// # use authkit_sync::Builder;

@@ -25,7 +25,7 @@ pub(super) struct Jobs {
     pub(super) catch_up_interval: Duration,
     /// Whether to read all existing users once.
     pub(super) backfill: bool,
-    /// Whether to read what events ask for, and the roles on a timer. Needs an API key.
+    /// Whether to read from WorkOS what events report as changed, and the roles on a timer. Needs an API key.
     pub(super) refresh: bool,
     /// Interval between two reconciles.
     pub(super) reconcile_interval: Option<Duration>,

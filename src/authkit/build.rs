@@ -25,7 +25,7 @@ use crate::sync::read_through::ReadThrough;
 use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::workos::api::{Api, ApiKey};
 
-/// Returns what the status page judges by.
+/// Returns the settings that the status page compares the sync state with.
 fn expected(jobs: &Jobs, kinds: Kinds) -> Expected {
     Expected {
         polls: jobs.catch_up,

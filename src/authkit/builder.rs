@@ -91,7 +91,7 @@ pub struct Builder {
     pub(super) session_sign_ins: bool,
     pub(super) kinds: Kinds,
     pub(super) jobs: Jobs,
-    /// Errors for [`Builder::build`] to report.
+    /// Invalid arguments of the methods. [`Builder::build`] reports them.
     pub(super) mistakes: Vec<String>,
 }
 
@@ -216,8 +216,8 @@ impl Builder {
         self
     }
 
-    /// Sets what is synced beside users: organizations, memberships, roles, ended sessions. Default: all of them. What is left out is
-    /// neither stored nor checked.
+    /// Sets what is synced in addition to users: organizations, memberships, roles, ended sessions. Default: all of them. Other
+    /// kinds are neither stored nor checked.
     pub fn kinds(mut self, kinds: Kinds) -> Self {
         self.kinds = kinds;
         self
@@ -348,8 +348,8 @@ impl Builder {
         self
     }
 
-    /// Sets the delay at shutdown between failing `/readyz` and closing the listeners. Default 5 seconds; zero: no delay. There is none
-    /// if nothing has requested `/readyz` within the last minute.
+    /// Sets the delay at shutdown between failing `/readyz` and closing the listeners. Default 5 seconds; zero: no delay. There is
+    /// none if nothing has requested `/readyz` within the last minute.
     pub fn drain_delay(mut self, delay: Duration) -> Self {
         self.drain_delay = delay;
         self

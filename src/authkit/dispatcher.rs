@@ -80,7 +80,7 @@ impl Job for Dispatcher {
         }
         let lags = store.handler_lags().await?;
         for removed in self.measured.iter().filter(|name| !lags.iter().any(|lag| lag.name == **name)) {
-            self.context.metrics.forget_handler(removed);
+            self.context.metrics.remove_handler(removed);
         }
         for lag in &lags {
             let values = HandlerValues {

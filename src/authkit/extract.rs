@@ -15,8 +15,8 @@ use crate::tokens::Identity;
 /// Extracts the user and the claims of the request's access token, and what the user may do in the token's organization, with one
 /// signature check and one indexed statement.
 ///
-/// A token whose session was revoked is refused with 401. If memberships are synced, a token whose user is no active member of its
-/// organization is refused with 403.
+/// A token whose session was revoked is refused with 401. If memberships are synced, a token whose user is not an active member of
+/// its organization is refused with 403.
 ///
 /// `Option<AuthUser>` is `None` only if the request has no `Authorization` header. A bad token is still 401 and a failure of the
 /// service 503, so an outage does not turn users into guests.
@@ -59,20 +59,20 @@ pub struct AuthUser {
     pub organization: Option<Organization>,
     /// The active membership of the user in the organization.
     pub membership: Option<Membership>,
-    /// The slugs of the membership's roles, as they are now. The token's claims may be older.
+    /// The current slugs of the membership's roles. The token's claims may be older.
     pub roles: Vec<String>,
-    /// The slugs of the permissions of these roles, as they are now.
+    /// The current slugs of the permissions of these roles.
     pub permissions: Vec<String>,
 }
 
 impl AuthUser {
-    /// Returns whether the user has this permission in the token's organization, as the database knows it now.
+    /// Returns whether the user currently has this permission in the token's organization, according to the database.
     #[must_use]
     pub fn has_permission(&self, slug: &str) -> bool {
         self.permissions.iter().any(|permission| permission == slug)
     }
 
-    /// Returns whether the user has this role in the token's organization, as the database knows it now.
+    /// Returns whether the user currently has this role in the token's organization, according to the database.
     #[must_use]
     pub fn has_role(&self, slug: &str) -> bool {
         self.roles.iter().any(|role| role == slug)

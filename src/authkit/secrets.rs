@@ -1,4 +1,5 @@
-//! Replaces secrets while the service runs. No request is refused for it: each one uses either the previous or the new secrets.
+//! Replaces secrets while the service runs. The replacement fails no request: each request uses either the previous or the new
+//! secrets.
 
 use std::sync::Arc;
 
@@ -116,7 +117,7 @@ impl AuthKit {
         })
     }
 
-    /// Forgets a login that [`AuthKit::set_database_login`] did not accept.
+    /// Discards a login that [`AuthKit::set_database_login`] did not accept.
     pub(crate) fn withdraw_database_login(&self) {
         login::withdraw(&self.stores());
     }

@@ -1,4 +1,4 @@
-//! `action try`: what the configured rules and the decision endpoint say about a person.
+//! `action try`: the verdict of the configured rules and the decision endpoint on a person.
 
 use bytes::Bytes;
 use clap::{Arg, ArgMatches, Command};
@@ -15,9 +15,9 @@ use crate::domain::action_rules::Rules;
 use crate::domain::clock::Clock;
 
 const ABOUT: &str = "\
-Decide an action as `serve` would: ask the endpoint of AUTHKIT_SYNC_ACTION_URL, then apply AUTHKIT_SYNC_ACTION_RULES. Nothing is
-stored. The endpoint gets a real signed request, whose action has an ID that begins with `action_try_`. A handler in Rust runs only in
-its own process and is not asked.
+Decide an action as `serve` does: request a verdict from the endpoint of AUTHKIT_SYNC_ACTION_URL, then apply
+AUTHKIT_SYNC_ACTION_RULES. Nothing is stored. The endpoint gets a real signed request, whose action has an ID that begins with
+`action_try_`. A handler in Rust runs only in its own process, so it does not decide here.
 
 Exit codes: 0 allow; 1 deny; 78 the configuration is wrong.";
 
@@ -66,7 +66,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(if verdict == "allow" { Exit::Yes } else { Exit::No })
 }
 
-/// Says who decided.
+/// Returns a sentence that names the decider.
 fn explain(decided_by: &str) -> String {
     match decided_by.strip_prefix("rule_") {
         Some(number) => format!("rule {number} of AUTHKIT_SYNC_ACTION_RULES matches"),
@@ -78,7 +78,7 @@ fn explain(decided_by: &str) -> String {
     }
 }
 
-/// An action as WorkOS would send it for this person.
+/// Returns the action that WorkOS would send for this person.
 fn action(email: &str, is_registration: bool) -> Action {
     let id = format!("action_try_{:016x}", fastrand::u64(..));
     let user = json!({"object": "user", "id": "user_try", "email": email, "email_verified": true});

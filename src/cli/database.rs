@@ -1,4 +1,4 @@
-//! The database as the commands other than `serve` open it.
+//! Opens the database for the commands other than `serve`.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::domain::clock::Clock;
 use crate::store::{Pool, Store};
 use crate::tokens::{HttpKeySource, KeyCache};
 
-/// Connections of one command: its work, and the lease that it renews beside that.
+/// Connections of one command: for its work, and for the lease that it renews at the same time.
 const CONNECTIONS: u32 = 4;
 
 /// Creates a pool. It connects at first use.

@@ -40,7 +40,7 @@ const SERVICE_KEY: &str = "service-key-of-authkit-sync-dev-alone";
 /// An example rule.
 const ACTION_RULES: &str = "deny registration @gmail.com \"Please sign up with your work address.\"";
 
-/// Short, so that a person sees lost webhooks recovered.
+/// Short, so that the tour shows quickly how catch-up recovers a lost webhook.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
@@ -66,7 +66,7 @@ pub(super) fn command() -> Command {
         .arg(path("data", "Folder that keeps the data between runs").conflicts_with_all(["ephemeral", "tour"]))
 }
 
-/// Everything that is running.
+/// The running server, simulation and service.
 struct Machine {
     // Declared before the server: connections are closed before it stops.
     pool: PgPool,
@@ -111,7 +111,7 @@ impl Machine {
             eprintln!("keeping data in {}", home.unwrap_or(Path::new("")).display());
         }
         let admin = pool(&postgres.url("postgres"), 1)?;
-        // It fails if the database exists from an earlier run, which is fine.
+        // This fails if an earlier run created the database, which is no problem.
         let _ = sqlx::raw_sql("create database app").execute(&admin).await;
         let database_url = postgres.url("app");
         let password = password(home)?;
@@ -207,11 +207,11 @@ impl Machine {
         })
     }
 
-    /// Returns what to copy and to try, with a user.
+    /// Returns the screen with the lines to copy and the commands to try.
     fn screen(&self) -> Result<Screen, Failure> {
         let grace = json!({"email": "grace@example.test", "first_name": "Grace", "last_name": "Hopwood"});
         let grace = grace.as_object().cloned().unwrap_or_default();
-        // It fails if an earlier run created her.
+        // This fails if an earlier run created the user.
         let _ = self.workos.create_user(&grace);
         let users = self.workos.users();
         let user = users.last().and_then(|user| user.get("id")).and_then(Value::as_str).unwrap_or_default();
@@ -251,7 +251,7 @@ async fn start_postgres(home: Option<&Path>, port: u16) -> Result<PrivatePostgre
 }
 
 fn pool(url: &str, connections: u32) -> Result<PgPool, Failure> {
-    // PG* variables must not apply: this is a socket of our own.
+    // PG* variables must not apply, because this is a private socket.
     let options =
         PgConnectOptions::from_str(url).map_err(|_| Failure::defect("the private PostgreSQL's URL is malformed"))?;
     Ok(PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.ssl_mode(PgSslMode::Disable)))

@@ -46,7 +46,7 @@ pub(super) fn command() -> Command {
         .arg(option("since", "TIME", &format!("Only events received since {WHEN}")).value_parser(when))
         .arg(option("until", "TIME", "Only events received before this time").value_parser(when))
         .arg(
-            option("limit", "N", "Largest number of events")
+            option("limit", "N", "Maximum number of events")
                 .value_parser(clap::value_parser!(i64).range(1..=100_000))
                 .default_value("50"),
         )
@@ -66,11 +66,10 @@ pub(super) fn command() -> Command {
         .arg(json());
     let dismiss = Command::new("dismiss")
         .about(
-            "End the quarantine of an event that nobody will retry. It is no longer counted, and expires like any other event. \
-             Exit with 1 if it is not in quarantine",
+            "End the quarantine of an event without a retry. It is no longer counted, and expires like any other event. Exit with 1 if it is not in quarantine",
         )
         .arg(Arg::new("id").value_name("EVENT").help("Event ID, for example event_01H…").required(true))
-        .arg(option("reason", "TEXT", "Why nobody will retry it. Recorded with the event").required(true));
+        .arg(option("reason", "TEXT", "Why it is not retried. Recorded with the event").required(true));
     Command::new("events")
         .about("List, show, retry, replay or dismiss the events that WorkOS sent")
         .subcommand_required(true)
@@ -124,7 +123,7 @@ async fn list(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {
     Ok(Exit::Yes)
 }
 
-/// The longest reason for a dismissal, in bytes.
+/// Maximum length of the reason for a dismissal, in bytes.
 const REASON: usize = 500;
 
 async fn dismiss(store: &Store, matches: &ArgMatches) -> Result<Exit, Failure> {

@@ -88,7 +88,7 @@ impl From<MigrationsError> for Failure {
     fn from(error: MigrationsError) -> Self {
         match error {
             MigrationsError::Database(error) => error.into(),
-            // A missing privilege or a changed schema: a retry does not help.
+            // A missing privilege or a changed schema: a retry cannot succeed.
             MigrationsError::Migration(_) => Self::new(Exit::Config, error),
             MigrationsError::Locked => Self::new(Exit::Unavailable, error),
         }

@@ -6,13 +6,13 @@ use clap::ArgMatches;
 
 use super::{Exit, Failure};
 
-/// The most that is read from stdin, in bytes.
+/// Maximum number of bytes read from stdin.
 const LIMIT: u64 = 1_024;
 
 /// The sentence for the help of such an argument.
 pub(super) const STDIN: &str = "-: read it from stdin, so that no shell history contains it";
 
-/// Returns the argument, or what stdin contains if the argument is `-`.
+/// Returns the argument, or the content of stdin if the argument is `-`.
 pub(super) fn argument(matches: &ArgMatches, name: &str) -> Result<String, Failure> {
     let mut text = matches.get_one::<String>(name).cloned().unwrap_or_default();
     if text == "-" {

@@ -1,7 +1,7 @@
 //! Reads secrets again: those in files every few seconds and at SIGHUP, those in the `.env` file at SIGHUP.
 //!
-//! Files are compared by their content. So a file that is written in place, one that is renamed over another, and the symbolic link
-//! that Kubernetes replaces are all noticed, on every file system.
+//! Files are compared by their content. So the service notices a file that is written in place, a file that is replaced by a
+//! rename, and the symbolic link that Kubernetes replaces, on every file system.
 
 use std::time::Duration;
 

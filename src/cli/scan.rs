@@ -18,10 +18,10 @@ use crate::sync::runner::{Runner, renewing};
 use crate::telemetry;
 use crate::workos::api::Api;
 
-/// Failures in a row before the command gives up: some minutes.
+/// Number of consecutive failures after which the command fails. With the pauses they take some minutes.
 const MAX_FAILURES: u32 = 8;
 
-/// Attempts to get the lease. A lease of a dead process has expired by then.
+/// Number of attempts to get the lease. In this time the lease of a killed process expires.
 const LEASE_ATTEMPTS: u32 = 8;
 
 /// Pause between two progress lines if stderr is not a terminal.
@@ -39,7 +39,7 @@ pub(super) fn context(source: &Source) -> Result<JobContext, Failure> {
 
 /// The result of one step.
 pub(super) enum ScanStep<T> {
-    /// Objects so far, and the position.
+    /// The counts so far, and the position.
     Page(ScanCounts, String),
     /// The last step.
     Done(T),

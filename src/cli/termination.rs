@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Receives the signals. From its creation on, they do not end the process by themselves.
+/// Receives the signals. After its creation, the signals do not end the process by themselves.
 pub(super) struct Termination([std::io::Result<Signal>; 2]);
 
 impl Termination {
@@ -26,7 +26,7 @@ impl Termination {
     }
 }
 
-/// Waits for one of the signals. From the call on, before the future is awaited, they do not end the process.
+/// Waits for one of the signals. After the call, even before the future is awaited, the signals do not end the process.
 pub(super) fn terminated() -> impl Future<Output = ()> + Send {
     let mut termination = Termination::listen();
     async move {

@@ -25,7 +25,7 @@ Exit codes: 0 good; 1 bad, or its user is deleted or not synced; 69 WorkOS's key
 /// Bytes read from stdin: more than the longest accepted token.
 const READ_LIMIT: u64 = 64 * 1024;
 
-/// A terminal passes at most this many bytes of a line and drops the rest.
+/// A terminal passes at most this many bytes of a line and discards the rest.
 const TERMINAL_LINE: usize = 4_095;
 
 pub(super) fn command() -> Command {
@@ -152,7 +152,7 @@ fn print(explanation: &Explanation) {
         }
     }
     if explanation.checks.iter().any(|check| !check.trusted && check.verdict != CheckResult::Skipped) {
-        println!("\nValues marked as not trusted have no valid signature: anybody can have written them.");
+        println!("\nValues marked as not trusted have no valid signature, so any sender can have written them.");
     }
     println!("\n{}: {}", explanation.verdict, explanation.message.as_deref().unwrap_or("every check passed"));
     if let (Some(reason), Some(fix)) = (explanation.reason, &explanation.fix) {

@@ -1,7 +1,7 @@
 //! Replaces the secrets of a running service when they change in their files, or in the environment's `.env` file.
 //!
-//! A new secret that cannot be used changes nothing: the previous one stays in use, the log says why, and so do `/readyz` and a
-//! metric. The others are replaced all the same.
+//! A new secret that cannot be used changes nothing: the previous one stays in use, and the log, `/readyz` and a metric report the
+//! problem. The other secrets are replaced.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,16 +13,16 @@ use super::settings::DATABASE_URL;
 use super::{AnySetting, Description, SETTINGS, Source, serve};
 use crate::authkit::{AuthKit, SecretError};
 
-/// The pause before a secret that was not accepted is tried again. It doubles with each attempt.
+/// The pause before a retry of a secret that was not accepted. It doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The secrets of a running service.
 pub(crate) struct Rotation {
     authkit: AuthKit,
-    /// The values in use. Every secret is among them, also if a file holds it.
+    /// The values in use. They include every secret, also one from a file.
     current: Source,
-    /// Where the values come from.
+    /// The sources of the values: files and the environment.
     given: Source,
     failures: BTreeMap<&'static str, Failure>,
 }
@@ -39,14 +39,14 @@ struct Failure {
 enum Outcome {
     Unchanged,
     Replaced,
-    /// It was not accepted, and is tried again later.
+    /// The secret was not accepted. The service retries it later.
     Waiting,
 }
 
 /// Why a secret cannot be used. The text does not contain it.
 struct Problem {
     text: String,
-    /// The secret can become usable without a change here.
+    /// Whether a retry can succeed without a change of the secret.
     can_pass: bool,
 }
 
@@ -63,7 +63,7 @@ impl From<SecretError> for Problem {
 }
 
 impl Rotation {
-    /// Begins with the values with which the service was built.
+    /// Creates a rotation from the values with which the service was built.
     pub(crate) fn new(authkit: AuthKit, source: &Source) -> Self {
         let mut current = Source { values: source.values.clone(), files: BTreeMap::new() };
         for description in secrets().map(|setting| setting.description()) {
@@ -79,12 +79,12 @@ impl Rotation {
         !self.given.files.is_empty()
     }
 
-    /// Returns where the values come from, with files that are not read yet.
+    /// Returns the sources of the values, with files that are not read yet.
     pub(crate) fn unread(&self) -> Source {
         self.given.unread()
     }
 
-    /// Lets the next call of [`Rotation::adopt`] try every secret again that was not accepted, without a pause.
+    /// Lets the next call of [`Rotation::adopt`] retry every secret that was not accepted, without a pause.
     pub(crate) fn retry_now(&mut self) {
         for failure in self.failures.values_mut() {
             failure.retry_at = Instant::now();
@@ -162,7 +162,7 @@ impl Rotation {
         self.failures.insert(name, Failure { text, problem, attempts: attempts + 1, retry_at });
     }
 
-    /// Reports that the secret in its place is in use again.
+    /// Records that the setting has no problem any more.
     fn end_failure(&mut self, name: &'static str) {
         if self.failures.remove(name).is_some() {
             self.authkit.note_secret(name, None);
@@ -177,7 +177,7 @@ fn report(secret: &str, problem: &Problem) {
     let Problem { text, can_pass } = problem;
     if *can_pass {
         tracing::warn!(
-            "the new value of {secret} is not accepted, so the service keeps the previous one and tries again within {} s: {text}",
+            "the new value of {secret} is not accepted, so the service keeps the previous one and retries within {} s: {text}",
             LONGEST_PAUSE.as_secs()
         );
     } else {

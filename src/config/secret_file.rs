@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Largest file, in bytes. A secret is much smaller, so a larger file is another file.
+/// Maximum size of the file, in bytes. A secret is much smaller, so a larger file is not a file of a secret.
 const SIZE_LIMIT: u64 = 64 * 1024;
 
 /// The permission of every user to read a file.
@@ -29,7 +29,7 @@ impl SecretFile {
     }
 
     /// Returns the value without the spaces and line breaks around it. The error says what is wrong with the file and what to do,
-    /// and contains nothing of the file.
+    /// and contains no part of the file.
     pub(super) fn value(&self) -> Result<&str, &str> {
         self.value.get_or_init(|| read(&self.path)).as_deref().map_err(String::as_str)
     }
@@ -49,7 +49,7 @@ fn read(path: &Path) -> Result<String, String> {
         }
         kind => format!("{shown} cannot be read: {kind}; check the file"),
     };
-    // Checked before it is opened, because to open a pipe waits for its writer.
+    // Checked before the file is opened, because opening a pipe waits for its writer.
     check(&std::fs::metadata(path).map_err(unreadable)?)
         .map_err(|why| format!("{shown} {why}; name a file that contains only the secret"))?;
     let mut bytes = Vec::new();

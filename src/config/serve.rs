@@ -1,4 +1,4 @@
-//! What `serve` does with its settings: the checks between several of them, and the builder.
+//! The settings of `serve`: the checks that involve several settings, and the builder.
 
 use super::settings::{
     ACTION_RULES, ACTION_SECRETS, ACTION_URL, ACTION_URL_FAILURE, ACTION_URL_PRIVATE, ACTION_URL_SECRET,
@@ -11,7 +11,7 @@ use crate::authkit::{ACTION_PATH, AuthKit, Builder};
 use crate::store::pool::Pools;
 use crate::workos::signature::Secret;
 
-/// Returns what the checks of single settings cannot find. A malformed setting is reported by its own check and skipped here.
+/// Returns the problems that the checks of single settings cannot find. It skips a malformed setting, which its own check reports.
 pub(super) fn problems(source: &Source) -> Vec<String> {
     let mut problems = Vec::new();
     let api_key = source.text(WORKOS_API_KEY.description()).and_then(Result::ok);
@@ -42,7 +42,8 @@ fn action_problems(source: &Source) -> Vec<String> {
     let secrets = source.find(&ACTION_SECRETS).unwrap_or_default();
     if secrets.iter().any(|secret| webhook_secrets.contains(secret)) {
         problems.push(
-            "WORKOS_ACTION_SECRET and WORKOS_WEBHOOK_SECRET contain the same secret. Copy the secret of each endpoint from the WorkOS dashboard"
+            "WORKOS_ACTION_SECRET and WORKOS_WEBHOOK_SECRET contain the same secret. Copy the secret of each \
+             endpoint from the WorkOS dashboard"
                 .to_owned(),
         );
     }
@@ -81,7 +82,9 @@ fn endpoint_problems(source: &Source, workos_secrets: &[Secret]) -> Vec<String> 
     }
     if workos_secrets.contains(&endpoint.secret) {
         problems.push(
-            "AUTHKIT_SYNC_ACTION_URL_SECRET is also a secret of WorkOS, so your endpoint could send requests as WorkOS. Create a separate secret".to_owned(),
+            "AUTHKIT_SYNC_ACTION_URL_SECRET is also a secret of WorkOS, so your endpoint could send requests as \
+             WorkOS. Create a separate secret"
+                .to_owned(),
         );
     }
     problems

@@ -1,4 +1,4 @@
-//! What the definition of a setting consists of.
+//! The parts of the definition of a setting.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use super::Source;
 use super::value::Parsed;
 use crate::authkit::{AuthKit, Builder, SecretError};
 
-/// What people read about a setting, and which commands use it.
+/// The texts about a setting, and the commands that use it.
 #[derive(Clone, Copy, Debug)]
 pub struct Description {
     /// The environment variable.
@@ -18,7 +18,7 @@ pub struct Description {
     default: Option<Text>,
     /// A value for `deploy/env.example`, for settings that almost every installation needs.
     pub example: Option<&'static str>,
-    /// A secret has no flag and is never shown.
+    /// Whether the value is secret. A secret has no flag and is never shown.
     pub is_secret: bool,
     /// Commands that use it. A name includes its subcommands.
     pub used_by: &'static [&'static str],
@@ -26,7 +26,7 @@ pub struct Description {
     pub required_by: &'static [&'static str],
 }
 
-/// A text: written in the definition, or made of a constant that other code uses too.
+/// A text: a literal of the definition, or formatted from a constant that other code uses, too.
 #[derive(Clone, Copy, Debug)]
 enum Text {
     Written(&'static str),
@@ -175,10 +175,10 @@ impl<T> Setting<T> {
 
 /// A [`Setting`] of any type.
 pub trait AnySetting: Sync {
-    /// What people read about it.
+    /// Returns the texts about the setting.
     fn description(&self) -> &Description;
 
-    /// What is wrong with its value, if `command` cannot start with it.
+    /// Returns the problem of the value, if `command` cannot start with it.
     fn problem(&self, source: &Source, command: &str) -> Option<String>;
 
     /// Passes the value, if there is one, to the builder.

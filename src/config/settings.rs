@@ -1,7 +1,7 @@
 //! The definition of every setting.
 //!
 //! To add one, add an entry to [`SETTINGS`] and run `UPDATE=1 cargo test --test promises settings`, which rewrites the table in
-//! the guide `operating` and `deploy/env.example`. A setting that other code reads by name is a static of its own.
+//! the guide `operating` and `deploy/env.example`. A setting that other code reads by name has its own static.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -152,7 +152,7 @@ pub(crate) static ACTION_RULES: Setting<Rules> = Setting::new(
 pub(crate) static ACTION_URL: Setting<String> = Setting::new(
     "AUTHKIT_SYNC_ACTION_URL",
     value::text,
-    "URL of your decision endpoint for sign-ins and sign-ups. It is asked before the rules",
+    "URL of your decision endpoint for sign-ins and sign-ups. It decides before the rules",
 )
 .used_by(ACTIONS);
 
@@ -227,7 +227,7 @@ pub(crate) static SESSION_SIGN_INS: Setting<bool> = Setting::new(
 pub(crate) static KINDS: Setting<Kinds> = Setting::new(
     "AUTHKIT_SYNC_KINDS",
     value::kinds,
-    "What is synced beside users, separated by commas: organizations, memberships, roles, sessions. users: nothing else",
+    "What is synced in addition to users, separated by commas: organizations, memberships, roles, sessions. users: nothing else",
 )
 .default_from(|| value::kinds_text(Kinds::ALL))
 .used_by(SYNCED)
@@ -283,7 +283,7 @@ pub(crate) static RETENTION: Setting<Duration> = Setting::new(
 pub(crate) static DB_POOL: Setting<u32> = Setting::new(
     "AUTHKIT_SYNC_DB_POOL",
     value::connections,
-    "Largest number of database connections of one serve process, divided among webhooks, lookups, background jobs and handlers",
+    "Maximum number of database connections of one serve process, divided among webhooks, lookups, background jobs and handlers",
 )
 .limit(|| format!("At least {MIN_CONNECTIONS}"))
 .default("20");
@@ -339,11 +339,11 @@ pub static SETTINGS: &[&dyn AnySetting] = &[
     &Setting::new(
         "AUTHKIT_SYNC_SIGNATURE_TOLERANCE",
         value::duration,
-        "Largest difference between the time of a webhook signature and the clock of this machine",
+        "Maximum difference between the time of a webhook signature and the clock of this machine",
     )
     .default_from(|| value::duration_text(signature::WEBHOOK_TOLERANCE))
     .passed_to(Builder::signature_tolerance),
-    &Setting::new("AUTHKIT_SYNC_BODY_LIMIT", value::size, "Largest accepted webhook body")
+    &Setting::new("AUTHKIT_SYNC_BODY_LIMIT", value::size, "Maximum size of a webhook body")
         .default_from(|| value::size_text(authkit::BODY_LIMIT))
         .passed_to(Builder::body_limit),
     &ACTION_RULES,

@@ -13,8 +13,8 @@ pub(crate) struct UnknownVariable {
     pub(crate) closest: String,
 }
 
-/// Returns the variables that have our prefix and a value, but are no setting. Those that Kubernetes sets for services are left
-/// out.
+/// Returns the variables that have our prefix and a value, but are not settings. Those that Kubernetes sets for services are
+/// omitted.
 pub(crate) fn unknown_variables(variables: impl IntoIterator<Item = (String, String)>) -> Vec<UnknownVariable> {
     let descriptions = || SETTINGS.iter().map(|setting| setting.description());
     let files = || descriptions().filter_map(|description| description.file_variable());

@@ -28,7 +28,7 @@ pub(super) fn database_url(text: &str) -> Parsed<Hosts> {
     Ok(hosts.map(|options| options.application_name("authkit-sync").extra_float_digits(None)))
 }
 
-/// What stands for a client ID in examples, ours and WorkOS's, without its prefix.
+/// Placeholders for a client ID in our examples and WorkOS's, without the prefix.
 const PLACEHOLDERS: [&str; 9] =
     ["", "123456789", "xxx", "id", "your_client_id", "changeme", "example", "replace_me", "todo"];
 
@@ -175,7 +175,7 @@ pub(super) fn event_types(text: &str) -> Parsed<Vec<String>> {
     }
 }
 
-/// The names of what is synced beside users.
+/// The names of what is synced in addition to users.
 const KINDS: [&str; 4] = ["organizations", "memberships", "roles", "sessions"];
 
 pub(super) fn kinds(text: &str) -> Parsed<Kinds> {
@@ -190,7 +190,7 @@ pub(super) fn kinds(text: &str) -> Parsed<Kinds> {
     Ok(Kinds { organizations, memberships, roles, sessions, sign_ins: false })
 }
 
-/// Formats what is synced beside users.
+/// Formats what is synced in addition to users.
 pub(super) fn kinds_text(kinds: Kinds) -> String {
     let synced = [kinds.organizations, kinds.memberships, kinds.roles, kinds.sessions];
     let names: Vec<&str> =

@@ -1,9 +1,9 @@
 //! Starts a private PostgreSQL server with the programs on this machine, or with downloaded ones.
 //!
-//! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password. It listens on a port
-//! of this machine only if asked, and then a password is needed there. If the process is root, the server runs as another user, because
-//! PostgreSQL requires that. A watchdog process holds a pipe to this process. When the pipe closes, it stops the server and removes
-//! temporary files, even after `kill -9`.
+//! It listens on a Unix socket in a directory that other users cannot enter, so it needs no port and no password.
+//! [`PrivatePostgres::start_on`] also listens on a port of 127.0.0.1, which requires a password. If the process is root, the server
+//! runs as another user, because PostgreSQL requires that. A watchdog process holds a pipe to this process. When the pipe closes,
+//! it stops the server and removes temporary files, even after `kill -9`.
 
 mod packages;
 mod programs;
@@ -24,14 +24,15 @@ pub use programs::{Programs, default_folder};
 /// Timeout of a start or a stop. A first start on a slow disk takes seconds.
 const STATE_CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a start waits for an earlier server on the same data to stop.
+/// Timeout of a start for an earlier server on the same data to stop.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file system in memory, on Linux.
 const MEMORY: &str = "/dev/shm";
 
 /// Stops the server when this process closes the pipe, and removes temporary files. Arguments: the signal, the server's process
-/// ID, and the directory. A zombie has ended: when we were killed, its new parent may take a long time to reap it.
+/// ID, and the directory. A zombie counts as stopped: if this process was killed, the server's new parent may take a long time to
+/// reap it.
 const WATCHDOG: &str = r#"
 cat >/dev/null
 kill "$1" "$2" 2>/dev/null
@@ -63,7 +64,7 @@ impl PostgresError {
 pub enum Data {
     /// In this directory, between runs, with `fsync` as in production.
     Persistent(PathBuf),
-    /// In a temporary directory, in memory if a gigabyte is free. Removed when the server stops.
+    /// In a temporary directory, in memory if 1 GiB is free. It is removed when the server stops.
     Temporary,
 }
 
@@ -98,7 +99,7 @@ impl PrivatePostgres {
         Self::start_on(programs, data, settings, None)
     }
 
-    /// Starts a server that listens on a port of 127.0.0.1, too. There it asks for a password.
+    /// Starts a server that also listens on a port of 127.0.0.1, which requires a password.
     ///
     /// # Errors
     /// As [`PrivatePostgres::start`].
@@ -272,7 +273,8 @@ impl PrivatePostgres {
         self.wait_until_ready(&log_path)
     }
 
-    /// Writes who may connect: everybody who can enter the directory of the socket, and with a password everybody on this machine.
+    /// Writes the access rules: every user who can enter the directory of the socket may connect, and with a password every user of
+    /// this machine.
     fn write_access_rules(&self) -> Result<PathBuf, PostgresError> {
         let path = self.scratch.join("pg_hba.conf");
         let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
@@ -308,7 +310,7 @@ impl PrivatePostgres {
         Err(PostgresError::new("the private PostgreSQL did not become ready within a minute"))
     }
 
-    /// Returns the signal for the last stop. Temporary data need not be flushed.
+    /// Returns the signal for the last stop. Temporary data needs no flush to disk.
     fn last_signal(&self) -> Signal {
         if self.is_temporary { Signal::QUIT } else { Signal::INT }
     }

@@ -74,11 +74,11 @@ impl Screen {
              curl -H 'Authorization: Bearer {service_key}' '{service}/changes?after={position}'\n\n\
              # wait up to 20 seconds for the next change\n\
              curl -H 'Authorization: Bearer {service_key}' '{service}/changes?after=POSITION&wait=20'\n\n\
-             # get a new token, also one of 10 seconds with an organization, a role, permissions and claims of a template\n\
+             # get a new token; then one that is valid for 10 seconds, with a role, permissions and claims of a template\n\
              curl -X POST {workos}/_simulate/users/{user}/token\n\
              curl -X POST -H 'Content-Type: application/json' \\\n     \
              -d '{{\"expires_in_s\":10,\"role\":\"admin\",\"permissions\":[\"orders:read\"],\"claims\":{{\"plan\":\"pro\"}}}}' {workos}/_simulate/users/{user}/token\n\n\
-             # ask whether a person may sign up (a rule denies gmail.com)\n\
+             # request a verdict on a sign-up (a rule denies gmail.com)\n\
              curl -X POST -H 'Content-Type: application/json' -d '{{\"email\":\"eve@gmail.com\"}}' {workos}/_simulate/actions\n\n"
         )
     }
@@ -106,7 +106,7 @@ impl Screen {
             "# deliver every webhook twice, half of them out of order, and lose some; then stop that\n\
              {post} '{{\"duplicate\":100,\"reorder\":50,\"drop\":10}}' {workos}/_simulate/deliveries\n\
              {post} '{{}}' {workos}/_simulate/deliveries\n\n\
-             # make the API fail too: catch-up still recovers the lost webhooks; then stop that\n\
+             # make the API fail, too: catch-up still recovers the lost webhooks; then stop that\n\
              {post} '{{\"error\":30,\"rate_limit\":30}}' {workos}/_simulate/api\n\
              {post} '{{}}' {workos}/_simulate/api\n\n"
         )

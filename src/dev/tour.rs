@@ -1,5 +1,5 @@
-//! The short tour: creates, renames and deletes a user at WorkOS, makes the user a member of an organization and ends the membership,
-//! and shows what the service answers.
+//! The short tour: creates, renames and deletes a user at WorkOS, makes the user a member of an organization and ends the
+//! membership, and shows what the service answers.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct TourError(String);
 pub async fn play(workos: &SimulatedWorkos, url: &str, say: impl Fn(&str)) -> Result<(), TourError> {
     let guide =
         Guide { client: crate::workos::http::http_client().map_err(|error| TourError(error.to_string()))?, url };
-    // An interrupted tour may have left this user.
+    // An interrupted tour may have created this user.
     let ada = |user: &&Value| user.get("email").and_then(Value::as_str) == Some("ada@example.test");
     if let Some(id) = workos.users().iter().find(ada).and_then(|user| user.get("id")).and_then(Value::as_str) {
         let _ = workos.delete_user(id);

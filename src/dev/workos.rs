@@ -1,9 +1,9 @@
 //! A simulated WorkOS on this machine: users, events, webhooks and signing keys over HTTP.
 //!
 //! It has the paths and JSON formats of the real API: users, organizations, memberships, roles, permissions and sessions,
-//! `GET /events`, the JWKS, and `POST /user_management/authenticate` (grant type `password`, any password). Every change creates the
-//! events of the real service, which are signed and posted to the endpoints, with retries. The paths under `/_simulate` control the
-//! simulation. `GET /` lists them, each with its body and its effect.
+//! `GET /events`, the JWKS, and `POST /user_management/authenticate` (grant type `password`, any password). Every change creates
+//! the events of the real service, which are signed and posted to the endpoints, with retries. The paths under `/_simulate` control
+//! the simulation. `GET /` lists them, each with its body and its effect.
 
 mod actions;
 mod api;
@@ -63,7 +63,7 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The clock.
     pub clock: Clock,
-    /// Determines the faults, and the IDs of a new state.
+    /// The seed of the faults, and of the IDs of a new state.
     pub seed: u64,
     /// The file that stores users, events, IDs, secrets and keys between runs.
     pub state: Option<PathBuf>,
@@ -149,7 +149,7 @@ impl SimulatedWorkos {
         self.state().api_key.clone()
     }
 
-    /// Accepts a second API key beside that of the environment, or no second one any more.
+    /// Sets or removes a second API key, which is accepted in addition to that of the environment.
     pub fn set_second_api_key(&self, key: Option<&str>) {
         *self.0.second_api_key.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
     }
@@ -236,7 +236,7 @@ impl SimulatedWorkos {
         self.change(|state, now| state.update(id, given, now))
     }
 
-    /// Sets a field of an object to any value, without an event. The real WorkOS would not do that.
+    /// Sets a field of an object to any value, without an event. The real WorkOS never does this.
     pub fn spoil(&self, id: &str, field: &str, value: Value) {
         let mut state = self.state();
         let state = &mut *state;

@@ -87,7 +87,7 @@ impl Rules {
     /// Creates a list of rules in this order.
     ///
     /// # Errors
-    /// [`RuleError`] if a rule cannot match anybody, or there are more than 1000 rules.
+    /// [`RuleError`] if a rule cannot match any person, or there are more than 1000 rules.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Result<Self, RuleError> {
         let mut prepared = Vec::new();
         for rule in rules {

@@ -25,7 +25,7 @@ pub enum ChangeKind {
     Organization(Difference),
     /// A membership changed.
     Membership(Difference),
-    /// A role or a permission changed. It has no object of its own in the feed.
+    /// A role or a permission changed. It has no object in the feed.
     Listed(ListKind, Difference),
     /// An event of a type that describes no object, for example `session.created`.
     Event(String),
@@ -42,8 +42,8 @@ impl ChangeKind {
         }
     }
 
-    /// Parses the columns of the feed. For an event that describes no object, `kind` equals its type. Only a change of an object other
-    /// than a user has an object ID (`has_object_id`).
+    /// Parses the columns of the feed. For an event that describes no object, `kind` equals its type. Only a change of an object
+    /// other than a user has an object ID (`has_object_id`).
     #[must_use]
     pub fn read(kind: &str, event_type: Option<&str>, has_object_id: bool) -> Option<Self> {
         if has_object_id {
@@ -77,7 +77,7 @@ impl ChangeKind {
         }
     }
 
-    /// Returns the event type by which handlers select the change, also if no event brought it.
+    /// Returns the event type by which handlers select the change, also if no event caused it.
     #[must_use]
     pub fn event_type(&self) -> &str {
         match (self, self.object()) {
@@ -138,9 +138,9 @@ pub struct Cause {
 /// A committed change of an object, or an event of another type.
 ///
 /// It serializes to the JSON of the feed: `position`, `kind`, `user_id`, `object_id` (unless it is a user), `changed`, `event_id`,
-/// `event_type`, `origin`, `at`, and the object as it is now under the name of its kind (`user`, `organization`, `organization_membership`), or `data` for
-/// an event that describes no object. The `object_id` of a role or of a permission is its slug, and that of an organization's role is
-/// `organization_id/slug`.
+/// `event_type`, `origin`, `at`, and the current object under the name of its kind (`user`, `organization`,
+/// `organization_membership`), or `data` for an event that describes no object. The `object_id` of a role or of a permission is its
+/// slug, and that of an organization's role is `organization_id/slug`.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The position in the feed.

@@ -1,7 +1,7 @@
 //! Decides what an observation does to a stored object.
 //!
 //! The stored state is a join of the object's observations: a tombstone replaces a live row, a higher version replaces a lower
-//! one, `last_sign_in_at` is a maximum of its own, the time of deletion a minimum. So the same observations end in the same
+//! one, `last_sign_in_at` keeps its maximum, and the time of deletion its minimum. So the same observations end in the same
 //! state in any order and with any duplicates (promise 3), and a deleted object stays deleted (promise 4).
 //!
 //! The deletion of a user ends the user's memberships: each of them becomes a tombstone, whether it was stored before or is
@@ -77,7 +77,7 @@ impl Stored {
     }
 }
 
-/// What an observation did to the stored object. The inbox's outcome, the change and the counters are read from it.
+/// What an observation did to the stored object. The inbox's outcome, the change in the feed and the counters derive from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// The object was not stored before.
@@ -89,18 +89,20 @@ pub enum Effect {
     },
     /// The object was live or not stored, and is deleted now.
     Deleted,
-    /// The object was deleted before, and its tombstone says more now: an earlier time of deletion, or the sides of a membership.
+    /// The object was deleted before. Its tombstone has more information now: an earlier time of deletion, or the sides of a
+    /// membership.
     DeletedEarlier,
     /// The row's content is the same; its version is higher now.
     Confirmed,
     /// The row was written from this observation or a later one.
     Stale,
-    /// The object was deleted before; the observation revives nothing.
+    /// The object was deleted before, and stays deleted.
     AlreadyDeleted {
-        /// The tombstone is new, because the user of this membership was deleted before the membership was seen, or it says more now.
+        /// Whether the tombstone must be written: it is new, because the user of this membership was deleted before the membership
+        /// was seen, or it has more information now.
         is_written: bool,
     },
-    /// The observation asks for a read, or ends a session.
+    /// The observation requests a read from WorkOS, or ends a session.
     Noted,
     /// The observation changes nothing.
     Ignored,

@@ -49,7 +49,7 @@ pub enum Content {
     SignedIn(Timestamp),
     /// `session.revoked`: tokens of the session with this ID must be refused.
     SessionRevoked(String),
-    /// Something has changed at WorkOS, and the event does not say how: it has to be read.
+    /// Something has changed at WorkOS, and the event does not contain the new state. It must be read from WorkOS.
     Changed(Refresh),
     /// An event of a type that changes nothing here.
     Other,
@@ -75,7 +75,8 @@ pub struct Snapshot {
     pub object: Object,
     /// The version. `observed_at` is WorkOS's `Date` header minus the duration of the request. The ID is `snapshot:` and a hash.
     pub version: Version,
-    /// The object as received, byte for byte, except that secrets of WorkOS in it are null. It is stored only if it cannot be applied.
+    /// The object as received, byte for byte, except that secrets of WorkOS in it are null. It is stored only if it cannot be
+    /// applied.
     pub payload: Bytes,
 }
 
@@ -92,7 +93,7 @@ pub enum Observation {
     Event(Event),
     /// A snapshot. Only the row is stored, unless the snapshot cannot be applied.
     Snapshot(Snapshot),
-    /// A read by ID answered that WorkOS does not know the object: a deletion without a delete event.
+    /// WorkOS answered a read by ID with 404: the object was deleted, and no delete event has arrived.
     Gone {
         /// The object.
         object: Deletion,
@@ -136,7 +137,8 @@ impl Observation {
         if let Object::Membership(membership) = object { Some(&membership.of.organization_id) } else { None }
     }
 
-    /// Returns whether more has to be written than a live user: another kind of object, a tombstone, a note beside the objects.
+    /// Returns whether the observation needs a transaction, because it writes more than the row of a live user: another kind of
+    /// object, a tombstone, an ended session or a requested read.
     #[must_use]
     pub fn needs_transaction(&self) -> bool {
         match self {

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 /// Fields without a column, unchanged: numbers keep their digits.
 pub type Extra = BTreeMap<String, Box<RawValue>>;
 
-/// Returns the names of the fields that differ: of these fields with a column, and of the fields without one. Fields without a column
-/// are compared as JSON values, not as text.
+/// Returns the names of the fields that differ: of these fields with a column, and of the fields without one. Fields without a
+/// column are compared as JSON values, not as text.
 pub(super) fn differences(known: &[(&str, bool)], one: &Extra, other: &Extra) -> Vec<String> {
     let known = known.iter().filter(|(_, is_same)| !is_same).map(|(name, _)| (*name).to_owned());
     let named: BTreeSet<&String> = one.keys().chain(other.keys()).collect();

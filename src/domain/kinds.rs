@@ -50,10 +50,10 @@ impl Kinds {
     pub const USERS: Self =
         Self { organizations: false, memberships: false, roles: false, sessions: false, sign_ins: false };
 
-    /// Everything, except sign-ins, which are a setting of their own.
+    /// Everything except sign-ins, which have a separate setting.
     pub const ALL: Self = Self { organizations: true, memberships: true, roles: true, sessions: true, ..Self::USERS };
 
-    /// Returns the observation as it is with these kinds: an event about anything else changes nothing here.
+    /// Returns the observation restricted to these kinds. An event about another kind is stored but changes nothing.
     #[must_use]
     pub fn restrict(self, observation: Observation) -> Observation {
         match observation {

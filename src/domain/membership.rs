@@ -32,8 +32,8 @@ pub const STATUSES: [&str; 3] = [ACTIVE, "inactive", "pending"];
 /// The status of a membership that counts.
 pub const ACTIVE: &str = "active";
 
-/// The user and the organization of a membership. They never change. A tombstone keeps them, because a request names a membership by
-/// its user and its organization.
+/// The user and the organization of a membership. They never change. A tombstone keeps them, because a request names a membership
+/// by its user and its organization.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sides {
     /// The user's ID.

@@ -1,7 +1,7 @@
 //! The kinds of objects that are synced: users, organizations and memberships. What is specific to a kind is in the file of the
 //! kind; the rest of the core knows only [`Object`].
 //!
-//! Roles are no objects in this sense: WorkOS keys them by a reusable slug. See [`super::role`].
+//! Roles are not objects in this sense: WorkOS keys them by a reusable slug. See [`super::role`].
 
 use serde::ser::{Serialize, Serializer};
 
@@ -201,7 +201,7 @@ impl Object {
         }
     }
 
-    /// Returns the field that is joined by maximum, whatever the version: the last sign-in of a user.
+    /// Returns the field that keeps its maximum, independent of the version: the last sign-in of a user.
     #[must_use]
     pub fn last_sign_in_at(&self) -> Option<Timestamp> {
         if let Self::User(user) = self { user.last_sign_in_at } else { None }

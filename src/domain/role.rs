@@ -116,7 +116,8 @@ impl Role {
         fields::differences(&known, &self.extra, &other.extra)
     }
 
-    /// Returns whether the role belongs to one organization. WorkOS lists the roles of the environment among those of an organization.
+    /// Returns whether the role belongs to one organization. WorkOS lists the roles of the environment among those of an
+    /// organization.
     #[must_use]
     pub fn is_of_organization(&self) -> bool {
         match &self.role_type {
@@ -144,7 +145,7 @@ impl Permission {
     }
 }
 
-/// What has to be read from WorkOS again, because an event says that it has changed without saying how.
+/// What must be read from WorkOS again, because an event reports a change without the new state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refresh {
     /// The roles and permissions of the environment.

@@ -51,7 +51,8 @@ impl Timestamp {
         self.0.unix_timestamp()
     }
 
-    /// Returns the instant `micros` microseconds after 1970-01-01T00:00:00Z, or 1970-01-01T00:00:00Z itself if `micros` is out of range.
+    /// Returns the instant `micros` microseconds after 1970-01-01T00:00:00Z, or 1970-01-01T00:00:00Z itself if `micros` is out of
+    /// range.
     #[must_use]
     pub fn from_unix_micros(micros: i64) -> Self {
         let instant = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000);

@@ -31,8 +31,8 @@ pub const LAST_SIGN_IN_AT: &str = "last_sign_in_at";
 
 /// A live user as WorkOS describes it (OpenAPI `UserlandUser`). Absent and null fields are both `None`.
 ///
-/// It serializes to WorkOS's JSON: all known fields, absent ones as null, then [`User::extra`]. `Debug` shows only the ID, so that a
-/// log line contains no personal data.
+/// It serializes to WorkOS's JSON: all known fields, absent ones as null, then [`User::extra`]. `Debug` shows only the ID, so that
+/// a log line contains no personal data.
 #[derive(Clone)]
 pub struct User {
     /// WorkOS's ID. Opaque and never reused.

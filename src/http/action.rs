@@ -1,7 +1,7 @@
 //! `POST /workos/action`: WorkOS asks whether a person may sign in or sign up, and waits for the verdict.
 //!
-//! For any status other than 200, WorkOS applies the failure setting of its dashboard, which is to deny by default. So only a real
-//! verdict is answered 200.
+//! For any status other than 200, WorkOS applies the failure setting of its dashboard, which is to deny by default. So the service
+//! answers 200 only with a verdict.
 
 use std::sync::Arc;
 
@@ -24,11 +24,11 @@ use crate::workos::signature::ACTION_TOLERANCE;
 /// The path of the actions endpoint.
 pub const ACTION_PATH: &str = "/workos/action";
 
-/// The largest action: 32 KiB. WorkOS's own examples are up to 2 KiB long. The longest parts are the metadata of the
+/// Maximum size of an action, in bytes. WorkOS's own examples are up to 2 KiB long. The longest parts are the metadata of the
 /// user and of the organization, each at most 10 pairs of 640 ASCII characters.
 ///
-/// The memory for all actions is this times the number of connections (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)). So
-/// connections alone cannot fill it, and a sender without a valid signature cannot block WorkOS's requests.
+/// The memory limit for all actions is this size times the number of connections (128 MiB for [`CONNECTIONS`](super::CONNECTIONS)).
+/// So connections alone cannot fill it, and a sender without a valid signature cannot block WorkOS's requests.
 pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
 
 /// Decide whether a person may sign in or sign up. WorkOS signs the request, and the service signs the answer.
@@ -47,7 +47,8 @@ pub const ACTION_BODY_LIMIT: usize = 32 * 1024;
         (status = 413, description = "`body_too_large`", body = Error),
         (
             status = 503,
-            description = "`database_unavailable`, `handler_failed`, `busy`: our failure. WorkOS applies the failure setting of its dashboard",
+            description = "`database_unavailable`, `handler_failed`, `busy`: the service failed. WorkOS applies the \
+                           failure setting of its dashboard",
             body = Error,
             headers(("Retry-After" = u32, description = "Seconds to wait before a retry."))
         )

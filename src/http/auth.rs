@@ -128,7 +128,7 @@ pub(super) struct SessionAnswer {
     user: User,
     #[schema(value_type = IdentityShape)]
     identity: Identity,
-    /// The token's organization. Null if it has none. Absent, like the next four, if memberships are not checked.
+    /// The token's organization. Null if it has none. Absent, like the next four fields, if memberships are not checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<OrganizationShape>)]
     organization: Option<Option<Organization>>,
@@ -136,18 +136,18 @@ pub(super) struct SessionAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<MembershipShape>)]
     membership: Option<Option<Membership>>,
-    /// The slugs of the membership's roles, as they are now.
+    /// The current slugs of the membership's roles.
     #[serde(skip_serializing_if = "Option::is_none")]
     roles: Option<Vec<String>>,
-    /// The slugs of the permissions of these roles, as they are now.
+    /// The current slugs of the permissions of these roles.
     #[serde(skip_serializing_if = "Option::is_none")]
     permissions: Option<Vec<String>>,
-    /// The claims `role`, `roles` and `permissions` of the token that differ from the above, because something has changed since
-    /// the token was issued. Usually empty.
+    /// The claims `role`, `roles` and `permissions` of the token that differ from the fields above, because roles or permissions
+    /// have changed since the token was issued. Usually empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_differs: Option<Map<String, Value>>,
-    /// The users table is complete up to this time. Null until a first backfill or reconcile has completed and catch-up has
-    /// read to the end.
+    /// The users table is complete up to this time. Null until a first backfill or reconcile has completed and catch-up has reached
+    /// the end of the events.
     #[schema(required, value_type = Option<String>, format = DateTime)]
     synced_through: Option<Timestamp>,
 }

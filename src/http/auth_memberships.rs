@@ -19,7 +19,7 @@ use crate::domain::membership::Membership;
 /// Maximum number of memberships in an answer.
 const PAGE: usize = 100;
 
-/// Get the memberships of the user of the access token: of every status, without those that have ended.
+/// Get the memberships of the user of the access token, in every status. Ended memberships are not included.
 #[utoipa::path(
     get,
     path = "/auth/memberships",
@@ -49,7 +49,8 @@ pub(super) async fn list(
         return Err(Rejection::new(StatusCode::NOT_FOUND, "kind_disabled", message));
     }
     let refused = || {
-        Rejection::new(StatusCode::BAD_REQUEST, "invalid_parameter", "limit must be 1 to 100, after a membership ID")
+        let message = "`limit` must be a number from 1 to 100, and `after` must be a membership ID";
+        Rejection::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
     };
     let Query(page) = page.map_err(|_| refused())?;
     let limit = page.limit.unwrap_or(PAGE);

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
-/// How much of a refused body is read, in bytes, and for how long.
+/// Limits for reading a refused body: bytes and time.
 const DISCARDED: usize = 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -21,9 +21,9 @@ pub(super) enum BodyError {
     TooLarge,
     /// It did not arrive within the timeout.
     Slow,
-    /// The memory for bodies is full, and this body has been arriving longest or all others are verified.
+    /// The memory for bodies is full. This body has been arriving for the longest time, or all others are verified.
     Busy,
-    /// The connection or the framing broke.
+    /// The connection was lost, or the framing is invalid.
     Broken,
 }
 
@@ -104,8 +104,8 @@ impl BodyBudget {
     }
 }
 
-/// Reads the rest of a refused body without keeping it, within limits. If it stayed unread, the end of the connection would reach the
-/// sender as a reset, possibly before the answer.
+/// Reads the rest of a refused body without keeping it, within limits. If the rest were not read, closing the connection would
+/// reset it, and the sender might not receive the answer.
 pub(super) async fn discard(mut body: Body) {
     let rest = async {
         let mut bytes = 0;

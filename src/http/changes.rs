@@ -20,7 +20,7 @@ use crate::sync::feed::{FeedError, PAGE, Page};
 /// Default number of changes in an answer.
 const LIMIT: usize = 100;
 
-/// The longest wait for a change, in seconds. Proxies between client and service time out soon after that.
+/// Maximum wait for a change, in seconds. Proxies between client and service time out soon after that.
 const LONGEST_WAIT: u64 = 20;
 
 /// The parameters of a request. If a parameter is given twice, the last value counts.
@@ -39,7 +39,8 @@ struct FeedQuery {
     tag = "changes",
     security(("service_key" = [])),
     params(
-        ("after" = Option<String>, Query, description = "The `position` of an earlier answer, or the header `AuthKit-Sync-Position` of a list of users."),
+        ("after" = Option<String>, Query, description = "The `position` of an earlier answer, or the header \
+                                                         `AuthKit-Sync-Position` of a list of users."),
         ("limit" = Option<u16>, Query, description = "Maximum number of changes. Default 100.", minimum = 1, maximum = 1000),
         ("wait" = Option<u8>, Query, description = "Seconds to wait if there is no change yet. Default 0.", maximum = 20)
     ),
@@ -108,13 +109,13 @@ pub(super) struct PageShape {
 #[expect(dead_code, reason = "the shape of crate::domain::change::Change, which writes itself")]
 pub(super) struct ChangeShape {
     position: String,
-    /// `created`, `updated` or `deleted` for a user; `organization.updated` and the like for another object; for another event, its
-    /// type.
+    /// `created`, `updated` or `deleted` for a user; an event type such as `organization.updated` for another object; the event's
+    /// own type for another event.
     kind: String,
     /// The user whom the change is about. For a membership, the member.
     #[schema(required)]
     user_id: Option<String>,
-    /// The ID of a changed object that is no user.
+    /// The ID of the changed object, unless it is a user.
     object_id: Option<String>,
     /// The names of the fields that an update changed.
     changed: Vec<String>,

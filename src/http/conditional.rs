@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 /// Number of headers of an answer: content type, caching, and those of the outer layers.
 const HEADERS: usize = 8;
 
-/// Room for a typical user, in bytes.
+/// Initial capacity of a body, enough for a typical user, in bytes.
 const TYPICAL: usize = 1_024;
 
 /// The largest answer, in bytes. A page of 100 large users is well below it.
 const LIMIT: usize = 64 * 1024 * 1024;
 
-/// Adds the `ETag` to a 200, and answers 304 if the caller has the same body already.
+/// Adds the `ETag` to a 200, and answers 304 if the caller already has the same body.
 ///
 /// The handler runs first, with all its checks. So a stored answer is not confirmed after a sign-out or deletion.
 pub(super) async fn answer(request: Request, next: Next) -> Response {
@@ -33,7 +33,7 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     finish(held.iter(), parts, bytes)
 }
 
-/// Returns a 200 with this body, or 304 if the caller has it already. For the handlers of lookups, which need no layer then.
+/// Returns a 200 with this body, or 304 if the caller already has it. The handlers of lookups call it instead of using the layer.
 pub(super) fn json(request: &HeaderMap, value: &impl Serialize) -> Response {
     let mut body = Vec::with_capacity(TYPICAL);
     if serde_json::to_writer(&mut body, value).is_err() {
@@ -48,7 +48,7 @@ pub(super) fn json(request: &HeaderMap, value: &impl Serialize) -> Response {
 /// Adds the `ETag` to an answer, and removes the body if the caller holds the same one.
 fn finish<'a>(mut held: impl Iterator<Item = &'a HeaderValue>, mut parts: Parts, bytes: Bytes) -> Response {
     let mut tag = [b'"'; 34];
-    // It fails only for a slice of another length.
+    // This fails only for a slice of another length.
     let _ = hex::encode_to_slice(&Sha256::digest(&bytes)[..16], &mut tag[1..33]);
     let tag = str::from_utf8(&tag).unwrap_or_default();
     private(&mut parts.headers);

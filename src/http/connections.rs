@@ -32,12 +32,12 @@ impl Queue {
 }
 
 impl Connections {
-    /// Creates room for `limit` connections.
+    /// Creates the limit for `limit` connections.
     pub(super) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { room: Arc::new(Semaphore::new(limit)), queue: Mutex::default() })
     }
 
-    /// Makes room for one more connection and waits for it. Returns true if another connection was closed for it.
+    /// Waits for a free place for one more connection. Returns true if another connection was closed to free it.
     ///
     /// # Errors
     /// None: the semaphore is never closed.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 /// Default delay between failing readiness and closing the listeners.
 pub const DRAIN_DELAY: Duration = Duration::from_secs(5);
 
-/// A request to `/readyz` within this time means that something polls it.
+/// If the last request to `/readyz` is older than this, nothing polls it.
 const POLLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Whether this process drains.
@@ -26,17 +26,17 @@ impl Drain {
         Self { delay, last_poll: Mutex::new(None), begun, skipped }
     }
 
-    /// Notes a request to `/readyz`.
+    /// Records a request to `/readyz`.
     pub(super) fn note_poll(&self) {
         *self.last_poll.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Returns true from the begin of the drain delay on.
+    /// Returns true if the drain delay has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// Ends the delay, also one that has not begun.
+    /// Ends the delay. If it has not begun yet, there will be none.
     pub(crate) fn skip(&self) {
         self.skipped.cancel();
     }
@@ -51,7 +51,8 @@ impl Drain {
         }
         tracing::info!(
             delay_ms = u64::try_from(self.delay.as_millis()).unwrap_or(u64::MAX),
-            "/readyz answers 503 now, and requests are still answered until the drain delay has passed; a second signal skips the delay"
+            "/readyz answers 503 now, and requests are still answered until the drain delay has passed; a second \
+             signal skips the delay"
         );
         let passed = self.skipped.run_until_cancelled(tokio::time::sleep(self.delay)).await;
         if passed.is_none() {

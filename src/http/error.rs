@@ -10,18 +10,18 @@ use crate::lookup::LookupError;
 use crate::store::StoreError;
 use crate::tokens::TokenError;
 
-/// The HTTP answer to a rejected request. Its texts contain nothing of a user, a token or a payload.
+/// The HTTP answer to a rejected request. Its texts contain no data of a user, a token or a payload.
 ///
 /// To answer with another body, take `Result<AuthUser, Rejection>` as the argument of a handler, and use [`Rejection::status`] and
 /// [`Rejection::code`].
 #[derive(Debug)]
 pub struct Rejection {
     status: StatusCode,
-    /// For programs.
+    /// The code for programs.
     code: &'static str,
-    /// For people.
+    /// The message for people.
     message: String,
-    /// For logs and metrics. More specific than the code.
+    /// The reason for logs and metrics. It is more specific than the code.
     reason: &'static str,
     challenge: Option<String>,
     retry_after: Option<u64>,
@@ -51,7 +51,7 @@ impl Rejection {
         Self { status, code, message: message.into(), reason: code, challenge: None, retry_after: None }
     }
 
-    /// Creates a 503: the failure is ours, and the caller can retry after this number of seconds.
+    /// Creates a 503: the service failed, and the caller can retry after `retry_after` seconds.
     pub(super) fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
     }
@@ -67,13 +67,13 @@ impl Rejection {
     }
 }
 
-/// Logs the cause of a 503, unless the store logs it, once for all callers. The caller only gets a code.
+/// Logs the cause of a 503, unless the store logs it once for all callers. The answer contains only a code.
 pub(super) fn log_unreported(error: &StoreError) {
     match error {
         error if error.failure().is_some() => {
             tracing::debug!(error = %error, "a database request failed; the caller got 503")
         }
-        // The service itself waits for these states, or ends because of them.
+        // The service itself waits until these states end, or stops because of them.
         StoreError::Unfit(_) | StoreError::Unbound => {
             tracing::warn!(error = %error, "the database is not usable yet; the caller got 503");
         }

@@ -108,7 +108,7 @@ fn no_side() -> WorkosRejection {
 }
 
 /// Adds users that are not stored yet: a membership may arrive before its user, and an SDK may require the user. If read-through is
-/// enabled, they are requested from WorkOS. A user that remains unknown is left out.
+/// enabled, they are requested from WorkOS. A user that remains unknown is omitted.
 async fn add_missing_users(
     state: &HttpState,
     memberships: impl Iterator<Item = &mut ListedMembership>,

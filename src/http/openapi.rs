@@ -1,8 +1,8 @@
 //! `GET /openapi.json`: describes the routes of the public listener.
 //!
-//! Each handler has an annotation `#[utoipa::path(…)]`, and [`super::router`] mounts it with `.routes(routes!(handler))`. Bodies
-//! that serialize by hand (a user, an identity) are described in `shapes.rs`. A test compares each with the answers of a running
-//! service.
+//! Each handler has an annotation `#[utoipa::path(…)]`, and [`super::router`] mounts it with `.routes(routes!(handler))`.
+//! `shapes.rs` describes the bodies that have their own serialization (a user, an identity). A test compares each description with
+//! the answers of a running service.
 
 use std::sync::Arc;
 

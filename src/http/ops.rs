@@ -27,7 +27,7 @@ pub(super) async fn healthz() -> Json<Value> {
 
 /// Check that the service is ready: the database answers, is writable, and has a usable schema.
 ///
-/// It does not depend on WorkOS. An outage at WorkOS must not take lookups out of rotation. At shutdown it answers 503 `draining` while
+/// It does not depend on WorkOS. An outage at WorkOS must not stop lookups. At shutdown it answers 503 `draining` while
 /// all requests are still answered, so that a proxy stops sending requests before the listener closes.
 #[utoipa::path(
     get,

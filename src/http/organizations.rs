@@ -82,7 +82,8 @@ pub(super) async fn by_external_id(
         ("limit" = Option<u8>, Query, description = "Maximum number of organizations. Default 10.", minimum = 1, maximum = 100),
         ("order" = inline(Option<Direction>), Query, description = "Default `desc`: newest first. `normal`: newest first, with the meaning of `before` and `after` reversed."),
         ("domains" = Option<Vec<String>>, Query, description = "Only organizations with one of these domains. Repeated, or separated by commas."),
-        ("search" = Option<String>, Query, description = "Only organizations whose name has, for each word of the text, a word that begins with it. Not case-sensitive."),
+        ("search" = Option<String>, Query, description = "Only organizations whose name has, for each word of the \
+                                                          text, a word that begins with it. Not case-sensitive."),
         ("before" = Option<String>, Query, description = "Only organizations before the organization with this ID."),
         ("after" = Option<String>, Query, description = "Only organizations after the organization with this ID.")
     ),

@@ -94,7 +94,7 @@ impl ListQuery {
         self.several(name)?.first().map(String::as_str)
     }
 
-    /// Returns the values of a filter that was given.
+    /// Returns the values of a filter, or `None` if the request does not contain it.
     pub(super) fn several(&self, name: &str) -> Option<&[String]> {
         self.values.get(name).map(Vec::as_slice)
     }
@@ -149,7 +149,7 @@ pub(super) enum ListObject {
     List,
 }
 
-/// IDs to pass as `before` and `after` for the neighbouring pages. Null at the end of the list.
+/// IDs to pass as `before` and `after` to get the previous and the next page. Null at the end of the list.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only for /openapi.json")]
 pub(super) struct Cursors {

@@ -53,7 +53,7 @@ pub(super) async fn request(State(state): State<Arc<HttpState>>, request: Reques
     let route = path.as_ref().map_or("other", MatchedPath::as_str);
     response.headers_mut().insert(REQUEST_ID, id.clone());
     if is_http_1 && state.drain.has_begun() {
-        // Otherwise a client could send its next request on this connection while it is being closed.
+        // Tells the client to close the connection. Otherwise it could send its next request while the service closes it.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let took = started.elapsed();
@@ -103,7 +103,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Returns the name of a method for the log. Anybody can send a method of their own.
+/// Returns the name of a method for the log. A client can send any text as a method.
 fn method_name(method: &Method) -> Cow<'static, str> {
     match *method {
         Method::GET => "GET".into(),

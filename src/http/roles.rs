@@ -221,8 +221,8 @@ pub(super) async fn permission_by_slug(
     }
 }
 
-/// Rejects the request until the roles and permissions were read from WorkOS once. A list is stored as a whole, so an answer that is
-/// not empty needs no check.
+/// Rejects the request until the roles and permissions have been read from WorkOS once. A list is stored as a whole, so a list that
+/// is not empty needs no check.
 async fn require_read(state: &HttpState) -> Result<(), WorkosRejection> {
     if state.store.has_roles().await? { Ok(()) } else { Err(KIND.not_synced()) }
 }

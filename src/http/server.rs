@@ -21,7 +21,7 @@ use super::connections::{Connection, Connections};
 use super::write_timeout::{self, WriteTimeout};
 use crate::metrics::Metrics;
 
-/// Default limit of open connections. Each needs some tens of kilobytes.
+/// Default limit of open connections. Each one needs some tens of kilobytes of memory.
 pub const CONNECTIONS: usize = 4_096;
 
 /// Limit of open connections of the operator's listener. They use the file descriptors that `serve` reserves for other purposes.
@@ -169,7 +169,7 @@ fn answer(
         .serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write)), TowerToHyperService::new(service))
 }
 
-/// Returns the answer if the handler gave none.
+/// Returns the answer for a request whose handler panicked or timed out.
 fn ours(message: &'static str) -> Response {
     let body = axum::Json(serde_json::json!({ "code": "internal", "message": message }));
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5"), (header::CACHE_CONTROL, "no-store")], body)

@@ -1,4 +1,4 @@
-//! Service keys, with which backends read users. They are stored as hashes and compared in constant time; logs contain their labels.
+//! Service keys, which let backends read users. They are stored as hashes and compared in constant time. Logs contain their labels.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::{HeaderMap, header};
@@ -20,7 +20,7 @@ impl ServiceKeys {
         self.0.is_empty()
     }
 
-    /// Returns the label of the request's key. Compares with every key, so that the time does not tell which one matched.
+    /// Returns the label of the request's key. Compares with every key, so that the time does not reveal which one matched.
     pub(crate) fn label(&self, headers: &HeaderMap) -> Option<&str> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (value, None) = (values.next()?, values.next()) else { return None };

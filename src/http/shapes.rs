@@ -29,7 +29,7 @@ pub(super) struct UserShape {
     #[schema(required)]
     external_id: Option<String>,
     metadata: BTreeMap<String, Option<String>>,
-    /// As recent as the user's last change or the last reconcile, because WorkOS sends no event for a sign-in.
+    /// The last sign-in when the user last changed or was last reconciled, because WorkOS sends no event for a sign-in.
     #[schema(required, format = DateTime)]
     last_sign_in_at: Option<String>,
     #[schema(required)]
@@ -94,13 +94,13 @@ pub(super) struct MembershipShape {
     /// Attributes from the identity provider.
     custom_attributes: BTreeMap<String, Value>,
     directory_managed: bool,
-    /// The name of the organization, where memberships are listed. Null or absent if the organization is not synced yet.
+    /// The name of the organization. Only in lists of memberships. Null or absent if the organization is not synced yet.
     organization_name: Option<String>,
     #[schema(required, format = DateTime)]
     created_at: Option<String>,
     #[schema(format = DateTime)]
     updated_at: String,
-    /// Only at the paths of WorkOS's API. Absent if the user is unknown.
+    /// The member. Only at the paths of WorkOS's API. Absent if the user is unknown.
     user: Option<UserShape>,
     #[serde(flatten)]
     extra: BTreeMap<String, Value>,
@@ -114,7 +114,7 @@ pub(super) struct RoleShape {
     object: String,
     #[schema(required)]
     id: Option<String>,
-    /// Names the role in its environment or organization.
+    /// Identifies the role in its environment or organization.
     slug: String,
     #[schema(required)]
     name: Option<String>,
@@ -143,13 +143,13 @@ pub(super) struct PermissionShape {
     object: String,
     #[schema(required)]
     id: Option<String>,
-    /// Names the permission.
+    /// Identifies the permission.
     slug: String,
     #[schema(required)]
     name: Option<String>,
     #[schema(required)]
     description: Option<String>,
-    /// WorkOS itself manages it.
+    /// Whether WorkOS itself manages the permission.
     system: bool,
     #[schema(required)]
     resource_type_slug: Option<String>,
@@ -180,7 +180,7 @@ pub(super) struct IdentityShape {
     issuer: String,
     /// `issuer|subject`
     token_identifier: String,
-    /// An administrator is impersonating the user.
+    /// Whether an administrator is impersonating the user.
     impersonated: bool,
     /// Every claim, including those of your JWT template.
     claims: BTreeMap<String, Value>,
@@ -206,7 +206,7 @@ pub(super) enum TokenRefused {
     /// `token_missing`, `token_expired`, `token_invalid`.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
     Token(Error),
-    /// `keys_unavailable`. Our failure: do not sign the user out.
+    /// `keys_unavailable`. The service failed: do not sign the user out.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(Error),
 }
@@ -221,7 +221,7 @@ pub(super) enum LookupRefused {
     /// `user_not_found` (perhaps not synced yet), `user_deleted`.
     #[response(status = 404)]
     NoUser(Error),
-    /// `user_not_synced`, `keys_unavailable`, `database_unavailable`. Our failure: do not sign the user out.
+    /// `user_not_synced`, `keys_unavailable`, `database_unavailable`. The service failed: do not sign the user out.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(Error),
 }
@@ -237,7 +237,7 @@ pub(super) enum OwnMembershipsRefused {
     #[response(status = 404)]
     NoUser(Error),
     /// `user_not_synced`, `memberships_not_synced` (the first backfill has not completed), `keys_unavailable`,
-    /// `database_unavailable`. Our failure: do not sign the user out.
+    /// `database_unavailable`. The service failed: do not sign the user out.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(Error),
 }
@@ -249,14 +249,15 @@ pub(super) enum SessionRefused {
     /// `token_missing`, `token_expired`, `token_invalid`, `session_revoked`.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "The reason (RFC 6750).")))]
     Token(Error),
-    /// `membership_inactive`, `organization_deleted`. The user is no active member of the token's organization.
+    /// `membership_inactive`, `organization_deleted`. The user is not an active member of the token's organization, or the
+    /// organization was deleted.
     #[response(status = 403)]
     NoMember(Error),
     /// `user_not_found` (perhaps not synced yet), `user_deleted`.
     #[response(status = 404)]
     NoUser(Error),
-    /// `user_not_synced`, `memberships_not_synced`, `keys_unavailable`, `database_unavailable`. Our failure: do not sign the user
-    /// out.
+    /// `user_not_synced`, `memberships_not_synced`, `keys_unavailable`, `database_unavailable`. The service failed: do not sign the
+    /// user out.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds to wait before a retry.")))]
     Unavailable(Error),
 }

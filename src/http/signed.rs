@@ -22,13 +22,13 @@ pub(super) struct Signed {
     _held: Held,
 }
 
-/// What a route accepts.
+/// What a route accepts: its secrets and limits.
 pub(super) struct Accepted<'a> {
     /// The name of the route in metrics.
     pub(super) endpoint: &'static str,
     /// Memory for bodies.
     pub(super) bodies: &'a Arc<BodyBudget>,
-    /// The secrets that can have signed a body.
+    /// The secrets with which WorkOS may have signed a body.
     pub(super) secrets: &'a ArcSwap<Vec<Secret>>,
     /// Tolerated difference between the time of the signature and our clock.
     pub(super) tolerance: Duration,

@@ -1,4 +1,4 @@
-//! What the HTTP handlers share.
+//! The state that the HTTP handlers share.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -55,11 +55,11 @@ pub(crate) struct HttpState {
     pub(crate) body_timeout: Duration,
     /// Memory for the bodies of webhooks.
     pub(crate) webhook_bodies: Arc<BodyBudget>,
-    /// Tells the time.
+    /// The clock.
     pub(crate) clock: Clock,
     /// Counts events, requests and rejections.
     pub(crate) metrics: Arc<Metrics>,
-    /// How far the users table is complete.
+    /// The time up to which the users table is complete, and the progress of the sync.
     pub(crate) watch: SyncProgress,
     /// Status of the background jobs of this process.
     pub(crate) jobs: Arc<JobStatuses>,
@@ -75,7 +75,7 @@ pub(crate) struct HttpState {
     pub(crate) document: OnceLock<Bytes>,
     /// WorkOS's signing keys. The operator's readiness page shows their status.
     pub(crate) keys: KeyCache,
-    /// What the operator's status page needs beside the other fields.
+    /// What the operator's status page needs in addition to the other fields.
     pub(crate) status: StatusPage,
 }
 

@@ -1,8 +1,8 @@
 //! `GET /` of the operator's listener: the status page.
 //!
-//! The page is written here, with no build step and no request to another host. It shows IDs and times, no personal data, and it
-//! changes nothing. What comes from the database is read at most every few seconds for all viewers together, and the last reading
-//! stays visible while the database is down.
+//! The page is rendered on the server, without a build step and without requests to another host. It shows IDs and times, no
+//! personal data, and it changes nothing. The service reads the database at most every few seconds for all viewers together. The
+//! last reading stays visible while the database is down.
 
 mod charts;
 mod dependencies;
@@ -31,7 +31,7 @@ use view::View;
 const STYLE: &str = include_str!("status/page.css");
 const SCRIPT: &str = include_str!("status/page.js");
 
-/// Only our own style and script run, only this listener is asked, and no other site can show the page in a frame.
+/// Only the page's own style and script run, requests go only to this listener, and no other site can show the page in a frame.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let hash = |text: &str| BASE64_STANDARD.encode(Sha256::digest(text.as_bytes()));
     let policy = format!(
@@ -86,7 +86,7 @@ async fn view(state: &HttpState) -> View {
         rejected_secrets: &rejected_secrets,
     };
     let mut found = process_checks(&facts);
-    // What was read before the failure says nothing about now.
+    // Values that were read before the failure are not used for the verdict.
     let current = reading.snapshot.as_deref().filter(|_| reading.failure.is_none());
     if let Some(snapshot) = current {
         found.extend(checks(&status.expected, &snapshot.facts));

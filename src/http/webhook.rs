@@ -37,7 +37,7 @@ use crate::workos::wire;
         (status = 413, description = "`body_too_large`", body = Error),
         (
             status = 503,
-            description = "`database_unavailable`, `busy`, `internal`: our failure. WorkOS retries",
+            description = "`database_unavailable`, `busy`, `internal`: the service failed. WorkOS retries",
             body = Error,
             headers(("Retry-After" = u32, description = "Seconds to wait before a retry."))
         )

@@ -1,4 +1,4 @@
-//! What the routes of WorkOS's API have in common: the name of an object in the path, and the rejection of everything that is not
+//! What the routes of WorkOS's API have in common: the ID or slug in the path, and the rejection of paths and methods that are not
 //! served.
 
 use axum::extract::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::state::HttpState;
 use super::workos_error::WorkosRejection;
 
-/// The kinds of objects beside users that these routes serve.
+/// The kinds of objects other than users that these routes serve.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SyncedKind {
     Organizations,
@@ -39,12 +39,13 @@ impl SyncedKind {
         if is_enabled { Ok(()) } else { Err(WorkosRejection::kind_disabled(name)) }
     }
 
-    /// Rejects the request until the first backfill has completed: a caller cannot distinguish an incomplete list from a complete one.
+    /// Rejects the request until the first backfill has completed: a caller cannot distinguish an incomplete list from a complete
+    /// one.
     pub(super) async fn require_complete(self, state: &HttpState) -> Result<(), WorkosRejection> {
         let is_incomplete = match self {
             Self::Organizations => state.lookups.are_organizations_incomplete(false).await?,
             Self::Memberships => state.lookups.are_organizations_incomplete(true).await?,
-            // Their own table tells whether the list was read.
+            // The routes of roles and permissions check instead whether the list was read (`roles::require_read`).
             Self::Roles | Self::Permissions => state.lookups.is_incomplete().await?,
         };
         if is_incomplete { Err(self.not_synced()) } else { Ok(()) }
@@ -75,7 +76,7 @@ impl SyncedKind {
 /// The only variable part of a path, as axum extracts it.
 pub(super) type NamedPath = Result<Path<String>, PathRejection>;
 
-/// Returns the ID in the path. An ID that is not valid text is not found, like one with a NUL, which PostgreSQL cannot store.
+/// Returns the ID in the path. An ID that is not valid UTF-8 is answered 404, like an ID with a NUL, which PostgreSQL cannot store.
 pub(super) fn named(what: &str, id: NamedPath) -> Result<String, WorkosRejection> {
     let id = id.ok().map(|Path(id)| id).filter(|id| !id.contains('\0'));
     id.ok_or_else(|| WorkosRejection::not_found(what, "?"))

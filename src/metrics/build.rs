@@ -1,4 +1,4 @@
-//! The release that runs, and what the operating system knows about the process.
+//! The metric of the running release.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;

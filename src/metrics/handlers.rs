@@ -43,7 +43,8 @@ impl Handlers {
             runs,
             lag: gauge(
                 "handler_lag_seconds",
-                "Age of the oldest change that the handler has not completed, also while it fails; dead-lettered changes do not count",
+                "Age of the oldest change that the handler has not completed, also while it fails; dead-lettered \
+                 changes do not count",
             ),
             waiting: gauge(
                 "handler_waiting",
@@ -52,7 +53,7 @@ impl Handlers {
             dead_lettered: gauge("handler_dead_lettered", "Dead-lettered changes of the handler"),
             blocked: gauge(
                 "handler_blocked",
-                "Whether the handler cannot run at all, for example because its function is gone (1 or 0)",
+                "Whether the handler cannot run at all, for example because its function does not exist (1 or 0)",
             ),
             paused: gauge("handler_paused", "Whether an operator paused the handler (1 or 0)"),
             running: gauge("handler_running", "Whether a live process runs the handler, unless it is paused (1 or 0)"),
@@ -101,7 +102,7 @@ impl Metrics {
     }
 
     /// Removes the metrics of a handler that was removed.
-    pub fn forget_handler(&self, handler: &str) {
+    pub fn remove_handler(&self, handler: &str) {
         let labels = HandlerLabels { handler: handler.to_owned() };
         let Handlers { lag, waiting, dead_lettered, blocked, paused, running, .. } = &self.handlers;
         for gauge in [lag, waiting, dead_lettered, blocked, paused, running] {

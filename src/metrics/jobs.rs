@@ -51,7 +51,7 @@ impl Jobs {
 }
 
 impl Metrics {
-    /// Adds a job that has not been restarted, because a counter that begins with its first event shows no increase.
+    /// Adds the counter of a job with the value 0, because a counter that appears with its first event shows no increase.
     pub fn started(&self, name: &'static str) {
         drop(self.background.restarts.get_or_create(&JobLabels { background_job: name }));
     }

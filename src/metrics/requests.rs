@@ -21,7 +21,7 @@ struct RequestLabels {
 /// The durations of requests.
 pub(super) struct Requests {
     histograms: Family<RequestLabels, Histogram>,
-    /// The same histograms by route and status. A request finds its own without a label of its own.
+    /// The same histograms, by route and status. So a request needs no new label set.
     known: RwLock<HashMap<String, Vec<(u16, Histogram)>>>,
 }
 

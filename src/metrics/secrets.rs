@@ -1,4 +1,4 @@
-//! The metrics of secrets: which one is in use, and whether a new one was accepted.
+//! The metrics of secrets: which ones are in use, and whether a new one was accepted.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

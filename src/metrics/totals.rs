@@ -1,4 +1,4 @@
-//! What this process has counted since its start, as plain numbers for the samples of the status page.
+//! The counts of this process since its start, as plain numbers for the samples of the status page.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,7 +47,7 @@ impl Totals {
 }
 
 impl Metrics {
-    /// Returns what this process has counted since its start.
+    /// Returns the counts of this process since its start.
     #[must_use]
     pub fn counted(&self) -> Counted {
         let read = |total: &AtomicU64| total.load(Ordering::Relaxed);

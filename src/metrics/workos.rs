@@ -82,7 +82,7 @@ impl Workos {
         let delays = Family::new_with_constructor((|| Histogram::new(DELAYS)) as fn() -> Histogram);
         registry.register(
             "event_delay_seconds",
-            "Time from an event at WorkOS to its commit, by the origin that brought it first (webhook or catch_up)",
+            "Time from an event at WorkOS to its commit, by the origin that delivered it first (webhook or catch_up)",
             delays.clone(),
         );
         Self { requests, key_refused, keys, key_age, key_failures, clock_ahead, webhook_received, delays }

@@ -8,15 +8,15 @@ use super::DbConnection;
 use super::{Store, StoreError, Work};
 use crate::domain::action::{Action, ActionKind, Verdict};
 
-/// How long a verdict is kept: longer than a signature is valid, even if the clocks differ.
+/// Retention period of a verdict: longer than a signature is valid, even if the clocks differ.
 pub const KEPT: Duration = Duration::from_secs(300);
 
-/// What makes two requests the same action: the kind, the ID and the SHA-256 of the body.
+/// Identifies an action: two requests with the same kind, ID and SHA-256 of the body are the same action.
 ///
 /// The ID alone is not enough: a verdict on one person's registration must never apply to another person's sign-in, even if both
 /// have the same ID. The hash is that of the received body. WorkOS puts the time into the header, not into the body, so a repeated
-/// request has the same body and a new signature. If WorkOS sends another body for the same action, a new decision is made. That is
-/// safe. The stored verdict of another body would not be.
+/// request has the same body and a new signature. If WorkOS sends another body for the same action, the service makes a new
+/// decision. To reuse the verdict on the previous body would be unsafe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionKey {
     kind: ActionKind,
@@ -25,7 +25,7 @@ pub struct ActionKey {
 }
 
 impl ActionKey {
-    /// The key of an action.
+    /// Returns the key of an action.
     #[must_use]
     pub fn of(action: &Action) -> Self {
         Self { kind: action.kind(), id: action.id.clone(), payload_hash: Sha256::digest(&action.payload).into() }
@@ -35,7 +35,7 @@ impl ActionKey {
 /// A verdict, and what decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionDecision {
-    /// What WorkOS is answered.
+    /// The verdict in the answer to WorkOS.
     pub verdict: Verdict,
     /// `handler`, `endpoint`, `endpoint_failure`, `rule_<n>` or `default`.
     pub decided_by: String,
@@ -56,7 +56,7 @@ impl From<Row> for ActionDecision {
 }
 
 impl Store {
-    /// The stored decision about an action, if there is one.
+    /// Returns the stored decision about an action, if there is one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -118,9 +118,9 @@ impl Store {
 /// Which decision counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredVerdict {
-    /// The one that was given.
+    /// The given decision, which is stored now.
     New,
-    /// One that was stored before.
+    /// A decision that was stored before.
     Existing(ActionDecision),
 }
 

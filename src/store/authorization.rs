@@ -179,8 +179,8 @@ impl Store {
         Ok(row.map(|row| row.into_role().1))
     }
 
-    /// Returns the roles that can be given to the members of an organization, in order of priority: the roles of the environment and
-    /// those of the organization.
+    /// Returns the roles that can be given to the members of an organization, in order of priority: the roles of the environment
+    /// and those of the organization.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -21,7 +21,7 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) event: Cow<'a, Event>,
     pub(crate) outcome: Outcome,
     pub(crate) reason: Option<String>,
-    /// Its user is deleted: the payload must not be stored.
+    /// Whether the user of the event is deleted, so that the payload must not be stored.
     pub(crate) erased: bool,
 }
 
@@ -29,12 +29,12 @@ pub(crate) struct NewEvent<'a> {
 pub(crate) struct LiveUser<'a> {
     pub(crate) user: &'a User,
     pub(crate) version: &'a Version,
-    /// The user has no row yet.
+    /// Whether the user has no row yet.
     pub(crate) is_new: bool,
 }
 
-/// What a write without a transaction has to check: the client ID, and the users whose stored state the batch was decided from. It
-/// is empty if a transaction has checked the client ID and locked the rows.
+/// What a write without a transaction must check: the client ID, and the stored state of the users from which the batch was
+/// decided. It is empty if a transaction has checked the client ID and locked the rows.
 #[derive(Default)]
 pub(crate) struct DecidedFrom<'a> {
     pub(crate) client_id: &'a str,
@@ -48,17 +48,18 @@ pub(crate) struct Writes<'a> {
     pub(crate) decided_from: DecidedFrom<'a>,
     /// Live users, in ID order.
     pub(crate) users: Vec<LiveUser<'a>>,
-    /// No scan under way confirms the versions of these users, even unchanged ones.
+    /// Whether the write time of every version is updated, also of an unchanged one. Then no scan that is in progress confirms
+    /// these versions.
     pub(crate) restamp: bool,
     pub(crate) origin: Origin,
     /// Events, in ID order, each ID once.
     pub(crate) events: Vec<NewEvent<'a>>,
-    /// Changes, in their order.
+    /// Changes, in the order of the feed.
     pub(crate) changes: Vec<NewChange<'a>>,
 }
 
 impl<'a> Writes<'a> {
-    /// Changes alone, inside a transaction.
+    /// Returns a write of changes alone, inside a transaction.
     pub(crate) fn of_changes(changes: Vec<NewChange<'a>>) -> Self {
         Self {
             decided_from: DecidedFrom::default(),
@@ -70,7 +71,7 @@ impl<'a> Writes<'a> {
         }
     }
 
-    /// There is nothing to write, and nothing to check.
+    /// Returns whether there is nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
         self.users.is_empty() && self.events.is_empty() && self.changes.is_empty()
     }
@@ -78,8 +79,8 @@ impl<'a> Writes<'a> {
 
 /// Writes a batch and returns the IDs of the events that were new.
 ///
-/// The rows of the users that it updates are locked, or `decided_from` names every user of the batch. Users and events are
-/// written in ID order, so that transactions which write the same ones wait for each other in one order.
+/// Either the caller has locked the rows of the updated users, or `decided_from` names every user of the batch. Users and events
+/// are written in ID order, so that concurrent transactions cannot deadlock.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if a user has changed since it was read, or if another transaction inserted it first.

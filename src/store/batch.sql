@@ -54,7 +54,7 @@ updated as (
                 and (stored.updated_at, stored.synced_observed_at, stored.synced_observation_id)
                     = (seen.updated_at, seen.observed_at, seen.observation)
             then stored.synced_version_at
-            -- Not the transaction's start: it may have waited for the row's lock since.
+            -- Not now(), because the transaction may have waited for the lock of the row after its start.
             else clock_timestamp()
         end
     from seen
@@ -84,14 +84,14 @@ recorded as (
     set
         webhook_at = coalesce(events.webhook_at, excluded.webhook_at),
         catch_up_at = coalesce(events.catch_up_at, excluded.catch_up_at)
-    -- A channel that has brought the event before changes nothing.
+    -- A channel that has delivered the event before changes nothing.
     where
         (events.webhook_at is null and excluded.webhook_at is not null)
         or (events.catch_up_at is null and excluded.catch_up_at is not null)
     returning id, (xmax = 0) as is_new
 ),
 writing as materialized (
-    -- Before any position is drawn: see workos.feed_head().
+    -- The lock is taken before any position is taken from the sequence: see workos.feed_head().
     select pg_advisory_xact_lock_shared($30, ((last_value - (not is_called)::int4) & 2147483647)::int4)
     from guard
     cross join workos.changes_position

@@ -30,7 +30,7 @@ pub struct CatchUpState {
     pub range_decided_at: Timestamp,
     /// The table contains everything that happened at WorkOS until this time.
     pub synced_through: Option<Timestamp>,
-    /// Events may have been lost, so a full reconcile is needed.
+    /// Whether events may have been lost, so that a full reconcile is needed.
     pub needs_reconcile: bool,
     /// The same for organizations and memberships.
     pub needs_organization_reconcile: bool,
@@ -222,7 +222,7 @@ impl Store {
     }
 }
 
-/// Reading starts this many seconds before the time from which no event may be missed.
+/// Catch-up starts this many seconds before the time from which no event may be missed.
 pub(crate) const OVERLAP: i64 = 3_600;
 
 /// Stores the start of catch-up, unless it has started or the database was bound to another environment meanwhile.
@@ -291,10 +291,10 @@ pub(crate) struct RestartCatchUp {
     pub(crate) range_start: Timestamp,
     /// The current time of WorkOS's clock.
     pub(crate) now: Timestamp,
-    /// Events before this time may have been lost.
+    /// Whether events before the new start may have been lost, so that a full reconcile is needed.
     pub(crate) needs_reconcile: bool,
-    /// `synced_through` is wrong and becomes unknown until catch-up reaches the end of the events again.
-    pub(crate) forget_synced_through: bool,
+    /// Whether `synced_through` is wrong. It then becomes unknown until catch-up reaches the end of the events again.
+    pub(crate) clears_synced_through: bool,
 }
 
 impl Work for RestartCatchUp {
@@ -319,7 +319,7 @@ impl Work for RestartCatchUp {
             OffsetDateTime::from(self.range_start),
             OffsetDateTime::from(self.now),
             self.needs_reconcile,
-            self.forget_synced_through
+            self.clears_synced_through
         )
         .execute(connection)
         .await?;

@@ -30,7 +30,7 @@ pub(crate) struct NewChange<'a> {
     pub(crate) changed: &'a [String],
     pub(crate) event: Option<&'a Event>,
     pub(crate) origin: Origin,
-    /// The change is the event itself: it is written only if the inbox did not contain the event before.
+    /// Whether the change is the event itself. Such a change is written only if the inbox did not contain the event before.
     pub(crate) only_if_new: bool,
 }
 
@@ -125,7 +125,7 @@ impl Store {
         self.head().await?.ok_or(StoreError::Overtaken)
     }
 
-    /// Returns `None` if the epoch belongs to another database, of which this one is a copy.
+    /// Returns `None` if this database is a copy of another one, to which the epoch belongs.
     async fn head(&self) -> Result<Option<FeedHead>, StoreError> {
         let row = self
             .lookup(async |connection| {
@@ -204,8 +204,8 @@ impl Store {
         Ok(self.changes(position - 1, position, 1).await?.pop())
     }
 
-    /// Returns the payloads of these events from the inbox, with their IDs, in the given order. The page ends before the payload that
-    /// would exceed its size. IDs that are missing from the result belong to the next page.
+    /// Returns the payloads of these events from the inbox, with their IDs, in the given order. The page ends before the payload
+    /// that would exceed its size. IDs that are missing from the result belong to the next page.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -249,7 +249,7 @@ impl Store {
     }
 }
 
-/// Gives the feed another epoch. All positions become invalid, so followers must read all users again.
+/// Gives the feed a new epoch. All positions become invalid, so followers must read all users again.
 pub(crate) async fn renew_epoch(connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
     sqlx::query!("-- changes.renew_epoch\nupdate workos.feed set epoch = left(gen_random_uuid()::text, 8)")
         .execute(connection)
@@ -265,8 +265,8 @@ struct Expire {
 impl Work for Expire {
     type Output = bool;
 
-    /// Deletes the oldest changes first, so followers find no gap. A change in the backlog of a handler stays for that handler, and
-    /// is deleted once no backlog contains it any more.
+    /// Deletes the oldest changes first, so followers find no gap. A change in the backlog of a handler stays for that handler. It
+    /// is deleted when no backlog contains it any more.
     async fn run(&self, connection: &mut DbConnection<'_>) -> Result<bool, StoreError> {
         let through = sqlx::query_scalar!(
             "-- changes.expire
@@ -299,11 +299,11 @@ impl Work for Expire {
             ),
             dropped as (
                 delete from workos.changes
-                -- By place, so that no plan reads the whole table.
+                -- By ctid, so that no plan reads the whole table.
                 where ctid = any(array(
                     select candidate.place
                     from (select * from passed union all select * from released) as candidate
-                    -- The limit makes it one probe of an index for each handler.
+                    -- With the limit, PostgreSQL probes an index once for each handler.
                     left join lateral (
                         select true as is_needed
                         from workos.handlers

@@ -11,8 +11,8 @@ use sqlx::{Connection, Describe, Either, Error, Execute, Executor, Postgres, Sql
 /// A connection, and whether the server keeps prepared statements on it.
 ///
 /// The driver parses a statement and executes it with separate messages. Behind a pooler, a statement that was parsed under a name
-/// may be executed in another session, where the name is unknown or names a different statement. So there each statement is parsed
-/// without a name, directly before its execution, inside of a transaction.
+/// may be executed in another session, where the name is unknown or names a different statement. So behind a pooler each statement
+/// is parsed without a name, directly before its execution, inside of a transaction.
 pub struct DbConnection<'c> {
     connection: &'c mut PgConnection,
     keeps_statements: bool,

@@ -43,8 +43,8 @@ impl Cutoff {
         cutoff > 0 && opened <= cutoff
     }
 
-    /// Sends a ping to the server. If there is no response in time, the network path to the server is interrupted, for example after
-    /// a failover that closes no connection. Then every connection that was opened so far is unusable.
+    /// Sends a ping to the server. If there is no response in time, the network path to the server is interrupted, for example
+    /// after a failover that closes no connection. Then every connection that was opened so far is unusable.
     pub(super) async fn ping(&self, connection: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
         tokio::time::timeout(limit, connection.ping()).await.unwrap_or_else(|_| {
             self.set();

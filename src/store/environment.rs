@@ -12,8 +12,8 @@ impl Store {
             .await
     }
 
-    /// Binds the database to this store's client ID if it is not bound yet, and returns the client ID that it is bound to. If several
-    /// processes do this at the same time, the first one wins.
+    /// Binds the database to this store's client ID if it is not bound yet, and returns the client ID that it is bound to. If
+    /// several processes do this at the same time, the first one wins.
     pub(super) async fn bind(&self) -> Result<String, StoreError> {
         self.attempt(&pool::begin_write(self.timeout, ""), &Bind { client_id: &self.client_id }).await
     }
@@ -205,8 +205,8 @@ impl Work for Rebind<'_> {
         )
         .execute(&mut *connection)
         .await?;
-        sqlx::query!("-- catch_up.forget\ndelete from workos.catch_up").execute(&mut *connection).await?;
-        sqlx::query!("-- scans.forget\ndelete from workos.scans").execute(&mut *connection).await?;
+        sqlx::query!("-- catch_up.reset\ndelete from workos.catch_up").execute(&mut *connection).await?;
+        sqlx::query!("-- scans.reset\ndelete from workos.scans").execute(&mut *connection).await?;
         Ok(old)
     }
 }

@@ -14,7 +14,8 @@ pub const PERSONAL_DATA: [(&str, &str); 5] = [
     ("sign_ins", "signed_in_at"),
 ];
 
-/// Maximum number of rows per table that one transaction erases. If more are left, the user is added to `workos.erasures`.
+/// Maximum number of rows per table that one transaction erases. If more are left, the transaction adds the user to
+/// `workos.erasures`.
 pub const BATCH: i64 = 1_000;
 
 /// Maximum number of users in one batch of pending erasures.
@@ -38,9 +39,8 @@ pub struct PendingErasures {
     pub oldest_seconds: i64,
 }
 
-/// Erases personal data of these users, at most `limit` rows per table. The caller ends their memberships before, with the same limit
-/// (`ended`). Users with remaining data are added to the pending
-/// erasures in the same transaction.
+/// Erases personal data of these users, at most `limit` rows per table. The caller ends their memberships before, with the same
+/// limit (`ended`). Users with remaining data are added to the pending erasures in the same transaction.
 ///
 /// The caller holds locks on the users' rows, which must be tombstones, so that no other transaction can store more about them.
 pub(crate) async fn erase(

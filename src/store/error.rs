@@ -41,7 +41,7 @@ pub enum StoreError {
     /// Another process changed the state after this one read it, so nothing was written.
     #[error("another process has changed the same row, so nothing was written; retry")]
     Overtaken,
-    /// Too many writes wait already.
+    /// Too many writes wait for the database.
     #[error("too many writes wait for the database; retry")]
     Busy,
     /// Our code panicked. Nothing was written.
@@ -61,7 +61,7 @@ impl StoreError {
         Self::TimedOut(failure::late())
     }
 
-    /// Adds the place of the database, if the error has none yet.
+    /// Adds the address of the database, if the error has none yet.
     pub(super) fn at(self, place: &Arc<Place>) -> Self {
         match self {
             Self::Unavailable(failure) => Self::Unavailable(failure.at(place)),
@@ -80,7 +80,7 @@ impl StoreError {
         }
     }
 
-    /// The server is a standby, or an operator made it read-only.
+    /// Returns the error for a server that is a standby or was set to read-only.
     pub(super) fn read_only() -> Self {
         Self::Disconnected(failure::of_sqlstate("25006"))
     }
@@ -100,7 +100,7 @@ impl StoreError {
         if is_lasting { Self::Unavailable(failure) } else { Self::Disconnected(failure) }
     }
 
-    /// What was read has changed, so that the transaction has to start over.
+    /// Returns the error for a row that has changed since it was read, so that the transaction must be retried.
     pub(super) fn retry() -> Self {
         Self::Conflict { sqlstate: "40001".to_owned() }
     }

@@ -1,4 +1,4 @@
-//! Failures of the database in words: what failed, at which server, and what to do.
+//! Describes failures of the database: what failed, at which server, and what to do.
 //!
 //! PostgreSQL's own messages can contain values of rows. So only the names of objects are read from them, and only from messages of
 //! a known form.
@@ -17,7 +17,7 @@ const NAME_LIMIT: usize = 130;
 /// Maximum length of the reason of a TLS failure.
 const TLS_REASON_LIMIT: usize = 200;
 
-/// Where a database is, and the role that connects to it.
+/// The address of a database, and the role that connects to it.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     address: String,
@@ -48,7 +48,7 @@ pub(super) fn address(options: &PgConnectOptions) -> String {
     format!("{host}:{}/{name}", options.get_port())
 }
 
-/// Returns a name as SQL needs it.
+/// Returns a name, quoted for SQL.
 pub(super) fn quoted(name: &str) -> String {
     let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     let is_plain = is_plain && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! Logs each cause of database failures once, however many requests and jobs meet it.
+//! Logs each cause of database failures once, for all requests and jobs that fail because of it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +10,14 @@ use super::StoreError;
 /// A cause that persists is logged again after this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
-/// Maximum number of causes that are remembered.
+/// Maximum number of causes that are stored.
 const MAX_CAUSES: usize = 32;
 
 /// The causes that were logged. All stores of a process share one.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     causes: Mutex<HashMap<String, Cause>>,
-    /// The last failure was one of the connection, and no statement has succeeded since.
+    /// Whether the connection failed and no statement has succeeded since then.
     is_down: AtomicBool,
 }
 

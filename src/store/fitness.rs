@@ -1,4 +1,5 @@
-//! Checks whether this process may serve the database: it is migrated, this release can read it, and it belongs to this environment.
+//! Checks whether this process may serve the database: it is migrated, this release can read it, and it belongs to this
+//! environment.
 
 use std::fmt;
 use std::future::Future;
@@ -26,7 +27,7 @@ pub trait ClientVerifier: fmt::Debug + Send + Sync {
 
 type Check = Shared<BoxFuture<'static, Result<(), StoreError>>>;
 
-/// A check that one task at a time runs. All concurrent callers get the result of this task.
+/// A check that runs in one task at a time. All concurrent callers get the result of that task.
 #[derive(Debug)]
 struct SharedCheck {
     /// Whether the first success is final.
@@ -66,12 +67,12 @@ impl Store {
     /// Checks whether this process may serve the database. The first success is final. Returns within the store's timeout.
     ///
     /// # Errors
-    /// [`StoreError::Unfit`] if it may not, any other error if the check could not run.
+    /// [`StoreError::Unfit`] if this process must not serve the database, any other error if the check could not run.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.once(|fitness| &fitness.fit, || self.clone().check_fitness()).await
     }
 
-    /// Does [`Store::check`], and checks that the database is bound to this client ID. If it is not bound yet, binds it, if WorkOS
+    /// Runs [`Store::check`], and checks that the database is bound to this client ID. If it is not bound yet, binds it, if WorkOS
     /// knows the client ID.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Concurrent reads share a statement.
 //!
 //! A read starts at once while a reader is free. Reads that arrive while all readers are busy wait, and form the next statement.
-//! So a lone read waits for nobody, and a burst shares round trips and planning. A statement answers only reads that arrived
-//! before it began, so no answer is older than its request.
+//! So a single read does not wait, and the reads of a burst share round trips and planning. A statement answers only reads that
+//! arrived before it began, so no answer is older than its request.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,19 +20,19 @@ const READERS: usize = 2;
 /// Number of keys that one statement reads.
 const BATCH: usize = 128;
 
-/// Number of reads that can wait. The service has fewer connections; an embedding application can have more.
+/// Maximum number of waiting reads. The service has fewer connections; an embedding application can have more.
 const WAITING: usize = 16_384;
 
-/// Number of statements on one connection before it is returned to the pool. Other users of the pool wait for no longer than
-/// that, and the pool closes connections to a server that must no longer be used.
+/// Number of statements on one connection before it is returned to the pool. So other users of the pool get the connection soon,
+/// and the pool can close a connection to a server that must no longer be used.
 const STATEMENTS: usize = 32;
 
-/// The longest ID that shares a statement, in bytes.
+/// Maximum length of an ID that shares a statement, in bytes.
 const ID_BYTES: usize = 64;
 
 /// A statement that answers many keys.
 pub(super) trait GroupedQuery: 'static {
-    /// What is asked for.
+    /// The key of a read, for example a user ID.
     type Key: Send + Sync;
 
     /// The answer for one key.
@@ -86,7 +86,7 @@ impl<Q: GroupedQuery> Grouped<Q> {
 
     /// Returns the answer for this key.
     pub(super) async fn read(&self, key: Q::Key) -> Result<Q::Answer, StoreError> {
-        // WorkOS's IDs are like this. PostgreSQL might refuse other text, and then the statement would fail for every caller.
+        // WorkOS's IDs have this form. PostgreSQL might refuse other text, and then the statement would fail for every caller.
         let is_plain = |text: &str| text.len() <= ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
         if !Q::texts(&key).all(is_plain) {
             return read_alone::<Q>(&self.store, &key).await;
@@ -111,8 +111,8 @@ impl<Q: GroupedQuery> Grouped<Q> {
             queue.readers += 1;
             Reader { store: self.store.clone(), queue: self.queue.clone(), is_counted: true }
         };
-        // The reader has its own task, so a caller that gives up does not interrupt the other callers' read. It starts outside of
-        // the lock: a runtime that ends drops it at once, and that locks the queue.
+        // The reader has its own task, so a caller that stops waiting does not interrupt the other callers' read. It starts after
+        // the queue is unlocked: a runtime that ends drops it at once, and the drop locks the queue.
         tokio::spawn(reader.run());
         Ok(())
     }
@@ -122,7 +122,7 @@ fn lock<Q: GroupedQuery>(queue: &Mutex<Queue<Q>>) -> MutexGuard<'_, Queue<Q>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads one key in a statement of its own.
+/// Reads one key in a separate statement.
 async fn read_alone<Q: GroupedQuery>(store: &Store, key: &Q::Key) -> Result<Q::Answer, StoreError> {
     let answers = store.lookup(async |connection| Q::read(connection, std::slice::from_ref(key)).await).await?;
     answers.into_iter().next().ok_or(StoreError::Unavailable("an answer was lost".into()))
@@ -132,7 +132,7 @@ async fn read_alone<Q: GroupedQuery>(store: &Store, key: &Q::Key) -> Result<Q::A
 struct Reader<Q: GroupedQuery> {
     store: Store,
     queue: Arc<Mutex<Queue<Q>>>,
-    /// Counted among the queue's readers.
+    /// Whether this reader is counted in the queue's readers.
     is_counted: bool,
 }
 
@@ -150,7 +150,7 @@ impl<Q: GroupedQuery> Reader<Q> {
             match self.answers(&mut held, &keys).await {
                 Ok(answers) => {
                     for (sender, answer) in senders.into_iter().zip(answers) {
-                        // The caller may have given up.
+                        // The caller may have stopped waiting.
                         let _ = sender.send(Ok(answer));
                     }
                 }
@@ -172,7 +172,7 @@ impl<Q: GroupedQuery> Reader<Q> {
         let mut batch = Vec::new();
         while batch.len() < BATCH {
             match queue.waiting.pop_front() {
-                // The caller has given up.
+                // The caller has stopped waiting.
                 Some(read) if read.answer.is_closed() => {}
                 Some(read) => batch.push(read),
                 None if batch.is_empty() => {
@@ -195,7 +195,7 @@ impl<Q: GroupedQuery> Reader<Q> {
             None => Held { connection: self.store.lookups.acquire(deadline, self.store.timeout).await?, statements: 0 },
         };
         let asked = self.store.ask_on(&mut connection, deadline, async |connection| Q::read(connection, keys).await);
-        // After a timeout the server may still be busy. So the use of the connection has not ended.
+        // After a timeout the server may still execute the statement, so the connection does not return to the pool.
         let outcome = asked.await?;
         if outcome.is_ok() && statements + 1 < STATEMENTS {
             *held = Some(Held { connection, statements: statements + 1 });

@@ -58,7 +58,7 @@ pub struct SqlHandler {
 pub struct BacklogChange {
     /// The position of the change in the feed.
     pub position: i64,
-    /// The user of the change. Empty if it is about no user.
+    /// The user of the change. Empty if the change is not about a user.
     pub user_id: String,
     /// Whether it is a live user that a new handler receives, not a row of the feed.
     pub from_start: bool,
@@ -255,7 +255,7 @@ impl Store {
                         order by id
                         limit $3
                     ) as live
-                    -- The limit makes it one probe of an index for each user.
+                    -- With the limit, PostgreSQL probes an index once for each user.
                     left join lateral (
                         select true as is_later
                         from workos.changes

@@ -1,4 +1,5 @@
-//! What `doctor` and the status page read from the database. Nothing here writes, and it reads databases that must not be served, too.
+//! What `doctor` and the status page read from the database. Nothing here writes, and it reads databases that must not be served,
+//! too.
 
 use super::migrations::{self, MigrationStatus};
 use super::pooler::Mode;
@@ -9,7 +10,7 @@ use crate::domain::timestamp::Timestamp;
 /// Maximum number of rows that one count reads.
 const COUNT_LIMIT: i64 = 100_000;
 
-/// Number of the latest events in which the last webhook is searched.
+/// Number of the latest events among which the last webhook is searched.
 const LATEST: i64 = 10_000;
 
 /// The server, and how many connections it has.
@@ -70,12 +71,12 @@ pub struct InboxFacts {
     pub oldest_payload_at: Option<Timestamp>,
 }
 
-/// What webhooks have delivered.
+/// The events that webhooks have delivered.
 #[derive(Clone, Debug)]
 pub struct WebhookFacts {
-    /// When a webhook last delivered an event that was new.
+    /// When a webhook last delivered a new event.
     pub last_at: Option<Timestamp>,
-    /// Events of the last day that only polling brought. Counted up to 100,000.
+    /// Events of the last day that only polling delivered. Counted up to 100,000.
     pub missed: i64,
     /// When the first and the last of them were received.
     pub missed_between: Option<(Timestamp, Timestamp)>,
@@ -311,8 +312,8 @@ impl Store {
         })
     }
 
-    /// Returns what webhooks have delivered. An event of these types counts as missed by webhooks two minutes after polling brought
-    /// it, if WorkOS created it after `since`.
+    /// Returns facts about the events that webhooks have delivered. An event of these types counts as missed by webhooks two
+    /// minutes after polling delivered it, if WorkOS created it after `since`.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -24,7 +24,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 pub struct Lease {
     /// Whether this process holds the lease, for [`LEASE`] from now.
     pub held: bool,
-    /// The remaining pause that WorkOS asked this job for, if any.
+    /// The remaining pause that WorkOS requested from this job, if any.
     pub pause: Option<Duration>,
     /// The current time of the database's clock.
     pub now: Timestamp,
@@ -61,7 +61,7 @@ impl Store {
     }
 
     /// Releases the lease of a job, or every lease of this holder, so that other processes need not wait until it expires. A pause
-    /// stays.
+    /// of the job remains.
     ///
     /// # Errors
     /// [`StoreError`]

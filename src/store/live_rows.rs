@@ -11,7 +11,7 @@ pub(crate) struct LiveObject {
     pub(crate) created_at: Option<Timestamp>,
     /// The user and the organization of a membership.
     pub(crate) of: Option<Sides>,
-    /// The organization of the membership has a tombstone.
+    /// Whether the organization of the membership has a tombstone.
     pub(crate) is_organization_deleted: bool,
 }
 

@@ -27,7 +27,7 @@ pub(crate) enum LoginError {
         given: String,
     },
     /// The server refused the login, or is unavailable.
-    #[error("the database {database} was not opened with it: {error}")]
+    #[error("no connection to the database {database} could be opened with it: {error}")]
     Refused {
         /// Host, port and name of the database.
         database: String,
@@ -36,7 +36,7 @@ pub(crate) enum LoginError {
     },
     /// The new role cannot use the tables.
     #[error(
-        "the role {role} lacks privileges on the tables of the schema workos; grant them as the README of the folder deploy says"
+        "the role {role} lacks privileges on the tables of the schema workos; grant them as described in deploy/README.md"
     )]
     Privileges {
         /// The role.
@@ -47,7 +47,7 @@ pub(crate) enum LoginError {
 /// Replaces the login of every pool of these stores.
 ///
 /// # Errors
-/// [`LoginError`]. Then the pools keep the previous login. If the server refuses that one later, they use the new one.
+/// [`LoginError`]. Then the pools keep the previous login. If the server refuses the previous login later, they use the new one.
 pub(crate) async fn replace(stores: &[&Store], login: &Hosts, timeout: Duration) -> Result<(), LoginError> {
     let pools: Vec<&Pool> = stores.iter().flat_map(|store| [&store.writes, &store.lookups, &store.handlers]).collect();
     let mut tested = None;
@@ -77,7 +77,7 @@ pub(crate) async fn replace(stores: &[&Store], login: &Hosts, timeout: Duration)
     Ok(())
 }
 
-/// Withdraws a login that was not accepted.
+/// Discards a login that was not accepted.
 pub(crate) fn withdraw(stores: &[&Store]) {
     for pool in stores.iter().flat_map(|store| [&store.writes, &store.lookups, &store.handlers]) {
         pool.offer(None);

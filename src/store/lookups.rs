@@ -1,4 +1,4 @@
-//! The statements behind lookups: who is behind a token, and what may they do in their organization.
+//! The statements of lookups: the user of a token, and what the user may do in the token's organization.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::domain::user::User;
 pub struct Caller {
     /// The user, live or deleted.
     pub user: Stored<User>,
-    /// WorkOS has revoked the token's session. Not known of a user without a row.
+    /// Whether WorkOS has revoked the token's session. Always false for a user without a row.
     pub is_revoked: bool,
 }
 
@@ -29,9 +29,10 @@ pub(crate) struct Member {
     pub(crate) user: Stored<User>,
     pub(crate) is_revoked: bool,
     pub(crate) organization: Stored<Organization>,
-    /// The membership of the two. A user may have had several: an active one comes before others, and any before a tombstone.
+    /// The user's membership in the organization. If there are several, an active one takes precedence over the others, and a
+    /// tombstone comes last.
     pub(crate) membership: Stored<Membership>,
-    /// The permissions of the membership's roles, as they are now, in order.
+    /// The current permissions of the membership's roles, in order.
     pub(crate) permissions: Vec<String>,
 }
 
@@ -43,7 +44,7 @@ pub struct GroupedReads {
 }
 
 impl GroupedReads {
-    /// Reads from `store`.
+    /// Creates a reader of `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
         Self { callers: Grouped::new(store.clone()), members: Grouped::new(store) }
@@ -74,13 +75,13 @@ impl GroupedReads {
     }
 }
 
-/// Names a user, and a session unless revoked sessions are not synced.
+/// Names a user, and the session if revoked sessions are synced.
 struct CallerKey {
     id: String,
     session_id: Option<String>,
 }
 
-/// Names a user and an organization, and a session unless revoked sessions are not synced.
+/// Names a user and an organization, and the session if revoked sessions are synced.
 #[derive(Clone, Debug)]
 pub(crate) struct MemberKey {
     pub(crate) user_id: String,
@@ -109,7 +110,7 @@ impl GroupedQuery for Callers {
                 last_sign_in_at, locale, created_at, updated_at,
                 synced_extra as "synced_extra: Json<Extra>",
                 synced_observed_at, synced_observation_id, synced_deleted, synced_deleted_at,
-                -- Once for the statement.
+                -- Executed once per statement.
                 array(select revoked.id from workos.revoked_sessions as revoked where revoked.id = any($2)) as "revoked!"
             from workos.user_records
             where id = any($1)"#,

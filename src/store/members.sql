@@ -18,7 +18,7 @@ select
     member.synced_observation_id as "synced_observation_id?",
     member.synced_deleted as "synced_deleted?",
     member.synced_deleted_at as "synced_deleted_at?",
-    -- Once for the statement.
+    -- Executed once per statement.
     array(select revoked.id from workos.revoked_sessions as revoked where revoked.id = any($3)) as "revoked!",
     organization.id as "organization_id?",
     organization.name as "organization_name?",

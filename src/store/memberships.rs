@@ -174,7 +174,7 @@ pub(super) async fn write(connection: &mut DbConnection<'_>, live: &[LiveRow<'_>
     Ok(())
 }
 
-/// Turns rows into tombstones: only the ID, the user, the organization and the time of the deletion stay.
+/// Turns rows into tombstones, which keep only the ID, the user, the organization and the time of the deletion.
 pub(super) async fn write_tombstones(
     connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],
@@ -220,8 +220,8 @@ pub(crate) struct Ended {
     pub(crate) user_id: String,
 }
 
-/// Turns up to `limit` memberships of these users into tombstones, because the users are deleted. The users' rows are locked. Returns the
-/// memberships that it ended.
+/// Turns up to `limit` memberships of these users into tombstones, because the users are deleted. The users' rows are locked.
+/// Returns the memberships that it ended.
 pub(crate) async fn end_of_users(
     connection: &mut DbConnection<'_>,
     users: &[String],
@@ -253,7 +253,7 @@ pub(crate) async fn end_of_users(
                     and not synced_deleted
                 limit $2
             ))
-            -- Another transaction, for whose lock this statement has waited, may have ended one.
+            -- This statement may have waited for another transaction, which may have ended a membership.
             and not synced_deleted
         returning id, user_id as "user_id!""#,
         users,
@@ -265,7 +265,7 @@ pub(crate) async fn end_of_users(
 }
 
 impl Store {
-    /// Returns these memberships, in every status or deleted. Absent ones are left out.
+    /// Returns these memberships, in every status or deleted. Absent ones are omitted.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -298,8 +298,8 @@ impl Store {
         .await
     }
 
-    /// Returns up to `limit` memberships of a user that have not ended, in any status, after the membership ID `after`, in ID order.
-    /// Each has the name of its organization, unless the organization was never seen.
+    /// Returns up to `limit` memberships of a user, in ID order after the membership ID `after`. It returns those that have not
+    /// ended, in any status. Each has the name of its organization, unless the organization has no row.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -45,7 +45,8 @@ pub enum MigrationsError {
     Migration(String),
     /// Another run holds the lock.
     #[error(
-        "another `authkit-sync migrate` has held the migration lock for a minute; wait for it, or, if none is running, find the session that holds the advisory lock in pg_locks and end it"
+        "another `authkit-sync migrate` has held the migration lock for a minute; wait for it, or, if none is \
+         running, find the session that holds the advisory lock in pg_locks and end it"
     )]
     Locked,
 }
@@ -150,7 +151,7 @@ pub async fn run_migrator(pool: &PgPool, migrator: &Migrator) -> Result<Vec<Stri
 
 async fn run_in_session(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String>, MigrationsError> {
     let mut session = Session::open(pool).await?;
-    // A failure closes its connection, and so releases it.
+    // After a failure its connection is closed, which releases the lock.
     let mut lock = RunLock::take(pool).await?.ok_or(MigrationsError::Locked)?;
     session.transaction(create_schema).await?;
     let pending = pending(&mut session, migrator).await?;
@@ -158,7 +159,7 @@ async fn run_in_session(pool: &PgPool, migrator: &Migrator) -> Result<Vec<String
     let mut done = indexes::rebuild_invalid(&mut session, migrator, is_pending).await.map_err(explain)?;
     for migration in &pending {
         lock.check().await?;
-        apply_patiently(&mut session, migration).await.map_err(explain)?;
+        apply_with_retries(&mut session, migration).await.map_err(explain)?;
         done.push(title(migration));
     }
     if let Some(index) = indexes::first_invalid(&mut session, migrator).await.map_err(explain)? {
@@ -195,9 +196,9 @@ async fn pending<'m>(session: &mut Session, migrator: &'m Migrator) -> Result<Ve
     Ok(pending)
 }
 
-/// Applies a migration. One in a transaction that waits too long for a lock, or that PostgreSQL ends because of a deadlock, has
-/// changed nothing and is attempted again.
-async fn apply_patiently(session: &mut Session, migration: &Migration) -> Result<(), MigrateError> {
+/// Applies a migration. Retries a migration that waited too long for a lock, or that PostgreSQL ended because of a deadlock,
+/// because such a migration has changed nothing.
+async fn apply_with_retries(session: &mut Session, migration: &Migration) -> Result<(), MigrateError> {
     for _ in 1..ATTEMPTS {
         match apply(session, migration).await {
             Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
@@ -205,7 +206,7 @@ async fn apply_patiently(session: &mut Session, migration: &Migration) -> Result
             {
                 tracing::warn!(
                     version,
-                    "the migration could not get a lock, because other transactions hold it; it is attempted again"
+                    "the migration could not get a lock, because other transactions hold it; it is retried"
                 );
                 tokio::time::sleep(PAUSE).await;
             }
@@ -242,8 +243,8 @@ async fn apply(session: &mut Session, migration: &Migration) -> Result<(), Migra
     Ok(())
 }
 
-/// Creates the schema and the table of applied migrations if they are missing. `if not exists` would need the privilege even if they
-/// exist, and the login may not have it: a database administrator can run the migrations.
+/// Creates the schema and the table of applied migrations if they are missing. `if not exists` would need the privilege even if
+/// they exist. The login may lack it, because a database administrator can run the migrations.
 async fn create_schema(connection: &mut DbConnection<'_>) -> Result<(), sqlx::Error> {
     let present = sqlx::query!(
         r#"-- migrations.schema

@@ -1,6 +1,6 @@
-//! What the write path does with the rows of any kind of object: lock, read, write. Each kind has its own table with typed columns,
-//! and a file named after it with the statements that name those columns. The statements that are the same for every table are
-//! written once, in `rows`.
+//! The operations of the write path on the rows of any kind of object: lock, read, write. Each kind has its own table with typed
+//! columns, and a file named after it with the statements that name those columns. The statements that are the same for every table
+//! are written once, in `rows`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use super::{Store, StoreError, memberships, organizations, users};
 use crate::domain::decide::Stored;
 use crate::domain::object::{Kind, Object};
 
-/// Locks these objects in ID order and reads them. It returns the last committed state, and no other transaction can change that state
-/// before this one ends. The lock is `no key`, so that foreign keys of an application do not wait for it.
+/// Locks these objects in ID order and reads them. It returns the last committed state, and no other transaction can change that
+/// state before this one ends. The lock is `no key`, so that foreign keys of an application do not wait for it.
 ///
 /// This also holds for the sign-ins, although only the users' rows are locked: a transaction that stores a sign-in of a live user
 /// writes the user's row, too, and `workos.confirm_inserted` covers absent users.
@@ -26,7 +26,7 @@ pub(crate) async fn lock(connection: &mut DbConnection<'_>, kind: Kind, ids: &[S
     };
     let rows = find(connection, kind, ids).await?;
     let found = rows.values().filter(|row| row.revision.is_some()).count();
-    // Rows are never deleted, so the same number means the same rows.
+    // Rows are never deleted, so an equal number means the same rows.
     if found == locked { Ok(rows) } else { Err(StoreError::retry()) }
 }
 
@@ -41,8 +41,8 @@ pub(crate) async fn find(connection: &mut DbConnection<'_>, kind: Kind, ids: &[S
     Ok(rows)
 }
 
-/// Inserts a placeholder for each of these objects, which have no row, so no other transaction can insert or delete them. `ids` must be
-/// sorted, so that two transactions that insert the same rows do not deadlock.
+/// Inserts a placeholder for each of these objects, which have no row, so no other transaction can insert or delete them. `ids`
+/// must be sorted, so that two transactions that insert the same rows do not deadlock.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if another transaction inserted one of them first.
@@ -117,7 +117,7 @@ impl Store {
         Ok(locked.into_iter().collect())
     }
 
-    /// Returns these objects, live or deleted. Absent ones are left out.
+    /// Returns these objects, live or deleted. Absent ones are omitted.
     ///
     /// # Errors
     /// [`StoreError`]

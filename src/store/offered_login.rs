@@ -1,4 +1,4 @@
-//! A login that the server did not accept yet, for the case that it refuses the current one before the next test.
+//! A login that the server has not accepted yet. It is used if the server refuses the current login before the next test.
 
 use arc_swap::ArcSwapOption;
 use sqlx::pool::PoolConnection;
@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 #[derive(Default)]
 pub(super) struct OfferedLogin {
     login: ArcSwapOption<PgConnectOptions>,
-    /// One caller at a time tests it.
+    /// Locked during a test, so that only one caller at a time tests the login.
     test: Mutex<()>,
 }
 

@@ -163,7 +163,7 @@ pub(super) async fn write(connection: &mut DbConnection<'_>, live: &[LiveRow<'_>
     Ok(())
 }
 
-/// Turns rows into tombstones: only the ID and the time of the deletion stay.
+/// Turns rows into tombstones, which keep only the ID and the time of the deletion.
 pub(super) async fn write_tombstones(
     connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],
@@ -200,7 +200,7 @@ pub(super) async fn write_tombstones(
 }
 
 impl Store {
-    /// Returns these organizations, live or deleted. Absent ones are left out.
+    /// Returns these organizations, live or deleted. Absent ones are omitted.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -1,4 +1,4 @@
-//! Pages of lists, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also of no object.
+//! Pages of lists, in ID order. WorkOS's IDs sort by creation time. A cursor can be any ID, also one that no object has.
 
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,16 +34,16 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// Replaces each object. Objects that become `None` are left out.
+    /// Replaces each object. Objects that become `None` are omitted.
     pub(super) fn filter_map<U>(self, replace: impl FnMut(T) -> Option<U>) -> Page<U> {
         let items = self.items.into_iter().filter_map(replace).collect();
         Page { items, before: self.before, after: self.after }
     }
 }
 
-/// What a statement reads for a page: objects from one ID on, and one more than the page has.
+/// The range that a statement reads for a page: objects after or before an ID, and one object more than the page contains.
 pub(super) struct Range<'a> {
-    /// To greater IDs.
+    /// Whether the range continues to greater IDs.
     pub(super) upward: bool,
     /// The ID that is not included.
     pub(super) from: &'a str,
@@ -64,7 +64,7 @@ impl<'a> PageOf<'a> {
         Range { upward, from, limit: i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1) }
     }
 
-    /// Returns the page of what was read for [`PageOf::range`].
+    /// Returns the page from the objects that were read for [`PageOf::range`].
     pub(super) fn page<T>(&self, mut items: Vec<T>, id: impl Fn(&T) -> &str) -> Page<T> {
         let more = items.len() > self.limit;
         items.truncate(self.limit);

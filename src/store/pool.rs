@@ -1,8 +1,8 @@
 //! Connections to the database, and the settings of our sessions and transactions.
 //!
-//! A statement must not depend on the session's `search_path`, and it must end on the server too when its caller gives up.
+//! A statement must not depend on the session's `search_path`, and it must also end on the server when its caller stops waiting.
 //! [`Pool::connect`] applies these settings to each new session. The sessions of an application's pool or of a pooler must not be
-//! changed, so there each lookup runs in a read-only transaction with its own settings. `Mode` tells the difference.
+//! changed, so there each lookup runs in a read-only transaction with its own settings. `Mode` distinguishes these cases.
 
 mod checkout;
 mod host_pool;
@@ -63,9 +63,9 @@ impl From<PgPool> for Pool {
 }
 
 impl Pool {
-    /// Creates a pool of at most `size` sessions with our settings. `timeout` limits each statement on the server. The pool connects
-    /// at first use, so a process can start while the database is down. With several hosts it connects to the first one that is what
-    /// their URL wants.
+    /// Creates a pool of at most `size` sessions with our settings. `timeout` limits each statement on the server. The pool
+    /// connects at first use, so a process can start while the database is down. With several hosts it connects to the first one
+    /// that is what their URL wants.
     #[must_use]
     pub fn connect(hosts: impl Into<Hosts>, size: u32, timeout: Duration) -> Self {
         let hosts = ours(hosts.into());
@@ -115,7 +115,7 @@ impl Pool {
         Hosts::new(logins, self.resolver.wanted()).to_string()
     }
 
-    /// Offers a login to use if a server refuses the current one, or withdraws it.
+    /// Sets or removes a login to use if a server refuses the current one.
     pub(super) fn offer(&self, login: Option<&Hosts>) {
         for (index, host) in self.resolver.hosts().iter().enumerate() {
             host.offered.set(login.and_then(|login| login.options().get(index)));
@@ -178,7 +178,8 @@ impl Pool {
         }
     }
 
-    /// Ends the choice of a host that lost a connection, and closes the others. Waits and returns true if another attempt makes sense.
+    /// Ends the choice of a host that lost a connection, and closes the others. Waits and returns true if another attempt makes
+    /// sense.
     async fn tries_again(&self, pool: &HostPool, error: &StoreError, deadline: TokioInstant) -> bool {
         if !matches!(error, StoreError::Disconnected(_)) {
             return false;
@@ -222,8 +223,8 @@ impl Pool {
         }
     }
 
-    /// Waits for `acquiring`, which needs a connection to the current host, until `deadline`. After half of the time it finds out why
-    /// there is none, because the driver retries a refused connection until its own timeout, and then does not say why. `None`:
+    /// Waits for `acquiring`, which needs a connection to the current host, until `deadline`. After half of the time it finds out
+    /// why there is none, because the driver retries a refused connection until its own timeout, and then does not say why. `None`:
     /// another host was chosen, or has to be.
     pub(super) async fn diagnosing<T>(
         &self,
@@ -265,13 +266,13 @@ impl Pool {
     }
 }
 
-/// Returns the hosts without the driver's setting for the text of floating-point numbers: a pooler may refuse it, and no statement of
-/// ours reads such a text.
+/// Returns the hosts without the driver's setting for the text of floating-point numbers: a pooler may refuse it, and no statement
+/// of ours reads such a text.
 fn ours(hosts: Hosts) -> Hosts {
     hosts.map(|options| options.extra_float_digits(None))
 }
 
-/// Removes the prepared statements of a connection from the driver's cache: the next session does not have them.
+/// Removes the prepared statements of a connection from the driver's cache, because the next session does not have them.
 pub(super) async fn forget_statements(connection: &mut PgConnection) -> Result<(), StoreError> {
     if connection.cached_statements_size() > 0 {
         connection.clear_cached_statements().await?;
@@ -280,7 +281,7 @@ pub(super) async fn forget_statements(connection: &mut PgConnection) -> Result<(
 }
 
 /// The smallest number of connections that [`Pools::connect`] accepts: two for each pool. While the server still runs a statement
-/// whose caller has given up, the statement's connection counts against its pool, and the other one is left.
+/// whose caller has stopped waiting, the statement's connection counts against its pool, and the pool has one more connection.
 pub const MIN_CONNECTIONS: u32 = 4 * MIN_POOL;
 const MIN_POOL: u32 = 2;
 

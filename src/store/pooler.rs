@@ -1,10 +1,10 @@
-//! Finds out whether a connection pooler is between this process and PostgreSQL, and decides how statements run.
+//! Detects whether a connection pooler is between this process and PostgreSQL, and decides how statements run.
 //!
 //! A pooler in transaction mode gives each transaction another session. A session setting or a named prepared statement then stays
 //! in a session that other clients use: the driver executes a statement of another client, and returns its result. A pooler in
-//! session mode can be switched to transaction mode at any time, without closing a connection. So a process relies on a session only
-//! after it has proved that the session begins and ends together with its connection. Without this proof every statement runs in a
-//! transaction, with its own settings and without a name. That is slower, and correct in any case.
+//! session mode can be switched to transaction mode at any time, without closing a connection. So a process relies on a session
+//! only after it has proved that the session begins and ends together with its connection. Without this proof every statement runs
+//! in a transaction, with its own settings and without a name. That is slower, and correct in any case.
 //!
 //! The proof uses only the simple protocol, which works with every pooler, and at most one connection at a time.
 
@@ -29,7 +29,7 @@ pub(super) enum Mode {
     /// The sessions belong to an application, so each statement runs in a transaction with our settings. Statements are prepared
     /// once.
     SharedPool,
-    /// A pooler is in between. Each statement runs in a transaction with our settings, and is prepared each time, without a name.
+    /// There is a pooler. Each statement runs in a transaction with our settings, and is prepared each time, without a name.
     Pooler,
 }
 
@@ -45,14 +45,14 @@ impl Mode {
     }
 }
 
-/// What is known of the way to PostgreSQL. All pools of [`Pools`](super::pool::Pools) share it.
+/// What is known about the route to PostgreSQL. All pools of [`Pools`](super::pool::Pools) share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Route(Arc<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     is_direct: OnceCell<bool>,
-    /// A new connection had an old session, although there was no pooler before.
+    /// Whether a new connection had an old session, although there was no pooler before.
     has_changed: AtomicBool,
 }
 
@@ -77,7 +77,7 @@ impl Route {
     pub(super) fn has_changed(&self) {
         if !self.0.has_changed.swap(true, Ordering::AcqRel) {
             tracing::warn!(
-                "DATABASE_URL leads to a connection pooler now; from now on every statement runs in a transaction of its own"
+                "DATABASE_URL leads to a connection pooler now; from now on every statement runs in a separate transaction"
             );
         }
     }
@@ -89,13 +89,13 @@ const PROOFS: usize = 2;
 /// Number of connections for that. Servers behind a load balancer need more than one.
 const CONNECTIONS: usize = 8;
 
-/// How long to wait for the end of a session after its connection was closed.
+/// Timeout for the end of a session after its connection was closed.
 const END_OF_SESSION: Duration = Duration::from_secs(1);
 
-/// The pause between two looks.
+/// The pause between two checks.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A session, as its server sees it.
+/// A session, as its server describes it.
 struct Session {
     server_started: OffsetDateTime,
     process: i32,
@@ -153,8 +153,8 @@ impl Session {
 
 /// Returns whether sessions begin and end together with their connections.
 ///
-/// Every session must be newer than the end of the session before, so a pooler cannot have kept it for reuse. And it must be gone
-/// after its connection was closed, so no pooler keeps it for others. Sessions of other servers prove nothing.
+/// Every session must be newer than the end of the session before, so a pooler cannot have kept it for reuse. And it must have
+/// ended after its connection was closed, so no pooler keeps it for others. Sessions of other servers prove nothing.
 async fn is_direct(options: &PgConnectOptions) -> Result<bool, StoreError> {
     let mut proofs = 0;
     let mut before: Option<Session> = None;

@@ -1,4 +1,4 @@
-//! `workos.refreshes`: what has to be read from WorkOS again, because an event says that it has changed without saying how.
+//! `workos.refreshes`: what must be read from WorkOS again, because an event reported a change without the new state.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::{Store, StoreError};
 use crate::domain::role::Refresh;
 use crate::domain::timestamp::Timestamp;
 
-/// Requests reads. A request that is still open stays, and its row changes, so that a read that began before does not answer it.
+/// Requests reads. A request that is already open gets a new time, so that a read that began earlier does not complete it.
 pub(crate) async fn request(connection: &mut DbConnection<'_>, wanted: &BTreeSet<&Refresh>) -> Result<(), StoreError> {
     let kinds: Vec<&str> = wanted.iter().map(|refresh| refresh.kind()).collect();
     let ids: Vec<&str> = wanted.iter().map(|refresh| refresh.id()).collect();
@@ -52,7 +52,7 @@ pub(crate) async fn request_rest(connection: &mut DbConnection<'_>, wanted: &Ref
     Ok(())
 }
 
-/// Requests the organizations among `ids` that are not stored at all. A request that is still open stays as it is.
+/// Requests the organizations among `ids` that have no row. A request that is already open does not change.
 pub(crate) async fn request_absent_organizations(
     connection: &mut DbConnection<'_>,
     ids: &BTreeSet<&str>,
@@ -81,7 +81,7 @@ pub(crate) async fn request_absent_organizations(
 #[derive(Clone, Debug)]
 pub(crate) struct DueRefresh {
     pub(crate) refresh: Refresh,
-    /// Identifies the request.
+    /// Identifies the request: a new event changes this time.
     requested_at: Timestamp,
 }
 
@@ -110,7 +110,7 @@ impl Store {
         }))
     }
 
-    /// Deletes a request, unless another event has asked again meanwhile.
+    /// Deletes a request, unless another event has renewed it meanwhile.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use super::{Store, StoreError};
 use crate::domain::timestamp::Timestamp;
 
-/// A process counts as running until it has not written its row for this many seconds: three of its intervals.
+/// A process counts as running if it has written its row within this many seconds, which are three intervals of the heartbeat.
 const RECENT_SECONDS: f64 = 95.0;
 
 /// The row of a process that was killed is deleted after this many seconds.

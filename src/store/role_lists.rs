@@ -1,8 +1,8 @@
 //! WorkOS's lists of roles and permissions: `workos.role_records`, `workos.organization_role_records`, `workos.permission_records`,
-//! and `workos.role_lists`, which says when each list was read.
+//! and `workos.role_lists` with the time at which each list was read.
 //!
-//! A list is replaced in one transaction. The slugs are keys that WorkOS can reuse, so there are no versions: the list that was read
-//! last is the truth.
+//! A list is replaced in one transaction. The slugs are keys that WorkOS can reuse, so there are no versions: the list that was
+//! read last is the truth.
 
 mod permissions;
 mod roles;
@@ -35,7 +35,7 @@ pub(crate) struct NewRoleList<'a> {
     pub(crate) roles: &'a [(usize, Role)],
     /// The permissions. Empty for an organization.
     pub(crate) permissions: &'a [Permission],
-    /// Slugs of roles that are stored here, and that WorkOS does not know any more.
+    /// Slugs of stored roles that WorkOS does not know any more.
     pub(crate) gone_roles: &'a [String],
     /// The same for permissions.
     pub(crate) gone_permissions: &'a [String],
@@ -54,7 +54,7 @@ pub(crate) enum Replaced {
     Outdated,
 }
 
-/// The slugs that are stored as live.
+/// The slugs of the live roles and permissions.
 #[derive(Debug, Default)]
 pub(crate) struct LiveSlugs {
     pub(crate) roles: Vec<String>,
@@ -160,7 +160,7 @@ impl NewRoleList<'_> {
                 }
             };
             written.push((*position, role));
-            // The place alone is no change of the role.
+            // A new place in the list is not a change of the role itself.
             if difference == Difference::Created || !fields.is_empty() {
                 changed.push(Changed { kind, object_id: object_id(&role.slug), difference, fields });
             }
@@ -238,7 +238,7 @@ impl Store {
         self.transaction("replace role list", list).await
     }
 
-    /// Returns the slugs of a list that are stored as live.
+    /// Returns the slugs of the live roles and permissions of a list.
     ///
     /// # Errors
     /// [`StoreError`]

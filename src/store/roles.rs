@@ -8,7 +8,7 @@
 //!
 //! Neither may read the inbox or a base table, or reference a base table. PostgreSQL checks a foreign key as the owner of the
 //! referenced table, with the cast of the referencing column's type. So a login that may reference a table and create a type can
-//! run code as that owner. Operators grant this privilege by hand to logins that they trust.
+//! run code as that owner. Operators grant this privilege manually to logins that they trust.
 
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ impl Found {
 pub(crate) struct LiveRow<'a> {
     pub(crate) object: &'a Object,
     pub(crate) version: &'a Version,
-    /// The object has no row yet.
+    /// Whether the object has no row yet.
     pub(crate) is_new: bool,
 }
 
@@ -47,8 +47,8 @@ pub(crate) struct TombstoneRow<'a> {
 /// The rows of one kind, by ID.
 pub(crate) type Rows = BTreeMap<String, Found>;
 
-/// Defines the statements that are the same for every table of objects, in a module `table`. `$name` begins their names, `$required`
-/// is a column that every live row has.
+/// Defines the statements that are the same for every table of objects, in a module `table`. `$name` begins their names,
+/// `$required` is a column that every live row has.
 macro_rules! table_statements {
     ($name:literal, $table:literal, $required:literal) => {
         pub(in crate::store) mod table {

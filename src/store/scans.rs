@@ -131,7 +131,7 @@ impl Store {
         }))
     }
 
-    /// Starts a scan at `now` (WorkOS's clock). If catch-up has not started yet, it will read events from before this time.
+    /// Starts a scan at `now` (WorkOS's clock). If catch-up has not started yet, it will start before this time.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -146,9 +146,9 @@ impl Store {
 /// record confirms all such rows.
 ///
 /// The observation time of every snapshot of a scan is the start of the scan. After the last page, [`Store::confirm_scan`] confirms
-/// all live rows whose version was written before the scan started: they were observed at this time. `confirmation` is read before
-/// a version replaces one with the same `updated_at`, because only then it matters. A row that the scan does not confirm is written
-/// when its page is applied, so the time of its version distinguishes it.
+/// all live rows whose version was written before the scan started: they were observed at this time. `confirmation` is read only
+/// before a version replaces one with the same `updated_at`. In all other cases it changes nothing. A row that the scan does not
+/// confirm is written when its page is applied, so the time of its version distinguishes it.
 ///
 /// There is one exception: an event that is older than the scan replaces a confirmed row with the same `updated_at`, after the page
 /// is applied and before the confirmation is stored. Reconcile finds such rows in the table and reads them by ID.
@@ -223,8 +223,8 @@ impl Store {
         self.transaction("complete scan", result).await
     }
 
-    /// Returns whether `interval` has passed, by the database's clock, since the last completed scan of these kinds. Before the first
-    /// scan, since the database was bound to its environment.
+    /// Returns whether `interval` has passed, by the database's clock, since the last completed scan of these kinds. Before the
+    /// first scan, since the database was bound to its environment.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -353,7 +353,8 @@ impl Work for SaveScanResult {
         .execute(&mut *connection)
         .await?;
         if self.kind == ScanKind::Reconcile && self.is_complete {
-            // A complete reconcile repairs the effects of lost events, and uses the permission of the operator.
+            // A complete reconcile repairs the effects of lost events. The permission of the operator applies to one reconcile
+            // only.
             sqlx::query!("-- scans.reconciled\nupdate workos.catch_up set needs_reconcile = false")
                 .execute(&mut *connection)
                 .await?;

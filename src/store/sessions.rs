@@ -3,7 +3,7 @@
 use super::DbConnection;
 use super::{Store, StoreError};
 
-/// How long a revoked session is remembered, days. No access token lives longer.
+/// Retention period of a revoked session, in days. No access token is valid for longer.
 const DAYS: i32 = 30;
 
 /// Stores revoked sessions with their users. The first revocation of a session counts. The caller has locked the users.

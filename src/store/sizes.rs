@@ -2,7 +2,7 @@
 
 use super::{Store, StoreError};
 
-/// Up to this number, rows are counted. PostgreSQL's statistics of a small table can be missing or wrong by a factor.
+/// Up to this number, rows are counted, because PostgreSQL's statistics of a small table can be missing or very inaccurate.
 const COUNTED: i64 = 10_000;
 
 /// The number of rows of a table.
@@ -17,8 +17,8 @@ pub struct TableSize {
 }
 
 impl Store {
-    /// Returns the number of live rows and tombstones of users, organizations and memberships, and the number of events in the inbox.
-    /// Up to 10,000 rows of a table are counted. For a larger table the numbers are estimates from PostgreSQL's statistics.
+    /// Returns the number of live rows and tombstones of users, organizations and memberships, and the number of events in the
+    /// inbox. Up to 10,000 rows of a table are counted. For a larger table the numbers are estimates from PostgreSQL's statistics.
     ///
     /// # Errors
     /// [`StoreError`]

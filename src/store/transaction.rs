@@ -1,4 +1,5 @@
-//! The only way to write: begin, set limits, run, retry, commit. And the only way to read outside of a transaction.
+//! The transaction runner, which is the only way to write: it begins, sets limits, runs, retries and commits. Reads outside of a
+//! transaction are here, too.
 
 use std::future::Future;
 
@@ -10,7 +11,7 @@ use super::DbConnection;
 use super::pool::Checkout;
 use super::{Store, StoreError};
 
-/// Maximum number of attempts of a transaction if PostgreSQL asks for a retry (40001, 40P01).
+/// Maximum number of attempts of a transaction that fails with a serialization failure (40001) or a deadlock (40P01).
 const ATTEMPTS: u32 = 5;
 
 /// The body of a transaction. It can run more than once, so it takes `self` by reference. It must not send any network request
@@ -46,8 +47,8 @@ impl Store {
     }
 
     /// Runs `work`, which reads and then writes with one statement. If the sessions have our settings, that statement is its own
-    /// durable transaction, so a write costs one round trip per statement of `work`. Otherwise `work` runs in a transaction with our
-    /// settings.
+    /// durable transaction, so a write costs one round trip per statement of `work`. Otherwise `work` runs in a transaction with
+    /// our settings.
     ///
     /// `work` gets the client ID, which its statement must check.
     ///
@@ -136,7 +137,7 @@ impl Store {
         outcome
     }
 
-    /// Runs a lookup on the caller's connection. The outer error is a timeout: the use of the connection has not ended.
+    /// Runs a lookup on the caller's connection. The outer error is a timeout. Then the server may still use the connection.
     pub(super) async fn ask_on<T>(
         &self,
         held: &mut Checkout,

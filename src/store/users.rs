@@ -19,16 +19,16 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 use crate::domain::version::Version;
 
-/// What a comparison with WorkOS's list needs to know about a row.
+/// The facts about a row that a comparison with WorkOS's list needs.
 #[derive(Clone, Debug)]
 pub struct ComparedRow {
     /// The user ID.
     pub id: String,
-    /// The row is live.
+    /// Whether the row is live.
     pub is_live: bool,
-    /// The user was created before the scan, so WorkOS must list it.
+    /// Whether the user was created before the scan, so that WorkOS must list it.
     pub is_due_in_list: bool,
-    /// The version was written during the scan, but observed before it, so the scan does not confirm it.
+    /// Whether the version was written during the scan, but observed before it. The scan does not confirm such a version.
     pub is_unconfirmed: bool,
 }
 
@@ -130,7 +130,7 @@ impl Store {
     }
 }
 
-/// Returns the rows of these users. Absent users are left out.
+/// Returns the rows of these users. Absent users are omitted.
 async fn rows_by_ids(connection: &mut DbConnection<'_>, ids: &[String]) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as!(
         Row,
@@ -163,7 +163,7 @@ async fn rows_by_ids(connection: &mut DbConnection<'_>, ids: &[String]) -> Resul
 }
 
 impl Store {
-    /// Returns these users, live or deleted. Absent users are left out.
+    /// Returns these users, live or deleted. Absent users are omitted.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -172,8 +172,8 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id.clone(), row.into_stored())).collect())
     }
 
-    /// Returns the next `limit` rows after the user ID `after`, in order, including tombstones. `scan` is the scan that has read all
-    /// of WorkOS's list, if it repairs the table.
+    /// Returns the next `limit` rows after the user ID `after`, in order, including tombstones. `scan` is the scan that has read
+    /// all of WorkOS's list, if it repairs the table.
     ///
     /// # Errors
     /// [`StoreError`]

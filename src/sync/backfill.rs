@@ -38,7 +38,7 @@ struct ListBackfill {
     kind: ScanKind,
     dry_run: bool,
     run: Option<BackfillRun>,
-    /// The listed objects, only collected by a dry run.
+    /// The IDs of the listed objects. Only a dry run collects them.
     listed: Vec<String>,
 }
 

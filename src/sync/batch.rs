@@ -25,19 +25,20 @@ use crate::store::{StoreError, Work, erasure, events, refreshes, scans, sessions
 pub(super) struct Batch<'a, T> {
     pub(super) inbox: Inbox,
     pub(super) observations: &'a [Observation],
-    /// The outcomes of earlier parts, where a batch had to be split.
+    /// The results of earlier parts, if the batch was split.
     before: &'a [Applied],
-    /// No part follows: `then` is done in this transaction.
+    /// Whether this is the last part. Its transaction runs `then`.
     pub(super) is_last: bool,
-    /// Each observation has its own savepoint. That is slow, and only serves to find the observation that PostgreSQL rejects.
+    /// Whether each observation has its own savepoint. This is slow. It is used only to find the observation that PostgreSQL
+    /// rejects.
     one_by_one: bool,
-    /// Rows of each table that deletions erase in this transaction at most; see [`erasure::erase`].
+    /// Maximum number of rows of each table that this transaction erases; see [`erasure::erase`].
     pub(super) erase_limit: i64,
-    /// The scan, if these snapshots are a page of one.
+    /// The scan, if these snapshots are a page of a scan.
     scan: Option<&'a ScanStart>,
-    /// What else the transaction does.
+    /// The follow-up, which runs in the same transaction.
     then: Option<&'a T>,
-    /// One statement is known not to be enough.
+    /// Whether the batch skips the attempt in one statement.
     in_transaction: bool,
 }
 
@@ -82,7 +83,7 @@ impl<T: FollowUp> Work for Batch<'_, T> {
             applied
         } else {
             let decisions = decide_all(self.observations, &mut rows, self.scan, None);
-            // New users are inserted as they are. Every other absent object needs a row to lock and to write.
+            // New users are inserted directly. Every other absent object needs a row to lock and to write.
             if rows
                 .iter()
                 .any(|(kind, _, row)| needs_placeholder(row) || (kind != Kind::User && row.revision.is_none()))
@@ -95,11 +96,11 @@ impl<T: FollowUp> Work for Batch<'_, T> {
     }
 }
 
-/// What became of a batch that was attempted in one statement.
+/// The result of an attempt to apply a batch in one statement.
 pub(super) enum Attempt {
-    /// It is committed.
+    /// The batch is committed.
     Done(Vec<Applied>),
-    /// It needs a transaction, because of these objects. None of them: because of something else.
+    /// The batch needs a transaction, because of these objects. Empty: for another reason.
     NeedsTransaction(BTreeSet<ObjectKey>),
 }
 
@@ -130,7 +131,7 @@ impl<T: FollowUp> Work for OneStatement<'_, T> {
 }
 
 impl<'a, T: FollowUp> Batch<'a, T> {
-    /// A whole batch; `then` is done in its transaction.
+    /// Creates a whole batch. Its transaction runs `then`.
     pub(super) fn new(inbox: Inbox, observations: &'a [Observation], then: Option<&'a T>) -> Self {
         Self {
             inbox,
@@ -145,12 +146,12 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         }
     }
 
-    /// The same, in a transaction from the first attempt on.
+    /// Returns the batch so that it skips the attempt in one statement.
     pub(super) fn in_transaction(self) -> Self {
         Self { in_transaction: true, ..self }
     }
 
-    /// The next part, of at most so many observations, after the ones whose outcomes are known.
+    /// Returns the next part of at most `length` observations. `before` contains the results of the earlier parts.
     pub(super) fn part<'b>(&self, before: &'b [Applied], length: usize) -> Batch<'b, T>
     where
         'a: 'b,
@@ -160,17 +161,17 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Batch { observations, before, is_last: observations.len() == rest.len(), ..*self }
     }
 
-    /// The same, a page of a scan.
+    /// Returns the batch as a page of this scan.
     pub(super) fn of_scan(self, scan: &'a ScanStart) -> Self {
         Self { scan: Some(scan), ..self }
     }
 
-    /// The same, each observation with its own savepoint.
+    /// Returns the batch with a savepoint for each observation.
     pub(super) fn one_by_one(&self) -> Self {
         Self { one_by_one: true, ..*self }
     }
 
-    /// One statement can be enough.
+    /// Returns whether one statement may be enough.
     pub(super) fn may_be_one_statement(&self) -> bool {
         !self.in_transaction
             && self.then.is_none()
@@ -181,7 +182,8 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     /// Locks and reads every object that the batch names.
     async fn lock(&self, connection: &mut DbConnection<'_>) -> Result<BatchRows, StoreError> {
         let mut rows = BatchRows::lock(connection, &Named::by(self.observations)).await?;
-        // Rarely: two observations of the same `updated_at`. The row may be confirmed as of later than its version says.
+        // Two observations have the same `updated_at`, which is rare. A scan may have confirmed the row at a later time than its
+        // version.
         if self.observations.iter().any(|observation| is_between_equals(observation, &rows))
             && let Some(confirmation) = scans::confirmation(connection).await?
         {
@@ -235,7 +237,7 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         applied.into_iter().next().ok_or(StoreError::Unavailable("an observation was lost".into()))
     }
 
-    /// Decides and writes; `refused` quarantines the observations for that reason instead.
+    /// Decides and writes. With `refused`, it quarantines the observations for that reason instead.
     async fn apply(
         &self,
         connection: &mut DbConnection<'_>,
@@ -247,7 +249,8 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         self.write(connection, observations, rows, decisions).await
     }
 
-    /// Writes what was decided from locked rows. `rows` then shows the memberships that ended with their users.
+    /// Writes what was decided from locked rows. Afterwards `rows` contains the memberships that ended with their users as
+    /// tombstones.
     async fn write(
         &self,
         connection: &mut DbConnection<'_>,
@@ -325,8 +328,9 @@ impl<'a, T: FollowUp> Batch<'a, T> {
         Ok(applied)
     }
 
-    /// Returns the events for the inbox, in ID order, and the positions of their observations. If an event ID occurs twice, the first
-    /// one counts. An event whose user is deleted has no payload. The order prevents deadlocks between batches with the same events.
+    /// Returns the events for the inbox, in ID order, and the positions of their observations. If an event ID occurs twice, the
+    /// first one counts. An event whose user is deleted has no payload. The order prevents deadlocks between batches with the same
+    /// events.
     fn inbox_events<'o>(
         &self,
         observations: &'o [Observation],
@@ -345,8 +349,8 @@ impl<'a, T: FollowUp> Batch<'a, T> {
     }
 }
 
-/// Marks the events that the inbox already held: those that are not the first of their ID in the batch, and those that are not
-/// among the `new` ones, once these are known.
+/// Marks the duplicate events: those that are not the first of their ID in the batch, and, if `new` is known, those that are not in
+/// it.
 fn mark_duplicates(
     observations: &[Observation],
     applied: &mut [Applied],

@@ -20,10 +20,10 @@ use crate::store::catch_up::{AdvanceCatchUp, CatchUpState, Cursor, OVERLAP, Rest
 use crate::store::{Store, StoreError};
 use crate::workos::api::{ApiError, EventsFrom, PAGE, Page};
 
-/// WorkOS lists an event only some seconds after it happened, so that the order never changes. Seconds.
+/// WorkOS lists an event only after this delay, so that the order never changes. Seconds.
 pub(super) const HOLD_BACK: i64 = 15;
 
-/// Older events may be missing at WorkOS, which keeps events for at least 30 days. Seconds.
+/// Events that are older than this may be missing at WorkOS, which keeps events for at least 30 days. Seconds.
 const TOO_OLD: i64 = 25 * 86_400;
 const RETENTION: i64 = 30 * 86_400 - OVERLAP;
 
@@ -45,18 +45,18 @@ pub struct CatchUpJob {
     leader: LeaderState,
 }
 
-/// What the process with the lease remembers. All of it can be determined again.
+/// State of the process that holds the lease. Another process can determine all of it again.
 #[derive(Debug, Default)]
 struct LeaderState {
-    /// The key check has passed.
+    /// Whether the key check has passed.
     is_key_checked: bool,
     /// When the first page of this pass was requested, by WorkOS's clock. A pass ends at the last page.
     pass_started_at: Option<Timestamp>,
-    /// The cursor was replaced in this pass.
+    /// Whether the cursor was replaced in this pass.
     is_cursor_replaced: bool,
     /// Event types that WorkOS rejects as unknown.
     unknown_types: BTreeSet<String>,
-    /// A page is being applied. If the step panics, this is still set at the next step.
+    /// Whether a page is being applied. If the step panics, this is still true at the next step.
     is_applying: bool,
     panics: u32,
 }
@@ -125,7 +125,7 @@ impl CatchUpJob {
                  that WorkOS still has, and a full reconcile follows"
             );
             let restart = RestartCatchUp {
-                forget_synced_through: true,
+                clears_synced_through: true,
                 ..restart_from(&CatchUpState { synced_through: None, ..state.clone() }, page.observed_at)
             };
             return self.restart(restart).await;
@@ -146,7 +146,8 @@ impl CatchUpJob {
         let repeats = last.is_some() && last.as_ref().map(|last| &last.id) == state.cursor.as_ref().map(|it| &it.id);
         if repeats && page.more {
             tracing::warn!(
-                "the Events API returned the same page again, although it announced more events; catch-up treats it as the last page"
+                "the Events API returned the same page again, although it announced more events; catch-up treats it \
+                 as the last page"
             );
         }
         if self.starts_over(state, &page).await? {
@@ -180,7 +181,7 @@ impl CatchUpJob {
     ///
     /// Reading all events again would be correct, but a new cursor is faster. So this returns true only if the new cursor would
     /// be after the page, and the page contains events that catch-up has read before, or only events before its first start. A
-    /// single late event is neither.
+    /// single late event fulfills neither condition.
     async fn starts_over(&self, state: &CatchUpState, page: &Page<Event>) -> Result<bool, JobError> {
         let Some(newest) = page.items.iter().filter_map(|event| event.created_at).max() else { return Ok(false) };
         let range_start = restart_from(state, page.observed_at).range_start;
@@ -194,7 +195,7 @@ impl CatchUpJob {
         Ok(self.context.store.has_read(&ids).await?)
     }
 
-    /// Applies the events of a page, and does `follow_up` in the same transaction.
+    /// Applies the events of a page, and runs `follow_up` in the same transaction.
     async fn apply_events(&mut self, events: Vec<Event>, follow_up: &impl FollowUp) -> Result<(), JobError> {
         // Some emulators return events of every type.
         let events = events.into_iter().filter(|event| self.types.contains(&event.event_type) || is_unreadable(event));
@@ -323,7 +324,7 @@ fn restart_from(state: &CatchUpState, now: Timestamp) -> RestartCatchUp {
         range_start: from,
         now,
         needs_reconcile: recent.is_none(),
-        forget_synced_through: false,
+        clears_synced_through: false,
     }
 }
 

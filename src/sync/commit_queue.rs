@@ -1,6 +1,6 @@
 //! The queue of group commit: the events that wait or are being applied, their callers, and the number of tasks that apply them.
 //!
-//! Nothing here is counted by hand: an event holds its [`Place`] until it is answered, also if the task that applies it panics.
+//! An event holds its [`Place`] until it is answered, also if the task that applies it panics. So the counts are always correct.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +14,10 @@ use crate::domain::event::Observation;
 use crate::domain::object::{Kind, ObjectKey};
 use crate::store::StoreError;
 
-/// Events in one batch.
+/// Maximum number of events in one batch.
 pub(super) const BATCH: usize = 128;
 
-/// Bytes of payload in one batch; a batch has at least one event.
+/// Maximum size of the payloads in one batch, in bytes. A batch has at least one event.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Events that wait, in order of arrival, and tasks. Cloning is cheap; clones share the queue.
@@ -25,21 +25,21 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 pub(super) struct CommitQueue {
     state: Arc<Mutex<Waiting>>,
     places: Arc<Semaphore>,
-    /// Events that hold a place.
+    /// Number of events that hold a place.
     in_queue: Gauge,
 }
 
-/// What waits. A task exists for each batch that is being committed, and none while nothing waits.
+/// The waiting events, and the number of tasks. Each task commits one batch at a time and ends when no event waits.
 pub(super) struct Waiting {
     pub(super) arrived: VecDeque<Pending>,
     pub(super) committers: usize,
     pub(super) stuck: usize,
     /// Events of objects whose rows were found locked, by object.
     locked: BTreeMap<ObjectKey, VecDeque<Pending>>,
-    /// Objects of `locked` that no task waits for yet.
+    /// Objects of `locked` without a task that waits for the lock.
     pub(super) unattended: VecDeque<ObjectKey>,
     pub(super) lock_waiters: usize,
-    /// Events in the next batch. It is halved when a batch takes too long, and doubled when one is committed.
+    /// Maximum number of events in the next batch. It is halved when a batch takes too long, and doubled when a batch is committed.
     batch: usize,
 }
 
@@ -47,11 +47,11 @@ pub(super) struct Waiting {
 pub(super) struct Pending {
     observation: Observation,
     caller: Caller,
-    /// A task panicked when it applied this event with others.
+    /// Whether the event must be applied alone, because a task panicked when it applied this event with others.
     is_alone: bool,
 }
 
-/// Who waits for an event. Dropping it frees the place of the event.
+/// The caller that waits for an event. Dropping it frees the place of the event.
 struct Caller {
     deadline: Instant,
     answer: oneshot::Sender<Result<Applied, StoreError>>,
@@ -85,13 +85,13 @@ impl CommitQueue {
         self.in_queue.get()
     }
 
-    /// Returns what waits.
+    /// Locks the waiting events.
     pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event, whose caller waits until `deadline`. Events of an object that is known to be locked join those that wait for the
-    /// lock.
+    /// Adds an event, whose caller waits until `deadline`. Events of an object that is known to be locked join those that wait for
+    /// the lock.
     ///
     /// # Errors
     /// [`StoreError::Busy`] if the queue is full.
@@ -113,7 +113,7 @@ impl CommitQueue {
         self.group(taken)
     }
 
-    /// Takes the next events of a locked object. If there are none, the object counts as free again.
+    /// Takes the next events of a locked object. If there are none, removes the object from the locked ones.
     pub(super) fn next_locked(&self, object: &ObjectKey) -> Group {
         let mut waiting = self.lock();
         let taken = waiting.locked.get_mut(object).map(|events| take_batch(events, BATCH)).unwrap_or_default();
@@ -123,7 +123,7 @@ impl CommitQueue {
         self.group(taken)
     }
 
-    /// Lets the events of these locked objects wait for the locks.
+    /// Moves the events of these locked objects to the events that wait for a lock.
     pub(super) fn push_locked(&self, mut group: Group, objects: &BTreeSet<ObjectKey>) {
         let mut waiting = self.lock();
         for event in group.take() {
@@ -167,13 +167,14 @@ impl Waiting {
         self.arrived.push_back(event);
     }
 
-    /// A batch of this length was committed, or took too long. The next one is adapted, so that no batch is attempted at the same
-    /// size again and again.
+    /// Adapts the size of the next batch to the result of a batch of this length, so that a batch that takes too long is not
+    /// retried at the same size.
     pub(super) fn adapt(&mut self, length: usize, is_committed: bool) {
         self.batch = if is_committed { self.batch.saturating_mul(2).min(BATCH) } else { (length / 2).max(1) };
     }
 
-    /// Nobody waits for the lock of this object any more. If events of the object are left, another task has to.
+    /// Records that the task no longer waits for the lock of this object. If events of the object are left, another task must wait
+    /// for it.
     pub(super) fn leave_locked(&mut self, object: ObjectKey) {
         match self.locked.get(&object).map(VecDeque::is_empty) {
             Some(true) => drop(self.locked.remove(&object)),
@@ -286,7 +287,7 @@ impl Group {
             Err(error) => Box::new(std::iter::repeat(error).map(Err)),
         };
         for (Caller { answer, place, .. }, outcome) in std::mem::take(&mut self.callers).into_iter().zip(outcomes) {
-            // Whoever gets an answer finds the place free.
+            // The place is free before the caller gets the answer.
             drop(place);
             let _ = answer.send(outcome);
         }
@@ -365,7 +366,7 @@ mod tests {
         queue.push_locked(queue.next_batch(), &BTreeSet::from([ObjectKey::new(Kind::User, "user_1")]));
         let user = queue.lock().unattended.pop_front().unwrap();
         assert_eq!(queue.next_locked(&user).len(), 2);
-        // They are lost with their callers here. Those that arrive meanwhile are not.
+        // The events of the panicked task are lost with their callers. Events that arrive meanwhile are not.
         queue.push(gone("user_1"), Instant::now()).unwrap();
         queue.lock().leave_locked(user.clone());
         assert!(queue.lock().unattended.contains(&user));

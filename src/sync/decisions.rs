@@ -1,4 +1,4 @@
-//! Decides a batch in memory: what each observation does, and what has to be written for it.
+//! Decides a batch in memory: what each observation does, and what must be written for it.
 
 use std::collections::BTreeSet;
 
@@ -26,9 +26,10 @@ pub(super) struct Decisions<'a> {
     pub(super) sign_ins: Vec<(&'a str, Timestamp)>,
     /// Sessions to revoke, with their users.
     pub(super) revoked: Vec<(&'a str, Option<&'a str>)>,
-    /// What has to be read from WorkOS.
+    /// What must be read from WorkOS.
     pub(super) refreshes: BTreeSet<&'a Refresh>,
-    /// The organizations of new memberships. One that is not stored has to be read: its event may be late, or may never come.
+    /// The organizations of new memberships. One that is not stored must be read from WorkOS, because its event may be late or
+    /// lost.
     pub(super) organizations: BTreeSet<&'a str>,
 }
 
@@ -81,7 +82,8 @@ pub(super) fn decide_all<'a>(
 }
 
 impl<'a> Decisions<'a> {
-    /// Adds what events ask for without describing an object. The sessions of a deleted user need no row.
+    /// Adds the reads and revoked sessions that events request without describing an object. The sessions of a deleted user need no
+    /// row.
     fn add_notes(&mut self, observations: &'a [Observation], rows: &BatchRows) {
         for observation in observations {
             let Observation::Event(Event { content, user_id, .. }) = observation else { continue };
@@ -119,7 +121,7 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// The live users to write, in ID order.
+    /// Returns the live users to write, in ID order.
     pub(super) fn live_users<'r>(&self, rows: &'r BatchRows) -> Vec<LiveUser<'r>> {
         let live = self.live(Kind::User, rows).into_iter().filter_map(|row| match row.object {
             Object::User(user) => Some(LiveUser { user, version: row.version, is_new: row.is_new }),
@@ -128,7 +130,7 @@ impl<'a> Decisions<'a> {
         live.collect()
     }
 
-    /// The live objects of a kind to write, in ID order.
+    /// Returns the live objects of a kind to write, in ID order.
     pub(super) fn live<'r>(&self, kind: Kind, rows: &'r BatchRows) -> Vec<LiveRow<'r>> {
         let live = self.written_of(kind).filter_map(|id| match rows.get((kind, id))? {
             Found { stored: Stored::Live { object, version }, revision, .. } => {
@@ -139,7 +141,7 @@ impl<'a> Decisions<'a> {
         live.collect()
     }
 
-    /// The tombstones of a kind to write, in ID order.
+    /// Returns the tombstones of a kind to write, in ID order.
     pub(super) fn tombstones<'r>(&self, kind: Kind, rows: &'r BatchRows) -> Vec<TombstoneRow<'r>>
     where
         'a: 'r,
@@ -156,13 +158,13 @@ impl<'a> Decisions<'a> {
     }
 }
 
-/// The object is absent and stays so, or becomes a tombstone. Without a row nothing keeps another transaction from deleting the user,
-/// and that deletion would miss the payloads of this batch.
+/// Returns whether the object needs a row to lock, because it is absent and stays absent or becomes a tombstone. Without a locked
+/// row, another transaction could delete the user at the same time, and would not erase the payloads of this batch.
 pub(super) fn needs_placeholder(row: &Found) -> bool {
     row.revision.is_none() && !matches!(row.stored, Stored::Live { .. })
 }
 
-/// What a write without locks was decided from: each user of the batch as it was found.
+/// Returns the state that a write without locks was decided from: each user of the batch as it was read.
 pub(super) fn decided_from<'a>(rows: &BatchRows, client_id: &'a str) -> DecidedFrom<'a> {
     let users = rows.of(Kind::User);
     DecidedFrom {
@@ -172,7 +174,7 @@ pub(super) fn decided_from<'a>(rows: &BatchRows, client_id: &'a str) -> DecidedF
     }
 }
 
-/// The observation would replace a version of the same `updated_at`.
+/// Returns whether the observation would replace a version with the same `updated_at`.
 pub(super) fn is_between_equals(observation: &Observation, rows: &BatchRows) -> bool {
     let seen = match observation {
         Observation::Event(Event { content: Content::Live { version, .. }, .. }) => version,
@@ -184,8 +186,8 @@ pub(super) fn is_between_equals(observation: &Observation, rows: &BatchRows) -> 
     seen.updated_at == version.updated_at && seen > version
 }
 
-/// The row's version is from before the scan, which listed the object and did not confirm it: the row is written, so that the
-/// time of its version excludes it from what the scan confirms.
+/// Returns whether the row's version was observed before the scan. The scan listed the object and did not confirm its row. So the
+/// row is written, and the time of its version excludes it from the rows that the scan confirms.
 fn is_of_before(scan: &ScanStart, row: Option<&Found>) -> bool {
     let Some(Found { stored: Stored::Live { version, .. }, .. }) = row else { return false };
     version.observed_at < scan.started_at

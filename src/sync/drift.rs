@@ -74,11 +74,11 @@ impl Drift {
     }
 }
 
-/// An event can describe a state until this long after the state's `updated_at`, seconds.
+/// Maximum time from the `updated_at` of a state to the last event that describes it, in seconds.
 const EVENT_DELAY: i64 = 86_400;
 
-/// Returns the effects that applying a page would have. Writes nothing. A plain sign-in counts as no difference, because WorkOS sends no
-/// event for it.
+/// Returns the effects that applying a page would have. Writes nothing. A change of `last_sign_in_at` alone is not a difference,
+/// because WorkOS sends no event for it.
 pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
     let mut previewed: Vec<Applied> =
         preview_with_versions(store, observations).await?.into_iter().map(|(applied, _)| applied).collect();
@@ -90,7 +90,7 @@ pub(super) async fn preview(store: &Store, observations: &[Observation]) -> Resu
     Ok(previewed)
 }
 
-/// Returns whether a plain sign-in changes these fields.
+/// Returns whether a sign-in alone changes these fields.
 fn is_sign_in(fields: &[String]) -> bool {
     let is_moved = |field: &String| field == LAST_SIGN_IN_AT || field == "updated_at";
     fields.iter().any(|field| field == LAST_SIGN_IN_AT) && fields.iter().all(is_moved)
@@ -98,8 +98,8 @@ fn is_sign_in(fields: &[String]) -> bool {
 
 /// Applies those objects of a page that differ from their rows, and returns the result of each one.
 ///
-/// A row that equals WorkOS's object is written only if an event of the same `updated_at` could still replace it: if the row was
-/// observed shortly after that time. So the row of an object that changes rarely is not written by every reconcile.
+/// A row that equals WorkOS's object is written only if an event with the same `updated_at` could still replace it, because the row
+/// was observed soon after that time. So a reconcile does not write the rows of all objects that change rarely.
 pub(super) async fn apply_differing(store: &Store, observations: &[Observation]) -> Result<Vec<Applied>, StoreError> {
     let previewed = preview_with_versions(store, observations).await?;
     let is_written = |(applied, version): &(Applied, Option<Version>)| match &applied.effect {

@@ -20,14 +20,14 @@ pub const PAGE: usize = 1_000;
 /// Interval between two polls while callers wait. All callers of a process share a poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long [`Feed::stream`] waits for changes before it polls again.
+/// Time that [`Feed::stream`] waits for changes before it polls again.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
 
 /// Why the changes after a position cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// The changes after it have expired, or it belongs to another history of the database. Read all users again, and
-    /// continue from the position that comes with them.
+    /// The changes after the position have expired, or the position belongs to another history of the database. Read all users
+    /// again, and continue from the position of that response.
     #[error("this position has expired; read all users again, and continue from the position of that response")]
     Expired,
     /// The database is unavailable.
@@ -91,8 +91,8 @@ impl Feed {
         }
     }
 
-    /// Returns every change after a position, without end. The stream ends after the first error; restart it from the position of
-    /// the last change.
+    /// Returns an endless stream of the changes after a position. The stream ends after the first error; restart it from the
+    /// position of the last change.
     pub fn stream(self, after: Position) -> impl Stream<Item = Result<Change, FeedError>> + Send {
         let start = Some((self, Vec::new().into_iter(), after));
         stream::unfold(start, |state| async move {
@@ -191,13 +191,13 @@ impl Feed {
     }
 }
 
-/// The ID of the event whose payload the inbox contains.
+/// Returns the ID of the event whose payload the inbox contains.
 fn payload_id(entry: &ChangeRow) -> Option<&str> {
     let event = entry.event.as_ref().filter(|_| matches!(entry.kind, ChangeKind::Event(_)))?;
     Some(&event.id)
 }
 
-/// The object of a change. `None` for an event that describes no object.
+/// Returns the object of a change. `None` for an event that describes no object.
 fn object_key(entry: &ChangeRow) -> Option<ObjectKey> {
     let (kind, _) = entry.kind.object()?;
     let id = if kind == Kind::User { &entry.user_id } else { &entry.object_id };

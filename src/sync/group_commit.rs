@@ -1,11 +1,11 @@
 //! Group commit: concurrent events share a transaction.
 //!
-//! Events that arrive while a batch is being committed form the next batch. So an event that comes alone waits for no other, and
-//! a burst shares round trips and the flush to disk. Each caller gets its answer after the commit of its own event, or an error at
-//! its deadline.
+//! Events that arrive while a batch is being committed form the next batch. So a single event waits for no other event, and the
+//! events of a burst share round trips and the flush to disk. Each caller gets its answer after the commit of its own event, or an
+//! error at its deadline.
 //!
-//! An object whose row another session has locked would delay the whole batch. So a batch leaves the events of such objects out;
-//! they wait for the lock on connections of their own.
+//! An object whose row another session has locked would delay the whole batch. So a batch omits the events of such objects. They
+//! wait for the lock on separate connections.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use crate::domain::object::ObjectKey;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
-/// Batches that are committed at the same time. A second one begins only when a full batch waits: until then, one larger batch
-/// costs less than two.
+/// Maximum number of batches that are committed at the same time. A second one begins only when a full batch waits, because one
+/// larger batch costs less than two.
 const COMMITTERS: usize = 2;
 
-/// A batch that takes longer is stuck: it waits for an event or a user that another transaction is inserting, or its connection is
-/// dead. The next batch then begins beside it.
+/// A batch that takes longer is stuck: it waits for an event or a user that another transaction is inserting, or its connection was
+/// lost. The next batch then begins before the stuck one ends.
 const STUCK_AFTER: Duration = Duration::from_millis(50);
 
-/// Stuck batches that others pass.
+/// Maximum number of stuck batches.
 const STUCK: usize = 2;
 
-/// Locked objects that are waited for at the same time. One connection is always left to the batches.
+/// Maximum number of locked objects that tasks wait for at the same time. The batches always have at least one connection.
 const LOCK_WAITERS: usize = 2;
 
-/// Default of the events that wait. More are refused, because the last of them would wait too long.
+/// Default limit of waiting events. More are refused, because the last of them would wait too long.
 pub(crate) const QUEUE: usize = 4_096;
 
 /// Applies events of one origin in groups. Cloning is cheap; clones share the queue.
@@ -48,9 +48,9 @@ pub(crate) struct GroupCommit(Arc<Inner>);
 struct Inner {
     store: Store,
     origin: Origin,
-    /// Locked objects that may be waited for at the same time.
+    /// Maximum number of locked objects that tasks wait for at the same time.
     lock_waiters: usize,
-    /// Stuck batches that others may pass.
+    /// Maximum number of stuck batches.
     stuck: usize,
     metrics: Arc<Metrics>,
     queue: CommitQueue,
@@ -63,7 +63,7 @@ impl std::fmt::Debug for GroupCommit {
 }
 
 impl GroupCommit {
-    /// Applies to `store` what arrives with this origin. At most `limit` events wait.
+    /// Creates a group commit that applies events of this origin to `store`. At most `limit` events wait.
     pub(crate) fn new(store: Store, origin: Origin, limit: usize, metrics: Arc<Metrics>) -> Self {
         let connections = store.write_connections();
         let lock_waiters = connections.saturating_sub(1).clamp(1, LOCK_WAITERS);
@@ -72,12 +72,12 @@ impl GroupCommit {
         Self(Arc::new(Inner { store, origin, lock_waiters, stuck, metrics, queue }))
     }
 
-    /// Applies an observation together with those that arrive at the same time, and returns what it did. See
-    /// [`apply`](super::apply). A caller that goes away cancels nothing.
+    /// Applies an observation together with those that arrive at the same time, and returns its result. See
+    /// [`apply`](super::apply). A caller that stops waiting does not cancel it.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if too many wait; [`StoreError::TimedOut`] after the store's timeout, and then the observation may still
-    /// be applied; any other as `apply`.
+    /// [`StoreError::Busy`] if too many wait; [`StoreError::TimedOut`] after the store's timeout, and then the observation may
+    /// still be applied; any other as `apply`.
     pub(crate) async fn apply(&self, observation: Observation) -> Result<Applied, StoreError> {
         let deadline = Instant::now() + self.0.store.timeout();
         let answered = self.0.queue.push(observation, deadline)?;
@@ -91,17 +91,17 @@ impl GroupCommit {
 enum Role {
     /// Commits batches.
     Committer,
-    /// Waits for the end of a batch that other batches pass.
+    /// Waits for the end of a stuck batch.
     Stuck,
     /// Waits for locked objects, now for this one.
     LockWaiter(Option<ObjectKey>),
 }
 
-/// A task that applies events. It counts until it ends, also if it panics or if its runtime ends.
+/// A task that applies events. It is counted until it ends, also if it panics or if its runtime ends.
 struct Task {
     commits: Arc<Inner>,
     role: Role,
-    /// A runtime that ends drops its tasks, and those that are started then before they begin.
+    /// Whether the task has begun. A runtime that ends also drops tasks that have not begun.
     has_begun: bool,
 }
 
@@ -117,7 +117,7 @@ impl Drop for Task {
             }
         }
         drop(waiting);
-        // Events may have arrived since it looked for the last time, and a panic leaves events behind.
+        // Events may have arrived since the task last checked the queue, and a panic leaves events in the queue.
         if self.has_begun {
             self.commits.start_tasks();
         }
@@ -138,7 +138,7 @@ impl Task {
     async fn commit_arrived(&mut self) {
         let commits = self.commits.clone();
         loop {
-            // Requests that are ready to be read join this batch. A lone event waits for nothing.
+            // Requests that are ready to be read join this batch. A single event does not wait.
             tokio::task::yield_now().await;
             let group = commits.queue.next_batch();
             if group.is_empty() {
@@ -161,7 +161,8 @@ impl Task {
         }
     }
 
-    /// Lets other batches pass a stuck one, whose task then no longer counts as a committer. False: too many are stuck already.
+    /// Lets the next batch begin while this one is stuck: this task no longer counts as a committer. Returns false if too many
+    /// batches are stuck.
     fn let_others_pass(&mut self) -> bool {
         let mut waiting = self.commits.queue.lock();
         if waiting.stuck >= self.commits.stuck {
@@ -194,7 +195,7 @@ impl Task {
     }
 }
 
-/// Drops the events whose deadline has passed: their callers have got an error and will retry.
+/// Drops the events whose deadline has passed, because their callers have received an error and will retry.
 fn in_time(group: Group) -> Group {
     let (late, in_time) = group.split_late();
     if !late.is_empty() {
@@ -204,17 +205,17 @@ fn in_time(group: Group) -> Group {
 }
 
 impl Inner {
-    /// Starts the tasks that what waits needs, unless the running ones are enough.
+    /// Starts the tasks that the waiting events need, unless the running tasks are enough.
     fn start_tasks(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         let roles = self.needed(&mut self.queue.lock());
-        // Not under the lock: a runtime that ends drops the task at once, which locks the queue.
+        // The queue must not be locked here: a runtime that ends drops the new task at once, and the drop locks the queue.
         for role in roles.into_iter().flatten() {
             runtime.spawn(Task { commits: self.clone(), role, has_begun: false }.run());
         }
     }
 
-    /// Counts the tasks that are needed.
+    /// Returns the tasks that must be started, and counts them.
     fn needed(&self, waiting: &mut Waiting) -> [Option<Role>; 2] {
         let needs_committer = match waiting.committers {
             0 => !waiting.arrived.is_empty(),
@@ -226,7 +227,7 @@ impl Inner {
         [needs_committer.then_some(Role::Committer), needs_lock_waiter.then_some(Role::LockWaiter(None))]
     }
 
-    /// Commits a group in one statement. Where some objects need a transaction, only their events go into one.
+    /// Commits a group in one statement. If some objects need a transaction, only their events are committed in a transaction.
     async fn commit(self: &Arc<Self>, group: Group) {
         let (in_transaction, rest) = group.split(Observation::needs_transaction);
         if let Some((rest, apart)) = self.try_one_statement(rest).await {
@@ -243,8 +244,8 @@ impl Inner {
         self.commit_in_transaction(in_time(in_transaction)).await;
     }
 
-    /// Commits a group in one statement. Returns the events that need a transaction, and the objects because of which; none of
-    /// them means because of something else. After a timeout, nothing is attempted for callers that have given up meanwhile.
+    /// Commits a group in one statement. Returns the events that need a transaction, and the objects that are the reason. No
+    /// objects: another reason. After a timeout, it drops the events whose callers have stopped waiting.
     async fn try_one_statement(&self, group: Group) -> Option<(Group, BTreeSet<ObjectKey>)> {
         if group.is_empty() {
             return None;
@@ -297,8 +298,8 @@ impl Inner {
         Ok(locked)
     }
 
-    /// Applies events in a transaction, which waits for locks. If it times out, it is retried in smaller parts, although the callers
-    /// have got an error by then: their next attempt would take as long.
+    /// Applies events in a transaction, which waits for locks. If it times out, it is retried in smaller parts, although the
+    /// callers have received an error by then. Otherwise their next attempt would take as long.
     async fn apply(&self, group: Group) {
         if group.is_empty() {
             return;

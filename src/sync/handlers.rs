@@ -59,7 +59,7 @@ where
 pub struct RustHandler {
     /// The name under which its progress is stored.
     pub name: Arc<str>,
-    /// The types of changes it handles.
+    /// The types of the changes that it handles.
     pub types: Types,
     /// Whether a new handler first receives every live user.
     pub from_start: bool,
@@ -152,7 +152,7 @@ impl HandlerWorker {
         let store = &self.context.store;
         let Some(mut handler) = store.handlers(Some(&self.name)).await?.pop() else { return Ok(None) };
         if let Some(rust) = &self.rust {
-            // The types in the database are those of the process that started last, which can be an older release.
+            // The process that started last has stored its types in the database. It can be an older release.
             handler.types = rust.types.clone();
         }
         let ours = self.rust.is_some() != handler.sql.is_some();
@@ -161,9 +161,16 @@ impl HandlerWorker {
         }
         let problem = handler.sql.as_ref().and_then(|sql| {
             if !sql.present {
-                Some(format!("the function {} does not exist; create it, or remove the handler with `authkit-sync handlers remove`", sql.function))
+                Some(format!(
+                    "the function {} does not exist; create it, or remove the handler with \
+                     `authkit-sync handlers remove`",
+                    sql.function
+                ))
             } else if !sql.settable {
-                Some(format!("the service's role must be a member of role {}; grant that role to the service's role", sql.role))
+                Some(format!(
+                    "the service's role must be a member of role {}; grant that role to the service's role",
+                    sql.role
+                ))
             } else {
                 None
             }
@@ -381,7 +388,8 @@ impl HandlerWorker {
                 sqlstate,
                 constraint,
                 location,
-                "a handler failed for a change at every attempt, so the change is dead-lettered; see `authkit-sync handlers list`, and retry it with `handlers redrive`"
+                "a handler failed for a change at every attempt, so the change is dead-lettered; see \
+                 `authkit-sync handlers list`, and retry it with `handlers redrive`"
             ),
         }
     }

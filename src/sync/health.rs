@@ -1,6 +1,7 @@
-//! The rules that say whether the sync works. `doctor`, `status` and the status page judge by them.
+//! The rules that decide whether the sync works. `doctor`, `status` and the status page use them.
 //!
-//! A rule is pure: it judges facts that were read before. So a page that has no database can still judge what it read last.
+//! A rule is pure: it checks facts that were read before. So the status page can still check the last known facts while the
+//! database is unreachable.
 
 mod check;
 mod facts;

@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_secs(3);
 /// Seconds between two samples.
 pub const SAMPLE_SECONDS: i64 = 30;
 
-/// Number of samples that are kept: one hour, and the one before it.
+/// Number of samples that are kept: those of one hour, and the one before them.
 pub const SAMPLES: usize = 121;
 
 /// The release of this process.
@@ -31,7 +31,7 @@ pub struct Sample {
     pub at: Timestamp,
     /// The delay of the table behind WorkOS beyond the delay by design, in seconds. `None` while it is unknown.
     pub lag_seconds: Option<i64>,
-    /// What this process has counted since its start.
+    /// The counters of this process since its start.
     pub counted: Counted,
 }
 

@@ -15,7 +15,7 @@ use crate::store::leases::Lease;
 use crate::store::{Store, StoreError};
 use crate::workos::api::{Api, ApiError};
 
-/// How often a process without the lease of a job tries to get it.
+/// Interval at which a process without the lease of a job tries to get it.
 pub const STANDBY: Duration = Duration::from_secs(3);
 
 /// Interval between two requests of one job, well below WorkOS's rate limits (WorkOS's own SDK lists with 350 ms).
@@ -51,7 +51,7 @@ pub trait Job: Send + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// Discards what the job remembers of earlier steps. Called when another process has the lease.
+    /// Discards the state that the job keeps from earlier steps. Called when another process has the lease.
     fn reset(&mut self) {}
 
     /// Runs one step. It can panic, and it can be dropped at any await point. Neither loses data.
@@ -80,17 +80,18 @@ pub enum JobError {
     /// A statement or a transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// WorkOS asked this job for a pause, in this process or in another one, and the pause has not ended.
-    #[error("WorkOS asked for a pause, which ends in {} s", left.as_secs())]
+    /// WorkOS requested a pause from this job, in this process or in another one, and the pause has not ended.
+    #[error("WorkOS requested a pause, which ends in {} s", left.as_secs())]
     Paused {
         /// The remaining time of the pause.
         left: Duration,
     },
     /// WorkOS does not know most users of a sample of our live users.
     #[error(
-        "WorkOS does not know {unknown} of {sampled} sampled users, so WORKOS_API_KEY is the suspect: it may belong to another \
-         environment. Nothing was changed. Correct the key. If these users were really deleted at WorkOS, run `authkit-sync \
-         reconcile --accept-deletions`. If this database was copied from another environment, run `authkit-sync rebind`"
+        "WorkOS does not know {unknown} of {sampled} sampled users, so WORKOS_API_KEY probably belongs to another \
+         environment. Nothing was changed. Correct the key. If these users were really deleted at WorkOS, run \
+         `authkit-sync reconcile --accept-deletions`. If this database was copied from another environment, run \
+         `authkit-sync rebind`"
     )]
     WrongKey {
         /// The size of the sample.
@@ -100,8 +101,8 @@ pub enum JobError {
     },
     /// A 404 does not contain the ID, and no live user can be read by ID. The answer may not come from WorkOS.
     #[error(
-        "WorkOS answered 404 without an `entity_id`, and no live user can be read by ID, so the API address is the suspect. No \
-         user was deleted. Check WORKOS_API_HOSTNAME and any proxy between the service and WorkOS"
+        "WorkOS answered 404 without an `entity_id`, and no live user can be read by ID, so the answer may come from \
+         another server. Nothing was deleted. Check WORKOS_API_HOSTNAME and any proxy between the service and WorkOS"
     )]
     NotConfirmed,
     /// Reconcile would delete more objects of a kind than it may without the permission of an operator.
@@ -245,7 +246,7 @@ impl JobContext {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).f64()
     }
 
-    /// Returns the duration changed by up to 20 % at random.
+    /// Returns the duration, changed at random by up to 20 %.
     pub(super) fn jittered(&self, duration: Duration) -> Duration {
         duration.mul_f64(0.8 + 0.4 * self.jitter())
     }
@@ -253,7 +254,7 @@ impl JobContext {
     /// Takes or renews the lease of a job, and returns whether this process holds it.
     ///
     /// # Errors
-    /// [`JobError::Paused`] if this process holds the lease, but WorkOS asked the job for a pause.
+    /// [`JobError::Paused`] if this process holds the lease, but WorkOS has requested a pause from the job.
     pub(super) async fn hold_lease(&self, job: &'static str) -> Result<bool, JobError> {
         let Lease { held, pause, .. } = self.take_lease(job).await?;
         if !held {
@@ -287,14 +288,14 @@ impl JobContext {
         }
     }
 
-    /// Stores the pause that WorkOS asked for in the database, because it applies to every process.
+    /// Stores the pause that WorkOS requested in the database, because it applies to every process.
     pub(crate) async fn store_pause(&self, job: &str, error: &JobError) {
         let JobError::Api(ApiError::Unavailable { retry_after: Some(pause), .. }) = error else { return };
         if let Err(error) = self.store.pause_job(job, *pause).await {
             tracing::debug!(
                 job,
                 error = %error,
-                "the pause that WorkOS asked for could not be stored, so other processes do not observe it"
+                "the pause that WorkOS requested could not be stored, so other processes do not observe it"
             );
         }
     }

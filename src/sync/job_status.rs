@@ -10,11 +10,11 @@ use crate::domain::timestamp::Timestamp;
 /// A failed step of a job.
 pub(super) struct JobFailure {
     pub(super) text: String,
-    /// A retry can succeed.
+    /// Whether a retry can succeed.
     pub(super) is_temporary: bool,
-    /// The failure is logged once for all jobs, so the job does not log it.
+    /// Whether the failure is logged once for all jobs, so that the job does not log it.
     pub(super) is_reported_elsewhere: bool,
-    /// WorkOS did not answer.
+    /// Whether the cause is that WorkOS did not answer.
     pub(super) is_of_workos: bool,
     /// Consecutive failures before this one.
     pub(super) failures: u32,
@@ -29,13 +29,13 @@ pub struct JobStatus {
     pub error: Option<String>,
     /// When the status last changed.
     pub since: Timestamp,
-    /// A retry can succeed.
+    /// Whether a retry can succeed.
     #[serde(skip)]
     pub is_temporary: bool,
-    /// The error is one of the database, which is logged once for all jobs.
+    /// Whether the error comes from the database. Such an error is logged once for all jobs.
     #[serde(skip)]
     pub is_of_database: bool,
-    /// The error is that WorkOS did not answer.
+    /// Whether the cause is that WorkOS did not answer.
     #[serde(skip)]
     pub is_of_workos: bool,
 }
@@ -53,12 +53,12 @@ const LOGGED_AS_ERROR_AFTER: u32 = 2;
 const PANICKED: &str = "the background job panicked, which is a defect of authkit-sync; report it with the lines of the log before it. \
                         The service restarts the job";
 
-/// When a job runs, and how far it is.
+/// When a job runs, and its progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobRun {
-    /// When this process last began a step. `None` if it has had nothing to do.
+    /// When this process last began a step. `None` if it has not begun one yet.
     pub began_at: Option<Timestamp>,
-    /// When this process looks for work again.
+    /// When this process next checks whether the job has work.
     pub next_at: Option<Timestamp>,
     /// Objects that the current scan of the job has compared. `None` if there is no scan.
     pub compared: Option<i64>,

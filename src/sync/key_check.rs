@@ -51,7 +51,7 @@ pub(crate) async fn check(context: &JobContext) -> Result<(), JobError> {
     if !is_suspicious(&unknown, &sample) {
         return Ok(());
     }
-    // Users with a delete event that catch-up has not read yet are rightly unknown.
+    // A user with a delete event that catch-up has not read yet is unknown to WorkOS for a valid reason.
     let state = context.store.catch_up_state().await?;
     let since = state.and_then(|state| state.synced_through.or(Some(state.range_start)));
     for id in deleted_since(context, since, &unknown).await? {

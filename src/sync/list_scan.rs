@@ -1,7 +1,7 @@
 //! A scan of one of WorkOS's lists, oldest first. Backfill and reconcile use it.
 //!
-//! A page is requested with the ID of the last object of the previous page. That object may be deleted meanwhile. It is unknown what
-//! WorkOS does then: it may continue, reject the request, or silently start from the first page
+//! A page is requested with the ID of the last object of the previous page. That object may be deleted meanwhile. It is unknown
+//! what WorkOS does then: it may continue, reject the request, or silently start from the first page
 //! ([facts](crate::docs::protocol#list-of-users)). So a page that does not follow its cursor is requested again with the ID of an
 //! earlier object. At worst the scan restarts, a bounded number of times.
 
@@ -46,7 +46,7 @@ impl List {
     }
 }
 
-/// Number of earlier objects that the scan remembers, to step back to them.
+/// Number of earlier objects that the scan keeps, so that it can step back to them.
 const TRAIL: usize = 200;
 
 /// Limits: steps back without progress before the scan restarts, and restarts.
@@ -140,7 +140,8 @@ impl ListScan {
                 return Err(JobError::Endless);
             }
             tracing::warn!(
-                "a list of WorkOS started again from the first page, probably because the object of the cursor was deleted; the scan restarts"
+                "a list of WorkOS started again from the first page, probably because the object of the cursor was \
+                 deleted; the scan restarts"
             );
         }
         Ok(None)

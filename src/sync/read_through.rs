@@ -1,8 +1,8 @@
 //! Read-through: reads an object from WorkOS if a caller needs it before its first event has arrived.
 //!
-//! At sign-up, the first request of a user often arrives before the webhook, and so does the first request of a new member. A process
-//! sends one request per object at a time, and all callers wait for its response. What WorkOS does not know is remembered for some
-//! seconds. It never becomes a tombstone.
+//! At sign-up, the first request of a user often arrives before the webhook, and so does the first request of a new member. A
+//! process sends one request per object at a time, and all callers wait for its response. For some seconds, the process does not
+//! request an object again that WorkOS does not know. Such an object never becomes a tombstone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,11 +26,11 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// Timeout for a caller.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long, and for how many objects, a process remembers that WorkOS does not know them.
+/// How long, and for how many objects, a process caches that WorkOS does not know them.
 const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 const MAX_UNKNOWN: usize = 10_000;
 
-/// How long a check of the API key stays valid, seconds.
+/// Time for which a check of the API key stays valid, in seconds.
 const KEY_CHECK_TTL: i64 = 3_600;
 
 /// WorkOS is unreachable, or its response could not be verified in time.
@@ -38,7 +38,7 @@ const KEY_CHECK_TTL: i64 = 3_600;
 #[error("the object is not synced yet, and WorkOS is unreachable")]
 pub struct WorkosUnreachable;
 
-/// What a caller needs.
+/// An object that a caller needs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Wanted {
     /// The user with this ID.
@@ -57,9 +57,9 @@ pub enum Wanted {
 /// What WorkOS answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// WorkOS knows it. It is stored now.
+    /// WorkOS returned the object. It is stored now.
     Stored,
-    /// WorkOS does not know it.
+    /// WorkOS does not know the object.
     Unknown,
 }
 
@@ -81,7 +81,7 @@ struct Inner {
 struct Trust {
     /// When the check of the API key succeeded: the key belongs to this environment.
     at: Timestamp,
-    /// A live user could be read by ID.
+    /// Whether a live user could be read by ID.
     reads_by_id: bool,
 }
 
@@ -105,8 +105,8 @@ impl ReadThrough {
         Self(Arc::new(Inner { context, trusted: AsyncMutex::default(), permits, in_flight: Mutex::default() }))
     }
 
-    /// Reads from WorkOS what the tables do not contain, and applies it. The caller then reads the tables again: another process may
-    /// have stored a tombstone meanwhile.
+    /// Reads from WorkOS what the tables do not contain, and applies it. The caller then reads the tables again: another process
+    /// may have stored a tombstone meanwhile.
     ///
     /// # Errors
     /// [`WorkosUnreachable`], within 5 seconds.

@@ -59,7 +59,7 @@ pub enum ReconcileStep {
     InProgress {
         /// The counts so far.
         counts: ScanCounts,
-        /// Number of live users that must still be read by ID, as far as known.
+        /// Number of live users that must still be read by ID. It can grow until the whole table was compared.
         unconfirmed: usize,
     },
     /// The reconcile is complete.
@@ -88,7 +88,7 @@ struct ReconcileRun {
     /// Hashes of the listed IDs. A million of them need about 32 MB.
     seen: HashSet<u128>,
     report: Report,
-    /// Users that WorkOS lists and that are deleted here.
+    /// Users that WorkOS lists, but that are deleted in the table.
     listed_deleted: Vec<String>,
     /// Live users that were not listed, to read by ID.
     to_read: VecDeque<String>,
@@ -96,15 +96,16 @@ struct ReconcileRun {
     table_position: Option<String>,
     /// Number of live users in the compared rows.
     live: usize,
-    /// Live users who must be in the list and are not.
+    /// Number of live users that must be in the list and are not.
     unlisted: usize,
     /// The recorded scan, if the table is repaired.
     scan: Option<ScanStart>,
-    /// Live users that WorkOS does not know, and when it answered so.
+    /// Live users that WorkOS does not know, each with the time of its answer.
     gone: Vec<(String, Timestamp)>,
-    /// An answer for one of them does not contain the ID. It is accepted only if a live user can be read by ID.
+    /// Whether a 404 for one of the users in `gone` does not contain the ID. Such a 404 is accepted only if a live user can be read
+    /// by ID.
     needs_confirmation: bool,
-    /// A live user was read by ID.
+    /// Whether a live user was read by ID.
     has_read_by_id: bool,
     /// Maximum number of deletions. `None` if an operator has accepted all.
     max_deletions: Option<usize>,
@@ -275,7 +276,7 @@ impl ReconcileJob {
         it.started_at.get_or_insert(page.observed_at);
         it.list_scan = list_scan;
         if page.end {
-            // An empty list confirms nothing.
+            // An empty list confirms no row.
             if let Some(scan) = it.scan.filter(|_| !it.seen.is_empty()) {
                 store.confirm_scan(&scan).await?;
             }
@@ -307,7 +308,7 @@ impl ReconcileJob {
         if it.table_position.is_none() { self.rows_compared(it).await } else { Ok(()) }
     }
 
-    /// Called after the last row: the number of live users is known.
+    /// Checks the list and sets the limit of deletions. Called after the last row, when the number of live users is known.
     async fn rows_compared(&self, it: &mut ReconcileRun) -> Result<(), JobError> {
         // Users who were created after the list was read may be missing from it.
         if it.seen.is_empty() && it.unlisted > 0 {

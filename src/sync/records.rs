@@ -1,4 +1,4 @@
-//! What a batch records beside the objects: events in the inbox, sign-ins and changes.
+//! What a batch records in addition to the objects: events in the inbox, sign-ins and changes.
 
 use std::borrow::Cow;
 
@@ -18,12 +18,12 @@ use crate::workos::wire;
 pub(super) enum Inbox {
     /// Records its events.
     Record(Origin),
-    /// Replaces the outcomes of those of its observations that are in quarantine.
+    /// Replaces the outcomes of its observations that are quarantined.
     Retry,
 }
 
-/// The inbox's entry for an observation. An event always has one. A snapshot has one only if it cannot be applied, or if it is
-/// retried.
+/// Returns the inbox's entry for an observation. An event always has one. A snapshot has one only if it cannot be applied, or if it
+/// is retried.
 pub(super) fn inbox_event<'a>(observation: &'a Observation, effect: &Effect, inbox: Inbox) -> Option<Cow<'a, Event>> {
     match observation {
         Observation::Event(event) => Some(Cow::Borrowed(event)),
@@ -36,7 +36,7 @@ pub(super) fn inbox_event<'a>(observation: &'a Observation, effect: &Effect, inb
     }
 }
 
-/// The user and the time of a sign-in.
+/// Returns the user and the time of a sign-in.
 pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
     match observation {
         Observation::Event(Event { user_id: Some(user), content: Content::SignedIn(at), .. }) => Some((user, *at)),
@@ -44,8 +44,8 @@ pub(super) fn sign_in(observation: &Observation) -> Option<(&str, Timestamp)> {
     }
 }
 
-/// The changes that a batch adds to the feed: every difference in an object except a sign-in alone, and every new event of a type
-/// that describes no object. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
+/// Returns the changes that a batch adds to the feed: every difference in an object except a sign-in alone, and every new event of
+/// a type that describes no object. For a retry, the origin of an event is catch-up, and that of a snapshot is reconcile.
 ///
 /// Whether the inbox already held an event is known only after it was written, so that such a change depends on it.
 pub(super) fn new_changes<'a>(
@@ -83,12 +83,12 @@ pub(super) fn new_changes<'a>(
 }
 
 /// Returns whether the event itself is a change of the feed, because it describes no object. An event about a role or a domain is
-/// none: what has changed enters the feed when it was read.
+/// not: its change enters the feed when the changed object has been read.
 fn is_passed_on(effect: &Effect, event: &Event) -> bool {
     *effect == Effect::Ignored || matches!(event.content, Content::SessionRevoked(_))
 }
 
-/// The changes of memberships that ended because their users were deleted.
+/// Returns the changes of memberships that ended because their users were deleted.
 pub(super) fn ended_changes(ended: &[Ended], origin: Origin) -> Vec<NewChange<'_>> {
     let changes = ended.iter().map(|ended| NewChange {
         kind: Kind::Membership.word_of_change(Difference::Deleted),

@@ -1,5 +1,5 @@
-//! Refresh: reads from WorkOS what an event says has changed without saying how (`workos.refreshes`), and the roles of the environment
-//! on a timer, because WorkOS sends no event for a new name, priority or default role.
+//! Refresh: reads objects and lists from WorkOS for which an event reported a change without the new state (`workos.refreshes`). It
+//! also reads the roles of the environment on a timer, because WorkOS sends no event for a new name, priority or default role.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::store::refreshes::DueRefresh;
 use crate::store::role_lists::ENVIRONMENT;
 use crate::workos::api::{ApiError, Found};
 
-/// Interval of the check whether something has to be read.
+/// Interval of the check whether a read is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Interval between two reads of the roles of the environment.
@@ -25,10 +25,10 @@ const ROLES_INTERVAL: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// The pause of the timer after an answer that could not be used, seconds.
+/// The pause of the timer after an answer that could not be used, in seconds.
 const RETRY_AFTER: i64 = 60;
 
-/// How long a check of the API key stays valid, seconds.
+/// Time for which a check of the API key stays valid, in seconds.
 const KEY_CHECK_TTL: i64 = 3_600;
 
 /// Runs the refresh.
@@ -57,9 +57,9 @@ pub enum RefreshStep {
 
 /// What is due.
 enum Due {
-    /// An event asked for it.
+    /// An event requested a read.
     Requested(DueRefresh),
-    /// The timer asks for the roles of the environment.
+    /// The timer requests the roles of the environment.
     Timer(Origin),
 }
 
@@ -135,7 +135,7 @@ impl RefreshJob {
         Ok(())
     }
 
-    /// Reads what an event asked for. A failure postpones this request, so that it does not block others.
+    /// Reads what an event requested. After a failure, only this request waits for its retry, so that it does not block others.
     async fn read_requested(&mut self, due: &DueRefresh) -> Result<(), JobError> {
         let store = &self.context.store;
         match self.read(&due.refresh).await {
@@ -152,7 +152,7 @@ impl RefreshJob {
                         kind = due.refresh.kind(),
                         status,
                         code,
-                        "WorkOS refused a read; it is retried later"
+                        "WorkOS refused a read that an event requested; the service retries it later"
                     );
                     return Ok(());
                 }
@@ -161,7 +161,7 @@ impl RefreshJob {
         }
     }
 
-    /// Returns whether the request is answered.
+    /// Returns whether the requested read is done. If not, it is retried.
     async fn read(&self, wanted: &Wanted) -> Result<bool, JobError> {
         let kinds = self.context.kinds;
         match wanted {
@@ -174,12 +174,13 @@ impl RefreshJob {
                 }
                 Ok(true)
             }
-            // This kind was disabled after the event had come.
+            // This kind was disabled after the event had been received.
             Wanted::Roles | Wanted::OrganizationRoles(_) | Wanted::Organization(_) => Ok(true),
         }
     }
 
-    /// Returns whether a list is stored that was not read before the event.
+    /// Reads a list of roles and permissions. Returns whether the requested read is done: false if the list is unusable, or if a
+    /// list that was read later is already stored.
     async fn read_roles(&self, organization_id: &str, origin: Origin) -> Result<bool, JobError> {
         let outcome = read_list(&self.context, organization_id, origin).await?;
         if outcome == ListOutcome::Unusable {

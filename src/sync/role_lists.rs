@@ -11,7 +11,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::role_lists::{ENVIRONMENT, LiveSlugs, NewRoleList, Replaced};
 use crate::workos::api::{ApiError, FoundRole, RoleList};
 
-/// Pages of permissions that are read at most. WorkOS has no limit that needs more.
+/// Maximum number of pages of permissions. WorkOS's own limits stay below it.
 const PERMISSION_PAGES: usize = 50;
 
 /// Slugs of one kind that are read at most after a list. If more are no longer listed, a refresh reads the rest later, so that one
@@ -23,9 +23,9 @@ const SLUG_READS: usize = 50;
 pub(super) enum ListOutcome {
     /// The list is stored.
     Stored,
-    /// A list that was read later is stored.
+    /// The list is not stored, because a list that was read later is already stored.
     Outdated,
-    /// The list has no role of the environment. Every environment has one, so the answer proves nothing.
+    /// The list contains no role of the environment. Every environment has at least one, so the answer is not used.
     Unusable,
     /// WorkOS does not know the organization.
     NoOrganization,
@@ -87,7 +87,7 @@ pub(super) async fn reconcile_list(
 async fn check_list(context: &JobContext, organization_id: &str) -> Result<Vec<Drift>, JobError> {
     let listed = match list(context, organization_id, usize::MAX).await? {
         Ok(listed) => listed,
-        // The next read by ID decides about the organization.
+        // Reconcile reads the organization by ID and decides about it.
         Err(_) => return Ok(Vec::new()),
     };
     let stored = context.store.stored_role_list(organization_id).await?;
@@ -111,8 +111,8 @@ async fn check_list(context: &JobContext, organization_id: &str) -> Result<Vec<D
     Ok(roles.chain(permissions).chain(gone.map(|id| Drift { id, kind: DriftKind::Gone })).collect())
 }
 
-/// Reads a list from WorkOS, and up to `slug_reads` slugs of each kind that are no longer listed. Returns the outcome if there is no
-/// list to use.
+/// Reads a list from WorkOS, and up to `slug_reads` slugs of each kind that are no longer listed. Returns the outcome if there is
+/// no list to use.
 async fn list(
     context: &JobContext,
     organization_id: &str,
@@ -182,7 +182,7 @@ async fn list_organization(
     let mut gone_roles = Vec::new();
     for slug in missing.into_iter().take(slug_reads) {
         match context.api.organization_role(organization_id, &slug).await {
-            // This 404 is about the organization.
+            // A 404 here means that the organization does not exist.
             Err(ApiError::Refused { status: 404, .. }) => return Ok(Err(ListOutcome::NoOrganization)),
             found => {
                 if reads.is_gone(found?).await? {
@@ -221,18 +221,18 @@ fn missing<'a>(stored: Vec<String>, listed: impl Iterator<Item = &'a str>) -> Ve
     stored.into_iter().filter(|slug| !listed.contains(slug.as_str())).collect()
 }
 
-/// Reads by slug, and whether their 404 can be trusted.
+/// Reads entries by slug, and records whether their 404 can be trusted.
 struct ReadsBySlug<'a> {
     context: &'a JobContext,
     /// A listed role of the environment.
     known: &'a str,
-    /// The known role was read by slug.
+    /// Whether the known role was read by slug.
     is_trusted: bool,
 }
 
 impl ReadsBySlug<'_> {
-    /// Returns whether an answer says that WorkOS does not know the slug. An answer without the slug could come from any server, so
-    /// it counts only if a listed role can be read by slug.
+    /// Returns whether an answer proves that WorkOS does not know the slug. An answer without the slug could come from any server,
+    /// so it counts only if a listed role can be read by slug.
     async fn is_gone(&mut self, found: FoundRole) -> Result<bool, JobError> {
         let FoundRole::Unknown { has_slug } = found else { return Ok(false) };
         if !has_slug && !self.is_trusted {

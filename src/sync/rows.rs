@@ -1,4 +1,4 @@
-//! The objects that a batch names, as the database holds them, and as it will hold them.
+//! The rows of the objects that a batch names: first as they were read, then as the batch changes them.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +15,11 @@ use crate::store::rows::{Found, Rows};
 #[derive(Clone, Debug, Default)]
 pub(super) struct BatchRows([Rows; Kind::ALL.len()]);
 
-/// The IDs that a batch names, by kind, in order, each once.
+/// The IDs that a batch names, by kind, sorted and without duplicates.
 pub(super) struct Named([Vec<String>; Kind::ALL.len()]);
 
 impl Named {
-    /// The objects whose rows must be locked to apply these observations.
+    /// Returns the objects whose rows must be locked to apply these observations.
     pub(super) fn by(observations: &[Observation]) -> Self {
         let mut named: [BTreeSet<&str>; Kind::ALL.len()] = Default::default();
         for (kind, id) in observations.iter().flat_map(Observation::locked) {
@@ -28,7 +28,7 @@ impl Named {
         Self(named.map(|ids| ids.into_iter().map(str::to_owned).collect()))
     }
 
-    /// The kinds of which an object is named, with the IDs, in the order in which they are locked.
+    /// Returns the kinds and the IDs of the named objects, in the order in which their rows are locked.
     pub(super) fn by_kind(&self) -> impl Iterator<Item = (Kind, &[String])> {
         Kind::ALL.into_iter().zip(&self.0).filter(|(_, ids)| !ids.is_empty()).map(|(kind, ids)| (kind, &ids[..]))
     }
@@ -53,7 +53,7 @@ impl BatchRows {
         Ok(rows)
     }
 
-    /// The rows of one kind.
+    /// Returns the rows of one kind.
     pub(super) fn of(&self, kind: Kind) -> &Rows {
         &self.0[kind as usize]
     }
@@ -66,7 +66,7 @@ impl BatchRows {
         self.0[kind as usize].get_mut(id)
     }
 
-    /// All rows, in the order in which they are locked.
+    /// Returns all rows, in the order in which they are locked.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Found)> {
         Kind::ALL.into_iter().zip(&self.0).flat_map(|(kind, rows)| rows.iter().map(move |(id, row)| (kind, &**id, row)))
     }
@@ -80,8 +80,8 @@ impl BatchRows {
         id.and_then(|id| self.get((Kind::User, id))).is_some_and(|user| user.stored.is_tombstone())
     }
 
-    /// Turns these memberships into tombstones, as the deletion of their users did in the database. The later observations of a batch
-    /// are decided from these rows.
+    /// Turns these memberships into tombstones, as the deletion of their users did in the database. The later observations of a
+    /// batch are decided from these rows.
     pub(super) fn end(&mut self, ended: &[Ended]) {
         for membership in ended {
             if let Some(row) = self.get_mut((Kind::Membership, &membership.id)) {

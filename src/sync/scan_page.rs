@@ -21,7 +21,7 @@ pub async fn apply_scan_page(
 ) -> Result<Vec<Applied>, StoreError> {
     let observations: Vec<Observation> = observations.iter().map(|listed| as_of(scan, listed)).collect();
     let ids: Vec<String> = observations.iter().filter_map(Observation::user_id).map(str::to_owned).collect();
-    // In this order, so that a row that is written between the two reads is read with the new content.
+    // This order is required: a row that is written between the two reads is then read with its new content.
     let unwritten = store.unwritten_since(&ids, scan.database_started_at).await?;
     let stored = store.objects(Kind::User, &ids).await?;
     let unchanged: Vec<Option<Applied>> = observations

@@ -178,7 +178,7 @@ impl KeyCache {
         Duration::from_secs(until_stale.max(held.cooldown_left(now)).max(1).unsigned_abs())
     }
 
-    /// Returns true if WorkOS still publishes this key under the key ID, as far as we know.
+    /// Returns true if the cached key set is still usable and contains this key under the key ID.
     pub(super) fn is_published(&self, kid: &str, key: KeyFingerprint, now: Timestamp) -> bool {
         let held = self.0.held.load();
         held.usable(now) && held.set.get(kid).is_some_and(|published| published.fingerprint == key)
@@ -203,7 +203,7 @@ impl KeyCache {
         if self.0.held.load().cooldown_left(now) <= 0 {
             self.refresh().await;
         }
-        // The keys were fetched after the first `now`.
+        // The clock is read again, because `refresh` may have fetched keys after the first `now`.
         let (held, now) = (self.0.held.load(), self.0.clock.now());
         if let Some(genuine) = verify(&held, now) {
             return Ok(genuine);
@@ -285,8 +285,10 @@ fn log_failure(error: &KeyFetchError, before: &Held) {
     if before.error.as_ref().is_some_and(|before| before.to_string() == error.to_string()) {
         tracing::debug!(error = %error, keys, "WorkOS's signing keys could still not be fetched");
     } else if keys == 0 {
-        tracing::warn!(error = %error, "WorkOS's signing keys could not be fetched, so tokens cannot be checked and lookups get 503; the service retries");
+        tracing::warn!(error = %error, "WorkOS's signing keys could not be fetched, so tokens cannot be checked and \
+                                        lookups get 503; the service retries");
     } else {
-        tracing::warn!(error = %error, keys, "WorkOS's signing keys could not be refreshed; the cached keys stay in use, and the service retries");
+        tracing::warn!(error = %error, keys, "WorkOS's signing keys could not be refreshed; the cached keys stay in \
+                                              use, and the service retries");
     }
 }

@@ -262,22 +262,25 @@ impl Explanation {
     }
 }
 
-/// Returns what to do about a reason.
+/// Returns what to do about a failure with this reason.
 fn fix(reason: &str, client_id: &str) -> String {
     let fixed = match reason {
         "malformed" => {
-            "pass the whole access token, as in the header `Authorization: Bearer`. A session cookie, a refresh token or an API key does not work"
+            "pass the whole access token, as in the header `Authorization: Bearer`. A session cookie, a refresh \
+             token or an API key does not work"
         }
         "wrong_algorithm" => "use an access token from AuthKit. Another system made this one",
         "no_key_id" => "use an access token from AuthKit. Each of them has a key ID",
         "unknown_key" => {
             return format!(
-                "use the same WORKOS_CLIENT_ID here ({client_id}) and in the application that signs users in, then sign in again. WorkOS may also have withdrawn the key"
+                "use the same WORKOS_CLIENT_ID here ({client_id}) and in the application that signs users in, then \
+                 sign in again. WorkOS may also have withdrawn the key"
             );
         }
         "wrong_signature" => "get a new token and copy all of it. This one was changed or forged",
         "keys_unavailable" => {
-            "make WorkOS reachable from this machine (WORKOS_API_HOSTNAME, WORKOS_JWKS_URL, proxy, firewall) and check WORKOS_CLIENT_ID. The token may be good"
+            "make WorkOS reachable from this machine (WORKOS_API_HOSTNAME, WORKOS_JWKS_URL, proxy, firewall) and \
+             check WORKOS_CLIENT_ID. The token may be good"
         }
         "token_expired" => {
             "refresh the session to get a new access token. If a new token is expired too, correct this machine's clock"
@@ -285,7 +288,8 @@ fn fix(reason: &str, client_id: &str) -> String {
         "no_expiry" => "use an access token from AuthKit. All of them expire",
         "not_yet_valid" => "correct this machine's clock (NTP). It is behind WorkOS's",
         "wrong_issuer" => {
-            "if the issuer is your custom auth domain, set WORKOS_API_HOSTNAME or WORKOS_ISSUER. Otherwise the application uses another WorkOS environment"
+            "if the issuer is your custom auth domain, set WORKOS_API_HOSTNAME or WORKOS_ISSUER. Otherwise the \
+             application uses another WorkOS environment"
         }
         "wrong_audience" => "if the audience is yours (a JWT template sets it), add it to AUTHKIT_SYNC_AUDIENCES",
         "wrong_client" => {
@@ -295,14 +299,16 @@ fn fix(reason: &str, client_id: &str) -> String {
         }
         "unbound" => {
             return format!(
-                "add {{\"aud\": \"{client_id}\"}} to the JWT template of the environment, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER=true. The token names no client"
+                "add {{\"aud\": \"{client_id}\"}} to the JWT template of the environment, or set \
+                 AUTHKIT_SYNC_ALLOW_SHARED_ISSUER=true. The token names no client"
             );
         }
         "machine_token" => "use the access token of a signed-in user. A machine token has no user",
         "no_subject" | "no_session" => "use the access token of a user's AuthKit session",
         "user_deleted" => "nothing. The user was deleted at WorkOS, and its tokens are refused until they expire",
         "user_not_found" => {
-            "wait some seconds if the user has just signed up. Otherwise run `authkit-sync user ID` and `authkit-sync reconcile --check`"
+            "wait some seconds if the user has just signed up. Otherwise run `authkit-sync user ID` and \
+             `authkit-sync reconcile --check`"
         }
         "database_unavailable" => {
             "check DATABASE_URL, that the database is running, and that it is migrated. The token is good"

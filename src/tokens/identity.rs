@@ -21,7 +21,7 @@ pub struct Identity {
     pub session_id: String,
     /// The organization that was selected when the token was issued (`org_id`). `None` if there was none.
     pub organization_id: Option<String>,
-    /// An administrator is impersonating the user (`act` or `impersonator`).
+    /// Whether an administrator is impersonating the user (claim `act` or `impersonator`).
     pub impersonated: bool,
     /// Every claim, as a JSON object. It is parsed only if somebody needs it.
     claims: Arc<RawValue>,

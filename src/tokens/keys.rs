@@ -10,20 +10,20 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Smaller keys are insecure, larger ones slow.
+/// Accepted size of a modulus, in bytes. Smaller keys are insecure, and larger keys are slow.
 const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
 /// The usable keys of one JWKS document, by key ID.
 #[derive(Default)]
 pub(super) struct KeySet(HashMap<String, PublishedKey>);
 
-/// A key that can verify.
+/// A key that can verify signatures.
 pub(super) struct PublishedKey {
     pub(super) public: ParsedPublicKey,
     pub(super) fingerprint: KeyFingerprint,
 }
 
-/// The SHA-256 of a public key. Another key under the same key ID has another one.
+/// The SHA-256 of a public key. It changes if WorkOS replaces the key under the same key ID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyFingerprint([u8; 32]);
 

@@ -121,7 +121,8 @@ impl TokenPolicy {
         Err(TokenError::invalid(
             "unbound",
             format!(
-                "issuer {SHARED_ISSUER} is shared by all WorkOS customers and the token names no client; add aud {} to the JWT template, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
+                "issuer {SHARED_ISSUER} is shared by all WorkOS customers and the token names no client; add aud {} \
+                 to the JWT template, or set AUTHKIT_SYNC_ALLOW_SHARED_ISSUER",
                 self.client_id
             ),
         ))
@@ -142,7 +143,7 @@ impl TokenPolicy {
         accepted.map(|own| plain(own)).collect::<Vec<_>>().join(", ")
     }
 
-    /// Returns what names a client in the token, for a message.
+    /// Returns the claims that name a client, for a message.
     pub(super) fn bindings(&self, claims: &Map<String, Value>) -> String {
         let issuer = Self::issuer(claims);
         let by_issuer = client_of(issuer).map(|client| format!("issuer of {}", plain(client)));

@@ -12,10 +12,10 @@ use reqwest::header::{AGE, DATE, HeaderMap};
 use crate::domain::timestamp::Timestamp;
 use crate::workos::http::{BodyError, HttpClientError, host_and_port, http_date, read_body, why, workos_client};
 
-/// The longest document read. WorkOS's is a few kilobytes.
+/// Maximum size of the document, in bytes. WorkOS's document has a few kilobytes.
 const DOCUMENT_LIMIT: usize = 1024 * 1024;
 
-/// How long one fetch may take, from the connection to the last byte.
+/// Timeout of one fetch, from the connection to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Fetches the current JWKS document (RFC 7517).
@@ -64,10 +64,10 @@ pub struct HttpKeySource {
 }
 
 impl HttpKeySource {
-    /// Fetches from `url`: WorkOS's is `https://api.workos.com/sso/jwks/<client id>`.
+    /// Creates a source that fetches from `url`. WorkOS's URL is `https://api.workos.com/sso/jwks/<client id>`.
     ///
     /// # Errors
-    /// [`HttpClientError`] when the URL is malformed or no TLS can be set up.
+    /// [`HttpClientError`] if the URL is malformed or TLS cannot be set up.
     pub fn new(url: &str) -> Result<Self, HttpClientError> {
         let url = url.parse().map_err(|_| {
             HttpClientError::new("the JWKS URL is malformed: it must be an absolute http:// or https:// URL")
@@ -75,7 +75,7 @@ impl HttpKeySource {
         Ok(Self { client: workos_client(&url)?, url, date: ArcSwapOption::empty() })
     }
 
-    /// Fetches from where WorkOS publishes the keys of this client.
+    /// Creates a source for the URL at which WorkOS publishes the keys of this client.
     ///
     /// # Errors
     /// [`HttpClientError`], as [`HttpKeySource::new`].

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Returns text from a caller for a message or a quoted header value: at most 80 characters of printable ASCII, without quotes
-/// and backslashes. Text with an @ can be an e-mail address and is withheld.
+/// and backslashes. Text with an @ can be an email address and is withheld.
 pub(super) fn plain(text: &str) -> String {
     if text.contains('@') {
         return "(withheld: it contains an @)".to_owned();
@@ -16,7 +16,7 @@ pub(super) fn plain(text: &str) -> String {
     short
 }
 
-/// Returns a claim as short printable text. For other types than text it only says so.
+/// Returns a claim as short printable text. For a claim that is not text, it returns "not text, or empty".
 pub(super) fn shown(claim: Option<&Value>) -> String {
     match claim {
         None => "none".to_owned(),

@@ -16,7 +16,7 @@ use super::text::plain;
 use super::verified::{TokenHash, Verified, VerifiedTokens};
 use crate::domain::clock::Clock;
 
-/// A longer token is refused before it is parsed. WorkOS's templates render at most 3 KiB.
+/// Maximum length of a token, in bytes. A longer token is refused before it is parsed. WorkOS's JWT templates add at most 3 KiB.
 const SIZE_LIMIT: usize = 16 * 1024;
 
 /// Verifies access tokens: form, algorithm, key, signature, then time, issuer, audience, client, subject and session.
@@ -63,7 +63,7 @@ impl TokenVerifier {
         Ok((subject.clone(), session_id.clone()))
     }
 
-    /// Verifies a token, or finds that the same token was verified before and that nothing has changed since.
+    /// Verifies a token, or returns the cached result if its key is still published and its times are still valid.
     async fn verified(&self, token: &str) -> Result<Arc<Verified>, TokenError> {
         Form::check_size(token)?;
         let hash = TokenHash::of(token);

@@ -1,9 +1,9 @@
-//! The cache of verified tokens: a token that is used again costs no second signature check.
+//! The cache of verified tokens: a token that is used again needs no second signature check.
 //!
-//! It keeps only what cannot change: which key signed the token, and what the claims are. Every use compares the key with
-//! WorkOS's current keys, and the times of the claims with the clock. A token whose key has changed or is gone is verified again.
+//! It stores only what cannot change: which key signed the token, and what the claims are. Every use compares the key with
+//! WorkOS's current keys, and the times of the claims with the clock. A token whose key was replaced or removed is verified again.
 //!
-//! Refused tokens are not kept: otherwise any caller could fill the cache.
+//! It does not store refused tokens, because otherwise any caller could fill it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::keys::KeyFingerprint;
 /// Memory for the cache, in bytes. A token of WorkOS takes about 1 KiB.
 const MEMORY: u64 = 16 * 1024 * 1024;
 
-/// Memory of an entry without its texts, in bytes, rounded up. It also bounds the number of entries.
+/// Memory of an entry without its strings, in bytes, rounded up. It also bounds the number of entries.
 const ENTRY: usize = 384;
 
 /// A token whose signature is valid and whose claims are accepted.

@@ -62,9 +62,9 @@ pub fn action(body: &VerifiedBody) -> Result<Action, NotAnAction> {
     let id = json::string(object.get("id").map(|value| &**value)).filter(|id| !id.is_empty());
     let email = json::string(person.get("email").map(|value| &**value)).filter(|email| !email.is_empty());
     Ok(Action {
-        id: bounded_id(id.ok_or(NotAnAction::Unusable("it has no text id"))?),
+        id: bounded_id(id.ok_or(NotAnAction::Unusable("`id` is missing or is not text"))?),
         context,
-        email: email.ok_or(NotAnAction::Unusable("it has no text e-mail address"))?,
+        email: email.ok_or(NotAnAction::Unusable("the email address is missing or is not text"))?,
         first_name: field(&person, "first_name"),
         last_name: field(&person, "last_name"),
         name: field(&person, "name"),
@@ -83,7 +83,7 @@ fn authentication(
 ) -> Result<ActionContext, NotAnAction> {
     let user_id = usable_id(user.get("id").map(|value| &**value));
     Ok(ActionContext::Authentication {
-        user_id: user_id.ok_or(NotAnAction::Unusable("it has no text user.id"))?,
+        user_id: user_id.ok_or(NotAnAction::Unusable("`user.id` is missing or is not text"))?,
         email_verified: json::boolean(user.get("email_verified").map(|value| &**value)).unwrap_or_default(),
         external_id: field(user, "external_id"),
         organization_id: field(&within("organization"), "id"),

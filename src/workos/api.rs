@@ -39,7 +39,7 @@ pub const PAGE: usize = 100;
 /// Maximum size of a response in bytes. A page of a hundred large users is much smaller.
 const RESPONSE_LIMIT: usize = 32 * 1024 * 1024;
 
-/// Upper limit of the pause that WorkOS asks for.
+/// Upper limit of the pause that WorkOS requests with `Retry-After`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 /// The API key of an environment. `Debug` does not show it.
@@ -63,7 +63,7 @@ impl fmt::Debug for ApiKey {
 /// Why a request to WorkOS failed. The message contains nothing of a payload.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Status 401 or 403. Only another key helps.
+    /// Status 401 or 403. A retry with the same key cannot succeed.
     #[error("WorkOS at {host} rejected the API key (status {status}); check WORKOS_API_KEY")]
     KeyRefused {
         /// The host and the port.
@@ -90,7 +90,7 @@ pub enum ApiError {
         why: String,
         /// The HTTP status, if WorkOS answered with one.
         status: Option<u16>,
-        /// The pause that WorkOS asked for.
+        /// The pause that WorkOS requested with `Retry-After`.
         retry_after: Option<Duration>,
     },
 }
@@ -116,8 +116,8 @@ pub struct Page<T> {
     pub more: bool,
     /// The cursor of the next page: the ID of the last item that has a usable ID, or else the cursor that WorkOS returned.
     pub resume: Option<String>,
-    /// When the request was sent, or a little earlier, by WorkOS's clock. The page reflects everything that WorkOS knew then. It
-    /// is checked against our clock and the database's clock (`clocks::DATE_TOLERANCE`).
+    /// When the request was sent, or a little earlier, by WorkOS's clock. The page contains everything that WorkOS had committed at
+    /// that time. It is checked against our clock and the database's clock (`clocks::DATE_TOLERANCE`).
     pub observed_at: Timestamp,
     /// The latest of these clocks. A stored time that is much later was recorded with a wrong clock.
     pub latest: Timestamp,

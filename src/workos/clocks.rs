@@ -78,8 +78,8 @@ impl Clocks {
     }
 }
 
-/// Uses the date if one of our clocks agrees with it. If not, uses the earlier of our clocks, if they agree with each other. If
-/// no two of the three agree, uses the earliest, so that the service never claims to know more than it does.
+/// Uses the date if one of our clocks agrees with it. If not, uses the earlier of our clocks, if they agree with each other. If no
+/// two of the three agree, uses the earliest, so that a snapshot is never ordered after events that it does not contain.
 fn judge(date: Option<Timestamp>, ours: Timestamp, theirs: Option<Timestamp>) -> Answered {
     let agree = |one: Timestamp, other: Timestamp| (one.unix_seconds() - other.unix_seconds()).abs() <= DATE_TOLERANCE;
     let confirmed = date.filter(|date| agree(*date, ours) || theirs.is_some_and(|theirs| agree(*date, theirs)));

@@ -17,7 +17,7 @@ pub struct ContactStatus {
     pub is_key_refused: bool,
 }
 
-/// What the requests of this process have met. It holds neither a URL nor an ID.
+/// The results of this process's requests to WorkOS. It contains neither a URL nor an ID.
 #[derive(Debug, Default)]
 pub(super) struct Contact(Mutex<ContactStatus>);
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-/// Events that are nested deeper are quarantined. PostgreSQL's own limit is a little higher, and no reader needs more.
+/// Maximum nesting of an event, in levels. Deeper events are quarantined. PostgreSQL's own limit is higher.
 const DEPTH_LIMIT: usize = 128;
 
 /// An object's fields. If a name is repeated, the last field wins, as in PostgreSQL and JavaScript.

@@ -1,4 +1,4 @@
-//! WorkOS's API for webhook endpoints, and a probe that asks an endpoint whether it is this service.
+//! WorkOS's API for webhook endpoints, and a probe that checks whether a URL leads to this service.
 //!
 //! Facts about the API: WIRE 7. Its emulator sends `enabled` instead of `status` and masks the secret after the creation.
 
@@ -20,7 +20,7 @@ const MAX_PAGES: usize = 20;
 /// Maximum size of the answer to a probe, in bytes.
 const PROBE_ANSWER_LIMIT: usize = 64 * 1024;
 
-/// The body of a probe. It is signed, and it is no event, so this service answers 400 `not_an_event` and stores nothing.
+/// The body of a probe. It is signed and is not an event, so this service answers 400 `not_an_event` and stores nothing.
 const PROBE_BODY: &[u8] = br#"{"object":"authkit_sync_probe"}"#;
 
 /// A webhook endpoint at WorkOS.
@@ -153,7 +153,7 @@ struct ErrorBody {
     message: String,
 }
 
-/// Posts a signed body that is no event to the URL, as WorkOS would: without redirects.
+/// Posts a signed body that is not an event to the URL. Like WorkOS, it follows no redirects.
 ///
 /// # Errors
 /// Why there was no answer.

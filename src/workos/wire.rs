@@ -165,8 +165,8 @@ pub(crate) fn listed_event(item: &RawValue) -> Event {
     read_event(&payload).unwrap_or_else(|error| {
         let why = match error {
             NotAnEvent::NotAnObject => "it is not a JSON object",
-            NotAnEvent::NoId => "it has no text id",
-            NotAnEvent::NoType => "it has no text event",
+            NotAnEvent::NoId => "`id` is missing or is not a string",
+            NotAnEvent::NoType => "`event` is missing or is not a string",
         };
         unreadable(item, why)
     })

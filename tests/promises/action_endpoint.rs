@@ -160,7 +160,7 @@ async fn every_failure_of_the_endpoint_gives_the_configured_verdict_and_is_count
         assert_eq!(message(&away, "ada").await.0, verdict);
         assert!(away.metrics().await.contains("failure=\"unreachable\"} 1"));
         away.stop().await.unwrap();
-        // The deadline of all deciders bounds it, however long its own is.
+        // The deadline of all deciders limits the request, even if the endpoint's own timeout is longer.
         let endpoint = ActionEndpoint { timeout: Duration::from_secs(3_600), ..endpoint(&url, on_failure) };
         let bounded = Service::start_with(&pool, |builder| {
             let builder = builder.action_secrets(secrets()).action_deadline(Duration::from_secs(2));
@@ -205,7 +205,7 @@ async fn a_host_name_with_a_private_address_is_refused_unless_private_addresses_
             Service::start_with(&pool, |builder| builder.action_secrets(secrets()).action_endpoint(endpoint)).await;
         assert_eq!(message(&service, "ada").await.0, "Deny");
         let page = service.metrics().await;
-        // Every machine knows the first.
+        // Every machine can resolve `localhost`.
         let unknown = name != "localhost" && page.contains("failure=\"unreachable\"} 1");
         assert!(unknown || page.contains("failure=\"address_refused\"} 1"), "{name}: {page}");
         service.stop().await.unwrap();
@@ -284,7 +284,7 @@ async fn no_request_uses_a_proxy_and_the_log_contains_no_personal_data() {
     }
     assert_eq!(verdicts, ["Deny", "Allow", "Allow"]);
     assert!(served.terminate().success());
-    // WorkOS's signing keys are asked for through the proxy, as they should be.
+    // WorkOS's signing keys are requested through the proxy, as intended.
     let asked_of_proxy = heard(&trap);
     assert!(asked_of_proxy.iter().all(|head| head.contains("/sso/jwks/")), "{asked_of_proxy:?}");
     let log = served.log();
@@ -326,7 +326,7 @@ async fn run_with_stdin(arguments: &[&str], settings: &[(&str, &str)], stdin: &s
     let stdin = stdin.to_owned();
     let output = tokio::task::spawn_blocking(move || {
         let mut child = command.spawn().unwrap();
-        // A command that does not read it may have ended.
+        // A command that does not read stdin may have ended.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         child.wait_with_output().unwrap()
     });

@@ -15,7 +15,7 @@ use crate::support::database::TestDatabase;
 use crate::support::lab::Lab;
 use crate::support::service::Service;
 
-/// The rules can have changed meanwhile.
+/// This also holds if the rules have changed meanwhile.
 #[tokio::test]
 async fn every_replica_gives_the_same_verdict_on_an_action_until_its_signature_expires() {
     let database = TestDatabase::new().await;

@@ -76,9 +76,9 @@ proptest! {
         prop_assert_eq!(ours, serde_json::to_string(&theirs).unwrap());
     }
 
-    /// People write rules by hand.
+    /// People write rules manually, so any text can occur.
     #[test]
-    fn no_text_of_rules_is_too_odd_to_be_read_or_refused(text in "((allow|deny|\\*|@|registration|\"|;|\n|é|\\PC{0,3}) ?){0,12}") {
+    fn every_text_of_rules_is_parsed_or_refused_without_a_panic(text in "((allow|deny|\\*|@|registration|\"|;|\n|é|\\PC{0,3}) ?){0,12}") {
         let _ = text.parse::<Rules>();
     }
 }
@@ -100,7 +100,7 @@ async fn a_request_the_official_crate_signs_is_answered_and_read_as_it_reads_it(
         ["action.authentication_context", "action.user_registration_context", "action.authentication_context.minimal"]
     {
         let mut context = fixture(name);
-        // The crate demands more of these two than WorkOS's own examples hold.
+        // The crate requires more fields of these two objects than WorkOS's own examples contain.
         context.as_object_mut().unwrap().retain(|name, _| name != "organization_membership" && name != "invitation");
         let body = Bytes::from(context.to_string());
         let t = service.clock.now().unix_millis().to_string();
@@ -173,7 +173,7 @@ async fn what_workos_did_not_sign_just_now_with_the_action_secret_is_401() {
     }
     let edge = Secret::new(ACTION_SECRET).sign(now.plus_seconds(-30), &body);
     assert_eq!(service.act_signed(&body, Some(&edge)).await.status, 200);
-    // And the other way round: an action's secret opens no receiver.
+    // The reverse case: the webhook route refuses a body that was signed with an action secret.
     let event = Secret::new(ACTION_SECRET).sign(now, &body);
     assert_eq!(service.deliver_signed(&body, Some(&event)).await.status, 401);
     assert_eq!(service.get("/workos/action").await.status, 405);
@@ -328,7 +328,7 @@ async fn the_library_refuses_an_incomplete_configuration() {
 
 /// The simulated WorkOS accepts only valid responses. Any failure is a denial, as by default at WorkOS.
 #[tokio::test]
-async fn the_simulated_workos_asks_and_believes_only_what_is_signed() {
+async fn the_simulated_workos_accepts_only_signed_answers() {
     let lab = Lab::new().await;
     let user = lab.create_user("Ada");
     let secret = vec![Secret::new(lab.workos.action_secret())];

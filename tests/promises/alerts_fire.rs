@@ -1,5 +1,5 @@
-//! The alerts and the dashboard on a real Prometheus that reads a real service: every query returns data under load, and alerts fire
-//! when their fault is caused. The waiting times of the rules are scaled.
+//! The alerts and the dashboard on a real Prometheus that reads a real service: every query returns data under load, and alerts
+//! fire when their fault is caused. The waiting times of the rules are scaled.
 
 use std::path::Path;
 
@@ -195,7 +195,7 @@ async fn alerts_fire_when_their_fault_is_caused() {
         .unwrap();
     load(&lab, &served).await;
     prometheus.fires("AuthkitSyncHandlerBehind").await;
-    // What the last attempt after half an hour does.
+    // The same update as after the last attempt, half an hour later.
     lab.pool.execute("update workos.handler_backlog set due_at = null").await.unwrap();
     prometheus.fires("AuthkitSyncHandlerDeadLettered").await;
     lab.pool.execute("drop function public.on_user").await.unwrap();
@@ -206,7 +206,7 @@ async fn alerts_fire_when_their_fault_is_caused() {
     std::fs::write(&webhook_secret, "sk_an_api_key").unwrap();
     prometheus.fires("AuthkitSyncSecretRejected").await;
     std::fs::write(&webhook_secret, lab.workos.webhook_secret()).unwrap();
-    // WorkOS sends what cannot be applied.
+    // WorkOS sends an event that cannot be applied.
     let _ = lab.workos.emit("user.updated", json!({"id": "user_unusable"}));
     prometheus.fires("AuthkitSyncQuarantine").await;
     // Another process holds the leases.

@@ -1,5 +1,5 @@
-//! Who is behind a token in its organization: roles and permissions as they are now, and a refusal as soon as the database knows
-//! that the user is no member any more, or that the session was revoked.
+//! The user of a token in its organization: the current roles and permissions, and a refusal as soon as the database contains the
+//! end of the membership or the revocation of the session.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::fixture;
 use crate::support::lab::{Lab, object};
 use crate::support::service::{Answer, Service};
 
-/// What the fixture token `per_client_issuer` says.
+/// The claims of the fixture token `per_client_issuer`.
 const USER: &str = "user_01M1E0K8KTSGG8REDJXJJNWG5C";
 const ORGANIZATION: &str = "org_01M1BE6HKCX1KJMBSNH6QNGVQR";
 const SESSION: &str = "session_01M1E0KW4CYV72WGQZWZMM8NDW";
@@ -55,7 +55,7 @@ async fn deliver(service: &Service, event_type: &str, at_ms: i64, data: &Value) 
     assert_eq!((answer.status, &answer.json()["outcome"]), (200, &json!("applied")), "{event_type}: {}", answer.text);
 }
 
-/// A service that knows the token's user, organization and membership `om_1`.
+/// A service whose tables contain the token's user, organization and membership `om_1`.
 async fn with_member(pool: &PgPool) -> Service {
     let service = start(pool).await;
     deliver(&service, "user.created", 0, &user(USER, "Ada", 0)).await;
@@ -117,7 +117,8 @@ async fn a_session_shows_the_membership_and_its_permissions_as_they_are_now_and_
     service.stop().await.unwrap();
 }
 
-/// The permissions of the member according to the function that policies use. The lookup has a statement of its own, which must agree.
+/// The permissions of the member according to the function that policies use. The lookup has a separate statement, which must
+/// return the same.
 async fn permissions_in_sql(pool: &PgPool) -> Value {
     let permissions: Vec<String> =
         sqlx::query_scalar("select workos.role_permissions(organization_id, roles) from workos.active_memberships")
@@ -143,7 +144,7 @@ async fn a_member_who_is_no_longer_active_is_refused_at_once_and_the_user_alone_
     assert_eq!(session(&service).await.status, 200);
     deliver(&service, "organization_membership.deleted", 50, &json!({"id": "om_1"})).await;
     is_refused(&service, (403, "membership_inactive")).await;
-    // Added again, the member has a new ID. A late deletion of the old one changes nothing.
+    // A member that is added again has a membership with a new ID. A late deletion of the old one changes nothing.
     let added = membership("om_2", USER, ORGANIZATION, "active", 60);
     deliver(&service, "organization_membership.created", 60, &added).await;
     let late = body(&unique("event"), "organization_membership.deleted", 55, &json!({"id": "om_1"}));
@@ -163,7 +164,7 @@ async fn a_membership_that_was_never_seen_is_not_refused_while_it_may_still_arri
     let service = start(&pool).await;
     deliver(&service, "user.created", 0, &user(USER, "Ada", 0)).await;
     is_refused(&service, (503, "memberships_not_synced")).await;
-    // The membership may come before its organization.
+    // The membership may arrive before its organization.
     deliver(&service, "organization_membership.created", 0, &membership("om_1", USER, ORGANIZATION, "active", 0)).await;
     is_refused(&service, (503, "memberships_not_synced")).await;
     deliver(&service, "organization.created", 0, &organization(ORGANIZATION, "Quill", 0)).await;
@@ -215,7 +216,7 @@ async fn a_revoked_session_is_refused_in_every_process_and_an_unknown_one_is_not
     let columns = "select row_to_json(revoked)::text from workos.revoked_sessions as revoked";
     let stored: String = sqlx::query_scalar(columns).fetch_one(&pool).await.unwrap();
     assert!(!stored.contains("203.0.113.9") && !stored.contains("Mozilla"), "{stored}");
-    // A later event about the session does not bring it back.
+    // A later event about the session does not revive it.
     let created = body(&unique("event"), "session.created", 6, &json!({"id": SESSION, "user_id": USER}));
     assert_eq!(service.deliver(&created).await.status, 200);
     assert_eq!(other.ask("/auth/user", &token()).await.status, 401);
@@ -227,9 +228,9 @@ async fn a_revoked_session_is_refused_in_every_process_and_an_unknown_one_is_not
     other.stop().await.unwrap();
 }
 
-/// No access token lives longer than 30 days.
+/// No access token is valid for longer than 30 days.
 #[tokio::test]
-async fn a_revoked_session_is_forgotten_after_thirty_days_and_never_earlier() {
+async fn a_revoked_session_is_deleted_after_thirty_days_and_never_earlier() {
     let lab = Lab::new().await;
     lab.pool
         .execute(
@@ -267,13 +268,13 @@ async fn a_member_whose_webhook_has_not_arrived_is_read_from_workos_and_a_strang
     let requests = lab.workos.all_requests();
     authkit.get_session(&token).await.unwrap();
     assert_eq!(lab.workos.all_requests(), requests, "the second time it is known");
-    // WorkOS's own no.
+    // WorkOS does not know the membership.
     let claims = json!({"sub": id, "sid": "session_1", "org_id": other});
     let stranger = lab.workos.token_with(claims, 300).unwrap();
     for _ in 0..2 {
         assert!(matches!(authkit.get_session(&stranger).await, Err(LookupError::MembershipInactive)));
     }
-    // An outage of WorkOS refuses nobody, and what is known stays known.
+    // During an outage of WorkOS no user is refused, and stored results stay valid.
     lab.workos.set_api_faults(ApiFaults { refuse_key: true, ..ApiFaults::default() });
     let claims = json!({"sub": id, "sid": "session_1", "org_id": "org_never_seen"});
     let unknown = lab.workos.token_with(claims, 300).unwrap();

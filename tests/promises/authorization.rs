@@ -1,5 +1,5 @@
-//! Row-level security by organization, role and permission: who is let in and who is kept out, as PostgREST and Supabase run a
-//! request. The policies are those of the guide `reading`.
+//! Row-level security by organization, role and permission: which rows a caller can read, in a request as PostgREST and Supabase
+//! run it. The policies are those of the guide `reading`.
 
 use serde_json::json;
 use sqlx::postgres::PgConnection;
@@ -55,7 +55,7 @@ async fn only_active_members_of_live_organizations_are_let_in() {
     assert_eq!(lab.ask(&member).await, accountant("active", "org_1", "om_active"));
     assert!(lab.may_insert(&member, "org_1").await);
     assert!(!lab.may_insert(&member, "org_2").await);
-    // The policy of `announcements` does not depend on the selected organization, and neither does the user.
+    // Neither the policy of `announcements` nor the user depends on the selected organization.
     let elsewhere = Answer {
         organizations: vec!["org_1".to_owned()],
         announcements: vec!["org_1".to_owned()],
@@ -88,9 +88,9 @@ async fn only_active_members_of_live_organizations_are_let_in() {
 const NO_ROLE: &str = "synced_observed_at = null, synced_observation_id = null, synced_at = null, synced_extra = null,
     updated_at = null, created_at = null, synced_deleted = true";
 
-/// What ends, and what the token's bearer may still do.
+/// For each end: what ends, and what the caller may still do with the token.
 #[tokio::test]
-async fn a_token_gets_no_answer_after_what_it_says_has_ended() {
+async fn the_functions_return_nothing_after_the_session_user_organization_or_membership_has_ended() {
     let lab = PolicyLab::new().await;
     let membership = format!(
         "update workos.organization_membership_records
@@ -145,7 +145,7 @@ async fn a_token_gets_no_answer_after_what_it_says_has_ended() {
         let left = left(&user, &organization, &membership);
         assert_eq!(lab.ask(&token).await, left, "after {end}");
         assert!(!lab.may_insert(&token, &organization).await, "after {end}");
-        // Another session of the same user goes on.
+        // Another session of the same user stays valid.
         let expected = if end == revoke { before } else { left };
         assert_eq!(lab.ask(&other).await, expected, "another session after {end}");
     }
@@ -172,7 +172,7 @@ async fn a_request_that_runs_sees_an_end_with_its_next_statement() {
     lab.run("insert into workos.revoked_sessions (id) values ('session_1')").await;
     assert_eq!(count(&mut request).await, 0);
     request.execute("commit").await.unwrap();
-    // The claims end with the transaction. The session is used for the next request.
+    // The claims are valid until the end of the transaction. The next request uses the same session.
     request.execute(AssertSqlSafe(format!("begin; set local role {}", lab.role))).await.unwrap();
     assert_eq!(request.fetch_one(READ).await.unwrap().get::<Vec<String>, _>("caller"), Vec::<String>::new());
     assert_eq!(count(&mut request).await, 0);
@@ -231,7 +231,7 @@ async fn a_member_who_is_added_again_has_the_newest_active_membership() {
     let token = claims("user_1", "org_1", "session_1");
     lab.membership("om_z", "user_1", "org_1", "active", "{admin}").await;
     lab.membership("om_a", "user_1", "org_1", "active", "{accountant}").await;
-    // The removal of the first membership is late: the newest one counts, not the one with the greatest ID.
+    // The removal of the first membership is late. The newest membership counts, not the one with the greatest ID.
     assert_eq!(lab.ask(&token).await, accountant("user_1", "org_1", "om_a"));
     let end = |id: &str| {
         format!(
@@ -242,7 +242,7 @@ async fn a_member_who_is_added_again_has_the_newest_active_membership() {
     };
     lab.run(&end("om_z")).await;
     assert_eq!(lab.ask(&token).await, accountant("user_1", "org_1", "om_a"));
-    // An invitation beside it changes nothing, and does not replace it.
+    // An additional invitation changes nothing, and does not replace the membership.
     lab.membership("om_m", "user_1", "org_1", "pending", "{admin}").await;
     assert_eq!(lab.ask(&token).await, accountant("user_1", "org_1", "om_a"));
     lab.run(&end("om_a")).await;
@@ -337,7 +337,7 @@ async fn end_users_call_the_functions_and_readers_also_read_the_views() {
         assert_eq!(allowed("workos_end_user", "function", function, "execute").await, end_user, "{function}");
         assert_eq!(allowed("workos_reader", "function", function, "execute").await, reader, "{function}");
     }
-    // It reads the views of its caller.
+    // The function reads the views with the privileges of its caller.
     lab.accountant().await;
     let call = "select workos.role_permissions('org_1', '{accountant}')";
     lab.run(&format!("begin; set local role workos_reader; {call}; rollback")).await;

@@ -63,7 +63,7 @@ async fn scans(connection: &mut PgConnection) -> BTreeMap<(String, bool), (i64, 
     counters.into_iter().map(|(name, is_index, scans, rows)| ((name, is_index), (scans, rows))).collect()
 }
 
-/// Calls each function, and returns what reads a table as a whole, uses another index than it should, or reads many rows.
+/// Calls each function, and returns those that read a whole table, use an unexpected index, or read many rows.
 async fn wrong(connection: &mut PgConnection, when: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for (call, indexes) in CALLS {

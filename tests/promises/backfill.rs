@@ -42,7 +42,7 @@ fn many_users(state: &Path, count: i64) {
         });
         users.insert(id, user);
     }
-    // As text, because the state holds numbers that a JSON value cannot.
+    // As text, because the state contains numbers that a JSON value cannot represent.
     let kept = std::fs::read_to_string(state).unwrap();
     assert!(kept.contains(r#""users":{}"#));
     let kept = kept.replace(r#""users":{}"#, &format!(r#""users":{}"#, Value::Object(users)));
@@ -98,7 +98,7 @@ async fn a_killed_backfill_continues_at_its_position() {
     let done: usize = left.trim_start_matches("user_").parse().unwrap();
     assert_eq!(pages, (10_000 - done - 1).div_ceil(100), "it read what was left, and no page twice");
     same_as_workos(&lab).await;
-    // Again it would change nothing.
+    // A second backfill would change nothing.
     let dry_run = Backfill::new(lab.context(), true);
     let counts = loop {
         if let Some(BackfillStep::Done(counts)) = dry_run.step().await.unwrap() {
@@ -187,12 +187,15 @@ async fn the_wrong_key_changes_nothing_and_says_why() {
     let port = other.base_url().rsplit(':').next().unwrap().to_owned();
     let key = other.api_key();
     let elsewhere = [("WORKOS_API_PORT", port.as_str()), ("WORKOS_API_KEY", key.as_str())];
-    // First an empty environment, then one with users of its own.
+    // First an empty environment, then one with other users.
     for _ in 0..2 {
         for command in [&["backfill"][..], &["backfill", "--dry-run"], &["reconcile"], &["reconcile", "--check"]] {
             let (code, _, err) = lab.run_with(command, &elsewhere).await;
             assert_eq!(code, 1, "{command:?}: {err}");
-            assert!(err.contains("WORKOS_API_KEY is the suspect") && err.contains("rebind"), "{command:?}: {err}");
+            assert!(
+                err.contains("WORKOS_API_KEY probably belongs to another environment") && err.contains("rebind"),
+                "{command:?}: {err}"
+            );
         }
         let stranger = json!({"email": "stranger@example.test"});
         let _ = other.create_user(&object(stranger));

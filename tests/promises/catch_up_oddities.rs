@@ -54,7 +54,7 @@ async fn a_late_event_is_applied_and_the_cursor_moves_on() {
             lab.rename(&ids[0], &format!("Late {round}"));
             lab.workos.set_api_faults(ApiFaults { page_limit, ..ApiFaults::default() });
             if round % 2 == 1 {
-                // An event that a webhook brought first does not mean that the list starts over.
+                // An event that a webhook delivered first does not mean that the list starts over.
                 apply(&context.store, Origin::Webhook, &delivered(&lab, known)).await.unwrap();
             }
             to_the_end(&lab, &catch_up).await;

@@ -45,21 +45,21 @@ async fn each_committed_difference_is_one_change_and_stale_or_duplicate_events_a
     let updated = observed("user.updated", 10, &user(&id, "Adaline", 10));
     let mut signed_in = user(&id, "Adaline", 10);
     signed_in["last_sign_in_at"] = json!("2026-09-01T09:00:00.000Z");
-    // The update comes first: it is what creates, and the create behind it is stale.
+    // The update arrives first. It creates the row, and the later create event is stale.
     take(&store, std::slice::from_ref(&updated)).await;
     take(&store, &[created.clone(), updated.clone()]).await;
     assert_eq!(kinds(&told(&store).await), ["created"]);
-    // A sign-in alone is no change; nor is a snapshot that says what the row says.
+    // Neither a sign-in alone nor a snapshot that equals the row is a change.
     take(&store, &[snapshot(&signed_in, 20), snapshot(&signed_in, 30)]).await;
     assert_eq!(kinds(&told(&store).await), ["created"]);
-    // A later `updated_at` alone is one.
+    // A later `updated_at` alone is a change.
     take(&store, &[observed("user.updated", 40, &user(&id, "Adaline", 40))]).await;
     assert_eq!(kinds(&told(&store).await), ["created", "updated"]);
     let deleted = observed("user.deleted", 50, &json!({"id": id}));
     take(&store, std::slice::from_ref(&deleted)).await;
     take(&store, &[deleted, observed("user.deleted", 45, &json!({"id": id})), created, updated]).await;
     assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted"]);
-    // Never seen live, but deleted.
+    // Deleted without having been live here.
     take(&store, &[observed("user.deleted", 0, &json!({"id": unique("user")}))]).await;
     assert_eq!(kinds(&told(&store).await), ["created", "updated", "deleted", "deleted"]);
 }
@@ -84,7 +84,7 @@ async fn a_change_names_fields_event_and_origin_and_holds_nothing_personal() {
     assert_eq!((&changes[1]["event_type"], &changes[1]["origin"]), (&json!("user.updated"), &json!("webhook")));
     assert!(changes[1]["event_id"].as_str().unwrap().starts_with("event_"));
     assert_eq!((&changes[2]["event_id"], &changes[2]["origin"]), (&Value::Null, &json!("reconcile")));
-    // The user stands in each as it is now.
+    // Each change contains the current user.
     assert!(changes.iter().all(|change| change["user"]["first_name"] == "Adele"), "{changes:?}");
     assert_eq!(json!(page.position), changes[2]["position"]);
     let names: Vec<&str> = changes[0].as_object().unwrap().keys().map(String::as_str).collect();
@@ -96,7 +96,7 @@ async fn a_change_names_fields_event_and_origin_and_holds_nothing_personal() {
     let kept: Vec<String> =
         sqlx::query_scalar("select changes::text from workos.changes").fetch_all(&pool).await.unwrap();
     assert!(kept.iter().all(|row| !row.contains("Ad") && !row.contains("example.test")), "{kept:?}");
-    // Deleted, it is null in all of them.
+    // After the deletion the user is null in all changes.
     take(&store, &[observed("user.deleted", 30, &json!({"id": id}))]).await;
     let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
     assert!(page.data.len() == 4 && page.data.iter().all(|change| change.user.is_none()));
@@ -120,7 +120,7 @@ async fn events_of_other_types_are_changes_once_with_their_data_until_it_expires
     assert_eq!((&changes[0]["kind"], &changes[0]["user_id"]), (&json!("session.created"), &json!(id)));
     assert_eq!((&changes[1]["kind"], &changes[1]["data"]["name"]), (&json!("connection.activated"), &json!("Acme")));
     assert!(changes[0].get("user").is_none() && changes[1]["user_id"].is_null());
-    // The user's deletion takes the data out of the inbox, and so out of the feed.
+    // The deletion of the user erases the data from the inbox, and so from the feed.
     take(&store, &[observed("user.deleted", 2, &json!({"id": id}))]).await;
     let page = feed.after(&start, 10, Duration::ZERO).await.unwrap();
     assert!(page.data[0].data.is_none() && page.data[1].data.is_some());
@@ -163,7 +163,7 @@ async fn no_change_appears_before_a_published_position() {
     authkit_sync::sync::apply_within(&mut slow, Origin::Webhook, &[late]).await.unwrap();
     let before = feed.now().await.unwrap();
     take(&store, &[observed("user.created", 0, &user(&unique("user"), "Early", 0))]).await;
-    // The later one is committed, and waits for the earlier one.
+    // The later change is committed, but is not published before the earlier one.
     let page = feed.after(&before, 10, Duration::ZERO).await.unwrap();
     assert!(page.data.is_empty() && page.position == before, "{page:?}");
     slow.commit().await.unwrap();
@@ -172,7 +172,7 @@ async fn no_change_appears_before_a_published_position() {
     assert_eq!(names, ["Late", "Early"]);
 }
 
-/// After a crash of the server, its number can be used again. A follower that had seen it would miss the later change.
+/// After a crash of the server, the number can be used again. A follower that had read it would miss the later change.
 #[tokio::test]
 async fn the_position_of_a_writer_that_gave_up_is_not_published() {
     let database = TestDatabase::new().await;
@@ -223,14 +223,14 @@ async fn a_long_or_prepared_transaction_of_an_application_does_not_block_the_fee
     pool.execute("create table notes (body text)").await.unwrap();
     let mut foreign = pool.begin().await.unwrap();
     foreign.execute("insert into notes values ('long')").await.unwrap();
-    // Application locks of its own, with the same first number in another space and with another.
+    // The application's own advisory locks: with the same first number in another key space, and with another number.
     foreign.execute("select pg_advisory_xact_lock(1717921124), pg_advisory_xact_lock(7, 7)").await.unwrap();
     let mut prepared = pool.acquire().await.unwrap();
     let many: i32 = sqlx::query_scalar("select current_setting('max_prepared_transactions')::int")
         .fetch_one(&mut *prepared)
         .await
         .unwrap();
-    // A borrowed server may allow none.
+    // A server that is not private may allow no prepared transactions.
     let preparing = many > 0;
     assert!(preparing || std::env::var_os("DATABASE_URL").is_some());
     let name = unique("role");
@@ -296,7 +296,7 @@ async fn a_follower_gets_every_change_of_concurrent_writers_once_and_each_user_i
         .await
         .unwrap();
     assert_eq!(heard, kept);
-    // In each user's order of commits the versions rise.
+    // The versions of each user ascend in the order of commits.
     let falls: i64 = sqlx::query_scalar(
         "select count(*) from (
             select event.created_at < lag(event.created_at) over (partition by change.user_id order by position) as falls
@@ -314,11 +314,11 @@ async fn positions_are_void_after_a_rebind_and_in_another_database() {
     let lab = Lab::new().await;
     let store = lab.context().store;
     let feed = Feed::new(store.clone());
-    // This database is a copy of another, and has noticed.
+    // This database is a copy of another one, and has a new epoch.
     let copied: String = sqlx::query_scalar("select epoch from workos.feed").fetch_one(&lab.pool).await.unwrap();
     let before = feed.now().await.unwrap();
     assert_ne!(before.epoch, copied);
-    // To the client id it has: only the feed.
+    // With the current client ID, `rebind` only invalidates feed positions.
     lab.create_users(1);
     lab.backfill().await;
     let (code, out, _) = lab.run(&["rebind"]).await;
@@ -367,7 +367,7 @@ async fn old_changes_expire_except_those_that_a_handler_has_not_processed() {
     assert!(matches!(feed.after(&page.data[2].position, 10, Duration::ZERO).await, Err(FeedError::Expired)));
     let rest = feed.after(&page.data[3].position, 10, Duration::ZERO).await.unwrap();
     assert_eq!(rest.data.len(), 2);
-    // Done with it, the handler lets it go.
+    // A removed handler does not prevent the deletion of changes.
     pool.execute("delete from workos.handlers").await.unwrap();
     while store.expire_changes(Duration::ZERO, 2).await.unwrap() {}
     let left: i64 = sqlx::query_scalar("select count(*) from workos.changes").fetch_one(&pool).await.unwrap();

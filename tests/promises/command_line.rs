@@ -138,7 +138,7 @@ fn an_incomplete_configuration_of_actions_is_78_and_names_what_is_missing() {
 }
 
 #[test]
-fn each_command_asks_only_for_what_it_uses() {
+fn each_command_requires_only_the_settings_that_it_uses() {
     let migrate = run(&["migrate"], &[]);
     assert_eq!(migrate.status.code(), Some(78));
     assert!(said(&migrate).contains("DATABASE_URL") && !said(&migrate).contains("WORKOS"), "{}", said(&migrate));
@@ -276,7 +276,7 @@ fn a_dotenv_file_is_read_and_the_environment_beats_it() {
 
 /// The binary on a terminal. All other tests use pipes.
 #[tokio::test]
-async fn on_a_terminal_it_works_as_well_and_shows_progress() {
+async fn on_a_terminal_a_scan_shows_its_progress() {
     let lab = Lab::new().await;
     lab.create_users(3);
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

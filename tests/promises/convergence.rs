@@ -22,7 +22,7 @@ enum Act {
     Edit { name: u8, after_ms: i64 },
     /// A sign-in. It changes `last_sign_in_at` without an event: only a snapshot shows it.
     SignIn { after_ms: i64 },
-    /// The user is read by REST.
+    /// The user is read from the REST API.
     Read,
 }
 
@@ -44,8 +44,8 @@ fn lives() -> impl Strategy<Value = Vec<Life>> {
     prop::collection::vec(life, 1..4)
 }
 
-/// Histories of edits that are often reverted within one millisecond: there the time of observation decides, and a scan that
-/// writes nothing has to count.
+/// Histories of edits that are often reverted within one millisecond: then the time of observation decides, and a scan counts even
+/// if it writes nothing.
 fn lives_of_edits() -> impl Strategy<Value = Vec<Life>> {
     let act = prop_oneof![
         6 => (0_u8..2, prop_oneof![4 => Just(0_i64), 1 => 1_i64..50])
@@ -63,13 +63,13 @@ struct Told {
     last_word: Option<Value>,
     deleted_at: Option<i64>,
     observations: Vec<Observation>,
-    /// What WorkOS would list from each instant on.
+    /// The user in WorkOS's list from each instant on.
     listed: Vec<(i64, Option<Value>)>,
 }
 
 fn live_through(life: &Life) -> Told {
     let id = unique("user");
-    // `updated` is what WorkOS stamps, and two edits may share it; `now` tells their events apart.
+    // `updated` is WorkOS's `updated_at`, which two edits may share. `now` distinguishes their events.
     let (mut updated, mut now) = (10, 10);
     let mut current = user(&id, "first", updated);
     let mut observations = vec![observed("user.created", now + 1, &current)];
@@ -136,7 +136,7 @@ fn any_order_any_duplication_any_concurrency_same_table() {
     let outcome = runner.run(&strategy, |(lives, again, seed, lanes, slice)| {
         let told: Vec<Told> = lives.iter().map(live_through).collect();
         let mut deliveries: Vec<Observation> = told.iter().flat_map(|told| told.observations.clone()).collect();
-        // Some come twice.
+        // Some are delivered twice.
         let twice = again.index(deliveries.len() + 1);
         deliveries.extend_from_within(..twice);
         shuffle(&mut deliveries, seed);
@@ -185,7 +185,7 @@ fn a_scan_that_writes_only_what_differs_joins_like_any_other_observation() {
         shuffle(&mut deliveries, seed);
         let mut cuts = cuts.map(|cut| cut.index(deliveries.len() + 1));
         cuts.sort_unstable();
-        // What is lost is what a scan is for.
+        // The other observations are lost, so that only the scan finds their changes.
         deliveries.truncate(cuts[2]);
         runtime.block_on(scan_among(&store, &told, &deliveries, cuts, (began, began + read_after)));
         Ok(())

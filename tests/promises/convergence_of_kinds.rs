@@ -1,5 +1,5 @@
-//! Promises 3 and 4 for every kind together: users, organizations, memberships and ended sessions, in any order, any duplication and
-//! any concurrency, end in the same rows, the same views and one end per object in the feed.
+//! Promises 3 and 4 for every kind together: users, organizations, memberships and ended sessions, in any order, any duplication
+//! and any concurrency, end in the same rows, the same views and one end per object in the feed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,12 +36,12 @@ enum Act {
     Remove(u8, u8, Told),
     DeleteUser(u8, Told),
     DeleteOrganization(u8, Told),
-    /// The object of the last act is read by REST.
+    /// The object of the last act is read from the REST API.
     Read,
     Revoke(u8),
 }
 
-/// How a deletion is told.
+/// How a deletion is observed.
 #[derive(Clone, Copy, Debug)]
 enum Told {
     Whole,
@@ -187,7 +187,7 @@ fn snapshot_of(kind: Kind, object: &Value, observed_ms: i64) -> Observation {
     Observation::Snapshot(Snapshot { object: *object, version, payload: Bytes::new() })
 }
 
-/// An object as the model has it.
+/// The expected state of an object.
 #[derive(Default)]
 struct Modelled {
     /// The JSON of the highest version, and the version.
@@ -243,7 +243,7 @@ impl Model {
             Observation::Event(_) => return,
         };
         let live = live.map(|(object, version)| (version, serde_json::to_value(object).unwrap()));
-        // PostgreSQL refuses it: it is quarantined and changes nothing.
+        // PostgreSQL refuses the organization, so it is quarantined and changes nothing.
         if live.as_ref().is_some_and(|(_, object)| object["name"] == "refused") {
             return;
         }
@@ -346,7 +346,7 @@ async fn check_views(pool: &PgPool, model: &Model, ids: &[String]) {
     assert_eq!(texts(pool, wrong, ids).await, Vec::<String>::new(), "payloads");
 }
 
-/// Checks the feed: the last change of each object agrees with its row, and nothing ends twice or goes on after its end.
+/// Checks the feed: the last change of each object agrees with its row, and no object ends twice or changes after its end.
 async fn check_feed(pool: &PgPool, model: &Model, ids: &[String]) {
     let changes: Vec<(String, String)> = sqlx::query_as(
         "select coalesce(object_id, user_id), kind
@@ -371,7 +371,7 @@ async fn check_feed(pool: &PgPool, model: &Model, ids: &[String]) {
         if object.deleted.is_none() {
             assert!(verbs.first() == Some(&"created") && creations == 1 && ends == 0, "{id} is live: {verbs:?}");
         } else if verbs.is_empty() {
-            // It was never live here: its user was deleted before it was seen.
+            // The membership was never live here: its user was deleted before it was observed.
             assert_eq!(*kind, Kind::Membership, "{id} is deleted: {verbs:?}");
         } else {
             assert!(ends == 1 && verbs.last() == Some(&"deleted") && creations <= 1, "{id} is deleted: {verbs:?}");
@@ -437,7 +437,7 @@ fn users_organizations_and_memberships_converge_in_any_order_any_duplication_any
     let outcome = runner.run(&(histories(), delivery), |(history, delivery)| {
         let workos = Workos::play(&history);
         let mut sent = workos.sent;
-        // A few are lost, some come twice.
+        // A few are lost, and some are delivered twice.
         shuffle(&mut sent, delivery.seed);
         sent.truncate(sent.len() - delivery.lost.index(1 + sent.len() / 4));
         if sent.is_empty() {

@@ -27,7 +27,7 @@ async fn deliver_until(stop: Arc<AtomicBool>, url: String) -> HashSet<String> {
                 acknowledged.insert(id);
             }
             Ok(answer) => assert_eq!(answer.status().as_u16(), 503),
-            // The process is dead just now. Refused connections return at once, so let others run.
+            // The process is not running. Refused connections return at once, so other tasks must run.
             Err(_) => tokio::task::yield_now().await,
         }
     }
@@ -48,7 +48,7 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
         let mut served = Served::start(&database.url(), address, &[]);
         let before = count().await;
         until("events arrive", async || count().await > before + 50).await;
-        // At a random point of its work.
+        // The kill hits a random point of the work.
         served.kill();
     }
     stop.store(true, Ordering::SeqCst);

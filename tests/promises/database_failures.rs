@@ -190,7 +190,7 @@ async fn a_server_that_one_pool_finds_unusable_is_unusable_for_all_pools_of_the_
     store.check().await.unwrap();
     let old = sessions(&admin, "true").await;
     assert!(old.len() >= all.len(), "{old:?}");
-    // A session that meets a read-only server.
+    // A session on a server that has become read-only.
     pools.webhooks.connections().execute("set default_transaction_read_only = on").await.unwrap();
     until("a write is refused", async || matches!(store.ping().await, Err(StoreError::Disconnected(_)))).await;
     // A connection is closed when it would be used next.
@@ -203,7 +203,7 @@ async fn a_server_that_one_pool_finds_unusable_is_unusable_for_all_pools_of_the_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_database_is_down_concurrent_requests_share_one_check() {
-    // Takes connections and says nothing, as a server that is being replaced.
+    // Accepts connections and sends nothing, like a server that is being replaced.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let taken = Arc::new(AtomicUsize::new(0));
@@ -363,7 +363,7 @@ async fn a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open() {
     let database = TestDatabase::new().await;
     let pool = database.pool(1).await;
     let store = store(&pool);
-    // In one message: a prepared statement has two instants of its own.
+    // In one simple query, because a prepared statement uses two different times.
     let is_outside = async || -> bool {
         let asked = sqlx::raw_sql("select transaction_timestamp() = statement_timestamp()").fetch_one(&pool);
         asked.await.unwrap().get(0)
@@ -376,7 +376,7 @@ async fn a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open() {
             tokio::task::yield_now().await;
         }
     };
-    // In the middle of the first check, too, which others would wait for.
+    // Also during the first check, for which other callers would wait.
     give_up(1, Box::pin(async { drop(store.user("user_1").await) })).await;
     assert!(is_outside().await);
     give_up(1, Box::pin(async { drop(store.pause_handler("nobody", true).await) })).await;

@@ -12,7 +12,7 @@ use crate::support::service::until;
 
 #[test]
 fn the_tour_ends_well_and_ignores_every_real_setting() {
-    // None of these may be touched, nor even read.
+    // `dev` must not use or read any of these settings.
     let tour = run(
         &["dev", "--tour"],
         &[
@@ -79,7 +79,7 @@ async fn an_ephemeral_dev_prints_its_urls_for_tests_of_other_projects() {
         .unwrap();
     assert!(signed_in.json::<Value>().await.unwrap()["access_token"].is_string());
     for (email, verdict) in [("eve@gmail.com", "Deny"), ("eve@example.test", "Allow")] {
-        // On a busy machine WorkOS may give up on one attempt.
+        // On a busy machine one attempt may time out at WorkOS.
         until("the action is decided", async || {
             let request = client.post(format!("{}/_simulate/actions", text("workos_url")));
             let judged = request.json(&serde_json::json!({ "email": email })).send().await.unwrap();

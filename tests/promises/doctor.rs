@@ -1,4 +1,4 @@
-//! `doctor` names the cause and the fix of each planted fault, changes nothing, and checks the rest when a part is down.
+//! `doctor` names the cause and the fix of each injected fault, changes nothing, and checks the rest when a part is down.
 
 use authkit_sync::Kinds;
 use authkit_sync::dev::workos::{ApiFaults, Faults, SimulatedWorkos};
@@ -54,7 +54,7 @@ impl Deployment {
         (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}")))
     }
 
-    /// The check `name` must fail with these words. Returns all checks.
+    /// Asserts that the check `name` fails with these texts. Returns all checks.
     async fn finds(&self, more: More<'_>, name: &str, parts: &[&str]) -> Vec<Value> {
         let (code, checks) = self.doctor(more).await;
         assert_failure(&checks, name, parts);
@@ -246,9 +246,9 @@ async fn a_url_that_does_not_reach_the_service_is_named_with_its_fix() {
     }
     it.lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
     it.lab.create_user("Lost");
-    until("polling brings the event", async || it.lab.count("select count(*) from workos.users").await == 4).await;
+    until("polling delivers the event", async || it.lab.count("select count(*) from workos.users").await == 4).await;
     it.sql("update workos.events set received_at = received_at - interval '5 minutes' where webhook_at is null").await;
-    it.finds(&[], "webhooks_received", &["only polling brought 1 event since", "webhook_probe"]).await;
+    it.finds(&[], "webhooks_received", &["only polling delivered 1 event since", "webhook_probe"]).await;
     it.lab.workos.set_faults(Faults::default());
     it.lab.create_user("Found");
     until("webhooks arrive again", async || check(&it.doctor(&[]).await.1, "webhooks_received")["state"] == "warning")

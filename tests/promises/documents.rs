@@ -1,5 +1,5 @@
-//! What the documents say about the program, checked against the program: header names, commands, and the tests of the
-//! promises. [`super::guides`] checks settings, metrics, routes, codes, files and examples.
+//! Checks the documents against the program: header names, commands, and the tests of the promises. [`super::guides`] checks
+//! settings, metrics, routes, codes, files and examples.
 
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,7 @@ fn mistake(line: &str) -> Option<String> {
     None
 }
 
-/// The words that may follow a command: its own commands, or what its first argument can be.
+/// The words that may follow a command: its subcommands, or the values of its first argument.
 fn words(command: &clap::Command) -> Vec<String> {
     let inner = command.get_subcommands().map(|inner| inner.get_name().to_owned());
     let values = command.get_positionals().flat_map(|it| it.get_possible_values());
@@ -136,7 +136,7 @@ fn the_documents_name_only_commands_and_flags_that_the_program_has() {
                 assert!(wrong.is_none(), "{}: {code}: {}", path.display(), wrong.unwrap_or_default());
                 checked += 1;
             }
-            // A guide leaves the program's name out: `events retry`.
+            // A guide omits the program's name: `events retry`.
             let mut words = code.split_whitespace();
             let first = words.next().filter(|first| is_command(first) && path.extension().is_some_and(|it| it == "md"));
             if first.is_some() && words.next().is_some() {
@@ -145,7 +145,7 @@ fn the_documents_name_only_commands_and_flags_that_the_program_has() {
                 checked += 1;
             }
         }
-        // Where exit codes are explained, a word in code is a command.
+        // In a text about exit codes, a word in code is a command.
         for part in text.split("\n\n").filter(|part| part.to_lowercase().contains("exit code")) {
             for word in code(part) {
                 let plain =

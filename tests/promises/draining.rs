@@ -19,7 +19,7 @@ use crate::support::fixture_bytes;
 use crate::support::programs::required_program;
 use crate::support::service::{SECRET, Service, http_ok, until};
 
-/// Longer than any test: what ends in time did not wait for it.
+/// Longer than any test, so a test that ends did not wait for this delay.
 const ENDLESS: (&str, &str) = ("AUTHKIT_SYNC_DRAIN_DELAY", "1day");
 
 /// HAProxy with the example, without TLS and without retries, on free ports. Killed when dropped.

@@ -67,7 +67,7 @@ async fn the_example_authenticates_its_callers_and_separates_their_notes() {
     let bad = ask("GET", format!("{url}/"), Some("not.a.token"), "").await;
     assert_eq!(bad.code(), (401, "token_invalid".to_owned()));
     assert!(bad.header("www-authenticate").contains("error_description"));
-    // The service's own routes, below a prefix.
+    // The routes of the service, mounted under a prefix.
     assert_eq!(ask("GET", format!("{url}/sync/auth/user"), Some(&a), "").await.json()["id"], json!(ada));
     lab.pool.close().await;
     assert_eq!(ask("GET", format!("{url}/"), Some(&a), "").await.code(), (503, "database_unavailable".to_owned()));
@@ -95,7 +95,8 @@ async fn refused(pool: &PgPool, sql: &str) {
     assert_eq!(code.as_deref(), Some("42501"), "{sql}: {error}");
 }
 
-/// The example as its head says: AuthKit's login, and the application's with `workos_reader`, the right to reference users, and nothing else.
+/// The example with the logins that its first comment describes: AuthKit's login, and the application's login, which has
+/// `workos_reader`, the right to reference users, and no other rights.
 #[tokio::test]
 async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
     let lab = Lab::new().await;
@@ -133,7 +134,7 @@ async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
     assert_eq!(sqlx::query_scalar::<_, String>(joined).fetch_one(&notes).await.unwrap(), "Adaline");
     let one = sqlx::query_scalar::<_, i64>("select count(*) from workos.get_auth_user($1)").bind(&id);
     assert_eq!(one.fetch_one(&notes).await.unwrap(), 1);
-    // Each sees exactly what it should.
+    // Each login can read exactly its own tables.
     for sql in [
         "select id from workos.user_records",
         "select id from workos.events",
@@ -144,7 +145,7 @@ async fn the_example_runs_under_a_login_that_may_read_users_and_nothing_else() {
         refused(&notes, sql).await;
     }
     refused(&sync, "select body from notes.notes").await;
-    // AuthKit itself cannot work with the application's rights, and says whose fault it is.
+    // AuthKit cannot work with the application's rights, and the error names the missing privilege.
     let wrong = AuthKit::builder(notes.clone(), lab.workos.client_id()).api_base(lab.workos.base_url());
     let wrong = wrong.clock(lab.clock.clone()).build().unwrap();
     let error = wrong.get_auth_user(&token).await.unwrap_err();
@@ -250,7 +251,7 @@ async fn background_jobs_name_a_database_without_migrations_and_begin_when_it_is
     until("the users are here", async || sqlx::query_scalar::<_, i64>(users).fetch_one(&pool).await.unwrap() == 1)
         .await;
     assert_eq!(ask("GET", format!("{url}/readyz"), None, "").await.status, 200);
-    // The database is given to another environment.
+    // The database is bound to another environment.
     let elsewhere = "update workos.environment set client_id = 'client_of_another_environment'";
     pool.execute(elsewhere).await.unwrap();
     let ended = running.await.unwrap();

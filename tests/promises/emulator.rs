@@ -86,7 +86,7 @@ async fn a_missing_route_is_no_unknown_user_and_confirms_no_deletion() {
         lab.clock.set(lab.clock.now().plus_seconds(60));
         lab.free_leases().await;
         lab.workos.set_api_faults(without_users_by_id(html));
-        // Not even the operator's word makes tombstones of it.
+        // Even with the operator's permission, no user becomes a tombstone.
         lab.context().store.accept_deletions().await.unwrap();
         for mode in [Mode::Check, Mode::Repair] {
             let outcome = lab.reconcile(mode).await;

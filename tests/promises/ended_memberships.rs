@@ -1,4 +1,4 @@
-//! The deletion of a user ends the user's memberships: once in the feed, whatever arrives beside it, and in bounded batches.
+//! The deletion of a user ends the user's memberships: once in the feed, with any concurrent observations, and in bounded batches.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ impl Scene {
         self.count("select count(*) from workos.changes where kind = 'organization_membership.deleted'").await
     }
 
-    /// Checks that the membership ended, once, and that nothing personal is left of it.
+    /// Checks that the membership ended once, and that no personal data of it is left.
     async fn has_ended_once(&self) {
         let row: (bool, Option<String>, Option<String>, bool) = sqlx::query_as(
             "select synced_deleted, user_id, organization_id, custom_attributes is null
@@ -137,7 +137,7 @@ async fn a_membership_never_seen_before_is_no_member_of_a_deleted_user() {
     let ended =
         "select count(*) from workos.organization_membership_records where synced_deleted and id in ('om_2', 'om_3')";
     assert_eq!(scene.count(ended).await, 2);
-    // The feed has the end of the one that it has the beginning of.
+    // The feed contains the end of the membership whose creation it contains.
     let of = "select count(*) from workos.changes where object_id = 'om_2'";
     assert_eq!(scene.count(of).await, 0);
     let of = "select count(*) from workos.changes where object_id = 'om_3'";
@@ -185,7 +185,7 @@ async fn a_user_with_many_memberships_ends_in_bounded_batches_and_is_no_member_f
     let views = "select (select count(*) from workos.active_memberships) + (select count(*) from workos.organization_memberships)";
     assert_eq!((scene.count(left).await, scene.ends().await, scene.count(views).await), (1_500, 1_000, 0));
     assert_eq!(scene.store.pending_erasures().await.unwrap().users, 1);
-    // News of one that is left ends it, once.
+    // An event about a remaining membership ends it, once.
     let open: String =
         sqlx::query_scalar("select min(id) from workos.organization_membership_records where not synced_deleted")
             .fetch_one(&scene.pool)

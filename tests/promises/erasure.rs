@@ -1,4 +1,4 @@
-//! Promise 4: deleted stays deleted, and erased, whether the data arrived before, arrives later, or is in flight.
+//! Promise 4: deleted stays deleted, and erased, whether the data arrived before, arrives later, or arrives at the same time.
 
 use std::time::Duration;
 
@@ -176,8 +176,8 @@ async fn a_user_only_named_by_other_events_gets_no_row() {
     assert_eq!(rows, 0, "the placeholder was deleted");
 }
 
-/// Columns of text, JSON and bytes that need no erasure, each with the reason. A user ID is not personal data: a tombstone keeps it,
-/// so foreign keys never break.
+/// Columns of text, JSON and bytes that need no erasure, each with the reason. A user ID is not personal data: a tombstone keeps
+/// it, so foreign keys never break.
 const HARMLESS: &[(&str, &str, &str)] = &[
     ("action_verdicts", "*", "dropped after five minutes; keyed by the action, which names no user"),
     ("catch_up", "*", "positions in the Events API"),
@@ -225,7 +225,7 @@ async fn no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased(
         where
             table_schema = 'workos'
             and table_type = 'BASE TABLE'
-            -- Their constraints leave nothing but IDs in a tombstone, and an organization is no person.
+            -- Their constraints allow only IDs in a tombstone, and an organization is not a person.
             and table_name not in ('user_records', 'organization_records')
             and not (
                 table_name = 'organization_membership_records'
@@ -233,7 +233,7 @@ async fn no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased(
             )
             and (
                 data_type not in ('boolean', 'smallint', 'integer', 'bigint', 'timestamp with time zone')
-                -- Numbers and instants tell something of a person where the row is a person's and of nothing else.
+                -- Numbers and instants are personal data only if the row is about one person and nothing else.
                 or table_name in (
                     select table_name from information_schema.columns
                     where table_schema = 'workos' and column_name like '%user_id%'
@@ -268,7 +268,7 @@ async fn everything_on_the_list_is_erased_by_a_deletion() {
     for (table, column) in PERSONAL_DATA {
         assert_eq!(scene.left(table, column).await, 0, "{table}.{column}");
     }
-    // The command also finds data that a defect of ours left.
+    // The command also erases data that remained because of a defect.
     scene.fill().await;
     assert!(erasure::erase_user(&scene.store, &scene.id).await.unwrap().is_some());
     for (table, column) in PERSONAL_DATA {

@@ -15,7 +15,7 @@ use crate::support::events::{body, unique, user};
 use crate::support::service::{SECRET, Service, until};
 
 /// The timeout of the tests in this file.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(service.address).await.unwrap()
@@ -29,7 +29,7 @@ async fn ask(stream: &mut TcpStream, bytes: &[u8]) -> String {
 
 async fn answer(stream: &mut TcpStream) -> String {
     let mut answer = vec![0; 4_096];
-    let read = tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.expect("an answer");
+    let read = tokio::time::timeout(TIMEOUT, stream.read(&mut answer)).await.expect("an answer");
     // A reset is a closed connection, too.
     String::from_utf8_lossy(&answer[..read.unwrap_or(0)]).into_owned()
 }
@@ -52,7 +52,7 @@ async fn unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anythi
     const BODIES: usize = 66;
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    let start = |builder: authkit_sync::authkit::Builder| builder.action_secrets(secrets()).body_timeout(PATIENCE);
+    let start = |builder: authkit_sync::authkit::Builder| builder.action_secrets(secrets()).body_timeout(TIMEOUT);
     let service = Service::start_with(&pool, start).await;
     let length = 1024 * 1024;
     let signature = Secret::new(SECRET).sign(service.clock.now(), b"");
@@ -66,7 +66,7 @@ async fn unfinished_bodies_make_room_oldest_first_and_cost_no_other_route_anythi
         stream.write_all(&almost).await.unwrap();
         unfinished.push(stream);
     }
-    // The first one has to make room for the last ones: so the memory is full from here on.
+    // The first body was dropped to free memory for the last ones, so the memory is full from here on.
     let oldest = answer(&mut unfinished[0]).await;
     assert!(oldest.starts_with("HTTP/1.1 503 ") && oldest.contains("\"busy\""), "{oldest}");
     assert_eq!(answer(&mut unfinished[0]).await, "", "its connection is closed");
@@ -88,7 +88,7 @@ async fn unfinished_actions_on_every_connection_block_no_other_action() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let start = |builder: authkit_sync::authkit::Builder| {
-        builder.action_secrets(secrets()).body_timeout(PATIENCE).connections(4)
+        builder.action_secrets(secrets()).body_timeout(TIMEOUT).connections(4)
     };
     let service = Service::start_with(&pool, start).await;
     let signature = Secret::new(ACTION_SECRET).sign(service.clock.now(), b"");
@@ -141,7 +141,7 @@ async fn at_the_bound_the_connection_that_has_gone_longest_without_a_completed_r
     let mut silent = connect(&service).await;
     let mut slow = connect(&service).await;
     slow.write_all(b"GET /healthz HTTP/1.1\r\nHos").await.unwrap();
-    // Accepted after both, and answered: so both are accepted.
+    // This connection was accepted after both, and is answered. So both are accepted, too.
     let mut idle = connect(&service).await;
     assert!(ask(&mut idle, request).await.starts_with("HTTP/1.1 200 "));
     assert!(ask(&mut active, request).await.starts_with("HTTP/1.1 200 "));
@@ -184,20 +184,20 @@ async fn a_client_that_never_reads_is_cut_off() {
     let pool = database.pool(4).await;
     let service = Service::start_with(&pool, |builder| builder.write_timeout(Duration::from_millis(200))).await;
     let document = service.get("/openapi.json").await.text;
-    // The kernel takes some megabytes of answers by itself; these are far more.
+    // The kernel buffers some megabytes of answers. These answers are much larger.
     assert!(document.len() * REQUESTS > 32 * 1024 * 1024, "{}", document.len());
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     let mut stream = socket.connect(service.address).await.unwrap();
     let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(REQUESTS);
     let (mut reads, mut writes) = stream.split();
-    // The service stops reading, too, while it cannot write; so this may not end before the connection does.
+    // The service also stops reading while it cannot write, so this write may not end before the connection is closed.
     let (sent, ()) = tokio::join!(writes.write_all(requests.as_bytes()), async {
         until("the connection is closed", async || closed(&service, "write_timeout").await == 1).await;
     });
     drop(sent);
     let mut rest = Vec::new();
-    let _ = tokio::time::timeout(PATIENCE, reads.read_to_end(&mut rest)).await.expect("the end of the connection");
+    let _ = tokio::time::timeout(TIMEOUT, reads.read_to_end(&mut rest)).await.expect("the end of the connection");
     assert!(rest.len() < document.len() * REQUESTS);
     service.stop().await.unwrap();
 }

@@ -145,7 +145,7 @@ async fn the_first_token_needs_no_retry() {
 
 /// For every mutated token, the explanation gives the reason of the verdict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn explanation_and_verdict_cannot_drift() {
+async fn explanation_and_verdict_give_the_same_reason() {
     let keys = Keys::of("jwks.document");
     let judge = verifier(policy(), &keys, at("2026-09-01T08:30:00Z"));
     let tokens: Vec<String> = vectors().iter().map(|vector| vector["token"].as_str().unwrap().to_owned()).collect();
@@ -243,7 +243,7 @@ async fn the_command_names_the_cause_and_ends_by_it() {
     for says in ["user        synced with the state of 20", "this machine's clock ", "good: every check passed"] {
         assert!(out.contains(says), "{out}");
     }
-    // A token of another environment, whose key is not ours.
+    // A token of another environment, which has another signing key.
     let other = another_workos(&lab.clock, fastrand::u64(..), None).await;
     let foreign = other.token(&ada, "session_1", 300).unwrap();
     let (code, out, _) = explain(&lab, &foreign, &[], &[]).await;
@@ -276,7 +276,7 @@ async fn what_cannot_be_asked_and_what_is_not_set_have_exit_codes_of_their_own()
     assert!(code == 78 && err.contains("WORKOS_CLIENT_ID is not set"), "{err}");
     let (code, _, err) = explain(&lab, &good, &[("DATABASE_URL", "mysql://x")], &[]).await;
     assert!(code == 78 && err.contains("DATABASE_URL is malformed"), "{err}");
-    // The simulated keys are another environment's then, whose database this is not.
+    // The signing keys are then those of another environment, to which this database does not belong.
     let jwks = format!("{}/sso/jwks/{}", lab.workos.base_url(), lab.workos.client_id());
     let issuer = format!("{}/user_management/{}", lab.workos.base_url(), lab.workos.client_id());
     let elsewhere = [("WORKOS_CLIENT_ID", "client_other"), ("WORKOS_JWKS_URL", &jwks), ("WORKOS_ISSUER", &issuer)];
@@ -286,7 +286,7 @@ async fn what_cannot_be_asked_and_what_is_not_set_have_exit_codes_of_their_own()
     let (code, out, err) = explain(&lab, &theirs, &[elsewhere[0], elsewhere[1], ("WORKOS_ISSUER", &base)], &[]).await;
     assert!(code == 78 && err.contains("rebind"), "{out}{err}");
     assert_eq!(explain(&lab, &good, &elsewhere, &[]).await.0, 1, "the token is bad first");
-    // A token given as an argument is not said back.
+    // A token that was given as an argument is not printed.
     let (code, _, err) = explain(&lab, "", &[], &[&good]).await;
     assert!(code == 64 && err.contains("on stdin"), "{err}");
 }
@@ -305,7 +305,7 @@ async fn a_clock_that_is_wrong_is_named() {
 
 /// On a terminal, the command prints a prompt and reads one line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_a_terminal_it_says_that_it_waits() {
+async fn on_a_terminal_it_prints_a_prompt() {
     let lab = Lab::new().await;
     let token = lab.workos.token("user_nobody", "session_1", 300).unwrap();
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

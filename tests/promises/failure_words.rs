@@ -1,5 +1,5 @@
-//! Every failure of the database and of WorkOS says in words what failed, where, and what to do: in logs, in commands and on the
-//! operator's listener, never in answers to callers.
+//! Every message about a failure of the database or of WorkOS says what failed, where, and what to do. Logs, commands and the
+//! operator's listener contain it, answers to callers never do.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::support::database::{TestDatabase, programs};
 use crate::support::lab::Lab;
 use crate::support::service::{CLIENT_ID, until};
 
-/// A server of the test's own, whose `pg_hba.conf` asks some roles for a password and lets others not connect at all.
+/// A private server, whose `pg_hba.conf` requires a password from some roles and refuses other roles.
 struct Server {
     server: PrivatePostgres,
     admin: PgPool,
@@ -171,7 +171,7 @@ async fn a_read_only_server_a_lock_and_a_full_disk_are_described_with_the_fix() 
 
 /// The driver retries a refused connection until its timeout and then reports an exhausted pool.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_exhausted_pool_and_a_stopped_server_are_told_apart() {
+async fn an_exhausted_pool_and_a_stopped_server_are_distinguished() {
     let mut server = PrivatePostgres::start(programs(), &Data::Temporary, &[]).unwrap();
     let options = PgConnectOptions::from_str(&server.url("postgres")).unwrap();
     let admin = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.unwrap();
@@ -198,7 +198,7 @@ async fn an_exhausted_pool_and_a_stopped_server_are_told_apart() {
     assert!(texts.iter().all(|text| !text.contains("in use")), "{texts:?}");
 }
 
-/// Our lines of the log that are warnings or errors. The driver warns about slow statements on a busy machine.
+/// The warnings and errors of the service in the log. The driver warns about slow statements on a busy machine.
 fn complaints(log: &str) -> Vec<&str> {
     let is_complaint = |line: &&str| line.contains("ERROR authkit_sync") || line.contains("WARN authkit_sync");
     log.lines().filter(is_complaint).collect()
@@ -315,7 +315,7 @@ async fn a_failure_of_workos_names_the_host_and_the_cause() {
     assert!(text.contains(&port) && text.contains("it answered 503"), "{text}");
 }
 
-/// One 429 needs nobody. Failures that persist do.
+/// After one 429 no operator must act. After persistent failures an operator must.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_failure_of_workos_is_a_warning_and_a_persistent_one_an_error() {
     let lab = Lab::new().await;

@@ -59,7 +59,7 @@ async fn followers_read_over_http_with_a_service_key_and_get_errors_with_reasons
 async fn a_long_poll_is_answered_at_the_next_change_and_at_shutdown() {
     let database = TestDatabase::new().await;
     let pool = database.pool(6).await;
-    // In sessions of our own, the last statement of a lookup is the lookup itself.
+    // With our own sessions, the last statement of a lookup is the lookup itself.
     let lookups = Pool::connect(database.options().application_name("lookups"), 4, Duration::from_secs(30));
     let service = Service::start_with(&pool, |builder| builder.service_key("follower", KEY).lookup_pool(lookups)).await;
     let position = service.ask("/changes", KEY).await.json()["position"].as_str().unwrap().to_owned();
@@ -126,7 +126,7 @@ async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_wri
     }
     let stop = Arc::new(AtomicBool::new(false));
     let writing = tokio::spawn(write_until(store(&pool), users, stop.clone()));
-    // The list, page by page, and the position that came with the first.
+    // The list, page by page, and the position in the answer of the first page.
     let mut mirror: BTreeMap<String, Value> = BTreeMap::new();
     let (mut position, mut after) = (None, String::new());
     loop {
@@ -143,7 +143,7 @@ async fn a_follower_that_starts_from_the_list_ends_with_the_same_users_while_wri
     }
     let mut position = position.unwrap();
     for round in 0.. {
-        // Read before the page: after it, more changes can be written.
+        // This is read before the page, because more changes can be written after the page.
         let over = writing.is_finished();
         let page = service.ask(&format!("/changes?after={position}&limit=5"), KEY).await.json();
         let changes = page["data"].as_array().unwrap();

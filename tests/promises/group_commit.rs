@@ -27,14 +27,14 @@ fn ids(count: usize) -> Vec<String> {
     (0..count).map(|_| unique("user")).collect()
 }
 
-/// A service whose sessions carry its settings, as those of the binary do.
+/// A service whose sessions have our settings, like those of the binary.
 async fn service(database: &TestDatabase, settings: impl FnOnce(Builder) -> Builder) -> Service {
     let pool = Pool::connect(database.service_options().application_name("service"), 6, LONG);
     Service::start_on(pool, |builder| settings(builder.database_timeout(LONG))).await
 }
 
-/// A service on a pool of an application, whose callback is called for each use of one of its two connections. No batch passes
-/// another one.
+/// A service on a pool of an application, whose callback is called for each use of one of its two connections. No batch begins
+/// while another one is stuck.
 async fn service_of_application(
     database: &TestDatabase,
     timeout: Duration,
@@ -75,7 +75,7 @@ async fn events_that_arrive_during_a_commit_share_the_next_transaction() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = service(&database, |builder| builder).await;
-    // The first batches wait here, and with them everything that arrives.
+    // The first batches wait here, and so do all events that arrive.
     let mut blocker = PgConnection::connect_with(&database.options()).await.unwrap();
     blocker.execute("begin; lock table workos.environment in exclusive mode").await.unwrap();
     let bodies: Vec<Bytes> = ids(60).iter().map(|id| created(id)).collect();
@@ -90,7 +90,7 @@ async fn events_that_arrive_during_a_commit_share_the_next_transaction() {
     assert!(answers.iter().all(|answer| answer.status == 200));
     assert_eq!(count(&pool, "select count(*) from workos.users").await, 60);
     let transactions = count(&pool, "select count(distinct xmin::text) from workos.events").await;
-    // One that waited with what had arrived by then, and one for the rest.
+    // One batch with the events that had arrived by then, and one for the rest.
     assert!(transactions <= 2, "{transactions} transactions for 60 events");
     service.stop().await.unwrap();
 }
@@ -146,7 +146,7 @@ async fn a_locked_user_delays_only_its_own_events() {
         .map(|at| body(&unique("event"), "user.updated", at, &user(&locked[at as usize % 2], &format!("Ada {at}"), at)))
         .collect();
     let mut delayed = Box::pin(join_all(updates.iter().map(|update| service.deliver(update))));
-    // The events of the locked users go first, so that every later batch meets them.
+    // The events of the locked users arrive first, so that they are in the queue for every later batch.
     assert!(delayed.as_mut().now_or_never().is_none());
     for _ in 0..3 {
         let others: Vec<Bytes> = ids(20).iter().map(|id| created(id)).collect();
@@ -200,7 +200,7 @@ async fn a_batch_that_waits_for_another_transaction_delays_no_later_one() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_cancels_no_event_of_the_batch() {
+async fn a_caller_that_stops_waiting_cancels_no_event_of_the_batch() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = service(&database, |builder| builder).await;
@@ -247,7 +247,7 @@ async fn a_full_queue_is_answered_503_at_once_and_the_rest_is_applied() {
     service.stop().await.unwrap();
 }
 
-/// A callback of the application's pool panics. That stands for any defect of ours in a batch.
+/// A callback of the application's pool panics. It represents any defect of the service in a batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_a_batch_fails_no_other_event_and_leaves_nothing_counted() {
     let database = TestDatabase::new().await;

@@ -24,7 +24,7 @@ fn sent(event_type: &str, at_ms: i64, data: &Value) -> Bytes {
     body(&unique("event"), event_type, at_ms, data)
 }
 
-/// Three users with a membership each, two organizations, a session, and three events that ask for a read.
+/// Three users with a membership each, two organizations, a session, and three events that request a read.
 fn mixed(organization_id: &str) -> Vec<Bytes> {
     let mut group = Vec::new();
     for _ in 0..3 {
@@ -123,7 +123,7 @@ async fn an_event_that_postgres_refuses_in_a_group_of_all_kinds_is_quarantined_a
     .await
     .unwrap();
     assert_eq!(counts, (3, 3, 3, 3));
-    // A membership counts once its organization is known.
+    // A membership is active when its organization is stored.
     let active = "select count(*) from workos.active_memberships";
     assert_eq!(sqlx::query_scalar::<_, i64>(active).fetch_one(&pool).await.unwrap(), 0);
     sqlx::raw_sql("drop trigger refuse on workos.organization_records").execute(&pool).await.unwrap();

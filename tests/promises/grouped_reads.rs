@@ -20,12 +20,12 @@ use crate::support::events::{body, user};
 use crate::support::fixture;
 use crate::support::service::{CLIENT_ID, Service, until};
 
-/// How many statements run at a time.
+/// Number of concurrent statements.
 const READERS: i64 = 2;
 
 type Read<'a> = Pin<Box<dyn Future<Output = Result<Stored<User>, StoreError>> + Send + 'a>>;
 
-/// Users 0 to 99, and a lock on their table: reads begin and do not end.
+/// Users 0 to 99, and a lock on their table, so that reads begin and do not end.
 struct Locked {
     database: TestDatabase,
     lock: PgConnection,
@@ -54,7 +54,7 @@ impl Locked {
         Self { database, lock, reads }
     }
 
-    /// Begins reads in this order. The first ones are in a statement of their own each, and all others wait.
+    /// Begins reads in this order. Each of the first ones has its own statement, and all others wait.
     async fn begin<'a>(&mut self, reads: &'a GroupedReads, ids: impl Iterator<Item = String>) -> Vec<Read<'a>> {
         let mut begun = Vec::new();
         for id in ids {
@@ -68,7 +68,7 @@ impl Locked {
         begun
     }
 
-    /// Waits until so many statements wait for the lock.
+    /// Waits until `count` statements wait for the lock.
     async fn wait_for_statements(&self, count: i64) {
         let pool = self.database.pool(1).await;
         until("the statements wait for the lock", async || waiting(&pool).await == count).await;
@@ -112,7 +112,7 @@ async fn reads_that_wait_share_statements_and_each_gets_its_own_row() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_harms_no_other() {
+async fn a_caller_that_stops_waiting_affects_no_other() {
     let mut locked = Locked::new(true).await;
     let reads = locked.reads.clone();
     let begun = locked.begin(&reads, (0..30).map(id)).await;
@@ -182,7 +182,7 @@ async fn an_id_that_postgresql_could_refuse_shares_no_statement() {
     assert!(begun.0.into_iter().all(|outcome| matches!(outcome, Ok(Stored::Absent))));
 }
 
-/// A user is deleted again and again, beside reads that never end.
+/// A user is deleted repeatedly while reads run without a pause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_request_sees_a_deletion_however_many_reads_are_in_flight() {
     let database = TestDatabase::new().await;

@@ -1,5 +1,5 @@
-//! The documents are true: exit codes, metrics, routes, codes, files and sections that they name exist, and their SQL
-//! examples run. [`super::documents`] checks headers and commands, [`super::settings`] settings.
+//! Checks the documents: exit codes, metrics, routes, codes, files and sections that they name exist, and their SQL examples run.
+//! [`super::documents`] checks headers and commands, [`super::settings`] settings.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -193,7 +193,7 @@ async fn the_sql_examples_run() {
     let database = TestDatabase::new().await;
     let pool = database.pool(1).await;
     roles::assert(&pool).await.unwrap();
-    // Roles belong to the server, so this one has a name of its own.
+    // Roles belong to the server, so this one has a unique name.
     let role = format!("{}_authenticated", database.name());
     pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
     let mut ran = 0;

@@ -83,7 +83,7 @@ async fn progress_survives_a_restart_and_a_new_handler_starts_at_the_end_of_the_
     app.create(&second).await;
     until("the handler gets the new user", async || app.done("first").await.len() == 1).await;
     process.stop().await.unwrap();
-    // While no process runs the handler, and of a type that it does not take.
+    // No process runs the handler now, and the second change has a type that the handler does not select.
     let third = unique("user");
     app.create(&third).await;
     app.rename(&third, 5).await;
@@ -184,7 +184,7 @@ async fn background_jobs_run_without_a_listener() {
     assert_eq!(leases, 0, "the next process need not wait for a lease");
 }
 
-/// A plain `serve` beside the application must not process changes for a handler that only the application has.
+/// A `serve` that runs at the same time as the application must not process changes for a handler that only the application has.
 #[tokio::test]
 async fn a_process_without_a_handler_does_not_process_its_changes() {
     let app = Application::new().await;
@@ -332,7 +332,7 @@ async fn the_message_of_a_failure_is_erased_with_its_user_in_any_order() {
     .await;
     assert!(messages().await.iter().all(Option::is_none), "{:?}", messages().await);
     process.stop().await.unwrap();
-    // If a message is there nevertheless, `erase_user` erases it.
+    // If a message exists nevertheless, `erase_user` erases it.
     app.pool.execute("update workos.handler_backlog set message = 'Ada'").await.unwrap();
     assert!(erasure::erase_user(&app.store, &id).await.unwrap().is_some());
     assert!(messages().await.iter().all(Option::is_none));

@@ -37,7 +37,7 @@ async fn a_sql_function_has_the_same_guarantees_and_is_managed_on_the_command_li
     }
     let (code, said) = app.command(&["add", "public.on_user(text)"]).await;
     assert_eq!((code, said.contains("one argument of type jsonb")), (78, true), "{said}");
-    // A second handler that calls the function needs a name of its own.
+    // A second handler that calls the function needs another name.
     let (code, said) =
         app.command(&["add", "public.on_user", "--name", "second", "--types", "user.create,users.*"]).await;
     assert_eq!(code, 0, "{said}");

@@ -1,8 +1,8 @@
 //! A role that can create objects in `public` cannot make the service run its code: no statement and no function of ours resolves a
 //! name there, for any search_path of the session.
 //!
-//! The names are not written down here. They are every word and operator in our migrations and statements; for each that
-//! PostgreSQL has a function, an operator, a type or a relation of, `public` holds better matches.
+//! The test collects the names: every word and operator in our migrations and statements. For each one that is a function, an
+//! operator, a type or a relation of PostgreSQL, `public` contains objects that match better.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::support::{fixture, hostile};
 
 const KEY: &str = "a-service-key-of-32-characters-or-more";
 
-/// A database whose `public` is a stranger's, and a login that looks there first.
+/// A database in which another role owns the objects of `public`, and a login whose search_path begins with `public`.
 struct HostileLab {
     lab: Lab,
     admin: PgPool,
@@ -42,7 +42,7 @@ impl HostileLab {
         let database = TestDatabase::empty().await;
         let login = format!("{}_service", database.name());
         let admin = database.pool_with(3, |options| options.options([("search_path", "pg_catalog, pg_temp")])).await;
-        hostile::plant(&admin).await;
+        hostile::create_objects(&admin).await;
         let prepare = format!(
             "create role {login} login createrole;
             alter role {login} set search_path = public, pg_catalog;
@@ -85,7 +85,7 @@ impl HostileLab {
         assert!(called.is_empty(), "{feature} called public.{called}");
     }
 
-    /// Objects of ours that are bound to a stranger's: a check, a default, an index, a view or a column.
+    /// Objects of ours that use a hostile object: a check, a default, an index, a view or a column.
     async fn bound(&self) -> Vec<String> {
         sqlx::query_scalar(
             "select pg_describe_object(refclassid, refobjid, refobjsubid)
@@ -142,7 +142,7 @@ async fn read_workos(hostile_lab: &HostileLab) {
     );
     assert_eq!(hostile_lab.count("select count(*) from workos.user_records where synced_deleted").await, 1);
     hostile_lab.calm("catch-up").await;
-    // What WorkOS does without an event is found by reading everything.
+    // Only a full read finds changes without an event.
     lab.workos.set_faults(Faults { drop: 100, ..Faults::default() });
     lab.workos.delete_user(&ids[2]).unwrap();
     lab.rename(&ids[3], "Edith");
@@ -202,7 +202,7 @@ async fn keep_the_inbox(hostile_lab: &HostileLab) {
     hostile_lab.calm("retention").await;
 }
 
-/// A handler in SQL: added, run, failed, redriven; it leaves the stranger's path to the session.
+/// A handler in SQL is added, runs, fails and is redriven. Its function leaves the hostile search_path in the session.
 async fn handle_in_sql(hostile_lab: &HostileLab) {
     let owner = format!("{}_owner", hostile_lab.login);
     let prepare = format!(
@@ -260,7 +260,7 @@ async fn handle_in_sql(hostile_lab: &HostileLab) {
     hostile_lab.admin.execute(AssertSqlSafe(format!("drop owned by {owner}; drop role {owner}"))).await.unwrap();
 }
 
-/// Gives the database to another environment.
+/// Binds the database to another environment.
 async fn rebind(hostile_lab: &HostileLab) {
     let other = another_workos(&hostile_lab.lab.clock, fastrand::u64(..), None).await;
     let port = other.base_url().rsplit(':').next().unwrap().to_owned();
@@ -269,7 +269,7 @@ async fn rebind(hostile_lab: &HostileLab) {
         .run_with(&["rebind"], &[("WORKOS_CLIENT_ID", client_id.as_str()), ("WORKOS_API_PORT", port.as_str())])
         .await;
     hostile_lab.calm("rebind").await;
-    // The service of the tests has a client ID of its own.
+    // The service of the tests has another client ID.
     sqlx::query("update workos.environment set client_id = $1")
         .bind(CLIENT_ID)
         .execute(&hostile_lab.admin)
@@ -320,7 +320,7 @@ const MEMBERSHIP: &str = "
     insert into workos.organization_role_records (organization_id, slug, permissions) values ('org_1', 'org-clerk', '{b}');
     insert into workos.revoked_sessions (id) values ('revoked')";
 
-/// Callers in SQL, with the same path.
+/// Callers in SQL, with the same search_path.
 async fn call_in_sql(hostile_lab: &HostileLab, id: &str) {
     let found = sqlx::query_scalar::<_, String>("select id from workos.get_auth_user($1)").bind(id);
     assert_eq!(found.fetch_all(&hostile_lab.lab.pool).await.unwrap(), [id]);
@@ -410,7 +410,7 @@ async fn serve(hostile_lab: &HostileLab) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_feature_runs_what_a_stranger_put_into_public() {
     let hostile_lab = HostileLab::new().await;
-    assert!(hostile_lab.count("select count(*) from planter.objects").await > 1_000);
+    assert!(hostile_lab.count("select count(*) from hostile.objects").await > 1_000);
     let proof = hostile_lab.lab.pool.execute("select 1 = 1").await;
     assert!(proof.is_err() && hostile_lab.called().await.contains("operator ="), "the plants work: {proof:?}");
     hostile_lab.admin.execute("alter sequence public.hostile_call restart").await.unwrap();

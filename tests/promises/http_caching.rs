@@ -1,4 +1,4 @@
-//! HTTP that browsers and caches understand: validators, origins, request ids.
+//! HTTP features for browsers and caches: validators, origins, request IDs.
 
 use authkit_sync::AuthKit;
 use reqwest::{Method, StatusCode};

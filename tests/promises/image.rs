@@ -1,4 +1,4 @@
-//! The image: what the Dockerfile copies is enough to build it, and what it contains is enough to run.
+//! The image: the files that the Dockerfile copies are enough to build it, and its content is enough to run.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::support::programs::required_program;
 use crate::support::service::SECRET;
 
 /// The command that the Dockerfile runs, and a command that reads the same manifest and builds only the smallest dependency:
-/// everything else would take minutes. Cargo refuses a manifest that names a target whose file is missing, whatever is to be built.
+/// everything else would take minutes. Cargo always refuses a manifest that names a target whose file is missing.
 const BUILD: &str = "cargo build --release --locked --no-default-features --features cli";
 const SMALL_BUILD: &str = "cargo build --offline --locked --package hex";
 
@@ -116,7 +116,7 @@ impl Image {
         let made = Command::new(root().join("deploy/image-root")).arg(BINARY).arg(image.path()).output().unwrap();
         assert!(made.status.success(), "{}", said(&made));
         let socket = database.options().get_socket().cloned();
-        // Where an engine mounts something. The file system is read-only then.
+        // Container engines mount file systems here. Then the file system is read-only.
         for folder in [Path::new("/proc"), Path::new("/dev")].into_iter().chain(socket.as_deref()) {
             std::fs::create_dir_all(image.path().join(folder.strip_prefix("/").unwrap())).unwrap();
         }
@@ -124,7 +124,7 @@ impl Image {
         Some(Self { root: image, bwrap, socket })
     }
 
-    /// A program as the user of the image, without any capability, in namespaces of its own except for the network.
+    /// A program as the user of the image, without any capability, in separate namespaces except for the network.
     fn command(&self, program: &[&str]) -> Command {
         let owner = self.socket.as_ref().map(|socket| std::fs::metadata(socket).unwrap().uid());
         let mut command = match owner {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::events::{body, event, observed, unique, user};
 use crate::support::lab::Lab;
 
-/// An update without an e-mail, which only a later release could apply.
+/// An update without an email address, which only a later release could apply.
 fn poisoned(user_id: &str) -> (String, Observation) {
     let id = unique("event");
     let data = json!({"id": user_id, "email_verified": true, "updated_at": "2026-09-01T08:00:00Z"});
@@ -62,7 +62,7 @@ async fn the_command_user_shows_every_event_of_a_user() {
     let (code, _, err) = lab.run(&["user", &id, "--erase"]).await;
     assert_eq!((code, err.contains("delete the user at WorkOS first")), (1, true), "{err}");
     apply(&store, Origin::Webhook, &[observed("user.deleted", 30, &json!({"id": id}))]).await.unwrap();
-    // Something slipped in, as a bug of ours might let it.
+    // A payload that cannot be parsed, as after a defect of the service.
     sqlx::query("update workos.events set payload = 'x' where id = $1").bind(&poison).execute(&lab.pool).await.unwrap();
     let (code, out, _) = lab.run(&["user", &id, "--erase", "--json"]).await;
     assert_eq!((code, out.trim()), (0, "{\"complete\":true,\"payloads_erased\":1}"));
@@ -137,7 +137,7 @@ async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_f
     assert_eq!(lab.run(&["events", "show", "event_none"]).await.0, 1);
     let (code, out, _) = lab.run(&["events", "retry"]).await;
     assert_eq!((code, out.contains(&poison)), (1, true), "it stays: {out}");
-    // As if a later release could read it.
+    // Simulates a later release that can apply the event.
     let Observation::Event(fine) = &fine else { unreachable!() };
     let correct = "update workos.events set payload = $2 where id = $1";
     sqlx::query(correct)
@@ -156,7 +156,7 @@ async fn quarantined_events_are_listed_shown_and_retried_and_stay_if_the_retry_f
     assert_eq!(row, ("applied".to_owned(), None));
     assert_eq!(lab.run(&["events", "retry"]).await.1.trim(), "nothing to do: no event matches");
     assert_eq!(lab.run(&["events", "retry", "event_none"]).await.0, 1);
-    // A lost table comes back from the inbox; where it is right, a replay changes nothing.
+    // A replay restores a lost table from the inbox. It does not change rows that are already correct.
     sqlx::query("delete from workos.user_records").execute(&lab.pool).await.unwrap();
     for _ in 0..2 {
         let (code, out, err) = lab.run(&["events", "replay", "--since", "1h"]).await;
@@ -253,7 +253,7 @@ async fn retention_deletes_in_batches_and_keeps_quarantine_cursor_and_tombstones
         let housekeeping = Housekeeping::new(context, Duration::from_secs(days * 86_400), None);
         housekeeping.tick().await;
         assert_eq!(lab.count("select count(*) from workos.events where payload is not null").await, 2_501);
-        // Under 35 days only payloads go; the rest of a row stays that long.
+        // With a retention below 35 days, only payloads are deleted earlier. The rest of a row stays for 35 days.
         let age = async |days: i64| {
             let age = "update workos.events set received_at = received_at - make_interval(days => $1::int)";
             sqlx::query(age).bind(i32::try_from(days).unwrap()).execute(&lab.pool).await.unwrap();
@@ -298,7 +298,7 @@ async fn a_replica_whose_clock_is_far_ahead_deletes_nothing_early() {
     }
     assert_eq!(kept().await, before);
     assert_eq!(lab.count("select count(*) from workos.scans where kind = 'reconcile'").await, 0, "none is due");
-    // By the database's clock it is.
+    // By the database's clock, the reconcile is due.
     lab.clock.set(lab.clock.now().plus_seconds(-40 * 86_400));
     let age = "update workos.scans set completed_at = completed_at - interval '2 days'";
     sqlx::query(age).execute(&lab.pool).await.unwrap();

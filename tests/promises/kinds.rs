@@ -1,4 +1,4 @@
-//! Organizations and memberships that cannot be applied, and kinds that are switched off and on.
+//! Organizations and memberships that cannot be applied, and kinds that are disabled and enabled.
 
 use authkit_sync::Kinds;
 use authkit_sync::domain::timestamp::Timestamp;
@@ -62,14 +62,14 @@ async fn organizations_and_memberships_without_required_fields_are_quarantined_w
     service.stop().await.unwrap();
     let none = "select count(*) from workos.organization_records, workos.organization_membership_records";
     assert_eq!(count(&pool, none).await, 0);
-    // As if a later release could read them.
+    // Simulates a later release that can apply the events.
     for (id, body) in corrected {
         let correct = "update workos.events set payload = $2 where id = $1";
         sqlx::query(correct).bind(&id).bind(&body[..]).execute(&pool).await.unwrap();
     }
     let retried = inbox::retry(&store(&pool), Kinds::ALL, None).await.unwrap();
     assert!(retried.total() == 7 && retried.quarantined.is_empty(), "{retried:?}");
-    // Deletions are among them, and stay, whatever the order was.
+    // Some of the events are deletions. The objects stay deleted in any order.
     let ended = "select count(*) from workos.organization_records as o, workos.organization_membership_records as m
         where o.synced_deleted and m.synced_deleted and m.user_id = 'user_1'";
     assert_eq!(count(&pool, ended).await, 1);
@@ -87,7 +87,7 @@ async fn a_kind_that_is_off_changes_no_row_and_what_was_ignored_is_replayed_once
     }
     for (event_type, data) in [
         ("organization.created", organization("org_1", "Quill", 0)),
-        // Not even quarantined: nothing of this kind is expected.
+        // Events of a disabled kind are not quarantined either.
         ("organization.updated", without(organization("org_1", "Quill", 0), "name")),
         ("organization_membership.deleted", json!({"id": "om_9"})),
         ("session.revoked", json!({"object": "session", "id": "session_1", "user_id": "user_1"})),
@@ -99,7 +99,7 @@ async fn a_kind_that_is_off_changes_no_row_and_what_was_ignored_is_replayed_once
         (select count(*) from workos.organization_records) + (select count(*) from workos.organization_membership_records)
         + (select count(*) from workos.revoked_sessions) + (select count(*) from workos.refreshes)";
     assert_eq!(count(&pool, rows).await, 0);
-    // What an ignored event says about a person is erased with the person.
+    // The personal data in an ignored event is erased with the user.
     assert_eq!(deliver(&service, "user.deleted", 5, &json!({"id": "user_2"})).await, "applied");
     let left = "select count(*) from workos.events where user_id = 'user_2' and payload is not null";
     assert_eq!(count(&pool, left).await, 0);
@@ -114,7 +114,7 @@ async fn a_kind_that_is_off_changes_no_row_and_what_was_ignored_is_replayed_once
     assert_eq!(count(&pool, "select count(*) from workos.active_memberships").await, 0);
     service.stop().await.unwrap();
 
-    // Off again: the rows stay as they are, and a deleted user ends them all the same.
+    // Disabled again: the rows stay as they are, and the deletion of a user still ends the user's memberships.
     let service = Service::start_with(&pool, |builder| builder.kinds(Kinds::USERS)).await;
     let active = membership("om_user_1", "user_1", "org_1", "active", 19);
     assert_eq!(deliver(&service, "organization_membership.updated", 19, &active).await, "ignored");

@@ -1,4 +1,4 @@
-//! The shape holds: a file imports only from its own layer or one below it, and no two files import each other.
+//! Checks the structure of the code: a file imports only from its own layer or a lower one, and no two files import each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn imports_point_downward() {
     for file in files {
         let module = file.strip_prefix(&src).unwrap().components().next().unwrap();
         let module = Path::new(module.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned();
-        // The root re-exports from everywhere; the guides hold no code.
+        // The root re-exports from every layer, and the guides contain no code.
         if module == "lib" || module == "docs" {
             continue;
         }
@@ -162,7 +162,7 @@ fn leaves(tree: &str) -> Vec<String> {
     parts.flat_map(|part| leaves(part).into_iter().map(|leaf| format!("{}{leaf}", prefix.trim()))).collect()
 }
 
-/// What a source names of this crate: absolute paths, each with the name under which the source knows it if it is imported.
+/// The items of this crate that a source names: absolute paths, each with its local name if it is imported.
 fn names(module: &[String], source: &str, is_module: impl Fn(&[String]) -> bool) -> Vec<(Module, Option<String>)> {
     let code: String = code(source).flat_map(|line| [line, "\n"]).collect();
     let absolute = |path: &str| {
@@ -209,8 +209,7 @@ fn definition(path: &[String], named: &BTreeMap<Module, Vec<(Module, Option<Stri
     exported.map_or_else(|| module.to_vec(), |(target, _)| definition(target, named))
 }
 
-/// The imports between the files of a source tree. A file and the folder of its name belong together, so those between them do
-/// not count.
+/// The imports between the files of a source tree. Imports between a file and the folder of the same name do not count.
 fn arrows(files: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Module>> {
     let is_module = |path: &[String]| files.contains_key(path);
     let named = files.iter().map(|(module, source)| (module.clone(), names(module, source, is_module))).collect();

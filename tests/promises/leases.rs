@@ -89,7 +89,7 @@ async fn a_lease_is_renewed_by_its_holder_alone_and_taken_over_when_it_ends_too_
     assert!(holder().await == firsts && lab.count(left).await <= 2, "a process that stands by renews nothing");
     first.renew().await;
     assert!(lab.count(left).await >= 5);
-    // A year ahead: written under a wrong clock, and its holder is gone.
+    // A lease that was written with a wrong clock, and whose holder has stopped.
     run(&lab, "update workos.leases set expires_at = now() + interval '15 seconds'").await;
     second.tick().await;
     assert_eq!(holder().await, firsts, "a clock may step back a little");

@@ -114,7 +114,7 @@ fn with_secrets_of_workos() -> impl Iterator<Item = Bytes> {
 
 fn assert_no_personal_data(place: &str, text: &str, secrets: &[String]) {
     let persons = ["Adalovelace", "Ada.Personal", "example.test", "Quill", "crm-personal", "support@"];
-    // A fixture's issuer is a host under example.test, and an issuer is no person.
+    // A fixture's issuer is a host under example.test, and an issuer is not personal data.
     let text = text.replace("customer.example.test", "");
     for word in persons.iter().copied().chain(secrets.iter().map(String::as_str)) {
         let line = text.lines().find(|line| line.contains(word));

@@ -52,7 +52,7 @@ async fn every_access_token_gets_its_expected_verdict() {
     for vector in vectors {
         let (name, expect) = (vector["name"].as_str().unwrap(), vector["expect"].as_str().unwrap());
         let token = vector["token"].as_str().unwrap();
-        // Which of the three services must take it.
+        // Which of the three services must accept the token.
         let (by_plain, by_legacy, by_domain) = match expect {
             "accept only with the explicit legacy opt-in" => (false, true, false),
             "accept when that issuer is configured" => (false, false, true),
@@ -203,12 +203,12 @@ async fn without_keys_no_user_is_signed_out() {
     let unknown = service.ask("/auth/identity", &token("unknown_kid")).await;
     assert_eq!(unknown.code(), (503, "keys_unavailable".to_owned()));
     assert!(unknown.header("retry-after").parse::<u64>().unwrap() >= 1);
-    // Rotation: the key appears, and after the cooldown the token is good.
+    // Rotation: the key is published, and after the cooldown the token is accepted.
     service.keys.away.store(false, Ordering::SeqCst);
     service.keys.publish("jwks.document.during_rotation");
     service.clock.set(service.clock.now().plus_seconds(31));
     assert_eq!(service.ask("/auth/identity", &token("unknown_kid")).await.status, 200);
-    // A day without WorkOS: keys that old are not believed any more.
+    // After a day without WorkOS, the cached keys are not used any more.
     service.keys.away.store(true, Ordering::SeqCst);
     service.clock.set(service.clock.now().plus_seconds(25 * 3_600));
     assert_eq!(service.ask("/auth/identity", &good).await.code(), (503, "keys_unavailable".to_owned()));

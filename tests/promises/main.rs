@@ -12,7 +12,7 @@
 //!    - `upgrades::the_previous_release_serves_on_the_new_schema_and_is_replaced_without_a_refusal`
 //!    - `failover::with_synchronous_replication_a_failover_under_load_loses_nothing_that_was_acknowledged`
 //!    - `group_commit::events_that_arrive_during_a_commit_share_the_next_transaction`
-//!    - `group_commit::a_caller_that_goes_away_cancels_no_event_of_the_batch`
+//!    - `group_commit::a_caller_that_stops_waiting_cancels_no_event_of_the_batch`
 //! 2. **Nothing verified is dropped.**
 //!    - `receiver::names_in_any_script_and_characters_that_postgres_rejects_are_stored_and_returned`
 //!    - `receiver::verified_but_unusable_events_are_quarantined_whole_and_acknowledged`
@@ -69,7 +69,7 @@
 //!    - `lookups::every_access_token_gets_its_expected_verdict`
 //!    - `lookups::hostile_tokens_are_refused_without_harm`
 //!    - `lookups::a_refusal_names_the_real_reason`
-//!    - `explain::explanation_and_verdict_cannot_drift`
+//!    - `explain::explanation_and_verdict_give_the_same_reason`
 //!    - `verified_tokens::every_token_gets_the_same_verdict_again_at_any_time`
 //!    - `verified_tokens::a_known_token_is_refused_once_its_key_is_withdrawn_or_replaced`
 //!    - `explain::header_log_and_explanation_give_one_reason`
@@ -78,7 +78,7 @@
 //!    - `lookups::without_keys_no_user_is_signed_out`
 //!    - `lookups::a_source_of_keys_that_panics_is_a_failure_with_a_reason_and_signs_nobody_out`
 //!    - `lookups::without_the_database_lookups_are_503_and_the_identity_route_still_answers`
-//!    - `receiver::a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos`
+//!    - `receiver::a_signed_body_that_is_not_an_event_is_400_so_that_it_shows_at_workos`
 //!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
 //!    - `actions::without_the_database_there_is_no_verdict`
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
@@ -111,7 +111,7 @@
 //!    - `receiver::endless_and_slow_bodies_end_in_413_and_408_and_delay_no_other_request`
 //!    - `settings::a_process_opens_no_more_connections_than_configured`
 //!    - `database_failures::a_caller_that_gives_up_at_any_moment_leaves_no_transaction_open`
-//!    - `grouped_reads::a_caller_that_goes_away_harms_no_other`
+//!    - `grouped_reads::a_caller_that_stops_waiting_affects_no_other`
 //!    - `catch_up::a_page_that_times_out_is_applied_in_parts`
 //!    - `erasure::a_deletion_whose_erasure_times_out_is_committed_and_erased_in_smaller_batches`
 //!    - `handlers::a_handler_that_panics_hangs_or_keeps_its_transaction_fails_alone`

@@ -1,5 +1,5 @@
 //! The rules of the folder `migrations`, read from PostgreSQL's catalogs, locks and statistics while each file is applied to a
-//! database with rows: an older release continues to work beside a newer one, and nothing waits for long.
+//! database with rows: an older release continues to work together with a newer one, and no statement waits for long.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -249,7 +249,7 @@ async fn apply_all(database: &TestDatabase) -> (Lab, Vec<String>) {
     for migration in migrations::migrator().iter() {
         let (version, sql) = (migration.version, migration.sql.as_str());
         if migration.no_tx {
-            // Another test checks that it is one concurrent build of an index.
+            // Another test checks that such a file contains one concurrent build of an index.
             sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut lab.connection).await.unwrap();
         } else {
             let found = lab.broken_rules(version, sql).await;

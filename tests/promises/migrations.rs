@@ -85,7 +85,7 @@ async fn status_writes_nothing_and_a_service_refuses_what_is_pending() {
     assert_eq!(status.pending.first().map(String::as_str), Some("0001 users"));
     assert!(tables(&pool).await.is_empty());
     let service = Service::start(&pool).await;
-    // Nothing is even tried before: a service that has not ended yet answers 503.
+    // Before the migrations nothing is written. A service that has not stopped yet answers 503.
     let early = authkit_sync::sync::apply(
         &store(&pool),
         Origin::Webhook,
@@ -117,7 +117,7 @@ async fn one_database_serves_one_environment() {
 async fn an_older_release_serves_a_newer_schema_until_a_contract_forbids_it() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
-    // What a newer release would have done: a migration this one does not know.
+    // As after a newer release: an applied migration that this release does not know.
     pool.execute(
         "insert into workos.migrations (version, description, success, checksum, execution_time)
         values (9001, 'from the future', true, '', 0)",
@@ -199,7 +199,7 @@ async fn an_applications_foreign_key_view_and_policy_survive() {
     assert!(too_early.is_err(), "a foreign key waits for the user to be synced");
     assert_eq!(service.deliver(&body("event_1", "user.created", 0, &user("user_1", "Ada", 0))).await.status, 200);
     pool.execute("insert into notes values (1, 'user_1', 'hello')").await.unwrap();
-    // A foreign-key check beside a write of ours: neither waits for the other.
+    // A foreign-key check and a write of the service at the same time: neither waits for the other.
     let mut open = pool.acquire().await.unwrap();
     let mut open = sqlx::Connection::begin(&mut *open).await.unwrap();
     open.execute("insert into notes values (2, 'user_1', 'held open')").await.unwrap();
@@ -302,7 +302,7 @@ async fn an_interrupted_index_build_is_reported_and_built_again() {
     assert_eq!(is_valid(&pool, index).await, Some(true));
     assert_eq!(status().await.0, 0);
 
-    // A build of the application's own is reported, and left alone.
+    // An invalid index of the application is reported, and not changed.
     let other = pool.clone();
     interrupt(&pool, async move {
         other.execute("create index concurrently theirs on workos.events (type)").await.unwrap_err();
@@ -314,7 +314,7 @@ async fn an_interrupted_index_build_is_reported_and_built_again() {
     assert!(code == 1 && said.contains("invalid index workos.theirs"), "{said}");
 }
 
-/// What marks a build as invalid after its migration was recorded is not accepted either.
+/// An index that becomes invalid after its migration was recorded is not accepted either.
 #[tokio::test]
 async fn a_run_fails_when_an_index_of_its_migrations_is_invalid_in_the_end() {
     let database = TestDatabase::new().await;
@@ -336,7 +336,7 @@ async fn a_run_fails_when_an_index_of_its_migrations_is_invalid_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_migration_that_gets_no_lock_lets_others_continue_and_is_attempted_again() {
+async fn a_migration_that_gets_no_lock_lets_others_continue_and_is_retried() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let sql = "set local lock_timeout = '500ms'; alter table workos.events add column more text";

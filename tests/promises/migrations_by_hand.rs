@@ -1,4 +1,4 @@
-//! A database administrator runs the migrations by hand, because the service's login may not change the schema.
+//! A database administrator runs the migrations manually, because the service's login may not change the schema.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -20,10 +20,10 @@ use crate::support::service::{Answer, SECRET, Service};
 const KEY: &str = "a-service-key-of-at-least-32-characters";
 const USER: &str = "user_01M1E0K8KTSGG8REDJXJJNWG5C";
 
-/// The document, closed: an answer may hold nothing that is not described, unless its schema says so.
+/// The document with closed schemas: an answer may contain no field that is not described, unless its schema allows it.
 pub(crate) struct Described {
     document: Value,
-    /// Which answers were seen: method and path, status.
+    /// The answers that were received: method and path, status.
     seen: BTreeSet<(String, String)>,
 }
 
@@ -53,7 +53,7 @@ impl Described {
         Self { document, seen: BTreeSet::new() }
     }
 
-    /// The answer must be described, with its body, its code and its headers.
+    /// Asserts that the document describes the answer, with its body, its code and its headers.
     pub(crate) fn hold(&mut self, method: &str, path: &str, answer: &Answer) {
         let operation = format!("{method} {path}");
         let status = answer.status.to_string();
@@ -100,7 +100,7 @@ fn token() -> String {
     vector.unwrap()["token"].as_str().unwrap().to_owned()
 }
 
-/// Asks each route of a path template, with a token or key and a copy's tag.
+/// Requests each route of a path template, with a token or key, and with the `ETag` of a copy.
 async fn get(service: &Service, path: &str, bearer: Option<&str>, tag: Option<&str>) -> Answer {
     let mut request = service.client.get(service.url(path));
     if let Some(bearer) = bearer {
@@ -119,7 +119,7 @@ const CHANGES: &str = "/changes";
 const MEMBERSHIPS: &str = "/auth/memberships";
 const ACTION: &str = "/workos/action";
 
-/// 200 and 304 of everything that can be read.
+/// Requests 200 and 304 of every route that can be read.
 async fn hold_what_is_there(service: &Service, described: &mut Described) {
     let good = token();
     let external = format!("{LIST}/external_id/crm-1");
@@ -170,7 +170,7 @@ async fn hold_memberships(pool: &sqlx::PgPool, described: &mut Described) {
     service.stop().await.unwrap();
 }
 
-/// What callers do wrong.
+/// Requests with mistakes of the caller.
 async fn hold_refusals(service: &Service, described: &mut Described) {
     let good = token();
     described.hold("get", MEMBERSHIPS, &get(service, "/auth/memberships?limit=0", Some(&good), None).await);
@@ -264,7 +264,7 @@ async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     for path in ["/auth/user", "/auth/session", MEMBERSHIPS] {
         described.hold("get", path, &get(&service, path, Some(&token()), None).await);
     }
-    // What is ours: the keys, then the database.
+    // Failures of the service: first the keys, then the database.
     service.keys.away.store(true, Ordering::SeqCst);
     service.clock.set(service.clock.now().plus_seconds(25 * 3_600));
     described.hold("get", "/auth/identity", &get(&service, "/auth/identity", Some(&token()), None).await);
@@ -326,7 +326,7 @@ async fn exactly_the_routes_that_are_served_are_described() {
             );
         }
     }
-    // And nothing is served that is not described: a route comes in by its description alone.
+    // Every served route is described, because a route is mounted only with its description.
     let source = include_str!("../../src/http.rs");
     let public = source.split("Returns the operator's routes").next().unwrap();
     assert!(!public.contains(".route(") && public.contains(".routes("), "mount public routes by routes!(handler)");

@@ -62,7 +62,7 @@ async fn get(service: &Service, path: &str, key: &str, tag: &str) -> Answer {
     Answer::of(request.send().await.unwrap()).await
 }
 
-/// Requests every answer that is described, from services of its own.
+/// Requests every described answer, from separate services.
 pub(crate) async fn hold_workos_routes(described: &mut Described) {
     let database = TestDatabase::new().await;
     let mut acme = organization("org_1", "Acme", &["a.example"], 0);

@@ -144,7 +144,7 @@ async fn organizations_are_found_by_domain_and_by_words_of_the_name_in_pages() {
     service.stop().await.unwrap();
 }
 
-/// A name that the index could not hold would turn the event that brings it into a failure.
+/// If the index could not contain a long name, the event with the name would fail.
 #[tokio::test]
 async fn the_longest_name_is_stored_and_found() {
     let database = TestDatabase::new().await;

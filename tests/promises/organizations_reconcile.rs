@@ -1,4 +1,4 @@
-//! The reconcile of organizations and memberships: only a 404 by ID deletes, after a complete walk.
+//! The reconcile of organizations and memberships: only a 404 by ID deletes an object, after all lists were read.
 
 use authkit_sync::dev::workos::{ApiFaults, Cascades};
 use authkit_sync::domain::kinds::Kinds;
@@ -101,7 +101,7 @@ async fn a_check_compares_roles_with_their_permissions_and_a_repair_reads_them_a
         "{drift:?}"
     );
     assert!(drift.contains(&"permission orders:write  live here, but WorkOS does not know it".to_owned()), "{drift:?}");
-    // Without the kind, roles are no difference.
+    // If roles are not synced, they are not reported as different.
     let kinds = Kinds { roles: false, ..Kinds::ALL };
     let unsynced = reconcile(lab.context().syncing(kinds), Mode::Check).await.unwrap();
     assert!(unsynced.drift.is_empty(), "{:?}", unsynced.drift);

@@ -111,7 +111,7 @@ async fn idle_connections_leave_files_for_the_database() {
     let database = TestDatabase::new().await;
     let mut served = Served::start_with_files(320, &database.url(), free_address());
     assert!(served.log().contains("the limit of open files is low"), "{}", served.log());
-    // As many as the kernel's queue takes; the service has accepted all it affords long before.
+    // As many connections as the kernel's queue accepts. The service has reached its own limit before.
     let mut idle = Vec::new();
     for _ in 0..150 {
         idle.push(tokio::net::TcpStream::connect(served.address).await.unwrap());

@@ -1,4 +1,4 @@
-//! What a release consists of: the package of the crate, and the files of the folder `deploy`.
+//! The parts of a release: the package of the crate, and the files of the folder `deploy`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ fn the_archive_is_the_same_each_time_and_its_checksums_are_right() {
         .output()
         .unwrap();
     for line in said(&listed).lines() {
-        // Nothing of the machine or the moment: the owner is root, and the time is that of the source.
+        // The archive does not depend on the machine or the time: the owner is root, and the time is that of the source.
         assert!(line.contains(" 0/0 ") && line.contains(" 2026-09-21 14:13:20 "), "{line}");
     }
     let check = format!(

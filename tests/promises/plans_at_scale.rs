@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use crate::support::database::TestDatabase;
 
-/// Statements whose cost would grow with a table, and what each goes by. Their texts are the ones that are sent.
+/// Statements whose cost would grow with a table, and the indexes that each one uses. The service sends exactly these texts.
 const STATEMENTS: &[(&str, &[&str])] = &[
     ("events.expire_rows", &["events_row_expiry", "events_payload_expiry"]),
     ("events.expire_payloads", &["events_payload_expiry"]),
@@ -45,7 +45,7 @@ const SEED: &str = "
     select 'h', n, 'user_' || n, false, 1, 'x' from generate_series(1, 200000) as n;
     insert into workos.sign_ins (user_id, signed_in_at) select 'user_' || n, now() from generate_series(1, 200000) as n";
 
-/// Fills the tables without their indexes, which are built afterwards: that takes a fraction of the time.
+/// Fills the tables without their indexes, which are built afterwards: this takes a fraction of the time.
 async fn seed(pool: &PgPool) {
     let indexes: Vec<(String, String)> = sqlx::query_as(
         "select indexname::text, indexdef from pg_indexes
@@ -80,7 +80,7 @@ pub(crate) fn statements() -> BTreeMap<String, (String, usize)> {
     statements
 }
 
-/// The plan for every value of the parameters, as a statement that is sent again and again gets it.
+/// Returns the generic plan, which PostgreSQL uses for a statement that is sent many times.
 pub(crate) async fn generic_plan(connection: &mut PgConnection, text: &str, parameters: usize) -> String {
     explain(connection, text, &vec!["null"; parameters].join(", ")).await
 }

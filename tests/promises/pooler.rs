@@ -23,7 +23,7 @@ use crate::support::service::{CLIENT_ID, Service, until};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Fewer sessions than clients, so that they are shared all the time.
+/// Fewer sessions than clients, so that the clients always share them.
 const TWO_SESSIONS: &str = "default_pool_size = 2";
 
 /// The tests that always run through a pooler, too: beginnings of their names.
@@ -42,7 +42,7 @@ const THROUGH_A_POOLER: [&str; 12] = [
     "receiver::",
 ];
 
-/// It sets a role in the session of a pool of its own.
+/// The test sets a role in the session of a separate pool.
 const NOT_THROUGH_A_POOLER: &str = "handlers_in_sql::a_function_runs_as_its_owner_or_a_role_that_the_service_may_set";
 
 fn store(options: PgConnectOptions, size: u32) -> Store {
@@ -50,7 +50,7 @@ fn store(options: PgConnectOptions, size: u32) -> Store {
     Store::new(pool.clone(), pool, CLIENT_ID, TIMEOUT)
 }
 
-/// The names of the database's sessions that this statement selects, seen directly.
+/// Returns the value that this statement selects, over a direct connection.
 async fn direct<T>(database: &TestDatabase, sql: &'static str) -> T
 where
     T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
@@ -129,7 +129,8 @@ async fn no_client_ever_sees_the_result_of_another_ones_statement() {
     let Some(pooler) = PgBouncer::start(&database.options(), "transaction", TWO_SESSIONS) else { return };
     let through = pooler.options(&database.options());
     let users: Vec<String> = (0..40).map(|_| unique("user")).collect();
-    // Each store is a process of its own. An application's pool keeps prepared statements, and so may the application.
+    // Each store acts as a separate process. An application's pool keeps prepared statements, and the application may keep some,
+    // too.
     let application = PgPoolOptions::new().max_connections(4).connect_lazy_with(through.clone());
     let stores: Vec<Store> = vec![
         store(through.clone(), 4),
@@ -162,7 +163,7 @@ async fn no_client_ever_sees_the_result_of_another_ones_statement() {
         }
     });
     join_all(work).await;
-    // What was written is right, too, and nothing of ours stays behind in a session.
+    // The written rows are correct, too, and no setting or statement of the service remains in a session.
     assert_eq!(direct::<i64>(&database, "select count(*) from workos.users where first_name = id || ' 9'").await, 40);
     let mut client = PgConnection::connect_with(&through).await.unwrap();
     for session in 0..6 {
@@ -333,7 +334,7 @@ async fn the_binary_serves_and_every_command_answers_behind_a_pooler_in_transact
         let out = run(command, &environment);
         assert_eq!(out.status.code(), Some(0), "{command:?}: {}", said(&out));
     }
-    // Its verdict is about more than the database.
+    // The verdict of `status` covers more than the database.
     let out = said(&run(&["status"], &environment));
     assert!(!out.contains("unavailable"), "{out}");
 }

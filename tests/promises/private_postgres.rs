@@ -1,4 +1,4 @@
-//! The private PostgreSQL leaves no process and no file behind, however its parent ends.
+//! The private PostgreSQL leaves no process and no file, also if its parent is killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,13 +11,13 @@ use crate::support::database::{TestDatabase, programs};
 use crate::support::service::until;
 
 fn alive(pid: &str) -> bool {
-    // A zombie has ended: it only waits until its parent reads its status.
+    // A zombie counts as ended: it only waits until its parent reads its status.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         || (!Path::new("/proc/self").exists()
             && Command::new("kill").args(["-0", pid]).status().is_ok_and(|status| status.success()))
 }
 
-/// Not a test of its own: the body of the child that the next test kills.
+/// Not a test: the body of the child process that the next test kills.
 #[test]
 fn child_that_holds_a_server() {
     if std::env::var_os("HOLD_A_SERVER").is_none() {
@@ -95,12 +95,12 @@ async fn test_databases_do_not_sort_bytewise_so_that_our_ids_must() {
 }
 
 #[tokio::test]
-async fn a_tests_database_is_gone_with_it() {
+async fn a_tests_database_is_dropped_with_it() {
     let other = TestDatabase::new().await;
     let pool = other.pool(1).await;
     let database = TestDatabase::new().await;
     let name = database.name().to_owned();
-    // A connection still open is no reason to stay.
+    // An open connection does not prevent the removal.
     let held = database.pool(1).await;
     drop(database);
     let left: i64 = sqlx::query_scalar("select count(*) from pg_database where datname = $1")

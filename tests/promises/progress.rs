@@ -1,4 +1,4 @@
-//! How complete the table is, as the service reports it to callers and operators.
+//! How the service reports to callers and operators until when the table is complete.
 
 use authkit_sync::domain::clock::Clock;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::support::binary::{Served, free_address};
 use crate::support::lab::Lab;
 use crate::support::service::{Answer, http_ok, until};
 
-/// Otherwise a reader would take missing users for deleted ones. Without `AUTHKIT_SYNC_BACKFILL`, a command of the operator or a
+/// Otherwise a reader would assume that missing users are deleted. Without `AUTHKIT_SYNC_BACKFILL`, a command of the operator or a
 /// scheduled reconcile completes the table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn synced_through_is_absent_before_the_first_backfill_or_reconcile() {
@@ -32,7 +32,7 @@ async fn synced_through_is_absent_before_the_first_backfill_or_reconcile() {
             lab.count("select count(*) from workos.catch_up where synced_through is not null").await == 1
         })
         .await;
-        // The service has read that by the time at which it has read another number from the same row of answers.
+        // The service reads both values together, so it has read the first one when it has read the second one.
         let _ = lab.workos.emit("user.updated", serde_json::json!({"id": "user_unusable"}));
         until("the service reads its progress", async || ready().await["quarantined"] == 1).await;
         let token = lab.workos.sign_in(&id).unwrap();
@@ -57,7 +57,8 @@ async fn synced_through_is_absent_before_the_first_backfill_or_reconcile() {
         let answer = session().await;
         assert!(!answer.header(header).is_empty() && answer.json()["synced_through"].is_string());
         assert!(metrics().await.contains(gauge));
-        // The age is at least the hold-back of catch-up, which is no lag. WorkOS's clock stands still unless it is set.
+        // The age is at least the hold-back of catch-up, which does not count as lag. WorkOS's clock changes only if the test sets
+        // it.
         until("it is not behind", async || {
             lab.clock.set(Clock::system().now());
             ready().await["lag_seconds"] == 0

@@ -79,7 +79,7 @@ async fn what_workos_did_not_sign_is_refused_with_its_reason_and_never_stored() 
 }
 
 #[tokio::test]
-async fn a_signed_body_that_is_no_event_is_400_so_that_it_shows_at_workos() {
+async fn a_signed_body_that_is_not_an_event_is_400_so_that_it_shows_at_workos() {
     let database = TestDatabase::new().await;
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
@@ -178,7 +178,7 @@ async fn a_request_with_invalid_headers_is_refused_before_its_body() {
     let pool = database.pool(4).await;
     let service = Service::start(&pool).await;
     let head = |lines: &str| format!("POST /workos/webhook HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
-    // Not one byte of any body follows.
+    // No byte of a body follows.
     let unsigned = raw(&service, head("Content-Length: 1000\r\n").as_bytes()).await;
     assert!(unsigned.starts_with("HTTP/1.1 401 "), "{unsigned}");
     let signature = Secret::new(SECRET).sign(service.clock.now(), b"");
@@ -201,7 +201,7 @@ async fn endless_and_slow_bodies_end_in_413_and_408_and_delay_no_other_request()
     let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
     let endless = raw(&service, format!("{head}{}", chunk.repeat(4)).as_bytes()).await;
     assert!(endless.starts_with("HTTP/1.1 413 "), "{endless}");
-    // While slow senders wait for their 408, an honest delivery is answered.
+    // While slow senders wait for their 408, a complete delivery is answered.
     let mut slow = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let (head, address) = (head.clone(), service.address);
@@ -291,7 +291,7 @@ async fn a_shutdown_commits_and_answers_what_has_begun() {
     assert_eq!(name, "Grace");
 }
 
-/// Found under load: the end of the connection reached the sender as a reset, before the answer.
+/// Found under load: the connection was reset before the sender received the answer.
 #[tokio::test]
 async fn the_answer_to_a_refused_body_arrives_although_the_body_was_not_wanted() {
     let database = TestDatabase::new().await;

@@ -76,7 +76,7 @@ async fn too_many_inferred_deletions_stop_until_the_operator_accepts_them() {
     assert_eq!(dead(&lab).await, 0);
     let (code, out, err) = lab.run(&["reconcile", "--accept-deletions"]).await;
     assert_eq!((code, dead(&lab).await), (0, 6), "{out}{err}");
-    // The permission is used up.
+    // The permission applied to one reconcile only.
     for id in ids.iter().skip(6).take(6) {
         lab.workos.delete_user(id).unwrap();
     }

@@ -148,11 +148,11 @@ async fn payloads_of_an_earlier_release_are_cleaned_once_in_batches() {
         .execute("update workos.events set payload = 'Zx8q \"', type = 'organization.created' where id = 'event_3'")
         .await
         .unwrap();
-    // As the upgrade does.
+    // As during the upgrade.
     lab.pool.execute("drop table workos.redaction").await.unwrap();
     lab.pool.execute(include_str!("../../migrations/0010_redaction.sql")).await.unwrap();
     let tick = async || {
-        // Each time another process.
+        // Another process runs each step.
         lab.free_leases().await;
         Housekeeping::new(lab.context(), Duration::from_secs(90 * 86_400), None).tick().await
     };

@@ -10,7 +10,7 @@ use crate::support::database::TestDatabase;
 use crate::support::programs::required_program;
 use crate::support::service::until;
 
-/// The status of the proxy for everything that it does not pass on.
+/// The status of the proxy for every request that it does not forward.
 const NOT_PASSED_ON: u16 = 404;
 
 /// A request and its status on the internet and for backends.
@@ -32,7 +32,7 @@ const REQUESTS: [(&str, &str, u16, u16); 22] = [
     ("GET", "/readyz", NOT_PASSED_ON, NOT_PASSED_ON),
     ("GET", "/healthz", NOT_PASSED_ON, NOT_PASSED_ON),
     ("GET", "/", NOT_PASSED_ON, NOT_PASSED_ON),
-    // Attempts to get past the rules. What is passed on is no route of the service.
+    // Attempts to bypass the rules. The paths that the proxy forwards are not routes of the service.
     ("GET", "/auth/../user_management/users", 404, 404),
     ("GET", "/auth/%2e%2e/changes", 404, 404),
     ("GET", "/auth/..%2fchanges", 404, 404),

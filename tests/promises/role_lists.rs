@@ -27,7 +27,7 @@ async fn roles(lab: &Lab) -> Vec<(String, Vec<String>)> {
         .unwrap()
 }
 
-/// The timer is due.
+/// Makes the timer due.
 async fn age(lab: &Lab) {
     sqlx::query("update workos.role_lists set read_at = now() - interval '1 hour'").execute(&lab.pool).await.unwrap();
     lab.pass(2);
@@ -55,7 +55,7 @@ async fn roles_and_permissions_follow_their_lists_and_only_differences_enter_the
     age(&lab).await;
     assert_eq!(lab.refresh().await, 1);
     assert_eq!((changes(&lab).await.len(), lab.count(written).await), (first.len(), 0));
-    // A new order is no change of a role.
+    // A new order is not a change of a role.
     lab.workos.order_roles(&["admin", "billing", "member"]).unwrap();
     age(&lab).await;
     lab.refresh().await;

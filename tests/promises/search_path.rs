@@ -6,7 +6,7 @@ use crate::support::database::TestDatabase;
 use crate::support::events::{observed, user};
 use crate::support::service::store;
 
-/// Whether a text body names everything with its schema: no operator, call or cast depends on a path.
+/// Whether a function body qualifies every operator, call and cast, so that it does not depend on the search_path.
 fn is_qualified(body: &str) -> bool {
     let mut rest = body.replace("select *", "select all columns");
     while let Some((before, after)) = rest.split_once("operator(pg_catalog.") {
@@ -94,7 +94,7 @@ async fn a_handlers_function_runs_with_the_search_path_of_its_role() {
         end $$"
             .to_owned(),
         format!("alter table theirs.seen owner to {role}; alter function theirs.on_user(jsonb) owner to {role}"),
-        // A stranger's better match for what the call is built with.
+        // Objects of another role that match better than the functions that build the call.
         "create function public.format(text, regproc) returns text language plpgsql as $$
         begin
             raise exception 'ran as %', current_user;

@@ -98,7 +98,7 @@ async fn until_replaced(served: &Served, names: &[&str], times: u64) {
     }
 }
 
-/// An event about nothing that is synced.
+/// An event about an object of a kind that is not synced.
 fn event() -> Bytes {
     body(&unique("event"), "connection.activated", 0, &json!({"id": "conn_1"}))
 }
@@ -114,7 +114,7 @@ async fn get(served: &Served, path: &str, key: &str) -> Answer {
     Answer::of(request.send().await.unwrap()).await
 }
 
-/// Sends requests one after the other until it is stopped. Returns how many were answered 200, and what the others were answered.
+/// Sends requests one after the other until it is stopped. Returns the number of answers with 200, and the other answers.
 async fn load(stop: &CancellationToken, request: impl AsyncFn() -> Answer) -> (usize, Vec<String>) {
     let (mut answered, mut refused) = (0, Vec::new());
     while !stop.is_cancelled() {
@@ -175,14 +175,14 @@ const NAMES: [&str; 5] =
 const OLD_KEY: &str = "old-service-key-of-at-least-32-characters";
 const NEW_KEY: &str = "new-service-key-of-at-least-32-characters";
 
-/// A service with every secret in a file, and those who send requests to it.
+/// A service with every secret in a file, and the clients that send requests to it.
 struct Rotating {
     server: PrivatePostgres,
     pool: PgPool,
     workos: SimulatedWorkos,
     volume: Volume,
     served: Served,
-    /// What the senders use: webhook secret, action secret, service key.
+    /// The secrets that the clients use: webhook secret, action secret, service key.
     sender: Mutex<[&'static str; 3]>,
 }
 
@@ -236,7 +236,7 @@ impl Rotating {
     async fn rotate(&self) {
         let served = &self.served;
         self.until_used("webhook", 1).await;
-        // Everything accepts the new secrets before anything uses them, except the database.
+        // Every receiver of a secret accepts the new one before it is used, except the database.
         self.workos.set_second_api_key(Some("sk_new"));
         let keys = format!("b:{NEW_KEY},a:{OLD_KEY}");
         self.publish(["new-webhook-secret,old-webhook-secret", "new-action-secret,old-action-secret", &keys]);
@@ -252,7 +252,7 @@ impl Rotating {
         until_replaced(served, &["DATABASE_URL"], 1).await;
         let sample = "service_key_requests_total{key=\"b\"}";
         until("the new key is used", async || metric(served, sample).await > 0).await;
-        // The old secrets go.
+        // The old secrets are removed.
         self.publish(["new-webhook-secret", "new-action-secret", &format!("b:{NEW_KEY}")]);
         until_replaced(served, &NAMES[..3], 2).await;
         let answered = self.count("webhook", 1).await;
@@ -383,7 +383,7 @@ async fn a_login_that_was_not_accepted_is_used_as_soon_as_the_previous_one_is_re
     )
     .await
     .unwrap();
-    // The first call can meet the closed connection. The second one opens another.
+    // The first call can get the closed connection. The second call opens another one.
     let _ = authkit.position().await;
     authkit.position().await.unwrap();
     authkit.set_database_login(login("new-password")).await.unwrap();
@@ -477,7 +477,7 @@ async fn sighup_reads_the_secrets_of_the_dotenv_file_and_of_files_again() {
     assert_eq!((status("old-webhook-secret").await, status("new-webhook-secret").await), (200, 200));
     assert_eq!(get(&served, "/changes", "new-service-key-of-at-least-32-characters").await.status, 200);
     until("the result is logged", async || served.log().contains("the secrets were read again")).await;
-    // Without the secret, or with a broken file, nothing changes.
+    // If the secret is missing or the file is malformed, nothing changes.
     for (content, says) in [("", "it is no longer set"), ("WORKOS_WEBHOOK_SECRET='x\n", "a line is malformed")] {
         std::fs::write(folder.path().join(".env"), content).unwrap();
         signal(&served.child, "HUP");
@@ -604,7 +604,7 @@ async fn the_secret_of_the_decision_endpoint_is_replaced_under_load_and_every_ac
     assert!(!served.log().contains("endpoint-secret"), "{}", served.log());
 }
 
-/// The key works, but at another environment, which knows none of our users.
+/// WorkOS accepts the key, but it belongs to another environment, which does not have our users.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_key_of_another_environment_is_reported_by_doctor_and_in_the_log_and_changes_nothing() {
     let lab = Lab::new().await;

@@ -1,4 +1,4 @@
-//! Secrets in files: what is wrong with a file is said without its content.
+//! Secrets in files: an error describes the problem of a file without its content.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;

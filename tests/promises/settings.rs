@@ -203,7 +203,7 @@ fn three_replicas_at_defaults_stay_within_the_default_limit_of_postgres_also_dur
     let pool: u32 = row.split('`').nth(3).unwrap().parse().unwrap();
     // 100, without those that PostgreSQL reserves for superusers.
     let limit = 100 - 3;
-    // What a process opens beside its pools when it starts, and what a command opens.
+    // Connections that a process opens in addition to its pools when it starts, and connections of a command.
     let (start, command) = (8, 4);
     assert!(3 * (pool + start) <= limit, "three processes that start at the same time");
     assert!(4 * pool + start + command <= limit, "a fourth one starts, while `migrate` runs");

@@ -53,7 +53,7 @@ async fn the_latest_session_counts_in_any_order_before_and_after_its_user() {
     assert_eq!(last_sign_in(&store, &id).await, json!(at(500)));
     take(&store, &[session(&id, 400)]).await;
     assert_eq!(last_sign_in(&store, &id).await, json!(at(500)));
-    // Neither an update without one nor a snapshot with an earlier one takes it back; a later one counts.
+    // Neither an update without a sign-in nor a snapshot with an earlier one changes it. A later one does.
     let mut read = user(&id, "Adaline", 600);
     take(&store, &[observed("user.updated", 600, &read)]).await;
     read["last_sign_in_at"] = json!(at(450));
@@ -62,7 +62,7 @@ async fn the_latest_session_counts_in_any_order_before_and_after_its_user() {
     read["last_sign_in_at"] = json!(at(800));
     take(&store, &[snapshot(&read, 900)]).await;
     assert_eq!(last_sign_in(&store, &id).await, json!(at(800)));
-    // All in one slice, the other way round.
+    // All in one batch, in the reverse order.
     let other = unique("user");
     take(&store, &[observed("user.created", 0, &user(&other, "Eve", 0)), session(&other, 7), session(&other, 5)]).await;
     assert_eq!(last_sign_in(&store, &other).await, json!(at(7)));
@@ -161,7 +161,7 @@ async fn every_path_that_creates_a_row_shows_the_stored_sign_in() {
     lab.free_leases().await;
     lab.reconcile(Mode::Repair).await.unwrap();
     assert_eq!(last_sign_in(&store, &repaired).await, signed_in, "reconcile");
-    // Within a transaction of the caller's.
+    // Within a transaction of the caller.
     let within = unique("user");
     let mut connection = lab.pool.acquire().await.unwrap();
     let mut transaction = connection.begin().await.unwrap();

@@ -1,4 +1,4 @@
-//! Promise: only what WorkOS signed gets in. Vectors of the signature.
+//! Only bodies that WorkOS signed are accepted. Vectors of the signature.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn every_invalid_header_is_refused() {
     for negative in headers {
         let name = negative["name"].as_str().unwrap();
         let header = negative["header"].as_str().unwrap();
-        // These three differ from WorkOS's own form and from no signature: the advice is to take them.
+        // These three headers differ from WorkOS's own format, but contain a valid signature. They should be accepted.
         let harmless = matches!(name, "uppercase_hex" | "no_space_after_comma" | "unknown_component");
         assert_eq!(accepted(header, secret, &body(of), at(t), WEBHOOK_TOLERANCE), harmless, "{name}");
     }

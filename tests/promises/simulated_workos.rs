@@ -127,7 +127,7 @@ async fn lists_page_both_ways_and_events_only_forward() {
     assert_eq!((unnamed.status, unnamed.json()), (400, fixture("errors")["events_param_missing_400"]["body"].clone()));
     let (mut seen, mut after) = (Vec::new(), String::new());
     loop {
-        // `order` is ignored, as observed of the real one.
+        // `order` is ignored, as observed at WorkOS.
         let page =
             api.call("GET", &format!("/events?events=user.created&order=desc&limit=10{after}"), None).await.json();
         seen.extend(

@@ -1,7 +1,7 @@
 //! Nothing is lost: random histories, random faults, crashes between any two steps, two replicas, one thread.
 //!
-//! All random decisions depend on a seed. `SEED=17 cargo test simulation` plays one seed, `SEEDS=1000` plays the first thousand, and
-//! `SEEDS=301-400` plays a range.
+//! All random decisions depend on a seed. `SEED=17 cargo test simulation` plays one seed, `SEEDS=1000` plays the first thousand,
+//! and `SEEDS=301-400` plays a range.
 
 mod environment;
 mod invariants;
@@ -58,7 +58,7 @@ fn seeds() -> (Vec<u64>, Duration) {
     }
 }
 
-/// Stack of the thread that plays. A debug build needs more than a test has.
+/// Size of the stack of the thread that plays. A debug build needs more than a test thread has.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 #[test]

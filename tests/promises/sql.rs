@@ -104,7 +104,7 @@ async fn no_role_includes_the_right_to_reference_users() {
 
 /// An application's table with a foreign key and a policy, under three roles.
 #[tokio::test]
-async fn each_role_sees_exactly_what_it_should() {
+async fn each_role_can_read_and_write_exactly_its_rows() {
     let database = TestDatabase::new().await;
     let pool = database.pool(3).await;
     let [ada, grace, gone] = three_users(&pool).await;
@@ -116,7 +116,7 @@ async fn each_role_sees_exactly_what_it_should() {
     );
     pool.execute(AssertSqlSafe(make)).await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
-    // The application makes its own table, with workos_reader's rights and the one to reference users.
+    // The application creates its own table, with the rights of workos_reader and the right to reference users.
     become_caller(&mut connection, &application, None).await;
     connection
         .execute(
@@ -148,7 +148,7 @@ async fn each_role_sees_exactly_what_it_should() {
         sqlx::query(insert).bind(id).execute(&mut *connection).await.unwrap();
     }
     connection.execute("commit").await.unwrap();
-    // An end user sees its own rows and nothing of anybody else.
+    // An end user can read only its own rows.
     become_caller(&mut connection, "workos_end_user", Some(&claims(&ada))).await;
     assert_eq!(ids(&mut connection, "select user_id from app.notes").await, std::slice::from_ref(&ada));
     assert_eq!(ids(&mut connection, "select id from workos.current_auth_user()").await, std::slice::from_ref(&ada));
@@ -165,7 +165,7 @@ async fn each_role_sees_exactly_what_it_should() {
         refused(&mut connection, &sql).await;
     }
     connection.execute("rollback").await.unwrap();
-    // Without claims, and with those of a deleted user, there is nothing to see and nothing to write.
+    // Without claims, and with the claims of a deleted user, no row can be read or written.
     for setting in [None, Some(claims(&gone))] {
         become_caller(&mut connection, "workos_end_user", setting.as_deref()).await;
         let seen = ids(&mut connection, "select user_id from app.notes").await;

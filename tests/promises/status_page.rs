@@ -1,4 +1,4 @@
-//! The status page of the operator's listener: one look says whether the table is in sync, and if not, why.
+//! The status page of the operator's listener: it shows whether the table is in sync, and if not, why.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -28,7 +28,7 @@ const IN_SYNC: &str = "<h1 id=\"headline\">In sync</h1>";
 pub(crate) struct Site {
     pub(crate) lab: Lab,
     pub(crate) served: Served,
-    /// One for all requests, because a client is slow to create.
+    /// One client for all requests, because creating a client is slow.
     client: reqwest::Client,
 }
 
@@ -144,7 +144,7 @@ impl Site {
         Answer::of(self.client.get(self.url()).send().await.unwrap()).await
     }
 
-    /// Waits until the page contains a text, and returns the page without its script, which has texts, too.
+    /// Waits until the page contains a text. Returns the page without its script, because the script contains texts, too.
     async fn says(&self, text: &str) -> String {
         let said = std::sync::Mutex::default();
         until(&format!("the page says {text}"), async || {
@@ -217,7 +217,7 @@ async fn failing_handlers_and_quarantined_events_are_shown_escaped_and_without_p
         assert!(!page.contains(personal), "{personal}: {page}");
     }
     assert!(part(&page, "handlers").contains("paused"), "{page}");
-    // It stays so when the database is gone.
+    // This does not change while the database is unreachable.
     site.close_database().await;
     let page = site.says("Unknown: the database does not answer").await;
     assert!(part(&page, "handlers").contains(escaped) && !page.contains("<img"), "{page}");
@@ -229,12 +229,13 @@ async fn without_the_database_the_page_shows_what_is_in_memory_and_what_was_read
     let answer = site.page().await;
     let page = answer.text;
     assert_eq!(answer.status, 200);
-    assert!(page.contains("What the database says below was read"), "{page}");
+    assert!(page.contains("The database values below were read"), "{page}");
     assert!(part(&page, "dependencies").contains("unreachable"), "{page}");
     assert!(part(&page, "jobs").contains("catch_up") && part(&page, "replicas").contains("this process"), "{page}");
 }
 
-/// A lock blocks the reading of the first viewer, who leaves. Twenty viewers come, and none of them begins a reading beside it.
+/// A lock blocks the reading of the first viewer, which closes the connection. Twenty more viewers request the page, and none of
+/// them begins a second reading.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_viewers_cost_one_reading_and_a_blocked_reading_fails_no_page() {
     let site = Site::healthy().await;
@@ -247,7 +248,7 @@ async fn many_viewers_cost_one_reading_and_a_blocked_reading_fails_no_page() {
     };
     until("a reading is blocked, and its viewer leaves", async || {
         tokio::select! {
-            // It was not time for another reading yet.
+            // The next reading is not due yet.
             _ = site.page() => false,
             () = until("the reading is blocked", async || !begun().await.is_empty()) => true,
         }

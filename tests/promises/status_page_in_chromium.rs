@@ -1,4 +1,5 @@
-//! The status page in a real browser: it breaks no policy, fits a phone, is readable in both themes, and refreshes without moving.
+//! The status page in a real browser: it violates no policy, fits the screen of a phone, is readable in both themes, and keeps its
+//! scroll position when it refreshes.
 
 use authkit_sync::dev::workos::ApiFaults;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What the tests share, in layers. A test uses the lowest one that is enough.
+//! Support code of the tests, in layers. A test uses the lowest layer that is enough.
 //!
 //! | layer | what it adds |
 //! |---|---|
@@ -18,7 +18,7 @@
 //!
 //! [`pgbouncer`] starts a real PgBouncer, for one test or for all of them.
 //! [`programs`] finds programs that are not part of this project, such as nginx.
-//! [`hostile`] fills a database's `public` with a stranger's objects.
+//! [`hostile`] fills a database's `public` with hostile objects.
 
 pub(crate) mod actions;
 pub(crate) mod application;
@@ -44,13 +44,13 @@ pub(crate) fn fixture(name: &str) -> Value {
     serde_json::from_slice(&fixture_bytes(name)).unwrap()
 }
 
-/// Its bytes.
+/// The bytes of a fixture.
 pub(crate) fn fixture_bytes(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// How many migrations there are.
+/// Returns the number of migrations.
 pub(crate) fn migrations() -> usize {
     let folder = std::fs::read_dir(format!("{}/migrations", env!("CARGO_MANIFEST_DIR"))).unwrap();
     folder.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|it| it == "sql")).count()

@@ -28,12 +28,12 @@ fn the_unit_is_valid_and_its_exposure_is_below_2() {
     let (_folder, file) = written(&unit());
     let verified = Command::new(&analyze).args(["verify", "--man=no", &file]).output().unwrap();
     assert!(verified.status.success() && said(&verified).is_empty(), "{}", said(&verified));
-    // The threshold is ten times the exposure level.
+    // The threshold is the exposure level multiplied by ten.
     let judged = Command::new(&analyze).args(["security", "--offline=true", "--threshold=19", &file]).output().unwrap();
     assert!(judged.status.success(), "{}", said(&judged));
 }
 
-/// Nothing that is needed here is a package: only privileges, which not every machine gives.
+/// Prints that the test is skipped. It needs no package, but privileges that not every machine has.
 fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}, so the unit is not started");
 }

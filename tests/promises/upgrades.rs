@@ -1,4 +1,5 @@
-//! Releases beside each other: the previous one serves on the schema of this one, and a deployment replaces processes under load.
+//! Two releases at the same time: the previous one serves on the schema of this one, and a deployment replaces processes under
+//! load.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -48,11 +49,11 @@ async fn the_previous_release_serves_on_the_new_schema_and_is_replaced_without_a
         deployment.replace_oldest(binary).await;
         deployment.serves().await;
     }
-    // The way back: the previous release starts on the new schema, too.
+    // The rollback: the previous release starts on the new schema, too.
     deployment.replace_oldest(&previous).await;
     deployment.serves().await;
     load.check(&deployment.pool).await;
-    // What the previous release did not know is applied once it is replayed.
+    // Events of types that the previous release does not know are applied by a replay.
     deployment.run(&["events", "replay", "--since", "1h"]).await;
     let organizations: Vec<String> =
         sqlx::query_scalar("select name from workos.organizations").fetch_all(&deployment.pool).await.unwrap();

@@ -172,7 +172,7 @@ async fn unsupported_requests_are_rejected_in_the_format_of_workos() {
         assert_eq!((answer.status, &answer.json()["message"]), (401, &json!("Unauthorized")));
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"authkit-sync\"");
     }
-    // An access token is no service key, and a service key no access token.
+    // An access token is not accepted as a service key, and a service key is not accepted as an access token.
     assert_eq!(ask("GET", &format!("{url}/auth/user"), KEY).await.code().0, 401);
 }
 
@@ -219,7 +219,7 @@ async fn a_thousand_first_requests_of_a_new_user_cause_one_request_to_workos() {
     let id = lab.create_user("Ada");
     let token = lab.workos.sign_in(&id).unwrap();
     let routes = authkit(&lab, true, true).router();
-    // Without sockets: two thousand of them are more than many machines let one process open.
+    // Without sockets, because many machines do not allow one process to open two thousand of them.
     let mut requests = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let request = Request::get("/auth/user").header("authorization", format!("Bearer {token}"));
@@ -265,7 +265,7 @@ async fn an_unknown_user_is_read_from_workos_and_only_a_valid_answer_counts() {
     let asked = lab.workos.requests("/user_management/users/user_nobody");
     assert_eq!(asked, 1, "a no is remembered for some seconds");
     assert_eq!(lab.count("select count(*) from workos.user_records").await, 0, "and makes no tombstone");
-    // The user's event comes: what was remembered does not stand in its way.
+    // The user's event arrives. The cached answer does not prevent that the user is found.
     apply(&lab.context().store, Origin::Webhook, &[observed("user.created", 1, &user("user_nobody", "Ada", 1))])
         .await
         .unwrap();
@@ -279,7 +279,7 @@ async fn an_unknown_user_is_read_from_workos_and_only_a_valid_answer_counts() {
     assert!(!answer.header("retry-after").is_empty());
     lab.workos.set_api_faults(ApiFaults::default());
     assert_eq!(ask(&token).await.status, 200);
-    // By service key, too.
+    // The same holds with a service key.
     let third = lab.create_user("Edsger");
     let request = lab_client().get(format!("{url}/user_management/users/{third}")).bearer_auth(KEY);
     assert_eq!(request.send().await.unwrap().status(), 200);
@@ -321,7 +321,7 @@ async fn an_impossible_id_causes_no_request() {
         ["%2e%2e", "%2e", "..%2F..%2Fevents", "external_id%2Fcrm-1", "a%20b", "%F0%9F%A6%80%22", "%FF", "%00", &long]
     {
         for path in [odd.to_owned(), format!("external_id/{odd}")] {
-            // As it is: a client's own library would tidy the path.
+            // The path is sent unchanged. An HTTP client library would normalize it.
             let request = Request::get(format!("/user_management/users/{path}"));
             let request = request.header("authorization", format!("Bearer {KEY}")).body(Body::empty()).unwrap();
             let answer = routes.clone().oneshot(request).await.unwrap();

@@ -1,4 +1,4 @@
-//! A token that was verified before gets the verdict of a token that was not.
+//! A token that was verified before gets the same verdict as a token that was not.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -76,7 +76,7 @@ async fn verdict(verifier: &TokenVerifier, token: &str) -> Result<String, (&'sta
 async fn every_token_gets_the_same_verdict_again_at_any_time() {
     let them = Verifiers::new();
     let used = them.verifier();
-    // Years before and after the tokens were made, and around the times that they contain.
+    // Years before and after the tokens were issued, and around the times in their claims.
     let instants: BTreeSet<i64> = vectors()
         .iter()
         .flat_map(|vector| ["exp", "nbf", "iat"].map(|name| vector["claims"][name].as_i64()))
@@ -85,7 +85,7 @@ async fn every_token_gets_the_same_verdict_again_at_any_time() {
         .flat_map(|at| [-11, -10, -9, 0, 9, 10, 11].map(|away| at + away))
         .collect();
     let mut accepted = 0;
-    // From the time at which the tokens are good, so that they are known at the others.
+    // The first instant is one at which the tokens are valid, so that they are in the cache at the other instants.
     for at in std::iter::once(1_788_251_400).chain(instants) {
         them.clock.set(Timestamp::from_unix_micros(at * 1_000_000));
         them.keys.refresh_when_due().await;
@@ -129,7 +129,7 @@ async fn a_known_token_is_refused_once_its_key_is_withdrawn_or_replaced() {
     replaced["kid"] = own["kid"].clone();
     them.rotate(json!({"keys": [replaced]}).to_string()).await;
     assert_eq!(verdict(&used, &token).await.unwrap_err().0, "wrong_signature");
-    // The key comes back, beside the others.
+    // The key is published again, in addition to the others.
     them.rotate(json!({"keys": [other, own]}).to_string()).await;
     assert!(verdict(&used, &token).await.is_ok());
     // No document for more than a day.

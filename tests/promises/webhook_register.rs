@@ -1,4 +1,4 @@
-//! `webhook register` creates or updates the endpoint at WorkOS, and says before what it changes.
+//! `webhook register` creates or updates the endpoint at WorkOS, and prints the changes first.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -105,7 +105,7 @@ async fn wrong_arguments_and_a_wrong_key_are_refused_with_the_reason() {
     assert!(code == 78 && err.contains("rejected the API key"), "{code} {err}");
 }
 
-/// The whole way: register, start with the secret, receive.
+/// The complete procedure: register, start with the secret, receive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registered_endpoint_receives_the_events() {
     let lab = Lab::new().await;

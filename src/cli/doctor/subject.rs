@@ -1,4 +1,4 @@
-//! What is checked: the settings of `serve`, the database and WorkOS, as far as the settings name them.
+//! The checked parts: the settings of `serve`, and the database and WorkOS if the settings name them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) struct Subject<'a> {
     pub(super) pool_size: u32,
     /// What is synced.
     pub(super) kinds: Kinds,
-    /// Event types that webhooks must bring.
+    /// Event types that webhooks must deliver.
     pub(super) needed_types: Vec<&'static str>,
     /// Event types that catch-up reads.
     pub(super) polled_types: Vec<String>,
@@ -73,7 +73,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Returns what the settings of `serve` ask for.
+    /// Returns the settings of `serve` that the checks compare the sync state with.
     pub(super) fn expected(&self) -> Expected {
         Expected {
             polls: self.polls,

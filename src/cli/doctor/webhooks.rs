@@ -145,12 +145,12 @@ fn reachable(subject: &Subject<'_>, probed: &Probed) -> Check {
     Check::failure(name, text.trim_end(), fix)
 }
 
-/// Compares what webhooks and polling have brought.
+/// Compares the events that webhooks and polling have delivered.
 async fn received(subject: &Subject<'_>, registered_at: Option<Timestamp>) -> Check {
     let name = NAMES[2];
     let Some(store) = &subject.store else { return Check::not_checked(name, "there is no database") };
     let types: Vec<String> = subject.needed_types.iter().map(|name| (*name).to_owned()).collect();
-    // The times have milliseconds: what happened in that one may have been before.
+    // The times have milliseconds. An event of the same millisecond may have happened before the registration.
     let since = registered_at.map_or(Timestamp::from_unix_micros(0), |at| at.plus_micros(1));
     let (facts, now) = match (store.webhook_facts(&types, since).await, store.now().await) {
         (Ok(facts), Ok(now)) => (facts, now),
@@ -161,7 +161,7 @@ async fn received(subject: &Subject<'_>, registered_at: Option<Timestamp>) -> Ch
         format!("the last webhook was received and verified {} ago", age(at))
     });
     let Some((first, newest)) = facts.missed_between else { return Check::ok(name, last) };
-    let text = format!("{last}, but only polling brought {} since {first}", count(facts.missed, "event"));
+    let text = format!("{last}, but only polling delivered {} since {first}", count(facts.missed, "event"));
     let fix = "correct what the checks webhook_endpoint and webhook_probe report, and read the deliveries in the WorkOS dashboard, page Webhooks";
     if facts.last_at.is_some_and(|at| at > newest) {
         Check::warning(name, format!("{text}; webhooks arrive again since then"), fix)

@@ -13,10 +13,10 @@ use crate::workos::api::{Api, ApiError, EventsFrom};
 /// Timeout of one request of a check.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Difference of two clocks that is normal: the `Date` header has whole seconds.
+/// Normal difference of two clocks, in seconds, because the `Date` header has whole seconds.
 const NORMAL_OFFSET: i64 = 3;
 
-/// Difference of two clocks with which valid access tokens are refused.
+/// Difference of two clocks, in seconds, above which valid access tokens are refused.
 const LARGEST_OFFSET: i64 = 10;
 
 const NO_KEY: &str = "WORKOS_API_KEY is not set";
@@ -93,7 +93,7 @@ async fn signing_keys(subject: &Subject<'_>) -> Check {
     }
 }
 
-/// A key of another environment knows none of our users.
+/// Checks that the key belongs to this environment: with a key of another environment, WorkOS knows none of our users.
 async fn environment(subject: &Subject<'_>) -> Check {
     let name = "workos_environment";
     let Some(context) = subject.job_context() else { return Check::not_checked(name, "there is no database") };

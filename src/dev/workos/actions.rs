@@ -1,4 +1,5 @@
-//! Simulates actions: WorkOS asks the application before it completes a sign-in or sign-up, and accepts only signed answers.
+//! Simulates actions: WorkOS requests a verdict from the application before it completes a sign-in or sign-up, and accepts only
+//! signed answers.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -68,7 +69,7 @@ impl SimulatedWorkos {
         *self.0.action_endpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(url.to_owned());
     }
 
-    /// Asks the application for a verdict on an attempt.
+    /// Requests a verdict on an attempt from the application.
     ///
     /// # Errors
     /// [`Fault`] if the user does not exist, no endpoint is set, or the attempt has neither a user nor an email address.

@@ -36,7 +36,7 @@ const USER_READS: &Reads = &[
     }),
 ];
 
-/// Every read of the API except that of events, which has pages of its own kind.
+/// Every read of the API except that of events, which has a different kind of pages.
 const READS: [&Reads; 7] = [
     USER_READS,
     organizations::READS,
@@ -73,13 +73,13 @@ const OTHER_ACTIONS: [(&str, &str, &str); 6] = [
     (
         "/_simulate/cascades",
         r#"{"memberships":false,"sessions":false}"#,
-        "creates events for what ends with a user, an organization, a membership or a role",
+        "selects whether events are created for what a deletion of a user, an organization, a membership or a role ends",
     ),
     ("/_simulate/events", r#"{"event":"type","data":{}}"#, "creates an event of any type"),
     (
         "/_simulate/actions",
         r#"{"email":"…"} or {"user_id":"…"}"#,
-        "asks the application whether a person may sign up or sign in",
+        "requests a verdict from the application: whether a person may sign up or sign in",
     ),
     (
         "/_simulate/users/{id}/token",
@@ -161,7 +161,7 @@ fn values(path: &RawPathParams) -> Vec<String> {
 /// Reads a body that can be absent.
 fn given(body: &Bytes) -> Result<Object, Fault> {
     let object = if body.is_empty() { Ok(Object::new()) } else { serde_json::from_slice(body) };
-    object.map_err(|_| Fault::bad("invalid_json", "The body is no JSON object."))
+    object.map_err(|_| Fault::bad("invalid_json", "The body is not a JSON object."))
 }
 
 async fn require_api_key(

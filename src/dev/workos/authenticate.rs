@@ -16,8 +16,8 @@ const ORGANIZATION_SELECTION: &str = "urn:workos:oauth:grant-type:organization-s
 /// Precedes the user ID in a pending token. Nothing is protected here.
 const PENDING: &str = "pending_";
 
-/// Signs a user in with any password, because nothing is protected. The only organization of a user is chosen silently; a user with
-/// several has to select one.
+/// Signs a user in with any password, because nothing is protected. If the user has one organization, the session is in that
+/// organization. A user with several organizations must select one.
 pub(super) async fn authenticate(
     Shared(workos): Shared<SimulatedWorkos>,
     Json(given): Json<Object>,
@@ -45,7 +45,7 @@ pub(super) async fn authenticate(
     };
     let id = user.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     let access_token = workos.issue_token(&id, TokenRequest { org_id: org_id.clone(), ..TokenRequest::default() })?;
-    // At the real WorkOS, users in this response have no metadata either.
+    // As at the real WorkOS, the user in this response has no metadata.
     let mut user = workos.read(|state| state.user(&id))?;
     if let Value::Object(user) = &mut user {
         user.remove("metadata");

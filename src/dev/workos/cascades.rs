@@ -1,11 +1,11 @@
-//! What ends with a user, an organization or a membership, and whether WorkOS tells it.
+//! The consequences of the end of a user, an organization or a membership, and whether WorkOS creates events for them.
 
 use serde::{Deserialize, Serialize};
 
 use super::SimulatedWorkos;
 
-/// The events that WorkOS creates for consequences of a change. WorkOS documents for none of them whether it creates them, so by
-/// default there are none.
+/// The events that WorkOS creates for consequences of a change. WorkOS does not document whether it creates them, so by default
+/// there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cascades {

@@ -81,7 +81,7 @@ impl Collection {
         Some(object)
     }
 
-    /// Changes an object. Its `updated_at` moves if anything changed. Returns it before and after the change.
+    /// Changes an object, and updates its `updated_at` if anything changed. Returns the object before and after the change.
     pub(super) fn change(
         &mut self,
         id: &str,
@@ -98,7 +98,7 @@ impl Collection {
         Some((before, after))
     }
 
-    /// Sets a field, and nothing else.
+    /// Sets a field without changing `updated_at`.
     pub(super) fn set(&mut self, id: &str, field: &str, value: Value) {
         if let Some(mut object) = self.remove(id) {
             object.insert(field.to_owned(), value);

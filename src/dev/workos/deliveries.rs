@@ -36,7 +36,7 @@ pub struct Faults {
     pub delay_ms: u64,
     /// Probability that a delivery is never sent.
     pub drop: u8,
-    /// Deliveries are not sent, but held for [`take_held`](super::SimulatedWorkos::take_held).
+    /// Whether deliveries are held for [`take_held`](super::SimulatedWorkos::take_held) instead of sent.
     pub hold: bool,
 }
 
@@ -111,7 +111,7 @@ struct Shared {
 
 impl Deliveries {
     pub(super) fn new(clock: Clock, seed: u64, stop: CancellationToken) -> Result<Self, SimulationError> {
-        // For WorkOS a redirect is a failure. The simulation stays on this machine, so it uses no proxy.
+        // WorkOS treats a redirect as a failure. The simulation sends requests only to this machine, so it uses no proxy.
         let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().timeout(DELIVERY_TIMEOUT).build();
         let client = client.map_err(|error| SimulationError::new(error.to_string()))?;
         let shared = Shared {

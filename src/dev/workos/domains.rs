@@ -1,4 +1,4 @@
-//! Domains of organizations. A change of a domain does not change `updated_at` of its organization, and causes no
+//! Domains of organizations. A change of a domain does not change the `updated_at` of its organization, and causes no
 //! `organization.updated`.
 
 use axum::http::Method;

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// The simulated WorkOS could not be started, or could not do its work.
+/// The simulated WorkOS could not be started, or an operation of it failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SimulationError(String);
@@ -33,7 +33,7 @@ impl Fault {
         Self { status: StatusCode::TOO_MANY_REQUESTS, body }
     }
 
-    /// The 404 of an object: `thing` is the kind with a capital letter.
+    /// Returns the 404 of an object. `thing` is the kind with a capital letter.
     pub(super) fn not_found(thing: &str, id: &str) -> Self {
         let message = format!("{thing} not found: '{id}'.");
         Self {
@@ -42,7 +42,7 @@ impl Fault {
         }
     }
 
-    /// Turns a 404 into that of WorkOS's emulator.
+    /// Converts a 404 to the format of WorkOS's emulator.
     pub(super) fn like_emulator(self) -> Self {
         if self.status != StatusCode::NOT_FOUND {
             return self;
@@ -51,7 +51,7 @@ impl Fault {
         Self { body: json!({"message": message, "code": "not_found"}), ..self }
     }
 
-    /// Turns a 404 into that of `/organizations/{id}` as recorded in 2021.
+    /// Converts a 404 to the format of `/organizations/{id}` that was recorded in 2021.
     pub(super) fn bare(self) -> Self {
         if self.status == StatusCode::NOT_FOUND { Self { body: json!({"message": "Not Found"}), ..self } } else { self }
     }
@@ -64,19 +64,19 @@ impl Fault {
         Self { status: StatusCode::CONFLICT, body: json!({"message": message, "code": code}) }
     }
 
-    /// Status 422 with the name of the field.
+    /// Returns a 422 with the name of the field.
     pub(super) fn invalid(code: &str, field: &str) -> Self {
         let errors = json!([{"code": code, "field": field}]);
         let body = json!({"message": "Validation failed.", "code": "invalid_request_parameters", "errors": errors});
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, body }
     }
 
-    /// The answer to a sign-in of a user with several organizations.
+    /// Returns the answer to a sign-in of a user with several organizations.
     pub(super) fn organization_selection(body: Value) -> Self {
         Self { status: StatusCode::FORBIDDEN, body }
     }
 
-    /// The error of a sign-in, in OAuth's format.
+    /// Returns the error of a sign-in, in OAuth's format.
     pub(super) fn grant(description: &str) -> Self {
         let body = json!({"error": "invalid_grant", "error_description": description});
         Self { status: StatusCode::BAD_REQUEST, body }

@@ -44,7 +44,7 @@ pub struct ApiFaults {
     pub unknown_types: Vec<String>,
     /// The Events API lists newest first.
     pub backwards: bool,
-    /// Maximum number of items on a page, even if the request asks for more.
+    /// Maximum number of items on a page, even if the request has a higher `limit`.
     pub page_limit: Option<usize>,
     /// With the cursor of a removed object, a list starts from the first page instead of continuing.
     pub lists_start_over: bool,
@@ -82,7 +82,7 @@ pub(super) struct FaultInjector(Mutex<Inner>);
 struct Inner {
     faults: ApiFaults,
     random: Random,
-    /// Events created until then are unknown cursors, unless they were listed again since.
+    /// Events that were created until this time are unknown cursors, unless they were listed again after it.
     cursors_lost: Option<Timestamp>,
     listed_since: HashSet<String>,
     /// Number of API requests by path.
@@ -140,7 +140,7 @@ impl FaultInjector {
         });
     }
 
-    /// Returns until when cursors are unknown, or `None` if this cursor is valid.
+    /// Returns the time until which cursors are unknown, or `None` if this cursor is valid.
     pub(super) fn cursors_lost(&self, cursor: Option<&str>) -> Option<Timestamp> {
         self.inner(|inner| inner.cursors_lost.filter(|_| cursor.is_none_or(|id| !inner.listed_since.contains(id))))
     }
@@ -213,7 +213,7 @@ fn retry_after(response: impl IntoResponse, seconds: u32) -> Response {
     ([(header::RETRY_AFTER, seconds.to_string())], response).into_response()
 }
 
-/// The 404 of a server that has no such route.
+/// Returns the 404 of a server that does not have the route.
 fn missing_route(path: &str, html: bool) -> Response {
     let status = StatusCode::NOT_FOUND;
     if html {

@@ -70,7 +70,7 @@ mod tests {
         let at = Timestamp::parse("2026-09-01T08:15:30.412Z").unwrap();
         let made: Vec<String> = (0..100).map(|_| ids.next("user", at)).collect();
         assert!(made.is_sorted() && made.iter().all(|id| id.len() == 31));
-        // A fixture of the same millisecond has the same beginning.
+        // A fixture of the same millisecond has the same prefix.
         assert!(made[0].starts_with("user_01M1E0K8K"), "{}", made[0]);
     }
 }

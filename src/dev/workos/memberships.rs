@@ -70,7 +70,7 @@ pub(super) static ACTIONS: [Action; 6] = [
 impl SimulatedWorkos {
     /// `POST /user_management/organization_memberships`: `user_id` and `organization_id` are required. `role_slug`, `role_slugs`,
     /// `status` (`active` or `pending`), `custom_attributes`, `directory_managed` and `id` are optional. An inactive membership of
-    /// the pair is reactivated.
+    /// the user in the organization is reactivated.
     ///
     /// # Errors
     /// [`Fault`], the error of WorkOS.
@@ -143,7 +143,7 @@ impl SimulatedWorkos {
     pub fn remove_membership(&self, id: &str) -> Result<(), Fault> {
         self.change(|state, now| {
             let membership = state.memberships.remove(id).ok_or_else(|| not_found(id))?;
-            state.forget(&membership);
+            state.record_removed(&membership);
             state.emit("organization_membership.deleted", Value::Object(membership), None, now);
             Ok(())
         })
@@ -172,7 +172,7 @@ impl State {
     pub(super) fn active_membership(&self, user_id: &str, organization_id: &str) -> Result<&Object, Fault> {
         let membership = self.membership_of(user_id, organization_id);
         let active = membership.filter(|membership| text(membership, "status") == "active");
-        active.ok_or_else(|| Fault::grant("The user is no active member of the organization."))
+        active.ok_or_else(|| Fault::grant("The user is not an active member of the organization."))
     }
 
     fn create_membership(&mut self, given: &Object, now: Timestamp) -> Result<Value, Fault> {
@@ -243,7 +243,7 @@ impl State {
         let memberships: Vec<Object> = self.memberships.with(field, id).cloned().collect();
         for membership in memberships {
             self.memberships.remove(text(&membership, "id"));
-            self.forget(&membership);
+            self.record_removed(&membership);
             if self.cascades.memberships {
                 self.emit("organization_membership.deleted", Value::Object(membership), None, now);
             }
@@ -270,7 +270,7 @@ impl State {
     }
 }
 
-/// The 404 of a membership.
+/// Returns the 404 of a membership.
 fn not_found(id: &str) -> Fault {
     Fault::not_found("Organization membership", id)
 }
@@ -307,7 +307,7 @@ fn check_types(given: &Object) -> Result<(), Fault> {
     Ok(())
 }
 
-/// `GET /user_management/organization_memberships`: of a user, of an organization, or of both. By default only active ones.
+/// `GET /user_management/organization_memberships`: of a user, of an organization, or of both. By default only active memberships.
 fn list(read: &Read<'_>) -> Result<Value, Fault> {
     let (user, organization) = (read.parameter("user_id"), read.parameter("organization_id"));
     let (state, lenient) = (read.state, read.faults.unknown_lists_empty);

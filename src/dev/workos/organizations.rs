@@ -41,8 +41,8 @@ pub(super) static ACTIONS: [Action; 3] = [
 ];
 
 impl SimulatedWorkos {
-    /// `POST /organizations`: only `name` is required. `domains` contains names, or objects with `domain` and `state`. An `id` can be
-    /// given.
+    /// `POST /organizations`: only `name` is required. `domains` contains names, or objects with `domain` and `state`. An `id` can
+    /// be given.
     ///
     /// # Errors
     /// [`Fault`], the error of WorkOS.
@@ -126,7 +126,7 @@ impl State {
         self.end_memberships("organization_id", id, now);
         self.organization_roles.remove(id);
         self.organizations.remove(id);
-        self.forget(&organization);
+        self.record_removed(&organization);
         self.emit("organization.deleted", event_data(&organization), None, now);
         Ok(())
     }
@@ -142,7 +142,7 @@ impl State {
     }
 }
 
-/// The 404 of an organization.
+/// Returns the 404 of an organization.
 pub(super) fn not_found(id: &str) -> Fault {
     Fault::not_found("Organization", id)
 }

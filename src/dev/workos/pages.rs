@@ -91,7 +91,8 @@ impl Window {
         self.faults.retention_s.map(|seconds| self.now.plus_seconds(-i64::from(seconds)))
     }
 
-    /// Returns whether an event is not listed yet. Later events are not listed either, because a cursor would skip this one.
+    /// Returns whether an event is not listed yet. Later events are not listed either, because otherwise a cursor would skip this
+    /// event.
     fn holds_back(&self, event: &Object) -> bool {
         let newest = self.now.minus(Duration::from_millis(self.faults.hold_back_ms));
         Timestamp::parse(text(event, "created_at")).is_some_and(|at| at > newest)
@@ -120,7 +121,7 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
         return Err(Fault::bad("invalid_events_request", "At least one event name has to be given."));
     }
     if types.iter().any(|name| window.faults.unknown_types.iter().any(|unknown| unknown == name)) {
-        return Err(Fault::bad("invalid_events_request", "One of the event names is not known."));
+        return Err(Fault::bad("invalid_events_request", "One of the event names is unknown."));
     }
     let mut after = parameter(parameters, "after");
     let since = parameter(parameters, "range_start").map(Timestamp::parse);
@@ -128,7 +129,7 @@ pub(super) fn events(events: &[Object], parameters: &Parameters, window: &Window
         return Err(Fault::invalid("invalid", "range_start"));
     }
     if after.is_some() && since.is_some() {
-        return Err(Fault::bad("invalid_events_request", "after and range_start exclude each other."));
+        return Err(Fault::bad("invalid_events_request", "The parameters after and range_start cannot be combined."));
     }
     if since.flatten().is_some_and(|since| window.oldest().is_some_and(|oldest| since < oldest)) {
         return Err(Fault::invalid("out_of_range", "range_start"));

@@ -107,7 +107,7 @@ impl State {
     fn delete_permission(&mut self, slug: &str, now: Timestamp) -> Result<(), Fault> {
         let permission = self.permission(slug)?.clone();
         self.permissions.remove(text(&permission, "id"));
-        self.forget(&permission);
+        self.record_removed(&permission);
         for role in self.roles.iter_mut().chain(self.organization_roles.values_mut().flatten()) {
             if let Some(Value::Array(permissions)) = role.get_mut("permissions") {
                 permissions.retain(|held| held != slug);

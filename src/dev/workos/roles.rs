@@ -1,4 +1,4 @@
-//! Environment roles, and which roles a member has.
+//! Environment roles, and the roles of a member.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -157,7 +157,7 @@ impl State {
     fn delete_role(&mut self, slug: &str, now: Timestamp) -> Result<(), Fault> {
         let position = self.roles.iter().position(|role| text(role, "slug") == slug).ok_or_else(|| not_found(slug))?;
         if position + 1 == self.roles.len() {
-            return Err(Fault::conflict("role_is_default", "The default role can not be deleted."));
+            return Err(Fault::conflict("role_is_default", "The default role cannot be deleted."));
         }
         let mut data = event_data(&self.roles.remove(position));
         data.remove("permissions");
@@ -165,7 +165,7 @@ impl State {
         self.take_role_from_members(slug, now)
     }
 
-    /// Removes a deleted role from its members, with events only as the cascades select them.
+    /// Removes a deleted role from its members. [`Cascades`](super::cascades::Cascades) selects whether this creates events.
     fn take_role_from_members(&mut self, slug: &str, now: Timestamp) -> Result<(), Fault> {
         let holders =
             self.memberships.oldest_first().filter(|membership| slugs_of(membership).any(|held| held == slug));
@@ -204,7 +204,7 @@ impl State {
         first.iter().chain(own).chain(default).collect()
     }
 
-    /// Returns the permissions that these roles give in an organization, sorted.
+    /// Returns the permissions of these roles in an organization, sorted.
     pub(super) fn permissions_of(&self, organization_id: &str, slugs: &[&str]) -> Vec<String> {
         let roles = self.roles_in(organization_id).into_iter().filter(|role| slugs.contains(&text(role, "slug")));
         let permissions = roles.filter_map(|role| role.get("permissions")?.as_array()).flatten();
@@ -221,7 +221,7 @@ pub(super) fn slugs_of(membership: &Object) -> impl Iterator<Item = &str> {
     roles.filter_map(|role| role.get("slug")?.as_str())
 }
 
-/// The 404 of a role.
+/// Returns the 404 of a role.
 pub(super) fn not_found(slug: &str) -> Fault {
     Fault::not_found("Role", slug)
 }

@@ -1,4 +1,4 @@
-//! What an entry of the router's tables is: a read of the API, or an action that controls the simulation.
+//! The entries of the router's tables: reads of the API, and actions that control the simulation.
 
 use axum::http::Method;
 use serde_json::Value;

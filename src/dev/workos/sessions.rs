@@ -37,7 +37,7 @@ impl SimulatedWorkos {
     /// `impersonator`, `ip_address`, `user_agent`.
     ///
     /// # Errors
-    /// [`Fault`] if the user does not exist, or is no active member of the organization.
+    /// [`Fault`] if the user does not exist, or is not an active member of the organization.
     pub fn create_session(&self, user_id: &str, given: &Object) -> Result<Value, Fault> {
         self.change(|state, now| state.create_session(user_id, given, now))
     }
@@ -58,14 +58,14 @@ impl SimulatedWorkos {
 }
 
 impl State {
-    /// A sign-in with a password. Returns the session ID.
+    /// Signs a user in with a password, and returns the session ID.
     pub(super) fn sign_in(&mut self, id: &str, organization: Option<&str>, now: Timestamp) -> Result<String, Fault> {
         let session = self.create_session(id, &object(json!({"organization_id": organization})), now)?;
         Ok(session.get("id").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// A sign-in: `last_sign_in_at` moves and `updated_at` does not; only `session.created` reports it. An impersonation is no
-    /// sign-in of the user.
+    /// Signs a user in. This updates `last_sign_in_at` but not `updated_at`, and only `session.created` reports it. An
+    /// impersonation is not a sign-in of the user.
     fn create_session(&mut self, user_id: &str, given: &Object, now: Timestamp) -> Result<Value, Fault> {
         if !self.users.contains(user_id) {
             return Err(user_not_found(user_id));

@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) cascades: Cascades,
     /// The events, oldest first.
     pub(super) events: Vec<Object>,
-    /// Stored too, because a repeated or smaller ID would break the order of events.
+    /// The generator of IDs. It is stored too, because a repeated or smaller ID would break the order of events.
     pub(super) ids: Ids,
 }
 
@@ -78,7 +78,8 @@ impl State {
         state
     }
 
-    /// Adds what the state file of an earlier version lacks: the roles of a new environment, and the positions of removed users.
+    /// Adds the parts that the state file of an earlier version lacks: the roles of a new environment, and the positions of removed
+    /// users.
     pub(super) fn complete(&mut self, now: Timestamp) {
         if self.roles.is_empty() {
             self.create_initial_roles(now);
@@ -145,20 +146,20 @@ impl State {
         Ok(Value::Object(after))
     }
 
-    /// Deletes a user. Its sessions and memberships end, with events only as [`Cascades`] selects them.
+    /// Deletes a user. Its sessions and memberships end. [`Cascades`] selects whether this creates events.
     pub(super) fn delete(&mut self, id: &str, now: Timestamp) -> Result<(), Fault> {
         self.user(id)?;
         self.end_sessions(id, None, now);
         self.end_memberships("user_id", id, now);
         if let Some(user) = self.users.remove(id) {
-            self.forget(&user);
+            self.record_removed(&user);
             self.emit("user.deleted", Value::Object(user), None, now);
         }
         Ok(())
     }
 
-    /// Remembers the position of a removed object, because a list continues after it.
-    pub(super) fn forget(&mut self, object: &Object) {
+    /// Records the position of a removed object, because a list continues after it.
+    pub(super) fn record_removed(&mut self, object: &Object) {
         self.removed.insert(text(object, "id").to_owned(), text(object, "created_at").to_owned());
     }
 
@@ -212,7 +213,7 @@ impl State {
     }
 }
 
-/// The 404 of a user.
+/// Returns the 404 of a user.
 pub(super) fn user_not_found(id: &str) -> Fault {
     Fault::not_found("User", id)
 }

@@ -53,17 +53,17 @@ impl SimulatedWorkos {
     /// Signs the user in to an organization and returns an access token.
     ///
     /// # Errors
-    /// [`Fault`] if the user does not exist, or is no active member of the organization.
+    /// [`Fault`] if the user does not exist, or is not an active member of the organization.
     pub fn sign_in_to(&self, id: &str, organization_id: &str) -> Result<String, Fault> {
         self.issue_token(id, TokenRequest { org_id: Some(organization_id.to_owned()), ..TokenRequest::default() })
     }
 
-    /// Returns an access token of a user. With a session, it is what a refresh of this session returns, also for another
+    /// Returns an access token of a user. With a session, it is the token that a refresh of this session returns, also for another
     /// organization.
     ///
     /// # Errors
-    /// [`Fault`] if the user does not exist, is no active member of the organization, or the session has ended or is that of another
-    /// user.
+    /// [`Fault`] if the user does not exist, is not an active member of the organization, or the session has ended or belongs to
+    /// another user.
     pub fn issue_token(&self, user_id: &str, request: TokenRequest) -> Result<String, Fault> {
         let organization = request.org_id.as_deref();
         let session = match &request.session_id {
@@ -143,7 +143,7 @@ impl State {
         Ok(())
     }
 
-    /// Returns the claims about the user's membership in an organization, as it is now.
+    /// Returns the claims about the user's current membership in an organization.
     fn organization_claims(&self, user_id: &str, organization_id: &str) -> Result<Object, Fault> {
         let membership = self.active_membership(user_id, organization_id)?;
         let roles: Vec<&str> = slugs_of(membership).collect();

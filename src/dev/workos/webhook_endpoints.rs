@@ -57,7 +57,7 @@ async fn create(
     Json(given): Json<Object>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     let url = given.get("endpoint_url").and_then(Value::as_str).unwrap_or_default().to_owned();
-    // The real WorkOS requires https. Loopback addresses are for this machine.
+    // The real WorkOS requires https. The simulation also accepts loopback addresses.
     if !["https://", "http://127.0.0.1", "http://localhost"].iter().any(|start| url.starts_with(start)) {
         return Err(Fault::invalid("invalid_url", "endpoint_url"));
     }

@@ -1,4 +1,4 @@
-//! The charts of the last hour: drawn as SVG from the samples of this process, each with a sentence and a table that say the same.
+//! The charts of the last hour: drawn as SVG from the samples of this process, each with a sentence and a table of the same values.
 
 use maud::{Markup, html};
 

@@ -1,4 +1,4 @@
-//! The sections about what the service needs: database, WorkOS, signing keys; and the processes on this database.
+//! The sections about the dependencies of the service (database, WorkOS, signing keys) and about the processes on this database.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +52,7 @@ fn workos(view: &View) -> Markup {
     let state = match (contact.is_key_refused, contact.failing_since) {
         (true, _) => chip(State::Failure, "key refused"),
         (_, Some(_)) => chip(State::Failure, "failing"),
-        (_, None) if contact.answered_at.is_none() => html! { span.chip { "not asked yet" } },
+        (_, None) if contact.answered_at.is_none() => html! { span.chip { "no request yet" } },
         _ => chip(State::Ok, "reachable"),
     };
     let clock = view.keys.clock_ahead_seconds.map_or_else(dash, |seconds| html! { (seconds) " s ahead" });

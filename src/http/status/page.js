@@ -1,6 +1,6 @@
 (() => {
   "use strict";
-  // Replaces the parts of the page every few seconds. Without this script the page is complete and does not move.
+  // Replaces the parts of the page every few seconds. Without this script the page is complete, but not refreshed.
   const EVERY = 5000, TIMEOUT = 10000;
   const byId = (id) => document.getElementById(id);
   const [button, stale, live] = [byId("pause"), byId("stale"), byId("live")];
@@ -16,7 +16,7 @@
     }
     for (const next of fresh.querySelectorAll("[data-part]")) {
       const part = byId(next.id);
-      // A part that somebody is copying from stays until the selection ends.
+      // A part with selected text is not replaced until the selection ends.
       const selected = part && !selection.isCollapsed && part.contains(selection.anchorNode);
       if (part && !selected && !part.isEqualNode(next)) part.replaceWith(document.adoptNode(next));
     }
@@ -32,7 +32,7 @@
 
   const fail = () => {
     const seconds = Math.round((Date.now() - good) / 1000);
-    const text = "This page is outdated: the service has not answered for " + seconds + " seconds. It is asked again.";
+    const text = "This page is outdated: the service has not answered for " + seconds + " seconds. The page retries.";
     // An alert is announced when it appears, so only its first text is an alert.
     stale.setAttribute("aria-live", stale.hidden ? "assertive" : "off");
     stale.textContent = text;

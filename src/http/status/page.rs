@@ -96,7 +96,7 @@ fn verdict(view: &View) -> Markup {
                 }
             }
             @if let Some(snapshot) = age {
-                p.note { "What the database says below was read " (since(snapshot.read_at, view.now)) "." }
+                p.note { "The database values below were read  " (since(snapshot.read_at, view.now)) "." }
             }
             @if !view.reasons.is_empty() {
                 ul.reasons aria-label="Reasons, the worst first" {
@@ -125,12 +125,12 @@ fn summary(view: &View) -> Markup {
     };
     html! {
         @if let Some(at) = through { "Complete until " (clock(at)) ", " (since(at, view.now)) ". " }
-        @else { "It is not known until when the table is complete. " }
+        @else { "The time until which the table is complete is unknown.  " }
         "Fed by " (feeds) "."
     }
 }
 
-/// The state as a shape, so that nobody needs its color.
+/// Returns the symbol of a state. Its shape differs for each state, so that the page is readable without colors.
 fn symbol(state: State) -> Markup {
     let path = match state {
         State::Ok => "M7 12.5l3.5 3.5L17 9",
@@ -145,7 +145,7 @@ fn symbol(state: State) -> Markup {
     }
 }
 
-/// The numbers that an operator looks at first.
+/// The most important numbers.
 fn figures(view: &View) -> Markup {
     let lag = view.lag_seconds.map_or_else(dash, |seconds| html! { (ago(seconds)) });
     let live = |table| view.live(table).map_or_else(dash, |rows| html! { (number(rows)) });

@@ -11,7 +11,7 @@ use crate::store::scans::ScanState;
 use crate::sync::health::State;
 use crate::sync::job::JobStatus;
 
-/// A text instead of what was never read.
+/// The text for values that have not been read yet.
 pub(super) const UNREAD: &str = "Not read from the database yet.";
 
 /// Each job: its state here, who runs it, its last and its next run.
@@ -38,7 +38,8 @@ pub(super) fn jobs(view: &View) -> Markup {
     table("Background jobs of this process", &columns, rows.collect(), "No job has run in this process yet.")
 }
 
-/// Returns the error of a job. What the verdict says about the database or WorkOS is not said again for each job.
+/// Returns the error of a job. The verdict already contains failures of the database and of WorkOS, so they are not repeated for
+/// each job.
 fn job_error<'a>(view: &View, status: &'a JobStatus) -> Option<&'a str> {
     let error = status.error.as_deref()?;
     let is_workos_down = view.contact.as_ref().is_some_and(|contact| contact.failing_since.is_some());
@@ -96,7 +97,7 @@ fn scan(view: &View, kind: &str, title: &str, of: &str, state: &ScanState) -> Ma
     let left = view.progress.memberships.organizations_left.filter(|_| kind == "backfill_memberships");
     let compared = view.runs.get(kind).and_then(|run| run.compared);
     let expected = view.live(of).filter(|expected| *expected > 0);
-    // A backfill does not know how many objects there are at WorkOS; a reconcile expects as many as are here.
+    // The number of objects at WorkOS is unknown during a backfill. A reconcile expects the number of stored objects.
     let done = match (left, compared, expected) {
         (Some(left), _, Some(expected)) => Some((expected.saturating_sub(left).max(0), expected)),
         (None, Some(compared), Some(expected)) => Some((compared.min(expected), expected)),
@@ -120,7 +121,7 @@ fn percent(done: i64, expected: i64) -> i64 {
     done.saturating_mul(100) / expected.max(1)
 }
 
-/// Webhooks beside polling.
+/// Webhooks and polling, in two columns.
 pub(super) fn sources(view: &View) -> Markup {
     let counted = |read: fn(&crate::metrics::Counted) -> u64| {
         let (first, last) = (view.samples.first(), view.samples.last());

@@ -1,4 +1,4 @@
-//! What the page reads from the database: a fixed number of statements, at most every few seconds, with a deadline.
+//! Reads the page's values from the database: a fixed number of statements, at most every few seconds, with a deadline.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use crate::sync::health::{Check, Expected, Facts, count};
 use crate::sync::housekeeping::{AUDIT_WINDOW, LATE_AFTER};
 use crate::sync::job::JobContext;
 
-/// Pause between two readings, however many viewers there are.
+/// Pause between two readings, for all viewers together.
 const PAUSE: Duration = Duration::from_secs(4);
 
-/// A reading that takes long is followed by a pause this many times as long, so that the page never costs much of the database.
+/// The pause after a long reading is this many times as long as the reading, so that the page never puts much load on the database.
 const PAUSE_FACTOR: u32 = 10;
 
 /// Deadline of a reading. The page is shown without it then.
@@ -37,7 +37,7 @@ pub(super) struct Snapshot {
     pub(super) definitions: Vec<Handler>,
     pub(super) catch_up: Option<CatchUpState>,
     pub(super) webhooks: WebhookFacts,
-    /// Events that polling brought and no webhook.
+    /// Events that polling delivered and no webhook.
     pub(super) missed: MissedEvents,
     pub(super) quarantined: Vec<EventSummary>,
     pub(super) replicas: Vec<Replica>,
@@ -68,16 +68,17 @@ impl Snapshot {
         })
     }
 
-    /// Events that no webhook delivered: the table has them, but the endpoint needs a person.
+    /// Returns a check that fails if there are events that no webhook delivered: the table contains them, but an operator must
+    /// repair the endpoint.
     pub(super) fn webhook_check(&self) -> Option<Check> {
         let events = count(self.missed.events, "event");
-        let text = format!("only polling brought {events} of the last day, and no webhook did");
+        let text = format!("only polling delivered {events} of the last day, and no webhook did");
         let fix = "check the endpoint in the WorkOS dashboard, page Webhooks, or run `authkit-sync doctor`";
         (self.missed.events > 0).then(|| Check::failure("webhooks_received", text, fix))
     }
 }
 
-/// What the page knows of the database.
+/// The values that were read from the database.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reading {
     /// The last successful reading.
@@ -98,12 +99,12 @@ pub(super) struct Cache(Arc<Mutex<Cached>>);
 #[derive(Debug, Default)]
 struct Cached {
     reading: Reading,
-    /// The next viewer after this time reads again.
+    /// The next reading is due at this time.
     next: Option<Instant>,
 }
 
 impl Cache {
-    /// Returns the last reading, after a new one if that is due. Viewers that come meanwhile wait for it.
+    /// Returns the last reading. If a new one is due, reads first. Viewers that arrive meanwhile wait for it.
     pub(super) async fn current(&self, context: &JobContext, expected: &Expected) -> Reading {
         let mut cached = self.0.clone().lock_owned().await;
         let last = cached.reading.clone();
@@ -111,7 +112,7 @@ impl Cache {
             return last;
         }
         let (context, expected) = (context.clone(), *expected);
-        // In its own task, so that a viewer that leaves does not end the reading for the others, who would begin another one.
+        // In its own task, so that a viewer that closes the connection does not cancel the reading for the others.
         let renewed = tokio::spawn(async move {
             cached.renew(&context, &expected).await;
             cached.reading.clone()

@@ -1,4 +1,4 @@
-//! What the status page needs beside the state of the routes.
+//! What the status page needs in addition to the state of the routes.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::sync::health::Expected;
 use crate::sync::heartbeat::Samples;
 use crate::sync::job::JobContext;
 
-/// What the status page shows beside the state of the routes.
+/// What the status page shows in addition to the state of the routes.
 #[derive(Debug)]
 pub(crate) struct StatusPage {
     pub(super) context: JobContext,

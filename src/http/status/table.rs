@@ -1,6 +1,6 @@
 //! A table that becomes a list of cards on a narrow screen.
 //!
-//! The roles say again what the elements say, because a browser forgets that an element is a table when its style is a block.
+//! Each element has an explicit ARIA role, because a browser does not treat an element as a table if its style is a block.
 
 use maud::{Markup, html};
 

@@ -30,7 +30,7 @@ pub(super) fn since_or_dash(at: Option<Timestamp>, now: Timestamp) -> Markup {
     at.map_or_else(dash, |at| since(at, now))
 }
 
-/// Returns when something is going to happen.
+/// Returns the time until something happens.
 pub(super) fn coming(at: Option<Timestamp>, now: Timestamp) -> Markup {
     let Some(at) = at else { return dash() };
     let seconds = at.unix_seconds().saturating_sub(now.unix_seconds());
@@ -43,7 +43,7 @@ pub(super) fn clock(at: Timestamp) -> Markup {
     html! { time datetime=(text) title=(text) { (text.get(11..19).unwrap_or_default()) " UTC" } }
 }
 
-/// Returns a value that is absent. A screen reader says so.
+/// Returns a dash for an absent value, with a text for screen readers.
 pub(super) fn dash() -> Markup {
     html! { span.muted aria-hidden="true" { "–" } span.hidden { "none" } }
 }
@@ -66,7 +66,7 @@ pub(super) fn count(count: i64, noun: &str) -> String {
     health::count(number(count), noun)
 }
 
-/// Returns an ID, shortened if it is hostile.
+/// Returns an ID, shortened if it is longer than IDs of WorkOS.
 pub(super) fn id(id: &str) -> Markup {
     let text: String = id.chars().take(ID_LENGTH).collect();
     html! { code { (text) @if text.len() < id.len() { "…" } } }

@@ -1,4 +1,4 @@
-//! Everything that one answer of the status page shows.
+//! The content of one answer of the status page.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Compares what webhooks and catch-up delivered: which events did one of them miss?
+//! Compares the events that webhooks and catch-up delivered, and finds those that one of them missed.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::catch_up::OVERLAP;
 use crate::store::{Store, StoreError};
 
-/// A webhook for one of the newest events shows that the endpoint receives this type. This many are read.
+/// Number of the newest events that are read to find the types that the endpoint receives.
 const NEWEST: i64 = 10_000;
 
-/// An event that catch-up read later than this after it happened says nothing about the endpoint: the service was down, or polling
-/// was behind.
+/// An event that catch-up read later than this after its creation is not counted as missed: the service was down, or polling was
+/// delayed.
 const PROMPT: Duration = Duration::from_secs(10 * 60);
 
 /// Maximum number of rows that the comparison of both feeds reads.
@@ -32,15 +32,15 @@ pub struct WebhookAudit<'a> {
     pub expected: &'a [String],
     /// Events that were received in this period.
     pub recent: Duration,
-    /// The time in which a webhook can still come.
+    /// The time in which a webhook can still arrive.
     pub late: Duration,
 }
 
 impl Store {
     /// Counts events that catch-up read promptly and no webhook delivered, although the endpoint must receive their type: a type of
     /// [`WebhookAudit::expected`], or one that a webhook has delivered before. It counts only events after the newest one of their
-    /// type that a webhook delivered, because that one shows that the endpoint works again. It reads at most the newest 100,000 events
-    /// of one feed alone.
+    /// type that a webhook delivered, because that one shows that the endpoint works again. It reads at most the newest 100,000
+    /// events of one feed alone.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -114,8 +114,8 @@ impl Store {
         Ok(MissedEvents { events: row.events, since: row.since.map(Timestamp::from) })
     }
 
-    /// Counts events of these types that a webhook delivered and catch-up did not read, although it has read later events. It counts
-    /// events that were received in the last `recent`. It reads at most the newest 100,000 events of one feed alone.
+    /// Counts events of these types that a webhook delivered and catch-up did not read, although it has read later events. It
+    /// counts events that were received in the last `recent`. It reads at most the newest 100,000 events of one feed alone.
     ///
     /// # Errors
     /// [`StoreError`]

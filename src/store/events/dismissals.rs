@@ -1,4 +1,4 @@
-//! `workos.dismissals`: quarantined events that nobody will retry.
+//! `workos.dismissals`: quarantined events that an operator has decided not to retry.
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ pub(crate) struct StoredEvent {
     /// The type of the event.
     pub(crate) event_type: String,
     received_at: OffsetDateTime,
-    /// The payload, if the type is one of those asked for.
+    /// The payload, if the type contains one of the requested words.
     pub(crate) payload: Option<Vec<u8>>,
 }
 
@@ -44,7 +44,8 @@ pub(crate) async fn lock_redaction(connection: &mut DbConnection<'_>) -> Result<
 
 /// Returns the next events to check. Only those whose type contains one of these words have a payload.
 ///
-/// The newest five minutes follow later: a transaction that has begun can still store an event with an earlier `received_at`.
+/// Events of the last five minutes are checked later, because an open transaction can still store an event with an earlier
+/// `received_at`.
 pub(crate) async fn events_to_redact(
     connection: &mut DbConnection<'_>,
     after: &Redaction,
@@ -115,7 +116,7 @@ pub(crate) async fn advance_redaction(connection: &mut DbConnection<'_>, last: &
     Ok(())
 }
 
-/// Deletes the progress if no event is left to check. The caller has read that there is none.
+/// Deletes the progress if no event is left to check. The caller has found none.
 pub(crate) async fn finish_redaction(connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
     sqlx::query!(
         "-- events.finish_redaction

@@ -6,8 +6,8 @@ use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
 impl Store {
-    /// Deletes at most `limit` payloads that are older than `retention`, and returns their number. Quarantined payloads stay, except
-    /// snapshots, which can be read from WorkOS again.
+    /// Deletes at most `limit` payloads that are older than `retention`, and returns their number. Quarantined payloads stay,
+    /// except snapshots, which can be read from WorkOS again.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -15,7 +15,8 @@ impl Store {
         self.transaction("expire payloads", &ExpirePayloads { seconds: retention.as_secs_f64(), limit }).await
     }
 
-    /// Deletes at most `limit` rows that are older than `retention`, and returns their number. Quarantined rows stay, except snapshots.
+    /// Deletes at most `limit` rows that are older than `retention`, and returns their number. Quarantined rows stay, except
+    /// snapshots.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -40,7 +40,8 @@ pub enum AddError {
     NoRole(String),
     /// The service may not set the role.
     #[error(
-        "the service's role {service} is not a member of role {role}; run `grant {role} to {service}`, or choose another role with --role"
+        "the service's role {service} is not a member of role {role}; run `grant {role} to {service}`, or choose \
+         another role with --role"
     )]
     RoleNotOurs {
         /// The role that would run the function.
@@ -56,12 +57,13 @@ pub enum AddError {
         /// The function.
         function: String,
     },
-    /// The name of the function is no valid name of a handler.
+    /// The name of the function is not a valid handler name.
     #[error("a handler cannot have the name {0}: choose another name with --name ({NAME})")]
     NotAName(String),
     /// Another handler calls this function.
     #[error(
-        "the handler {handler} already calls {function}, so each change would be handled twice; to add a second handler on purpose, name it with --name"
+        "the handler {handler} already calls {function}, so each change would be handled twice; to add a second \
+         handler on purpose, name it with --name"
     )]
     FunctionTaken {
         /// The handler.
@@ -251,8 +253,8 @@ impl Store {
         Ok(removed > 0)
     }
 
-    /// Retries the dead-lettered changes of a handler, with all attempts, and retries the waiting ones now: all of them, or those of
-    /// one user. Returns their number, or `None` if the handler does not exist.
+    /// Retries the dead-lettered changes of a handler, with all attempts, and retries the waiting ones now: all of them, or those
+    /// of one user. Returns their number, or `None` if the handler does not exist.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -280,8 +282,8 @@ impl Store {
     }
 }
 
-/// Returns the name in `schema.name(jsonb)`. Every spelling of the argument list of one `jsonb` is accepted, and none at all. `None` for
-/// other arguments.
+/// Returns the name in `schema.name(jsonb)`. Every spelling of the argument list of one `jsonb` is accepted, and none at all.
+/// `None` for other arguments.
 fn without_arguments(function: &str) -> Option<&str> {
     let Some(opened) = function.trim().strip_suffix(')') else { return Some(function.trim()) };
     let (name, arguments) = opened.rsplit_once('(')?;

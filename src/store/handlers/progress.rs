@@ -7,8 +7,8 @@ use super::{BacklogChange, SqlHandler};
 use crate::store::DbConnection;
 use crate::store::{Store, StoreError, Work};
 
-/// How a handler moves after it has processed a change. A move fails if the handler is no longer at the position that was read. So if
-/// two processes run the same change, one of them is rolled back.
+/// How the progress of a handler changes after it has processed a change. This fails if the position is no longer the one that was
+/// read. So if two processes run the same change, one of them is rolled back.
 #[derive(Clone, Copy, Debug)]
 pub enum HandlerMove<'a> {
     /// To the next change of the feed.
@@ -194,7 +194,7 @@ impl Work for PostponeChange<'_> {
     type Output = ();
 
     async fn run(&self, connection: &mut DbConnection<'_>) -> Result<(), StoreError> {
-        // Locks the user first, as a deletion does. A deletion erases the message, whichever transaction commits first.
+        // Locks the user first, as a deletion does. So a deletion erases the message in any order of the two transactions.
         let deleted = sqlx::query_scalar!(
             "-- handlers.lock_user
             select synced_deleted
@@ -207,7 +207,7 @@ impl Work for PostponeChange<'_> {
         .await?;
         self.moved.run(&mut *connection).await?;
         let failure = self.waiting.failure.as_ref();
-        // No message is stored for a missing user either, because there is no row on which a deletion would wait.
+        // No message is stored for a missing user either, because there is no row to lock against a concurrent deletion.
         let may_store_message = deleted == Some(false) || self.change.user_id.is_empty();
         let message = failure.map(|failure| &*failure.message).filter(|_| may_store_message);
         sqlx::query!(

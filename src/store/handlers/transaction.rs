@@ -18,17 +18,17 @@ use crate::store::{Store, StoreError, Work};
 /// An error of the application.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// PostgreSQL ends a slow statement at the timeout and reports its location. Other slow code is ended this much later.
+/// Time after the timeout at which slow code other than a statement is cancelled. PostgreSQL cancels a slow statement at the
+/// timeout itself and reports its location.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Remembers the role in the transaction, because the handler can change it. It is part of the first statement, so it needs no extra
-/// round trip.
-const REMEMBER_ROLE: &str =
-    "select pg_catalog.set_config('authkit_sync.role', pg_catalog.current_setting('role'), true)";
+/// Stores the role in a setting of the transaction, because the handler can change the role. It is part of the first statement, so
+/// it needs no extra round trip.
+const RECORD_ROLE: &str = "select pg_catalog.set_config('authkit_sync.role', pg_catalog.current_setting('role'), true)";
 
-/// Behind a pooler, removes what the driver has prepared in this session for earlier transactions of Rust handlers. Its names begin at
-/// the same number on each connection.
-const FORGET_STATEMENTS: &str = "do $$declare name text; begin \
+/// Behind a pooler, deallocates the statements that the driver has prepared in this session for earlier transactions of Rust
+/// handlers. The driver numbers them from 1 on each connection, so the same name would be prepared twice.
+const DEALLOCATE_STATEMENTS: &str = "do $$declare name text; begin \
      for name in select prepared.name from pg_catalog.pg_prepared_statements as prepared \
          where pg_catalog.starts_with(prepared.name, 'sqlx_s_') and not prepared.from_sql \
      loop execute pg_catalog.format('deallocate %I', name); end loop; end$$";
@@ -87,7 +87,7 @@ impl HandlerFailure {
             },
             None => Self::new(error.to_string()),
         };
-        // PostgreSQL text cannot contain NUL, and a failure that cannot be stored would be retried for ever.
+        // PostgreSQL text cannot contain NUL, and a failure that cannot be stored would be retried forever.
         let message = failure.message.replace('\0', "\u{FFFD}");
         Self { message: message.chars().take(MESSAGE_LIMIT).collect(), ..failure }
     }
@@ -120,7 +120,7 @@ impl Store {
         then: &impl Work<Output = ()>,
     ) -> Result<Result<(), HandlerFailure>, StoreError> {
         self.check_bound().await?;
-        // As in `transaction`: a number and nothing else.
+        // As in `transaction`: the text contains only a number.
         let begun = self.begin_handler(timeout).await;
         let begun = self.handlers.locating(begun);
         self.log_failure(&begun);
@@ -145,7 +145,7 @@ impl Store {
         };
         match self.finish(transaction.into_inner(), keeps_statements, then).await {
             // A role, a setting or a slow trigger of the handler can prevent storing its progress. This is a failure of the
-            // handler, because otherwise it would be retried for ever. If the database is down, the failure cannot be stored either.
+            // handler, because otherwise it would be retried forever. If the database is down, the failure cannot be stored either.
             Err(error) if !matches!(error, StoreError::Overtaken) => {
                 Ok(Err(HandlerFailure::new(format!("the progress of the handler could not be stored: {error}"))))
             }
@@ -153,18 +153,18 @@ impl Store {
         }
     }
 
-    /// Begins a handler's transaction. `search_path` and the planning of statements have the role's defaults, as in other sessions of
-    /// the application. Also returns whether the connection keeps prepared statements.
+    /// Begins a handler's transaction. `search_path` and the planning of statements have the role's defaults, as in other sessions
+    /// of the application. Also returns whether the connection keeps prepared statements.
     async fn begin_handler(&self, timeout: Duration) -> Result<(Transaction<'static, Postgres>, bool), StoreError> {
         let deadline = tokio::time::Instant::now() + self.timeout;
         let begun = async {
             let (mut begun, keeps_statements) = loop {
                 let current = self.handlers.current(deadline).await?;
                 let keeps_statements = current.mode.keeps_statements();
-                let forget = if keeps_statements { "" } else { FORGET_STATEMENTS };
-                // As in `attempt`: numbers and our own words.
+                let deallocate = if keeps_statements { "" } else { DEALLOCATE_STATEMENTS };
+                // As in `attempt`: the text contains only numbers and constants.
                 let begin = format!(
-                    "{}; {forget}; {REMEMBER_ROLE}; set local search_path to default; \
+                    "{}; {deallocate}; {RECORD_ROLE}; set local search_path to default; \
                      set local plan_cache_mode to default; set local enable_seqscan to default; \
                      set local jit to default",
                     begin_write(timeout, "")

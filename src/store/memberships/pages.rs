@@ -12,13 +12,13 @@ use crate::store::{Store, StoreError};
 /// Selects the memberships of a user, of an organization, or of a user in an organization.
 #[derive(Clone, Copy, Debug)]
 pub struct MembershipFilter<'a> {
-    /// The side that is given.
+    /// The user or the organization of the memberships.
     pub of: MembershipsOf<'a>,
     /// The statuses, each once.
     pub statuses: &'a [String],
 }
 
-/// The side of the memberships of a list.
+/// Whose memberships a list contains.
 #[derive(Clone, Copy, Debug)]
 pub enum MembershipsOf<'a> {
     /// All memberships of an organization.
@@ -36,8 +36,8 @@ impl Store {
         Ok(self.listed_memberships(&[id.to_owned()]).await?.remove(id))
     }
 
-    /// Returns a page of memberships that have not ended. Of an organization it reads one range of one index for each status. Of a
-    /// user it finds all memberships first, then selects the page among them.
+    /// Returns a page of memberships that have not ended. For an organization it reads one range of one index for each status. For
+    /// a user it finds all memberships first, then selects the page among them.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -62,7 +62,7 @@ impl Store {
     }
 
     /// Returns these memberships with the copies of their users and organizations, without those that have ended. The copies are
-    /// read in statements of their own: a join has no plan that is good for every size of the tables.
+    /// read in separate statements, because a join has no plan that is good for every size of the tables.
     async fn listed_memberships(&self, ids: &[String]) -> Result<BTreeMap<String, ListedMembership>, StoreError> {
         let rows = self.lookup(async |connection| rows_by_ids(connection, ids).await).await?;
         let rows: Vec<Membership> = rows.into_iter().filter_map(|row| Row::into_stored(row).into_live()).collect();
@@ -90,8 +90,8 @@ impl Store {
         Ok(listed.collect())
     }
 
-    /// The scalar subqueries stay lookups by key for every row, where PostgreSQL could turn a join into a scan. The order by status
-    /// makes it use the index that contains the status.
+    /// The query uses scalar subqueries, because PostgreSQL always executes them as lookups by key. It could execute a join as a
+    /// scan. The order by status makes it use the index that contains the status.
     async fn ids_of_organization_up(
         &self,
         organization_id: &str,

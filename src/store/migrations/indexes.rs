@@ -12,7 +12,7 @@ pub(super) fn index_of(migration: &Migration) -> Option<&str> {
     migration.no_tx.then_some(created)?.split_whitespace().next()
 }
 
-/// Returns the invalid indexes of the schema: their build was interrupted, or has not ended.
+/// Returns the invalid indexes of the schema. Their build was interrupted, or is still running.
 ///
 /// # Errors
 /// Any error of sqlx.

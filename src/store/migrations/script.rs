@@ -1,4 +1,4 @@
-//! The pending migrations as one SQL script, for a database administrator who runs them by hand.
+//! The pending migrations as one SQL script, for a database administrator who runs them manually.
 
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgPool;
@@ -11,7 +11,7 @@ use crate::store::roles::{GRANTS, ROLES};
 /// The statement that creates the table of applied migrations.
 const TABLE: &str = include_str!("table.sql");
 
-/// What a login of the service needs, if another role owns the schema.
+/// The privileges that a login of the service needs if another role owns the schema.
 const SERVICE_GRANTS: [&str; 4] = [
     "grant usage on schema workos to",
     "grant select, insert, update, delete on all tables in schema workos to",
@@ -43,11 +43,11 @@ fn text(migrator: &Migrator, pending: &[String], invalid: &[String], login: &str
          -- Run it with psql --set ON_ERROR_STOP=1 on PostgreSQL itself, not through a connection pooler, as a role that may create\n\
          -- the schema and roles. Always use the same role: it owns the objects.\n\
          -- Do not run it in one transaction: each migration has its own, and waits at most 2 seconds for a lock.\n\
-         -- If it fails, the migrations before stay applied. Then print a new script and run that one.\n\
+         -- If it fails, earlier migrations stay applied. Then print a new script and run it.\n\
          set search_path = pg_catalog, pg_temp;\n\
          set statement_timeout = 0;\n\
          set lock_timeout = 0;\n\n\
-         -- Refuses to run beside another migration.\n\
+         -- Refuses to run while another migration runs.\n\
          do $$ begin if not pg_try_advisory_lock({LOCK}) then raise exception 'another migration is running'; end if; end $$;\n\n\
          do $$ begin if to_regnamespace('workos') is null then create schema workos; end if; end $$;\n\
          {};\n",

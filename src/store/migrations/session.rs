@@ -11,9 +11,9 @@ use crate::store::failure::Place;
 use crate::store::pooler::Route;
 use crate::store::{DatabaseFailure, StoreError};
 
-/// The settings of migrations. Names in constraints, indexes and defaults are resolved when a migration runs, so an unqualified name
-/// must only find objects in `pg_catalog`. Timeouts are disabled, because building an index takes long. Migrations set the timeout
-/// of their locks themselves.
+/// The settings of migrations. Names in constraints, indexes and defaults are resolved when a migration runs, so an unqualified
+/// name must only find objects in `pg_catalog`. Timeouts are disabled, because building an index takes long. Migrations set the
+/// timeout of their locks themselves.
 const SETTINGS: [&str; 4] = [
     "search_path = pg_catalog, pg_temp",
     "statement_timeout = 0",
@@ -28,7 +28,7 @@ pub(super) const LOCK: i64 = 0x6175_7468_6B69_7401;
 const LOCK_ATTEMPTS: u32 = 600;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
-/// Returns the statements that make our settings, with `set` or `set local`.
+/// Returns the statements that apply our settings, with `set` or `set local`.
 fn settings(set: &str) -> String {
     SETTINGS.map(|setting| format!("{set} {setting}")).join("; ")
 }
@@ -83,8 +83,8 @@ impl Session {
     }
 }
 
-/// The lock of a run. It belongs to a transaction that stays open, because behind a pooler no other lock stays with its owner. The
-/// transaction has no snapshot between two statements, so `create index concurrently` does not wait for it.
+/// The lock of a run. It belongs to a transaction that stays open, because behind a pooler no other lock stays with its owner.
+/// Between two statements the transaction has no snapshot, so `create index concurrently` does not wait for it.
 pub(super) struct RunLock {
     connection: PgConnection,
 }
@@ -92,7 +92,8 @@ pub(super) struct RunLock {
 impl RunLock {
     /// Takes the lock. `None`: another run has held it for a minute.
     ///
-    /// It polls: a waiter inside of the lock's statement has a snapshot, and the run that holds the lock would wait for it.
+    /// It polls, because a statement that waits for the lock has a snapshot, and `create index concurrently` in the run that holds
+    /// the lock would wait for that snapshot.
     pub(super) async fn take(pool: &PgPool) -> Result<Option<Self>, StoreError> {
         let opened = async {
             let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
@@ -123,7 +124,9 @@ impl RunLock {
         self.connection.execute("select").await.map_err(|_| {
             StoreError::Unavailable(DatabaseFailure::new(
                 "the migration lock was lost, because {at} ended the transaction that holds it".into(),
-                "disable idle_transaction_timeout of the pooler, or run `authkit-sync migrate` with the address of PostgreSQL itself".into(),
+                "disable idle_transaction_timeout of the pooler, or run `authkit-sync migrate` with the address of \
+                 PostgreSQL itself"
+                    .into(),
             ))
         })?;
         Ok(())

@@ -14,7 +14,7 @@ pub struct OrganizationFilter<'a> {
     pub search: Option<&'a str>,
 }
 
-/// Maximum number of characters of a search that count, as in the index.
+/// Maximum number of characters of a search that are used, as in the index.
 const SEARCHED: usize = 500;
 
 impl Store {
@@ -53,13 +53,13 @@ impl Store {
             })
             .await?;
         let Some(id) = id else { return Ok(None) };
-        // It may have been given away since.
+        // The external ID may have been moved to another organization since the first statement.
         let organization = self.organization(&id).await?.into_live();
         Ok(organization.filter(|organization| organization.external_id.as_deref() == Some(external_id)))
     }
 
-    /// Returns a page of live organizations. Without a filter it reads one range of one index, for late pages too. With one, it finds
-    /// all organizations that match first, then selects the page among them.
+    /// Returns a page of live organizations. Without a filter it reads one range of one index, for late pages too. With one, it
+    /// finds all organizations that match first, then selects the page among them.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -13,7 +13,7 @@ use crate::store::pooler::Mode;
 use crate::store::resolver::Host;
 use crate::store::{DatabaseFailure, StoreError};
 
-/// How long to wait for a session beyond its statement timeout before its connection is closed.
+/// Time after the statement timeout of a session at which its connection is closed.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 const USED_AFTER_END: StoreError = StoreError::Unavailable(DatabaseFailure::new(
@@ -23,16 +23,16 @@ const USED_AFTER_END: StoreError = StoreError::Unavailable(DatabaseFailure::new(
 
 /// A connection from a pool. Dropping it returns it to the pool.
 ///
-/// If it is dropped before its use has [ended](Self::ended), the caller has given up, but the server may still run the statement.
-/// Then the connection returns to the pool after the server's own timeout has ended the statement. Until then it counts against the
-/// pool, so the number of sessions never exceeds the size of the pool.
+/// If it is dropped before its use has [ended](Self::ended), the caller has stopped waiting, but the server may still run the
+/// statement. Then the connection returns to the pool after the server's own timeout has ended the statement. Until then it counts
+/// against the pool, so the number of sessions never exceeds the size of the pool.
 pub(in crate::store) struct Checkout {
     connection: Option<PoolConnection<Postgres>>,
     mode: Mode,
     in_use: Option<InUse>,
     host: Arc<Host>,
     statement_timeout: Duration,
-    /// A BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
+    /// Whether a BEGIN was sent and has not succeeded yet. sqlx does not roll such a transaction back.
     is_beginning: bool,
     has_ended: bool,
 }

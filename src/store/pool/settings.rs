@@ -11,9 +11,9 @@ const MARK: &str = "authkit_sync.session";
 /// Returns the statements that set our settings for a session (`set`) or a transaction (`set local`).
 ///
 /// Generic plans: every statement of the store has one good plan for all values of its parameters (`tests/promises/plans.rs`), and
-/// planning costs several times as much as executing. A session may plan while the tables are still empty and small, and keep that
-/// plan while they grow, so a plan that reads a whole table must never be chosen. Its estimated cost would make PostgreSQL compile
-/// a statement (`jit`) that must read a sequence.
+/// planning costs several times as much as executing. A session may plan a statement while the tables are still empty, and keep
+/// that plan while they grow. So PostgreSQL must never choose a plan that reads a whole table (`enable_seqscan`). The estimated
+/// cost of a statement that must read a sequence would then make PostgreSQL compile it, so `jit` is off, too.
 fn settings(set: &str, timeout: Duration) -> String {
     let bound = timeout.as_millis().max(1);
     format!(
@@ -47,7 +47,7 @@ pub(super) fn is_new_session(oldest: Duration) -> String {
 }
 
 /// Returns the statements that begin a write: durable, limited in time on the server too, and rejected if the database belongs to
-/// another client ID. A transaction whose client is gone must not keep its locks or block the change feed.
+/// another client ID. A transaction whose client has disconnected must not keep its locks or block the change feed.
 pub(in crate::store) fn begin_write(timeout: Duration, client_id: &str) -> String {
     let begin = format!("begin isolation level read committed; {}", settings("set local", timeout));
     if client_id.is_empty() {

@@ -6,8 +6,8 @@ use crate::store::pages::{Page, PageOf, Range};
 use crate::store::{Store, StoreError};
 
 impl Store {
-    /// Returns a page of live users, or of those with this email address, which is not case-sensitive. Reads one range of one index,
-    /// for late pages too.
+    /// Returns a page of live users, or of those with this email address, which is not case-sensitive. Reads one range of one
+    /// index, for late pages too.
     ///
     /// # Errors
     /// [`StoreError`]

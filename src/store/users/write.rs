@@ -1,4 +1,5 @@
-//! The statements of the write path on `workos.user_records`. Live users are written by [`batch::write`](crate::store::batch::write).
+//! The statements of the write path on `workos.user_records`. Live users are written by
+//! [`batch::write`](crate::store::batch::write).
 
 use std::collections::BTreeMap;
 
@@ -90,7 +91,7 @@ pub(in crate::store) async fn find(
     Ok(())
 }
 
-/// Turns rows into tombstones: only the ID and the time of the deletion stay.
+/// Turns rows into tombstones, which keep only the ID and the time of the deletion.
 pub(in crate::store) async fn write_tombstones(
     connection: &mut DbConnection<'_>,
     deleted: &[TombstoneRow<'_>],

@@ -1,4 +1,4 @@
-//! Backfill of the kinds beside users: the organizations, then their memberships, then their roles.
+//! Backfill of the kinds other than users: organizations, then their memberships, then their roles.
 //!
 //! It starts by itself on an installation that has synced only users so far.
 
@@ -12,10 +12,10 @@ use crate::sync::job::{Job, JobContext, JobError, REQUEST_INTERVAL};
 use crate::sync::list_scan::List;
 use crate::sync::runner::Runner;
 
-/// Runs the backfill of the kinds beside users.
+/// Runs the backfill of the kinds other than users.
 pub type OrganizationsBackfill = Runner<OrganizationsBackfillJob>;
 
-/// The backfill of the kinds beside users, as a job.
+/// The backfill of the kinds other than users, as a job.
 #[derive(Debug)]
 pub struct OrganizationsBackfillJob {
     context: JobContext,
@@ -23,9 +23,9 @@ pub struct OrganizationsBackfillJob {
     organizations: ListBackfill,
     memberships: WalkBackfill,
     roles: WalkBackfill,
-    /// The next scan.
+    /// The position of the current scan in `SCANS`.
     at: usize,
-    /// The scans that are complete and are not repeated.
+    /// Whether each scan is complete and is not repeated.
     skipped: [bool; SCANS.len()],
     counts: KindCounts,
 }
@@ -60,7 +60,7 @@ pub enum OrganizationsStep {
     Page {
         /// The counts so far.
         counts: KindCounts,
-        /// The last organization that is complete.
+        /// The last organization that was read completely.
         position: Option<String>,
     },
     /// Everything was read.

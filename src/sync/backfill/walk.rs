@@ -1,6 +1,6 @@
-//! A walk over the organizations that are stored here: WorkOS lists memberships and roles only for one organization at a time.
+//! A walk over the stored organizations. WorkOS lists memberships and roles only for one organization at a time.
 //!
-//! The position is the last organization that was read completely. An organization that WorkOS no longer knows has nothing to read.
+//! The position is the last organization that was read completely. The walk skips an organization that WorkOS no longer knows.
 
 use std::collections::VecDeque;
 
@@ -33,21 +33,21 @@ pub(super) enum Subject {
 pub(super) struct WalkBackfill {
     subject: Subject,
     kind: ScanKind,
-    /// The organizations of a dry run, in which the table does not contain them.
+    /// The organizations of a dry run. It does not write them, so the table may not contain them.
     dry_run: Option<VecDeque<String>>,
     run: Option<WalkRun>,
 }
 
 #[derive(Debug)]
 struct WalkRun {
-    /// The organizations to read, read from the table up to the last one.
+    /// The organizations that the walk reads next, in the order of the table.
     queue: VecDeque<String>,
-    /// The scan of the memberships of the first one.
+    /// The scan of the memberships of the first organization in `queue`.
     scan: Option<ListScan>,
     position: Option<ListPosition>,
     counts: ScanCounts,
     began: Instant,
-    /// Number of organizations since the process began.
+    /// Number of organizations that this process has completed.
     done: u32,
 }
 
@@ -159,7 +159,7 @@ impl WalkBackfill {
         // The scan moves only after the commit, so that a page that could not be applied is requested again.
         let mut scan = run.scan.clone().unwrap_or_else(|| ListScan::of(List::Memberships(organization.clone())));
         let page = match scan.next(&context.api).await {
-            // WorkOS does not know the organization any more. Its deletion is an event, or reconcile finds it.
+            // WorkOS does not know the organization any more. A delete event or a reconcile deletes its row.
             Err(JobError::Api(ApiError::Refused { status: 404, .. })) => None,
             Ok(None) => {
                 run.scan = Some(scan);
@@ -180,7 +180,7 @@ impl WalkBackfill {
         }
     }
 
-    /// Applies memberships. `position`: the organization is complete with them.
+    /// Applies memberships. With `position`, they are the last ones of the organization, and the position moves to it.
     async fn apply(
         &self,
         context: &JobContext,

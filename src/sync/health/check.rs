@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::store::StoreError;
 
-/// How a check ended. A failure keeps data from being complete, or needs a person.
+/// The result of a check. After a failure, data may be incomplete, or an operator must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
@@ -47,7 +47,7 @@ impl Check {
         Self { state: State::Failure, fix: Some(fix.into()), ..Self::ok(name, text) }
     }
 
-    /// Something else has to be repaired before this can be checked. That is a check of its own.
+    /// Creates the result of a check that needs something else to work first. Another check reports that.
     pub(crate) fn not_checked(name: &str, why: &str) -> Self {
         Self { state: State::Warning, ..Self::ok(name, format!("not checked, because {why}")) }
     }
@@ -57,7 +57,7 @@ impl Check {
         self.state == State::Ok || (self.state == State::Warning && self.fix.is_some())
     }
 
-    /// A failure of the database.
+    /// Creates a check that fails because of the database.
     pub(crate) fn of_store(name: &str, error: &StoreError) -> Self {
         match error.failure() {
             Some(failure) => Self::failure(name, failure.what(), failure.fix()),
@@ -65,7 +65,7 @@ impl Check {
         }
     }
 
-    /// A failure with a message of the form "what failed; what to do".
+    /// Creates a failed check from a message of the form "what failed; what to do".
     pub(crate) fn of_message(name: &str, message: &str) -> Self {
         match message.split_once("; ") {
             Some((text, fix)) => Self::failure(name, text, fix),
@@ -85,7 +85,7 @@ pub(crate) fn count(count: impl Display, noun: &str) -> String {
     format!("{count} {noun}{plural}")
 }
 
-/// Formats a duration in seconds as people say it.
+/// Formats a duration in seconds for people, for example "3 min".
 pub(crate) fn ago(seconds: i64) -> String {
     match seconds.max(0) {
         seconds @ 0..120 => format!("{seconds} s"),

@@ -1,4 +1,4 @@
-//! What the rules judge: the settings of `serve`, and what the database says about the progress.
+//! The input of the rules: the settings of `serve`, and the progress of the sync in the database.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::store::scans::{ScanKind, ScanState};
 use crate::store::{Store, StoreError};
 use crate::sync::progress::{expected_age, lag_seconds};
 
-/// What the settings of `serve` ask for.
+/// The settings of `serve` that the rules compare the progress with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
     /// Whether the Events API is polled. Without an API key it is not.
@@ -18,13 +18,13 @@ pub(crate) struct Expected {
     pub(crate) poll_interval: Duration,
     /// Interval between two reconciles. `None` if none is scheduled.
     pub(crate) reconcile_interval: Option<Duration>,
-    /// How long the inbox keeps events.
+    /// The retention period of events in the inbox.
     pub(crate) retention: Duration,
     /// What is synced.
     pub(crate) kinds: Kinds,
 }
 
-/// What the database says about the progress, read once for all checks.
+/// The progress of the sync in the database, read once for all checks.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// The current time of the database's clock.

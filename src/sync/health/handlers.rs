@@ -4,7 +4,7 @@ use super::check::{Check, ago, count};
 use super::facts::Facts;
 use crate::store::handlers::{Handler, HandlerStatus};
 
-/// Changes that a paused handler keeps for this long are past the usual retention. Seconds.
+/// A paused handler that keeps changes for longer than this exceeds the usual retention of the feed. Seconds.
 const HELD_BACK: i64 = 7 * 86_400;
 
 pub(super) fn checks(statuses: &[HandlerStatus], handlers: &[Handler], facts: &Facts) -> Vec<Check> {
@@ -64,7 +64,8 @@ fn check(status: &HandlerStatus, handler: Option<&Handler>, facts: &Facts) -> Ch
     Check::ok(name, format!("the handler is {} with {} ahead of it", status.state, count(status.depth, "change")))
 }
 
-/// A paused handler keeps every change that it has not processed.
+/// Checks that no paused handler prevents the deletion of old changes: the feed keeps every change that a handler has not
+/// processed.
 fn feed(statuses: &[HandlerStatus], facts: &Facts) -> Check {
     let paused = statuses.iter().filter(|status| status.state == "paused");
     let held =

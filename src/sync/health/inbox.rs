@@ -3,7 +3,7 @@
 use super::check::{Check, count};
 use super::facts::Facts;
 
-/// A size in bytes that deserves attention.
+/// The size of the inbox, in bytes, above which the check warns.
 const LARGE: i64 = 20 * 1024 * 1024 * 1024;
 
 const MIB: i64 = 1024 * 1024;

@@ -8,7 +8,7 @@ use crate::sync::job::JobStatus;
 use crate::tokens::KeyStatus;
 use crate::workos::contact::ContactStatus;
 
-/// A failure that is younger than this is a warning: most of them end by themselves. Seconds.
+/// A failure that is younger than this is a warning, because most failures end by themselves. Seconds.
 const LASTING: i64 = 60;
 
 /// What a process knows without the database.
@@ -76,7 +76,7 @@ fn signing_keys(facts: &ProcessFacts<'_>) -> Check {
     }
 }
 
-/// A failure that another check reports is left out.
+/// Returns the check of a job, or `None` for a failure that another check reports.
 fn job(facts: &ProcessFacts<'_>, name: &str, status: &JobStatus) -> Option<Check> {
     let error = status.error.as_deref()?;
     let is_workos_down = facts.workos.is_some_and(|(_, contact)| contact.failing_since.is_some());

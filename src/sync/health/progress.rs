@@ -5,11 +5,11 @@ use super::facts::{Expected, Facts};
 use crate::domain::timestamp::Timestamp;
 use crate::store::scans::ScanKind;
 
-/// A lag of this many seconds needs a person.
+/// A lag of this many seconds is a failure: an operator must act.
 const LARGE_LAG: i64 = 300;
 const SMALL_LAG: i64 = 60;
 
-/// An erasure that waits for this many seconds needs a person.
+/// An erasure that waits for this many seconds is a failure: an operator must act.
 const LATE_ERASURE: i64 = 3_600;
 
 const DAY: i64 = 86_400;
@@ -120,7 +120,8 @@ fn reconcile(expected: &Expected, facts: &Facts) -> Check {
     let (interval, age) = (i64::try_from(interval.as_secs()).unwrap_or(i64::MAX), facts.age(at));
     let text = format!("the last complete comparison with WorkOS was {} ago", ago(age));
     if age > interval.saturating_mul(2).saturating_add(LATE_ERASURE) {
-        let fix = "read /readyz on the operator's listener of `serve` for the error of the job reconcile, or run `authkit-sync reconcile`";
+        let fix = "read /readyz on the operator's listener of `serve` for the error of the job reconcile, or run \
+                   `authkit-sync reconcile`";
         return Check::failure(name, format!("{text}, more than twice the interval"), fix);
     }
     Check::ok(name, text)

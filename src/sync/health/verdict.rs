@@ -19,7 +19,7 @@ pub(crate) fn worst<'a>(checks: impl IntoIterator<Item = &'a Check>) -> State {
 }
 
 impl Verdict {
-    /// Judges the checks. `facts` is what the database says now; `None` while it cannot be read.
+    /// Computes the verdict from the checks. `facts` is `None` while the database cannot be read.
     pub(crate) fn of(checks: &[Check], expected: &Expected, facts: Option<&Facts>) -> Self {
         let verdict = |state, headline| Self { state, headline };
         let of_sync = worst(checks.iter().filter(|check| OF_SYNC.contains(&check.name.as_str())));

@@ -1,4 +1,4 @@
-//! The state of a reconcile of the kinds beside users.
+//! The state of a reconcile of the kinds other than users.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -28,7 +28,7 @@ pub enum OrganizationsReconcileStep {
     InProgress {
         /// The counts so far.
         counts: KindCounts,
-        /// Number of objects that must still be read by ID, as far as known.
+        /// Number of objects that must still be read by ID. It can grow until all tables were compared.
         unconfirmed: usize,
     },
     /// The reconcile is complete.
@@ -44,9 +44,9 @@ pub(super) enum Phase {
     Walk,
     /// Compare the rows of this kind after this ID.
     Compare(Kind, String),
-    /// Read by ID the organizations that are deleted here, and that WorkOS lists or that have live memberships.
+    /// Read by ID the organizations that are deleted in the table, if WorkOS lists them or if they have live memberships.
     ConfirmDeleted,
-    /// Read by ID what was not listed, then go on with this phase.
+    /// Read by ID the objects of this kind that were not listed.
     ReadById(Kind),
     /// Write the deletions.
     Finish,
@@ -67,9 +67,9 @@ pub(super) struct Run {
     pub(super) organizations: ListScan,
     /// The listed organizations whose memberships and roles are not read yet, and the environment, which has only roles.
     pub(super) queue: VecDeque<String>,
-    /// The scan of the memberships of the first one.
+    /// The scan of the memberships of the first organization in `queue`.
     pub(super) memberships: Option<ListScan>,
-    /// The memberships of the first one are read.
+    /// Whether the memberships of the first organization in `queue` were read.
     pub(super) are_memberships_read: bool,
     /// Organizations whose memberships WorkOS refused to list. Nothing is inferred about these memberships.
     pub(super) unread: HashSet<String>,
@@ -81,17 +81,17 @@ pub(super) struct Run {
     pub(super) report: OrganizationsReport,
     /// Rows to read by ID.
     pub(super) to_read: VecDeque<Unlisted>,
-    /// Organizations that are deleted here, with their live memberships.
+    /// Organizations that are deleted in the table, with their live memberships.
     pub(super) deleted_here: BTreeMap<String, Vec<Unlisted>>,
     pub(super) live: usize,
     pub(super) max_deletions: Option<usize>,
-    /// Live organizations that WorkOS does not know, and when it answered so.
+    /// Live organizations that WorkOS does not know, each with the time of its answer.
     pub(super) gone_organizations: BTreeMap<String, Timestamp>,
     /// Memberships that WorkOS does not know.
     pub(super) gone_memberships: Vec<(Unlisted, Timestamp)>,
     /// Memberships of organizations that WorkOS does not know.
     pub(super) ended: Vec<(Unlisted, Timestamp)>,
-    /// Kinds of which an answer does not contain the ID. It is accepted only if an object of the kind can be read by ID.
+    /// Kinds for which a 404 does not contain the ID. Such a 404 is accepted only if an object of the kind can be read by ID.
     pub(super) needs_confirmation: HashSet<Kind>,
     /// Kinds of which an object was read by ID.
     pub(super) read_by_id: HashSet<Kind>,

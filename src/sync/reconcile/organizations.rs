@@ -1,8 +1,8 @@
-//! Reconcile of the kinds beside users (promise 6): compares WorkOS's organizations, memberships and roles with the tables.
+//! Reconcile of the kinds other than users (promise 6): compares WorkOS's organizations, memberships and roles with the tables.
 //!
-//! It walks every listed organization completely. After the walk, each live row that was not listed is read by ID, and only WorkOS's
-//! 404 deletes it. One 404 of an organization confirms the end of all its memberships. They do not count towards the limit, and
-//! neither do memberships of deleted users, which the write path ends.
+//! It reads the memberships and roles of every listed organization. After that, it reads each live row that was not listed by ID,
+//! and deletes the row only if WorkOS answers 404. One 404 of an organization confirms the end of all its memberships. They do not
+//! count towards the limit, and neither do memberships of deleted users, which the write path ends.
 
 use std::time::Duration;
 
@@ -27,17 +27,17 @@ use crate::sync::runner::Runner;
 use crate::sync::{Applied, apply, key_check};
 use crate::workos::api::{ApiError, Found, PAGE};
 
-/// Runs the reconcile of the kinds beside users.
+/// Runs the reconcile of the kinds other than users.
 pub type OrganizationsReconcile = Runner<OrganizationsReconcileJob>;
 
-/// The reconcile of the kinds beside users, as a job.
+/// The reconcile of the kinds other than users, as a job.
 #[derive(Debug)]
 pub struct OrganizationsReconcileJob {
     context: JobContext,
     mode: Mode,
     /// Time from a completed reconcile to the next one. `None`: reconcile only after events may have been lost.
     interval: Option<Duration>,
-    /// When the process began. Without any scan, the interval counts from here.
+    /// When the process began. Before the first complete scan, the interval starts at this time.
     began: Timestamp,
     run: Option<Run>,
 }
@@ -207,7 +207,7 @@ impl OrganizationsReconcileJob {
         let mut scan = run.memberships.clone().unwrap_or_else(|| ListScan::of(List::Memberships(organization.clone())));
         let page = match scan.next(&self.context.api).await {
             Err(JobError::Api(ApiError::Refused { status: 404, .. })) => {
-                // It has probably been deleted since it was listed. The read by ID of a later reconcile decides.
+                // The organization has probably been deleted since it was listed. The next reconcile reads it by ID.
                 run.unread.insert(organization);
                 (run.memberships, run.are_memberships_read) = (None, true);
                 return Ok(());
@@ -342,7 +342,7 @@ impl OrganizationsReconcileJob {
         }
     }
 
-    /// Reads one organization that is deleted here. Its 404 confirms the end of all its memberships.
+    /// Reads one organization by ID that is deleted in the table. A 404 confirms that all its memberships have ended.
     async fn confirm_deleted(&self, run: &mut Run) -> Result<(), JobError> {
         let Some(organization) = run.deleted_here.keys().next().cloned() else {
             run.phase = Phase::Finish;

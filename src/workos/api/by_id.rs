@@ -1,4 +1,4 @@
-//! Reads one object by ID. From WorkOS's 404 a deletion may be inferred, so it is checked.
+//! Reads one object by ID. Reconcile infers deletions from a 404, so the code checks that the 404 comes from WorkOS.
 
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
@@ -20,7 +20,7 @@ pub enum Found {
         /// When WorkOS answered, by its clock.
         at: Timestamp,
         /// Whether the response contains the requested ID. A response without the ID may come from another server, or mean a
-        /// missing route. So it is accepted only after a live object was read by ID.
+        /// missing route. So callers accept it only after they have read a live object by ID.
         has_id: bool,
     },
 }
@@ -52,7 +52,7 @@ impl Api {
     /// Reads one object by ID.
     ///
     /// # Errors
-    /// [`ApiError`], also for a 404 that does not come from WorkOS, because a deletion may be inferred from a 404 of WorkOS.
+    /// [`ApiError`], also for a 404 that does not come from WorkOS, because callers infer a deletion from a 404 of WorkOS.
     pub async fn object(&self, kind: Kind, id: &str) -> Result<Found, ApiError> {
         let path: &[&str] = match kind {
             Kind::User => &["user_management", "users", id],

@@ -26,8 +26,8 @@ impl Api {
         self.objects(Kind::Organization, self.url(&["organizations"]), after).await
     }
 
-    /// Returns a page of the memberships of an organization, of every status, after the membership `after`, oldest first. WorkOS has
-    /// no list of the memberships of all organizations.
+    /// Returns a page of the memberships of an organization, of every status, after the membership `after`, oldest first. WorkOS
+    /// has no list of the memberships of all organizations.
     ///
     /// # Errors
     /// [`ApiError`]
@@ -36,7 +36,7 @@ impl Api {
     }
 
     /// Returns the memberships of a user in an organization, of every status, oldest first. There is more than one if WorkOS lists
-    /// an ended membership beside the current one. An empty page says nothing about memberships that are stored here.
+    /// an ended membership in addition to the current one. An empty page does not prove that a stored membership has ended.
     ///
     /// # Errors
     /// [`ApiError`]

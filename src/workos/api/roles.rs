@@ -11,7 +11,7 @@ use crate::workos::wire;
 /// A complete list of roles. WorkOS does not page it.
 #[derive(Debug)]
 pub struct RoleList {
-    /// The roles in order of priority, the highest first. Entries without a slug are left out.
+    /// The roles in order of priority, the highest first. Entries without a slug are omitted.
     pub roles: Vec<Role>,
     /// When the request was sent, by WorkOS's clock.
     pub observed_at: Timestamp,

@@ -25,8 +25,8 @@ pub(super) fn parse(data: &mut Fields, fallback: Option<Timestamp>) -> Result<Or
     })
 }
 
-/// Returns the domains without their verification tokens: a token proves the control of a domain, so it is a secret. Anything but
-/// an array becomes an empty one, and an item that is no object is left out.
+/// Returns the domains without their verification tokens: a token proves the control of a domain, so it is a secret. A value that
+/// is not an array becomes an empty array, and an item that is not an object is omitted.
 fn domains(value: Option<&RawValue>) -> Box<RawValue> {
     let items: Vec<Box<RawValue>> = value.and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default();
     let domains: Vec<Fields> = items

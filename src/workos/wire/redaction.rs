@@ -2,10 +2,11 @@
 //!
 //! WorkOS puts secrets into ordinary objects: the verification token of a domain, the token and the URL of an invitation, the IP
 //! address and the user agent of a session. Which names are secret depends on the type of the event. They are secret at any depth,
-//! because an event repeats its object, for example in `context.previous_attributes`. What the customer named
-//! (`metadata`, `custom_attributes`) is never a secret of WorkOS.
+//! because an event repeats its object, for example in `context.previous_attributes`. Fields that the customer named (in `metadata`
+//! and `custom_attributes`) are never secrets of WorkOS.
 //!
-//! Every other byte of the payload stays as received. The scan needs no stack, so it also reads what is nested too deeply to apply.
+//! Every other byte of the payload stays as received. The scan is not recursive, so it also redacts payloads that are nested too
+//! deeply to apply.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -29,7 +30,8 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// Returns the secrets of an event, or of another inbox row. An item that is no event can be anything.
+    /// Returns the secrets of an event, or of another inbox row. An item that is not an event can have any type, so every name is
+    /// treated as secret.
     fn of(event_type: &str) -> Self {
         event_type.split('.').fold(Self::default(), |secrets, word| match word {
             "organization" | "organization_domain" | SNAPSHOT => Self { domains: true, ..secrets },
@@ -256,7 +258,7 @@ mod tests {
         }
     }
 
-    /// All fixtures of events. An independent walk over the parsed values says what has to be null.
+    /// All fixtures of events. An independent walk over the parsed values determines which values must be null.
     #[test]
     fn no_fixture_of_an_event_keeps_a_secret_or_loses_anything_else() {
         let mut with_secrets = 0;

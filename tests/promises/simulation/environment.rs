@@ -42,14 +42,14 @@ pub(super) struct Environment {
     clock: Clock,
     /// All users, including deleted ones.
     pub(super) users: BTreeMap<String, LastState>,
-    /// Organizations, memberships and sessions change, too.
+    /// Whether organizations, memberships and sessions change, too.
     pub(super) has_members: bool,
     pub(super) members: Members,
     /// Every event, oldest first.
     pub(super) events: Vec<Made>,
     /// Open deliveries, and the number of attempts of each one.
     pub(super) deliveries: Vec<(Held, u32)>,
-    /// A webhook endpoint exists.
+    /// Whether a webhook endpoint exists.
     pub(super) receives: bool,
     /// No event reports users that were deleted before this instant.
     pub(super) heard_since: Timestamp,
@@ -59,11 +59,12 @@ pub(super) struct Environment {
     pub(super) faults: ApiFaults,
     /// Number of items on a page.
     page: usize,
-    /// WorkOS no longer has some events that we never read.
+    /// Whether WorkOS has deleted some events that were never read.
     pub(super) forgotten: bool,
-    /// The `Date` header was wrong, so our own clocks were used. They can be ahead of WorkOS's clock by the tolerance of dates.
+    /// Whether the `Date` header was wrong, so that our own clocks were used. They can be ahead of WorkOS's clock by the tolerance
+    /// of dates.
     pub(super) misdated: bool,
-    /// The database belonged to another environment for a while, whose reconcile may have deleted users of this one.
+    /// Whether the database belonged to another environment for a while, whose reconcile may have deleted users of this one.
     pub(super) left: bool,
 }
 
@@ -113,7 +114,7 @@ impl Environment {
         ApiFaults { page_limit: Some(self.page), retention_s, lost_cursors_start_over, ..ApiFaults::default() }
     }
 
-    /// Returns whether the database can lack events for ever, so that only a reconcile repairs the table.
+    /// Returns whether the database can permanently lack events, so that only a reconcile repairs the table.
     pub(super) fn has_gaps(&self) -> bool {
         self.forgotten || self.left
     }

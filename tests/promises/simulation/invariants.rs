@@ -1,4 +1,4 @@
-//! What must hold at any instant.
+//! Invariants that hold at every instant.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,16 +22,16 @@ pub(super) struct Seen {
     /// Numbers of rows of the inbox and of the feed.
     inbox: usize,
     changes: i64,
-    /// At the last look, a walk over the organizations was running, and so many organizations were deleted.
+    /// At the last check: whether a walk over the organizations was running, and the number of deleted organizations.
     is_walking: bool,
     deleted_organizations: usize,
     pub(super) coverage: Coverage,
 }
 
-/// How often the simulation met what it must meet.
+/// How often each required situation has occurred.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Coverage {
-    /// Deliveries that met a full queue.
+    /// Deliveries that found a full queue.
     busy: usize,
     /// Groups with an event that PostgreSQL refused and with one that was applied.
     with_refused: usize,
@@ -40,11 +40,12 @@ pub(super) struct Coverage {
 }
 
 impl Coverage {
-    /// Records what became of deliveries that arrived at the same time.
+    /// Records the outcomes of deliveries that arrived at the same time.
     pub(super) fn add_group(&mut self, group: &[Held], receipts: &[Receipt]) {
         for (held, receipt) in group.iter().zip(receipts) {
             match (receipt.status, &*receipt.text) {
-                // A refused event can be applied too: if a later one of the group has replaced its state before the write.
+                // An event that PostgreSQL would refuse is applied if a later event of the group replaces its state before the
+                // write.
                 (200, "quarantined") => assert!(can_be_quarantined(held), "{}: {receipt:?}", held.event_id),
                 (200 | 401 | 503, _) => {}
                 _ => panic!("{}: {receipt:?}", held.event_id),
@@ -63,7 +64,7 @@ impl Coverage {
         }
     }
 
-    /// Returns whether the simulation has met all of them.
+    /// Returns whether every required situation has occurred.
     pub(super) fn is_complete(self) -> bool {
         self.busy > 0 && self.with_refused > 0 && self.deleted_in_walk > 0
     }
@@ -80,7 +81,7 @@ struct Now {
     live_others: Vec<String>,
     deleted: Vec<String>,
     changes: i64,
-    /// A walk over the organizations is running.
+    /// Whether a walk over the organizations is running.
     is_walking: bool,
     /// Payloads and memberships of deleted users that are not in the list of pending erasures.
     left_behind: Vec<String>,
@@ -206,7 +207,7 @@ impl World<'_> {
         }
         // If no two clocks agree, catch-up starts at the earliest one, and reads events of users deleted long ago.
         here.heard_since = here.heard_since.min(range_start);
-        // Only events created since then are promised, even if catch-up restarts at an earlier instant.
+        // Only events that were created since then are guaranteed, even if catch-up restarts at an earlier instant.
         let read_since = *here.read_since.get_or_insert(range_start);
         let inbox: BTreeSet<&String> = now.inbox.iter().collect();
         let tolerance = if here.misdated { DATE_TOLERANCE_S } else { 0 };
@@ -214,7 +215,7 @@ impl World<'_> {
         for event in &here.events {
             let passed = now.cursor.as_ref().is_some_and(|cursor| event.id <= *cursor);
             let promised = passed || through.is_some_and(|through| event.happened_at <= through);
-            // `session.created` is refused at times.
+            // The simulated WorkOS sometimes refuses the type `session.created`.
             let is_read = event.event_type != "session.created" && types().any(|read| read == event.event_type);
             let read = is_read && event.created_at >= read_since;
             assert!(
@@ -225,8 +226,8 @@ impl World<'_> {
         }
     }
 
-    /// Checks that no process sends requests for a job during a pause that WorkOS requested for it. A process that was killed before
-    /// the end of its step may not have stored the pause.
+    /// Checks that no process sends requests for a job during a pause that WorkOS requested for it. A process that was killed
+    /// before the end of its step may not have stored the pause.
     pub(super) fn pause_is_kept(&mut self, job: JobKind, asked: bool, done: bool) {
         let now = self.clock.now();
         if !asked {

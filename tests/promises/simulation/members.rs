@@ -1,4 +1,4 @@
-//! Organizations, memberships and sessions of a WorkOS environment, what its events said about them, and what must be stored.
+//! Organizations, memberships and sessions of a WorkOS environment, the content of its events about them, and the expected rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ const ROLES: [&str; 3] = ["billing", "support", "admin"];
 const ORGANIZATION_ROLES: [&str; 2] = ["org-owner", "org-guest"];
 const PERMISSIONS: [&str; 3] = ["orders:read", "orders:write", "users:manage"];
 
-/// What the events of an environment said about organizations, memberships and sessions.
+/// The content of the events of an environment about organizations, memberships and sessions.
 #[derive(Default)]
 pub(super) struct Members {
     objects: BTreeMap<(Kind, String), Told>,
@@ -29,7 +29,7 @@ pub(super) struct Members {
     revoked: BTreeMap<String, (String, Timestamp)>,
 }
 
-/// What the events said about an object.
+/// The content of the events about an object.
 struct Told {
     /// The last event that described it.
     last: Value,
@@ -192,7 +192,7 @@ impl World<'_> {
                         assert_eq!(row["synced_deleted"], json!(true), "{id}");
                         assert!(told.deleted_at.is_none() || says_deleted == told.deleted_at, "{id}: {says_deleted:?}");
                     }
-                    // It ended with its organization, and no event said so. A reconcile may have found it.
+                    // The membership ended with its organization, without an event. A reconcile may have deleted it.
                     None if row["synced_deleted"] == true => {}
                     None => assert_eq!(of_workos(row), columns_of(&told.last), "{id}"),
                 }
@@ -205,8 +205,8 @@ impl World<'_> {
         }
     }
 
-    /// Checks that the views contain exactly the memberships that WorkOS has, and of the active ones those whose user and organization
-    /// are known.
+    /// Checks that the views contain exactly the memberships that WorkOS has, and of the active ones those whose user and
+    /// organization are known.
     async fn compare_views_of_members(&self, live: &BTreeMap<String, Value>, since: Timestamp) {
         let not_ended = self.ids("select id from workos.organization_memberships").await;
         let active = self.ids("select id from workos.active_memberships").await;
@@ -224,8 +224,8 @@ impl World<'_> {
         }
     }
 
-    /// Checks that after a backfill, a reconcile and a refresh every organization, membership, role and permission in the tables equals
-    /// the one at WorkOS, also if no event described it.
+    /// Checks that after a backfill, a reconcile and a refresh every organization, membership, role and permission in the tables
+    /// equals the one at WorkOS, also if no event described it.
     pub(super) async fn compare_everything(&self) {
         let here = self.here();
         let organizations = here.workos.organizations().into_iter().map(|mut organization| {

@@ -10,10 +10,10 @@ use sqlx::{Connection, Executor};
 
 use super::environment::Environment;
 use super::replica::{JobKind, POOL};
-use super::world::{ALWAYS, Feeds, PATIENT, World};
+use super::world::{ALWAYS, Feeds, LONG_TIMEOUT, World};
 
 /// The database timeout of a process during a lock or a slow statement.
-const IMPATIENT: Duration = Duration::from_millis(500);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Maximum number of attempts in two minutes, with pauses that double from a second to a minute.
 const ATTEMPTS_IN_AN_OUTAGE: usize = 10;
@@ -24,7 +24,7 @@ const NOT_OURS: &str = "belongs to the WorkOS client ID";
 impl World<'_> {
     /// Changes the faults of the API.
     pub(super) fn change_api_faults(&mut self) {
-        // Reads at the same instant with different faults would have no order.
+        // Two reads at the same instant with different faults could not be ordered.
         self.pass(1);
         let chance = self.random.u8(0..3) * 15;
         let mut faults = ApiFaults { hold_back_ms: self.random.u64(0..12_000), ..self.here().calm() };
@@ -47,14 +47,14 @@ impl World<'_> {
 
     pub(super) async fn mishap(&mut self) {
         match self.random.u8(0..20) {
-            // A lease expires, and its holder does not notice.
+            // A lease expires while its holder still runs.
             0..3 => self.expire_leases().await,
             3..6 => self.cut_connections().await,
             6 => {
                 self.server.pause().unwrap();
                 self.server.resume().unwrap();
             }
-            // A clock becomes wrong, in either direction, or right again.
+            // A clock is set forward, back, or to the correct time.
             7..10 => {
                 let at = self.some_replica();
                 let wrong = [-86_400 * 40, -3_600, 0, 0, 3_600, 86_400 * 40];
@@ -139,7 +139,7 @@ impl World<'_> {
     async fn locks(&mut self) {
         let Some(id) = self.random.choice(&self.here().live_users()).cloned() else { return };
         let at = self.some_replica();
-        self.restart_with(at, IMPATIENT).await;
+        self.restart_with(at, SHORT_TIMEOUT).await;
         let mut session = PgConnection::connect(&self.url).await.unwrap();
         let table = self.random.bool();
         session.execute("begin").await.unwrap();
@@ -158,7 +158,7 @@ impl World<'_> {
         if let Some(news) = news {
             self.taken_in_the_end(at, &news).await;
         }
-        self.restart_with(at, PATIENT).await;
+        self.restart_with(at, LONG_TIMEOUT).await;
     }
 
     /// A process runs statements that need the locked row or table.
@@ -213,7 +213,7 @@ impl World<'_> {
         sqlx::query(history).bind(&id).execute(&self.pool).await.unwrap();
         self.insist("insert into app_slowness values (25)").await;
         let at = self.some_replica();
-        self.restart_with(at, IMPATIENT).await;
+        self.restart_with(at, SHORT_TIMEOUT).await;
         self.here_mut().delete(&id);
         self.here_mut().note_events();
         let (news, _) = self.here_mut().deliveries.pop().unwrap();
@@ -223,7 +223,7 @@ impl World<'_> {
             self.replicas[at].step(JobKind::Housekeeping, ALWAYS).await;
         }
         self.insist("truncate app_slowness").await;
-        self.restart_with(at, PATIENT).await;
+        self.restart_with(at, LONG_TIMEOUT).await;
     }
 
     /// WorkOS fails for two minutes. Both processes run their jobs: a step, a pause, the next step.
@@ -291,7 +291,7 @@ impl World<'_> {
             .await
             .unwrap()
             .into_iter()
-            // A retry applies what is quarantined, whose ever it is.
+            // A retry applies quarantined events of every environment.
             .chain(self.environments[old].users.keys().cloned())
             .collect();
         let at = self.some_replica();
@@ -305,9 +305,9 @@ impl World<'_> {
 
     async fn give_database_to_here(&self) {
         let client_id = self.here().workos.client_id();
-        let operator = Store::new(self.pool.clone(), self.pool.clone(), &client_id, PATIENT);
+        let operator = Store::new(self.pool.clone(), self.pool.clone(), &client_id, LONG_TIMEOUT);
         for _ in 0..20 {
-            // The pool may hold connections that a mishap has closed.
+            // The pool may contain connections that a fault has closed.
             if operator.rebind().await.is_ok() {
                 return;
             }

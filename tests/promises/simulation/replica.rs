@@ -1,4 +1,4 @@
-//! A process of ours, which the simulation steps, kills and restarts.
+//! A process of the service, which the simulation steps, kills and restarts.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -47,7 +47,7 @@ use crate::support::lab::job_context;
 /// Database connections of a process. Its receiver and its jobs share them.
 pub(super) const POOL: u32 = 4;
 
-/// How many events may wait in a process. Deliveries arrive in groups of up to twelve.
+/// Maximum number of events that wait in a process. Deliveries arrive in groups of up to twelve.
 const QUEUES: [usize; 3] = [3, 8, 4_096];
 
 /// An answer to a delivery.
@@ -152,7 +152,7 @@ pub(super) struct Start<'a> {
     pub(super) environment: usize,
     pub(super) now: Timestamp,
     pub(super) seed: u64,
-    /// Webhooks and catch-up both bring events.
+    /// Whether both webhooks and catch-up deliver events.
     pub(super) both_feeds: bool,
     /// The database timeout.
     pub(super) timeout: Duration,
@@ -314,8 +314,8 @@ async fn keep_member(change: &Change, tx: &mut Tx) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Creates the application's handlers. One in Rust writes tables of users and memberships and a log, and sometimes fails before or after its writes.
-/// One in SQL writes a log, and fails as often.
+/// Creates the application's handlers. One in Rust writes tables of users and memberships and a log, and sometimes fails before or
+/// after its writes. One in SQL writes a log, and fails as often.
 fn handlers(context: &JobContext, seed: u64) -> Vec<(FeedLoop, BacklogLoop)> {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let mirror = move |change: Change, mut tx: Tx| {

@@ -94,9 +94,10 @@ impl World<'_> {
             self.look().await;
             // Only these two jobs: the status of a reconcile can still contain an old error.
             let error = [JobKind::CatchUp, JobKind::Backfill].map(|job| self.replicas[0].error(job));
-            let suspect = error.iter().flatten().any(|error| error.contains("suspect"));
-            if suspect {
-                assert!(self.here().has_gaps(), "the API key is the suspect: {error:?}");
+            let causes = ["another environment", "another server"];
+            let is_rejected = |error: &String| causes.iter().any(|cause| error.contains(cause));
+            if error.iter().flatten().any(is_rejected) {
+                assert!(self.here().has_gaps(), "the key check fails: {error:?}");
                 store.accept_deletions().await.unwrap();
             }
             let through = store.catch_up_state().await.unwrap().and_then(|place| place.synced_through);
@@ -170,7 +171,7 @@ impl World<'_> {
                 Ok(Some(OrganizationsReconcileStep::Done(_))) => return,
                 Ok(None) => self.expire_leases().await,
                 Ok(Some(OrganizationsReconcileStep::InProgress { .. })) => {}
-                // Deletions can be inferred for which no event came: only if events were lost, or with an organization.
+                // Reconcile can infer deletions without an event only if events were lost, or if an organization was deleted.
                 Err(JobError::TooMany { .. } | JobError::WrongKey { .. } | JobError::EmptyList { .. })
                     if self.environments.iter().any(|environment| environment.has_gaps()) =>
                 {
@@ -183,7 +184,7 @@ impl World<'_> {
         panic!("reconcile of organizations does not complete");
     }
 
-    /// Reads everything that events ask for, and the roles of the environment on the timer.
+    /// Reads everything that events request, and the roles of the environment on the timer.
     async fn refresh(&mut self) {
         self.insist("update workos.role_lists set read_at = read_at - interval '1 day'").await;
         for _ in 0..400 {

@@ -1,4 +1,4 @@
-//! The world of a simulation: processes, two WorkOS environments and a database. It runs one random step after the other.
+//! The complete state of a simulation: processes, two WorkOS environments and a database. It runs one random step after the other.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,9 +18,9 @@ use super::replica::{JobKind, Replica, Start};
 pub(super) const ALWAYS: usize = usize::MAX;
 
 /// The database timeout, unless a fault needs another one.
-pub(super) const PATIENT: Duration = Duration::from_secs(20);
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The channels that bring events.
+/// The channels that deliver events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Feeds {
     WebhooksOnly,
@@ -92,7 +92,7 @@ impl<'a> World<'a> {
         };
         world.bind().await;
         for _ in 0..2 {
-            let replica = world.replica(PATIENT);
+            let replica = world.replica(LONG_TIMEOUT);
             world.replicas.push(replica);
         }
         world.application().await;
@@ -256,7 +256,7 @@ impl<'a> World<'a> {
             }
             return;
         }
-        // Both run at the same time: one of them has lost its lease without noticing.
+        // Both processes run at the same time, because one of them has lost its lease and does not know it yet.
         self.expire_leases().await;
         let [one, other] = &self.replicas[..] else { panic!("two replicas") };
         let (_, done) = tokio::join!(one.handle(which, ALWAYS), other.handle(which, polls));
@@ -304,7 +304,7 @@ impl<'a> World<'a> {
 
     /// Starts another process in its place, often after its leases have expired.
     pub(super) async fn restart(&mut self, at: usize) {
-        self.restart_with(at, PATIENT).await;
+        self.restart_with(at, LONG_TIMEOUT).await;
         if self.random.bool() {
             self.expire_leases().await;
         }
@@ -363,9 +363,8 @@ impl<'a> World<'a> {
     }
 }
 
-/// Creates the tables of the application (a mirror of users and memberships, and a log), a trigger that refuses some names as data, a
-/// trigger that slows down erasing, and a digest that shows
-/// whether one of our tables has changed.
+/// Creates the tables of the application (a mirror of users and memberships, and a log), a trigger that refuses some names as data,
+/// a trigger that slows down erasing, and a digest that shows whether one of our tables has changed.
 const CLEAN: &str = "
     truncate workos.user_records, workos.organization_records, workos.organization_membership_records,
         workos.revoked_sessions, workos.refreshes, workos.role_lists, workos.role_records,

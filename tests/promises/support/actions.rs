@@ -101,7 +101,7 @@ pub(crate) fn allowed() -> (String, Option<String>) {
     ("Allow".to_owned(), None)
 }
 
-/// Another.
+/// A denial with a message, as `Service::verdict` returns it.
 pub(crate) fn denied(message: &str) -> (String, Option<String>) {
     ("Deny".to_owned(), Some(message.to_owned()))
 }

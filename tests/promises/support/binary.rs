@@ -16,7 +16,7 @@ pub(crate) fn binary() -> Command {
     clean(Command::new(BINARY))
 }
 
-/// Leaves only what finds programs.
+/// Removes every variable except `PATH`.
 pub(crate) fn clean(mut command: Command) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_default();

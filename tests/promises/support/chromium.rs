@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::binary::clean;
 use super::programs::required_program;
 
-/// A busy machine needs most of it.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Timeout of a step. A busy machine needs most of it.
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running Chromium with one tab. Killed when dropped.
 pub(crate) struct Chromium {
@@ -30,7 +30,7 @@ pub(crate) struct Chromium {
 }
 
 impl Chromium {
-    /// Starts it, or says that the test is skipped.
+    /// Starts Chromium, or prints that the test is skipped.
     pub(crate) fn start() -> Option<Self> {
         let program = required_program("chromium", "chromium")?;
         let folder = std::env::temp_dir().join(format!("authkit-sync-chromium-{:016x}", fastrand::u64(..)));
@@ -67,7 +67,7 @@ impl Chromium {
         }
         self.requests.write_all(format!("{request}\0").as_bytes()).unwrap();
         loop {
-            let answer = self.answers.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no answer to {method}"));
+            let answer = self.answers.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no answer to {method}"));
             if answer["id"] == self.last_id {
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
                 return answer["result"].clone();
@@ -111,7 +111,7 @@ impl Chromium {
     pub(crate) fn until(&mut self, what: &str, expression: &str) {
         let began = Instant::now();
         while self.evaluate(expression) != json!(true) {
-            assert!(began.elapsed() < PATIENCE, "never: {what}");
+            assert!(began.elapsed() < TIMEOUT, "never: {what}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -1,5 +1,5 @@
-//! A database for each test: a clone of a migrated template, on a private throwaway server of this test run, or on the one
-//! that `DATABASE_URL` names. No database remains after a run, even if the run fails.
+//! A database for each test: a clone of a migrated template, on a private temporary server of this test run, or on the server that
+//! `DATABASE_URL` names. No database remains after a run, even if the run fails.
 
 use std::io::Write;
 use std::str::FromStr;
@@ -183,7 +183,7 @@ impl TestDatabase {
         }
         let name = format!("{PREFIX}{}_{}", server.run, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut connection = admin(server).await;
-        // Copying files beats the default, which writes every block to the log, for a template this small.
+        // Copying files is faster than the default, which writes every block to the log, because the template is small.
         run(&mut connection, format!("create database {name} {how} strategy file_copy")).await;
         Self { name }
     }

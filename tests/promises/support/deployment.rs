@@ -25,24 +25,24 @@ use super::events::{body, unique, user};
 use super::lab::another_workos;
 use super::service::{SECRET, until};
 
-/// How many webhooks are sent at the same time, and the pause of each sender: 200 webhooks a second.
+/// Number of concurrent senders of webhooks, and the pause of each sender: 200 webhooks per second in total.
 const SENDERS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// How many lookups are sent at the same time, without pauses.
+/// Number of concurrent senders of lookups, without pauses.
 const READERS: usize = 2;
 
-/// How often the proxy asks each process whether it is ready.
+/// Interval at which the proxy requests the readiness of each process.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How many answers prove that a process serves.
+/// Number of answers that prove that a process serves.
 const ANSWERS: usize = 40;
 
 /// A process as the proxy sees it.
 struct Upstream {
     address: SocketAddr,
     is_ready: AtomicBool,
-    /// The operator has taken it out of the proxy.
+    /// Whether the operator has removed the process from the proxy.
     is_removed: AtomicBool,
     in_flight: AtomicUsize,
     answered: AtomicUsize,
@@ -103,7 +103,7 @@ impl Proxy {
         .await
     }
 
-    /// Sends a request without another attempt. Returns what went wrong, unless the answer is 200.
+    /// Sends a request without a retry. Returns an error, unless the answer is 200.
     async fn send(&self, request: impl FnOnce(SocketAddr) -> reqwest::RequestBuilder) -> Result<(), String> {
         let upstream = self.next().ok_or("no process is ready")?;
         let answer = request(upstream.address).send().await;
@@ -118,7 +118,7 @@ impl Proxy {
     }
 }
 
-/// What the load has seen.
+/// The results of the load.
 #[derive(Default)]
 struct Seen {
     acknowledged: Vec<String>,
@@ -216,7 +216,7 @@ impl Deployment {
     pub(crate) async fn add(&mut self, binary: &Path) {
         let port = self.workos.base_url().rsplit(':').next().unwrap().to_owned();
         let client_id = self.workos.client_id();
-        // The timeout is long, so that a busy machine refuses nothing.
+        // The timeout is long, so that a busy machine refuses no request.
         let settings =
             [("WORKOS_CLIENT_ID", client_id.as_str()), ("WORKOS_API_PORT", &port), ("AUTHKIT_SYNC_DB_TIMEOUT", "20s")];
         let mut command = Command::new(binary);

@@ -43,12 +43,12 @@ impl Lab {
         Self { database, pool, workos, clock }
     }
 
-    /// The pool of a process of ours.
+    /// The pool of a process of the service.
     pub(crate) fn service_pool(&self) -> PgPool {
         as_the_run_wants(&self.pool)
     }
 
-    /// The context of a process of ours.
+    /// The context of a process of the service.
     pub(crate) fn context(&self) -> JobContext {
         self.context_of(&self.workos, &self.workos.api_key())
     }
@@ -91,7 +91,7 @@ impl Lab {
         reads
     }
 
-    /// Moves the clock of WorkOS and of the jobs.
+    /// Moves the clock of WorkOS and of the jobs forward.
     pub(crate) fn pass(&self, seconds: i64) {
         self.clock.set(self.clock.now().plus_seconds(seconds));
     }
@@ -140,7 +140,7 @@ impl Lab {
         reconcile(self.context(), mode).await
     }
 
-    /// Deletes all leases, as if their holders had died and the leases had expired.
+    /// Deletes all leases, as if their holders had been killed and the leases had expired.
     pub(crate) async fn free_leases(&self) {
         sqlx::query("delete from workos.leases").execute(&self.pool).await.unwrap();
     }
@@ -188,7 +188,7 @@ pub(crate) async fn reconcile(context: JobContext, mode: Mode) -> Result<Report,
     }
 }
 
-/// Creates the context of a process of ours.
+/// Creates the context of a process of the service.
 pub(crate) fn job_context(
     pool: impl Into<Pool>,
     client_id: &str,

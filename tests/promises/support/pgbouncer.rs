@@ -1,7 +1,7 @@
 //! A real PgBouncer in front of the test server.
 //!
-//! With `AUTHKIT_SYNC_TEST_POOLER=transaction` in the environment, every service, store and command that the tests start reaches its
-//! database through one. The tests themselves look at the database directly.
+//! With `AUTHKIT_SYNC_TEST_POOLER=transaction` in the environment, every service, store and command that the tests start reaches
+//! its database through one. The tests themselves connect to the database directly.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -39,7 +39,7 @@ impl Drop for PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts it in a mode, with more settings. `None` where the program is not installed; CI installs it, and there it must be.
+    /// Starts it in a mode, with more settings. `None` if the program is not installed. In CI it must be installed.
     pub(crate) fn start(server: &PgConnectOptions, mode: &str, more: &str) -> Option<Self> {
         let found = Command::new("pgbouncer").arg("--version").stdout(Stdio::null()).status();
         if found.is_err() {
@@ -134,8 +134,8 @@ pub(crate) fn of_run(server: &PgConnectOptions) -> Option<&'static PgBouncer> {
     SHARED.get_or_init(start).as_ref()
 }
 
-/// Returns a pool that leads to the database of this pool as the run wants it: directly, or through its PgBouncer. A pool that leads
-/// nowhere stays as it is.
+/// Returns a pool for the database of this pool with the route of the run: directly, or through its PgBouncer. A pool without a
+/// reachable server stays as it is.
 pub(crate) fn as_the_run_wants(pool: &PgPool) -> PgPool {
     let direct = pool.connect_options();
     if direct.get_socket().is_some_and(|socket| !socket.exists()) {

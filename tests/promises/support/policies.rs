@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 use super::database::TestDatabase;
 use crate::guides::{blocks, file};
 
-/// An application with the tables and policies of the guide, and the login of PostgREST, which has no privilege of its own.
+/// An application with the tables and policies of the guide, and the login of PostgREST, which has no direct privilege.
 pub(crate) struct PolicyLab {
     pub(crate) database: TestDatabase,
     pub(crate) admin: PgPool,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Returns the path of a program, or says visibly that the test is skipped. In CI a missing program is a failure, because `.ci/run`
+/// Returns the path of a program, or prints that the test is skipped. In CI a missing program is a failure, because `.ci/run`
 /// installs all of them.
 pub(crate) fn required_program(name: &str, package: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -40,7 +40,7 @@ pub(crate) fn store(pool: &PgPool) -> Store {
     Store::new(pool.clone(), pool, CLIENT_ID, Duration::from_secs(20))
 }
 
-/// Waits until the condition holds. Panics with `what` after three minutes. A busy machine needs most of them.
+/// Waits until the condition holds. Panics with `what` after three minutes. A busy machine needs most of that time.
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(180);
     while !condition().await {
