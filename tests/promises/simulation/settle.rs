@@ -289,7 +289,14 @@ const WRONG: &str = "
     ),
     of_object as (
         select *, row_number() over (partition by object_id order by position) as nth, count(*) over (partition by object_id) as many
-        from workos.changes where object_id is not null
+        from workos.changes where kind like 'organization.%' or kind like 'organization_membership.%'
+    ),
+    -- WorkOS can reuse the slug of a deleted role or permission.
+    of_slug as (
+        select *, coalesce(lag(kind) over same_slug, 'deleted') like '%deleted' as is_new
+        from workos.changes
+        where kind like 'role.%' or kind like 'organization_role.%' or kind like 'permission.%'
+        window same_slug as (partition by split_part(kind, '.', 1), object_id order by position)
     )
     select 'not done: ' || due::text from due
     where not exists (select from app_log as done where done.handler = due.handler and done.position = due.position)
@@ -319,4 +326,7 @@ const WRONG: &str = "
     union all
     select 'changed behind its deletion: ' || of_object::text from of_object where kind like '%.deleted' and nth < many
     union all
-    select 'first told as an update: ' || of_object::text from of_object where kind like '%.updated' and nth = 1";
+    select 'first told as an update: ' || of_object::text from of_object where kind like '%.updated' and nth = 1
+    union all
+    select 'created twice, or changed while it does not exist: ' || of_slug::text
+    from of_slug where (kind like '%.created') <> is_new";
