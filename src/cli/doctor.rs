@@ -20,8 +20,8 @@ use subject::Subject;
 
 const ABOUT: &str = "\
 Check the settings, the database, WorkOS, webhooks, the background jobs and the handlers. Each check is ok, a warning or a failure,
-with what was found and what to do. After a failure, data may be incomplete, or an operator must act. The command changes nothing. It sends
-one signed request that is not an event to the webhook endpoint. Use the settings of `serve`.
+with what was found and what to do. After a failure, data may be incomplete, or an operator must act. The command changes nothing.
+It sends one signed request that is not an event to the webhook endpoint. Use the settings of `serve`.
 
 Exit codes: 0 no check failed; 1 a check failed.";
 

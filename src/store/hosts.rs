@@ -154,7 +154,8 @@ impl<'a> Url<'a> {
             Some("read-write") => Ok(Wanted::ReadWrite),
             Some("primary") => Ok(Wanted::Primary),
             Some(_) => Err(HostsError::new(
-                "a URL whose target_session_attrs is read-write, primary or any, because the service must write; set target_session_attrs=read-write",
+                "a URL whose target_session_attrs is read-write, primary or any, because the service must write; \
+                 set target_session_attrs=read-write",
             )),
         }
     }
@@ -195,7 +196,7 @@ impl<'a> Url<'a> {
             return Err(HostsError::new(format!("a URL with at most {MAX_HOSTS} hosts")));
         }
         if count > 1 && hosts.iter().any(|host| host.is_empty()) {
-            return Err(HostsError::new("a URL without an empty host in its list; remove the comma that is too much"));
+            return Err(HostsError::new("a URL without an empty host in its list; remove the extra comma"));
         }
         if ports.len() != 1 && ports.len() != count {
             return Err(HostsError::new("a URL with one port for all hosts, or one port for each host"));

@@ -1,9 +1,11 @@
 //! Finds the host that new connections use, if a database has several hosts, or if its host must be writable.
 //!
 //! The hosts are tried in order, and the first one that is what the URL wants is chosen. It stays chosen until a connection to it fails
-//! or turns out to be read-only. Then it is tried first, and the others in order: an old primary that came back must not be preferred to
-//! the promoted standby because of one lost connection. Each host has its own pool of connections, so a connection to an earlier host is never used again, and
-//! its own answer to whether there is a pooler.
+//! or turns out to be read-only. Then it is tried first, and the others in order: an old primary that came back must not be preferred
+//! to the promoted standby because of one lost connection.
+//!
+//! Each host has its own pool of connections, so a connection to an earlier host is never used again. Whether there is a pooler is
+//! found out for each host.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

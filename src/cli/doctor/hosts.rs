@@ -21,7 +21,7 @@ pub(super) async fn check(store: &Store) -> Check {
         };
     }
     if writable > 1 {
-        let fix = "stop the one that was replaced, at once, and set it up as a standby again: it can still accept writes that are lost later";
+        let fix = "stop the old primary at once, because it can accept writes that will be lost; then set it up as a standby again";
         Check::failure(NAME, format!("{writable} hosts accept writes: {text}"), fix)
     } else if writable == 0 {
         Check::failure(NAME, format!("no host accepts writes: {text}"), "start the primary, or promote a standby")
