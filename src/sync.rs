@@ -17,6 +17,7 @@ pub mod heartbeat;
 pub mod housekeeping;
 pub mod inbox;
 pub mod job;
+mod job_error;
 mod job_status;
 pub(crate) mod key_check;
 mod list_scan;

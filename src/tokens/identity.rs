@@ -23,7 +23,7 @@ pub struct Identity {
     pub organization_id: Option<String>,
     /// Whether an administrator is impersonating the user (claim `act` or `impersonator`).
     pub impersonated: bool,
-    /// Every claim, as a JSON object. It is parsed only if somebody needs it.
+    /// Every claim, as a JSON object. [`Identity::claims`] parses it.
     claims: Arc<RawValue>,
 }
 
@@ -52,7 +52,7 @@ impl Identity {
             + self.claims.get().len()
     }
 
-    /// Reads the claims, also those of your JWT template, into a type of yours or into a [`serde_json::Map`].
+    /// Deserializes the claims, including those of your JWT template, into your own type or a [`serde_json::Map`].
     ///
     /// # Errors
     /// The claims do not fit the type.

@@ -1,7 +1,7 @@
 //! The alerts and the dashboard on a real Prometheus that reads a real service: every query returns data under load, and alerts
 //! fire when their fault is caused. The waiting times of the rules are scaled.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use authkit_sync::dev::workos::ApiFaults;
 use authkit_sync::domain::clock::Clock;
@@ -10,6 +10,7 @@ use authkit_sync::workos::signature::Secret;
 use bytes::Bytes;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor};
+use tempfile::TempDir;
 
 use crate::alerts::{RULES, queries};
 use crate::guides::file;
@@ -59,6 +60,31 @@ async fn served(lab: &Lab, webhook_secret: &Path) -> Served {
     served
 }
 
+/// A service with its simulated WorkOS, and a Prometheus that reads it.
+struct Scene {
+    lab: Lab,
+    served: Served,
+    prometheus: Prometheus,
+    /// The file of the webhook secret.
+    webhook_secret: PathBuf,
+    _folder: TempDir,
+}
+
+impl Scene {
+    /// Returns `None` if Prometheus is not installed.
+    async fn with(rules: &str) -> Option<Self> {
+        if !is_installed() {
+            return None;
+        }
+        let lab = Lab::new().await;
+        let folder = tempfile::tempdir().unwrap();
+        let webhook_secret = folder.path().join("webhook-secret");
+        let served = served(&lab, &webhook_secret).await;
+        let prometheus = Prometheus::start(&[served.ops], rules).await;
+        Some(Self { lab, served, prometheus, webhook_secret, _folder: folder })
+    }
+}
+
 /// Returns the selector of every counter of which a rule reads the increase.
 fn increasing() -> Vec<String> {
     let rules: Vec<String> = file(RULES).lines().map(|line| line.trim().to_owned()).collect();
@@ -70,13 +96,8 @@ fn increasing() -> Vec<String> {
 /// `increase` is 0 for a counter that Prometheus first sees with its first event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_counter_whose_increase_an_alert_reads_exists_before_its_first_event() {
-    if !is_installed() {
-        return;
-    }
-    let lab = Lab::new().await;
-    let folder = tempfile::tempdir().unwrap();
-    let served = served(&lab, &folder.path().join("webhook-secret")).await;
-    let prometheus = Prometheus::start(&[served.ops], &file(RULES)).await;
+    let Some(scene) = Scene::with(&file(RULES)).await else { return };
+    let prometheus = &scene.prometheus;
     let selectors = increasing();
     assert!(selectors.len() >= 5, "{selectors:?}");
     for selector in selectors {
@@ -95,13 +116,8 @@ async fn every_counter_whose_increase_an_alert_reads_exists_before_its_first_eve
 /// No value of PostgreSQL that the service writes is infinite, so it panics when it reads one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_background_job_that_panics_fires_its_alert_is_shown_and_recovers() {
-    if !is_installed() {
-        return;
-    }
-    let lab = Lab::new().await;
-    let folder = tempfile::tempdir().unwrap();
-    let served = served(&lab, &folder.path().join("webhook-secret")).await;
-    let prometheus = Prometheus::start(&[served.ops], &hasty_rules()).await;
+    let Some(scene) = Scene::with(&hasty_rules()).await else { return };
+    let Scene { lab, served, prometheus, .. } = &scene;
     let catch_up = async || {
         let answer = http_client().unwrap().get(format!("http://{}/readyz", served.ops)).send().await.unwrap();
         answer.json::<serde_json::Value>().await.unwrap()["jobs"]["catch_up"].clone()
@@ -140,18 +156,13 @@ async fn load(lab: &Lab, served: &Served) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_query_of_the_dashboard_returns_data_under_load() {
-    if !is_installed() {
-        return;
-    }
-    let lab = Lab::new().await;
-    let folder = tempfile::tempdir().unwrap();
-    let served = served(&lab, &folder.path().join("webhook-secret")).await;
-    let prometheus = Prometheus::start(&[served.ops], &file(RULES)).await;
+    let Some(scene) = Scene::with(&file(RULES)).await else { return };
+    let Scene { lab, served, prometheus, .. } = &scene;
     let queries = queries();
     assert!(queries.len() > 40, "only {} queries were found", queries.len());
     let empty = std::cell::RefCell::new(queries);
     until("every query returns data", async || {
-        load(&lab, &served).await;
+        load(lab, served).await;
         let mut left = Vec::new();
         for (panel, query) in empty.take() {
             if prometheus.query(&query).await.unwrap_or_else(|error| panic!("{panel}: {query}: {error}")).is_empty() {
@@ -167,17 +178,11 @@ async fn every_query_of_the_dashboard_returns_data_under_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_fire_when_their_fault_is_caused() {
-    if !is_installed() {
-        return;
-    }
-    let lab = Lab::new().await;
-    let folder = tempfile::tempdir().unwrap();
-    let webhook_secret = folder.path().join("webhook-secret");
-    let mut served = served(&lab, &webhook_secret).await;
-    let prometheus = Prometheus::start(&[served.ops], &hasty_rules()).await;
+    let Some(mut scene) = Scene::with(&hasty_rules()).await else { return };
+    let Scene { lab, served, prometheus, webhook_secret, .. } = &mut scene;
     let complete = "max(authkit_sync_lag_seconds) == 0";
     until("the service is in sync", async || {
-        load(&lab, &served).await;
+        load(lab, served).await;
         !prometheus.query(complete).await.unwrap().is_empty()
     })
     .await;
@@ -193,7 +198,7 @@ async fn alerts_fire_when_their_fault_is_caused() {
         .execute("create or replace function public.on_user(change jsonb) returns void language sql as 'select 1 / 0'")
         .await
         .unwrap();
-    load(&lab, &served).await;
+    load(lab, served).await;
     prometheus.fires("AuthkitSyncHandlerBehind").await;
     // The same update as after the last attempt, half an hour later.
     lab.pool.execute("update workos.handler_backlog set due_at = null").await.unwrap();
@@ -203,9 +208,9 @@ async fn alerts_fire_when_their_fault_is_caused() {
     assert_eq!(lab.run(&["handlers", "pause", "public.on_user"]).await.0, 0);
     prometheus.fires("AuthkitSyncHandlerPaused").await;
     // A new secret is malformed.
-    std::fs::write(&webhook_secret, "sk_an_api_key").unwrap();
+    std::fs::write(&*webhook_secret, "sk_an_api_key").unwrap();
     prometheus.fires("AuthkitSyncSecretRejected").await;
-    std::fs::write(&webhook_secret, lab.workos.webhook_secret()).unwrap();
+    std::fs::write(&*webhook_secret, lab.workos.webhook_secret()).unwrap();
     // WorkOS sends an event that cannot be applied.
     let _ = lab.workos.emit("user.updated", json!({"id": "user_unusable"}));
     prometheus.fires("AuthkitSyncQuarantine").await;
