@@ -35,8 +35,8 @@ use crate::sync::heartbeat::Heartbeat;
 use crate::sync::job::JobContext;
 use crate::tokens::{Identity, TokenError};
 pub use builder::{
-    ALLOW_SHARED_ISSUER, BACKFILL, BODY_LIMIT, Builder, CATCH_UP, CATCH_UP_INTERVAL, READ_THROUGH, RECONCILE_INTERVAL,
-    RETENTION, SESSION_SIGN_INS, WEBHOOK_PATH, WORKOS_API_HOSTNAME,
+    ALLOW_SHARED_ISSUER, BACKFILL, BODY_LIMIT, Builder, CATCH_UP, CATCH_UP_INTERVAL, MIN_STALENESS, READ_THROUGH,
+    RECONCILE_INTERVAL, RETENTION, SESSION_SIGN_INS, STALENESS, WEBHOOK_PATH, WORKOS_API_HOSTNAME,
 };
 pub use error::{BuildError, RunError, SecretError};
 pub use extract::AuthUser;
@@ -258,6 +258,9 @@ impl AuthKit {
         let mut loops = Supervisor::new(self.context.clone(), stop.clone());
         loops.start(self.state.keys.clone());
         loops.start(self.state.watch.clone());
+        if let Some(standby) = &self.state.mirror.standby {
+            loops.start(standby.clone());
+        }
         let samples = self.state.status.samples().clone();
         loops.start(Heartbeat::new(self.context.clone(), self.state.watch.clone(), samples));
         self.jobs.start(&mut loops, &self.context, &self.handlers);

@@ -17,6 +17,7 @@ mod openapi;
 mod ops;
 mod organizations;
 mod pages;
+mod reads;
 mod rejected_secrets;
 mod request_log;
 mod roles;
@@ -135,7 +136,7 @@ fn mirror(state: &Arc<HttpState>) -> OpenApiRouter<Arc<HttpState>> {
         .routes(readable(routes!(users::list)))
         .routes(readable(routes!(users::by_id)))
         .routes(readable(routes!(users::by_external_id)))
-        .layer(middleware::map_response_with_state(state.clone(), auth::synced_through));
+        .layer(middleware::from_fn_with_state(state.clone(), reads::with_synced_through));
     let memberships =
         OpenApiRouter::new().routes(readable(routes!(memberships::list))).routes(readable(routes!(memberships::by_id)));
     let organizations = OpenApiRouter::new()

@@ -40,6 +40,7 @@ pub mod scans;
 pub(crate) mod sessions;
 pub mod sign_ins;
 pub mod sizes;
+pub mod standby;
 mod transaction;
 mod unfit;
 pub mod users;
@@ -53,6 +54,7 @@ pub use failure::DatabaseFailure;
 use failure_log::FailureLog;
 use fitness::{ClientVerifier, Fitness};
 pub use pool::Pool;
+use standby::LastShown;
 pub use transaction::Work;
 pub use unfit::Unfit;
 
@@ -78,6 +80,8 @@ pub struct Store {
     verifier: Option<Arc<dyn ClientVerifier>>,
     /// The log of failures in a service. `None` in a command, which reports its failure itself.
     failure_log: Option<Arc<FailureLog>>,
+    /// What a standby must have replayed before it is read. `None` for the primary.
+    required: Option<LastShown>,
 }
 
 impl Store {
@@ -96,6 +100,7 @@ impl Store {
             fitness: Arc::default(),
             verifier: None,
             failure_log: None,
+            required: None,
         }
     }
 

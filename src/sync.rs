@@ -21,6 +21,7 @@ mod job_error;
 mod job_status;
 pub(crate) mod key_check;
 mod list_scan;
+pub(crate) mod mirror;
 pub mod progress;
 pub mod read_through;
 pub mod reconcile;
@@ -31,6 +32,7 @@ mod role_lists;
 mod rows;
 pub mod runner;
 mod scan_page;
+pub mod standby;
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,7 @@
 //! Builds an [`AuthKit`] from its settings.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +16,15 @@ use crate::domain::kinds::Kinds;
 use crate::http::{BodyBudget, Drain, HttpState, Limits, RejectedSecrets, StatusPage};
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Pool, Store};
 use crate::sync::feed::Feed;
 use crate::sync::group_commit::GroupCommit;
 use crate::sync::health::Expected;
 use crate::sync::job::JobContext;
+use crate::sync::mirror::Mirror;
 use crate::sync::progress::SyncProgress;
 use crate::sync::read_through::ReadThrough;
+use crate::sync::standby::Standby;
 use crate::tokens::{HttpKeySource, KeyCache, KeySource, TokenPolicy, TokenVerifier};
 use crate::workos::api::{Api, ApiKey};
 
@@ -47,7 +50,7 @@ impl Builder {
         let migrate = self.migrate.then(|| self.receipts.clone());
         let metrics = Arc::new(Metrics::default());
         keys.measure(&metrics, self.api_key.is_none());
-        let webhook_pool = self.receipts.measured("webhooks", &metrics);
+        let webhook_pool = self.receipts.measured("webhooks", &metrics).measuring_hosts(&metrics);
         let lookup_pool = self.lookups.measured("lookups", &metrics);
         let store = Store::new(webhook_pool, lookup_pool, &self.client_id, self.database_timeout)
             .verifying_client(Arc::new(PublishedKeys(keys.clone())))
@@ -72,6 +75,8 @@ impl Builder {
         let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed()).syncing(kinds);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;
+        let standby = self.standby.map(|standby| watched(standby, &context, &watch));
+        let mirror = Arc::new(Mirror::new(store.clone(), standby, watch.clone(), metrics.clone()));
         let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
             migrate,
@@ -91,6 +96,7 @@ impl Builder {
                 status: StatusPage::new(context.clone(), expected(&jobs, kinds), Arc::default()),
                 catches_up: jobs.catch_up,
                 feed: Feed::new(store.clone()),
+                mirror,
                 closing: CancellationToken::new(),
                 drain: Drain::new(self.drain_delay),
                 store,
@@ -132,6 +138,12 @@ impl Builder {
         let source = source.map_err(|error| BuildError(error.to_string()))?;
         Ok(KeyCache::new(source, self.clock.clone()))
     }
+}
+
+/// Returns the standby, given as its pool and the bound on the age of its data.
+fn watched((pool, staleness): (Pool, Duration), context: &JobContext, watch: &SyncProgress) -> Arc<Standby> {
+    let pool = pool.measured("standby", &context.metrics);
+    Arc::new(Standby::new(context.store.clone(), &pool, staleness, watch.clone(), context.metrics.clone()))
 }
 
 /// Returns a random number. It identifies this process.

@@ -12,6 +12,7 @@ use crate::domain::kinds::Kinds;
 use crate::http::{CONNECTIONS, DRAIN_DELAY, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
 use crate::sync::handlers::TIMEOUT;
+pub use crate::sync::standby::{MIN_STALENESS, STALENESS};
 use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::{self, Secret};
@@ -63,6 +64,8 @@ pub struct Builder {
     pub(super) lookups: Pool,
     pub(super) background: Pool,
     pub(super) handlers: Pool,
+    /// The standby, and the bound on the age of what is read from it.
+    pub(super) standby: Option<(Pool, Duration)>,
     pub(super) handler_timeout: Duration,
     pub(super) client_id: String,
     pub(super) database_timeout: Duration,
@@ -110,6 +113,7 @@ impl Builder {
             lookups: pool.clone(),
             background: pool.clone(),
             handlers: pool,
+            standby: None,
             handler_timeout: TIMEOUT,
             client_id,
             database_timeout: store::TIMEOUT,
@@ -161,6 +165,17 @@ impl Builder {
     /// Sets a separate pool for background jobs, so that a backfill does not block webhooks or lookups.
     pub fn background_pool(mut self, pool: impl Into<Pool>) -> Self {
         self.background = pool.into();
+        self
+    }
+
+    /// Sends the reads of WorkOS's API (`/user_management`, `/organizations` and `/authorization`) to a streaming standby of the
+    /// database. What it answers is at most as old as `staleness`, which is at least [`MIN_STALENESS`]. Beyond that, or if the
+    /// standby fails, the primary answers. Lookups by token and the change feed always use the primary.
+    pub fn standby(mut self, pool: impl Into<Pool>, staleness: Duration) -> Self {
+        if staleness < MIN_STALENESS {
+            self.mistakes.push(format!("the staleness of a standby must be at least {} s", MIN_STALENESS.as_secs()));
+        }
+        self.standby = Some((pool.into(), staleness));
         self
     }
 

@@ -110,16 +110,28 @@ impl AuthKit {
     /// [`SecretError::Invalid`]: it is another database, or the role lacks privileges. [`SecretError::NotAccepted`]: the server
     /// refused the login or was not reached.
     pub async fn set_database_login(&self, login: impl Into<Hosts>) -> Result<(), SecretError> {
-        let timeout = self.state.store.timeout();
-        login::replace(&self.stores(), &login.into(), timeout).await.map_err(|error| match error {
-            LoginError::OtherDatabase { .. } | LoginError::Privileges { .. } => SecretError::Invalid(error.to_string()),
-            LoginError::Refused { .. } => SecretError::NotAccepted(error.to_string()),
-        })
+        replace_login(&self.stores(), &login.into()).await
+    }
+
+    /// Replaces the role and the password of the connections to the standby, as [`AuthKit::set_database_login`] does.
+    ///
+    /// # Errors
+    /// As [`AuthKit::set_database_login`], or [`SecretError::Invalid`] if there was no standby when this was built.
+    pub async fn set_standby_login(&self, login: impl Into<Hosts>) -> Result<(), SecretError> {
+        let standby = self.state.mirror.standby.as_ref().ok_or_else(|| not_enabled("the standby"))?;
+        replace_login(&[&standby.reads], &login.into()).await
     }
 
     /// Discards a login that [`AuthKit::set_database_login`] did not accept.
     pub(crate) fn withdraw_database_login(&self) {
         login::withdraw(&self.stores());
+    }
+
+    /// Discards a login that [`AuthKit::set_standby_login`] did not accept.
+    pub(crate) fn withdraw_standby_login(&self) {
+        if let Some(standby) = &self.state.mirror.standby {
+            login::withdraw(&[&standby.reads]);
+        }
     }
 
     /// Records that a setting has a new secret, or why its new secret cannot be used.
@@ -140,6 +152,15 @@ impl AuthKit {
     fn endpoint_secret(&self) -> Option<Arc<Secret>> {
         Some(self.state.actions.as_ref()?.actions.endpoint.as_ref()?.secret())
     }
+}
+
+async fn replace_login(stores: &[&Store], login: &Hosts) -> Result<(), SecretError> {
+    // The stores of one server have the same timeout.
+    let timeout = stores.first().map(|store| store.timeout()).unwrap_or_default();
+    login::replace(stores, login, timeout).await.map_err(|error| match error {
+        LoginError::OtherDatabase { .. } | LoginError::Privileges { .. } => SecretError::Invalid(error.to_string()),
+        LoginError::Refused { .. } => SecretError::NotAccepted(error.to_string()),
+    })
 }
 
 fn not_enabled(what: &str) -> SecretError {

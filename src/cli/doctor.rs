@@ -5,6 +5,7 @@
 mod database;
 mod hosts;
 mod settings;
+mod standby;
 mod subject;
 mod webhooks;
 mod workos;
@@ -69,6 +70,7 @@ pub(super) async fn diagnose(source: &Source, replicas: i64) -> (Vec<Check>, Opt
     // A role that lacks privileges, or a standby, can still be read.
     let is_readable = database.iter().any(|check| check.name == "database_schema" && check.is_usable());
     checks.extend(database);
+    checks.extend(standby::check(&subject).await);
     checks.push(workos::clocks(subject.keys.as_ref(), ahead));
     checks.extend(workos);
     checks.extend(webhooks::checks(&subject).await);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::settings::DATABASE_URL;
+use super::settings::{DATABASE_URL, READ_DATABASE_URL};
 use super::{AnySetting, Description, SETTINGS, Source, serve};
 use crate::authkit::{AuthKit, SecretError};
 
@@ -168,6 +168,8 @@ impl Rotation {
             self.authkit.note_secret(name, None);
             if name == DATABASE_URL.description().name {
                 self.authkit.withdraw_database_login();
+            } else if name == READ_DATABASE_URL.description().name {
+                self.authkit.withdraw_standby_login();
             }
         }
     }

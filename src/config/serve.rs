@@ -2,13 +2,13 @@
 
 use super::settings::{
     ACTION_RULES, ACTION_SECRETS, ACTION_URL, ACTION_URL_FAILURE, ACTION_URL_PRIVATE, ACTION_URL_SECRET,
-    ACTION_URL_TIMEOUT, API_KEYS, BACKFILL, CATCH_UP, DB_POOL, READ_THROUGH, RECONCILE_INTERVAL, SETTINGS,
-    WEBHOOK_PATH, WEBHOOK_SECRETS, WORKOS_API_KEY,
+    ACTION_URL_TIMEOUT, API_KEYS, BACKFILL, CATCH_UP, DB_POOL, READ_DATABASE_URL, READ_STALENESS, READ_THROUGH,
+    RECONCILE_INTERVAL, SETTINGS, WEBHOOK_PATH, WEBHOOK_SECRETS, WORKOS_API_KEY,
 };
 use super::{AnySetting, Problems, Source, database, environment};
 use crate::action_endpoint::{ActionEndpoint, EndpointError};
 use crate::authkit::{ACTION_PATH, AuthKit, Builder};
-use crate::store::pool::Pools;
+use crate::store::pool::{Pool, Pools};
 use crate::workos::signature::Secret;
 
 /// Returns the problems that the checks of single settings cannot find. It skips a malformed setting, which its own check reports.
@@ -120,11 +120,17 @@ pub(crate) fn allows_every_action(source: &Source) -> bool {
 pub(crate) fn builder(source: &Source) -> Result<Builder, Problems> {
     let (database, environment) = (database(source)?, environment(source)?);
     let pools = Pools::connect(database.hosts, source.get(&DB_POOL)?, database.timeout);
+    let size = pools.lookups.connections().options().get_max_connections();
     let mut builder = AuthKit::builder(pools.webhooks, environment.client_id)
         .lookup_pool(pools.lookups)
         .background_pool(pools.background)
         .handler_pool(pools.handlers)
         .api_base(environment.api_base);
+    if let Some(hosts) = source.find(&READ_DATABASE_URL) {
+        // The other half of the time remains for the primary.
+        let pool = Pool::connect(hosts, size, database.timeout / 2);
+        builder = builder.standby(pool, source.get(&READ_STALENESS)?);
+    }
     if let Some(endpoint) = action_endpoint(source) {
         builder = builder.action_endpoint(endpoint);
     }

@@ -33,6 +33,23 @@ pub(crate) static DATABASE_URL: Setting<Hosts> = Setting::new(
 .replaced_by(|authkit, login| authkit.set_database_login(login).boxed())
 .required_by(&["serve", "migrate", "backfill", "reconcile", "rebind", "events", "user", "handlers"]);
 
+pub(crate) static READ_DATABASE_URL: Setting<Hosts> = Setting::new(
+    "AUTHKIT_SYNC_READ_DATABASE_URL",
+    value::read_database_url,
+    "Address of a streaming standby that answers /user_management, /organizations and /authorization. Several hosts: ?target_session_attrs=standby",
+)
+.secret()
+.example("postgres://authkit_sync:change-me@standby:5432/authkit_sync")
+.replaced_by(|authkit, login| authkit.set_standby_login(login).boxed());
+
+pub(crate) static READ_STALENESS: Setting<Duration> = Setting::new(
+    "AUTHKIT_SYNC_READ_STALENESS",
+    value::staleness,
+    "Greatest age of an answer of the standby. Beyond that, the primary answers",
+)
+.limit(|| format!("At least {}", value::duration_text(authkit::MIN_STALENESS)))
+.default_from(|| value::duration_text(authkit::STALENESS));
+
 pub(crate) static CLIENT_ID: Setting<String> = Setting::new(
     "WORKOS_CLIENT_ID",
     value::client_id,
@@ -317,6 +334,8 @@ pub(crate) static PORT: Setting<u16> = Setting::new(
 /// Every setting, in the order of `--help` and the guide.
 pub static SETTINGS: &[&dyn AnySetting] = &[
     &DATABASE_URL,
+    &READ_DATABASE_URL,
+    &READ_STALENESS,
     &CLIENT_ID,
     &WORKOS_API_KEY,
     &WEBHOOK_SECRETS,

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::action_endpoint::OnFailure;
 use crate::actions::DEADLINE;
-use crate::authkit::KEY_LENGTH;
+use crate::authkit::{KEY_LENGTH, MIN_STALENESS};
 use crate::domain::action_rules::{RuleError, Rules};
 use crate::domain::kinds::Kinds;
-use crate::store::hosts::Hosts;
+use crate::store::hosts::{Hosts, Wanted};
 use crate::store::pool::MIN_CONNECTIONS;
 use crate::workos::api::ApiKey;
 use crate::workos::signature::Secret;
@@ -22,7 +22,20 @@ pub(super) fn text(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
+/// Parses the address of the database, which must be writable.
 pub(super) fn database_url(text: &str) -> Parsed<Hosts> {
+    match read_database_url(text)? {
+        hosts if hosts.wanted() == Wanted::Standby => {
+            Err("a URL whose target_session_attrs is read-write, primary or any, because the service must write; \
+             set target_session_attrs=read-write"
+                .into())
+        }
+        hosts => Ok(hosts),
+    }
+}
+
+/// Parses the address of a database that can be read.
+pub(super) fn read_database_url(text: &str) -> Parsed<Hosts> {
     let hosts = Hosts::from_str(text).map_err(|error| error.0)?;
     // A pooler may refuse the driver's setting for the text of floating-point numbers, which no statement of ours reads.
     Ok(hosts.map(|options| options.application_name("authkit-sync").extra_float_digits(None)))
@@ -110,6 +123,14 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         .ok()
         .filter(|duration| range.contains(duration))
         .ok_or("a duration with a unit, like 300ms, 180s or 5m, from 1ms to 1day".into())
+}
+
+/// Parses the greatest age of an answer of the standby.
+pub(super) fn staleness(text: &str) -> Parsed<Duration> {
+    let long = duration(text).ok().filter(|staleness| *staleness >= MIN_STALENESS);
+    long.ok_or_else(|| {
+        format!("a duration with a unit, like 5s or 1m, of at least {}", duration_text(MIN_STALENESS)).into()
+    })
 }
 
 /// Parses the timeout of the decision endpoint.

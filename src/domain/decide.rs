@@ -51,6 +51,12 @@ impl<T> Stored<T> {
         if let Self::Live { object, .. } = self { Some(*object) } else { None }
     }
 
+    /// Returns the live object or tombstone, unless there is neither.
+    #[must_use]
+    pub fn present(self) -> Option<Self> {
+        if let Self::Absent = self { None } else { Some(self) }
+    }
+
     /// Converts the live object.
     #[must_use]
     pub fn map<U>(self, into: impl FnOnce(T) -> U) -> Stored<U> {

@@ -49,7 +49,8 @@ use crate::tokens::Identity;
 pub(super) async fn user(State(state): State<Arc<HttpState>>, request: Request) -> Response {
     let headers = request.headers();
     let answer = async { Ok(conditional::json(headers, &state.lookups.auth_user(bearer(headers)?).await?)) };
-    with_synced_through(&state, answer.await.unwrap_or_else(Rejection::into_response))
+    let response = answer.await.unwrap_or_else(Rejection::into_response);
+    with_synced_through(state.watch.progress().synced_through, response)
 }
 
 /// Get the claims of the access token. The database is not used.
@@ -105,16 +106,13 @@ pub(super) async fn session(State(state): State<Arc<HttpState>>, request: Reques
         let synced_through = state.watch.progress().synced_through;
         Ok(conditional::json(headers, &SessionAnswer::of(session, state.lookups.checks_memberships(), synced_through)))
     };
-    with_synced_through(&state, answer.await.unwrap_or_else(Rejection::into_response))
+    let response = answer.await.unwrap_or_else(Rejection::into_response);
+    with_synced_through(state.watch.progress().synced_through, response)
 }
 
 /// Adds the time up to which the users table is complete.
-pub(super) async fn synced_through(State(state): State<Arc<HttpState>>, response: Response) -> Response {
-    with_synced_through(&state, response)
-}
-
-fn with_synced_through(state: &HttpState, mut response: Response) -> Response {
-    let synced_through = state.watch.progress().synced_through.map(|at| at.to_string());
+pub(super) fn with_synced_through(synced_through: Option<Timestamp>, mut response: Response) -> Response {
+    let synced_through = synced_through.map(|at| at.to_string());
     if let Some(value) = synced_through.and_then(|at| HeaderValue::from_str(&at).ok()) {
         response.headers_mut().insert(SYNCED_THROUGH, value);
     }

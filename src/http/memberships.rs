@@ -10,7 +10,7 @@ use axum::response::Response;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::pages::{self, Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
+use super::pages::{Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
 use super::shapes::{MembershipShape, NotModified};
 use super::state::HttpState;
 use super::workos_error::{KindOneRefused, MembershipsRefused, WorkosRejection};
@@ -18,6 +18,7 @@ use super::workos_routes::{NamedPath, SyncedKind, named};
 use crate::domain::membership::{self, ListedMembership};
 use crate::lookup::LookupError;
 use crate::store::memberships::{MembershipFilter, MembershipsOf};
+use crate::sync::mirror::Reads;
 
 const KIND: SyncedKind = SyncedKind::Memberships;
 
@@ -36,11 +37,14 @@ const MAX_USER_READS: usize = 10;
 )]
 pub(super) async fn by_id(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     id: NamedPath,
 ) -> Result<Json<ListedMembership>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let id = named(KIND.object(), id)?;
-    let Some(mut membership) = state.store.listed_membership(&id).await? else {
+    let membership_id = &*id;
+    let found = reads.one(|store| async move { store.listed_membership(membership_id).await }).await?;
+    let Some(mut membership) = found else {
         return Err(KIND.missing(&state, &id).await);
     };
     add_missing_users(&state, std::iter::once(&mut membership)).await?;
@@ -76,6 +80,7 @@ pub(super) async fn by_id(
 )]
 pub(super) async fn list(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     KIND.require_enabled(&state)?;
@@ -93,9 +98,9 @@ pub(super) async fn list(
     if statuses.is_empty() {
         statuses.push(membership::ACTIVE.to_owned());
     }
-    let position = pages::position(&state).await?;
     let filter = MembershipFilter { of, statuses: &statuses };
-    let mut page = state.store.memberships_page(&filter, &asked.page()).await?;
+    let (filter, page) = (&filter, asked.page());
+    let (mut page, position) = reads.list(|store| async move { store.memberships_page(filter, &page).await }).await?;
     add_missing_users(&state, page.items.iter_mut()).await?;
     Ok(asked.answer(page, position))
 }

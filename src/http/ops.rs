@@ -69,6 +69,7 @@ pub(super) async fn readyz_with_detail(State(state): State<Arc<HttpState>>) -> R
         "organizations": state.kinds.organizations.then_some(progress.organizations),
         "memberships": state.kinds.memberships.then_some(progress.memberships),
         "quarantined": progress.quarantined,
+        "standby": state.mirror.standby.as_ref().map(|standby| standby.state()),
         "jobs": state.jobs.current(),
         "signing_keys": state.keys.status(),
         "rejected_secrets": state.rejected_secrets.current(),

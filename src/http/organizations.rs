@@ -7,14 +7,14 @@ use axum::extract::State;
 use axum::response::Response;
 use utoipa::ToSchema;
 
-use super::pages::{self, Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
+use super::pages::{Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
 use super::shapes::{NotModified, OrganizationShape};
 use super::state::HttpState;
 use super::workos_error::{KindListRefused, KindOneRefused, WorkosRejection};
 use super::workos_routes::{NamedPath, SyncedKind, named};
-use crate::domain::decide::Stored;
 use crate::domain::organization::Organization;
 use crate::store::organizations::OrganizationFilter;
+use crate::sync::mirror::Reads;
 
 const KIND: SyncedKind = SyncedKind::Organizations;
 
@@ -34,14 +34,15 @@ const KIND: SyncedKind = SyncedKind::Organizations;
 )]
 pub(super) async fn by_id(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     id: NamedPath,
 ) -> Result<Json<Organization>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let id = named(KIND.object(), id)?;
-    match state.store.organization(&id).await? {
-        Stored::Live { object, .. } => Ok(Json(*object)),
-        Stored::Tombstone { .. } => Err(WorkosRejection::not_found(KIND.object(), &id)),
-        Stored::Absent => Err(KIND.missing(&state, &id).await),
+    let organization_id = &*id;
+    match reads.one(|store| async move { Ok(store.organization(organization_id).await?.present()) }).await? {
+        Some(stored) => stored.into_live().map(Json).ok_or_else(|| WorkosRejection::not_found(KIND.object(), &id)),
+        None => Err(KIND.missing(&state, &id).await),
     }
 }
 
@@ -61,11 +62,13 @@ pub(super) async fn by_id(
 )]
 pub(super) async fn by_external_id(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     external_id: NamedPath,
 ) -> Result<Json<Organization>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let external_id = named(KIND.object(), external_id)?;
-    match state.store.organization_by_external_id(&external_id).await? {
+    let id = &*external_id;
+    match reads.one(|store| async move { store.organization_by_external_id(id).await }).await? {
         Some(organization) => Ok(Json(organization)),
         None => Err(KIND.missing(&state, &external_id).await),
     }
@@ -100,17 +103,18 @@ pub(super) async fn by_external_id(
 )]
 pub(super) async fn list(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let asked = ListQuery::read(parameters, &Filters { single: &["search"], several: &["domains"] })?;
     KIND.require_complete(&state).await?;
-    let position = pages::position(&state).await?;
     let filter = OrganizationFilter {
         domains: asked.several("domains").filter(|domains| !domains.is_empty()),
         search: asked.single("search").filter(|text| !text.is_empty()),
     };
-    let page = state.store.organizations_page(&filter, &asked.page()).await?;
+    let (filter, page) = (&filter, asked.page());
+    let (page, position) = reads.list(|store| async move { store.organizations_page(filter, &page).await }).await?;
     Ok(asked.answer(page, position))
 }
 

@@ -10,8 +10,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::headers::POSITION;
-use super::state::HttpState;
 use super::workos_error::WorkosRejection;
+use crate::domain::change::Position;
 use crate::store::pages::{Order, Page, PageOf};
 
 /// The query of a request, as axum extracts it.
@@ -100,20 +100,20 @@ impl ListQuery {
     }
 
     /// Returns the answer: the page, its cursors, and the position of the change feed.
-    pub(super) fn answer<T: Serialize>(&self, page: Page<T>, position: String) -> Response {
+    pub(super) fn answer<T: Serialize>(&self, page: Page<T>, position: Position) -> Response {
         let Page { items, mut before, mut after } = page;
         if self.swapped {
             std::mem::swap(&mut before, &mut after);
         }
         let list = List { object: "list", data: &items, list_metadata: Some(Metadata { before, after }) };
-        ([(POSITION, position)], Json(list)).into_response()
+        ([(POSITION, position.to_string())], Json(list)).into_response()
     }
 }
 
 /// Returns the answer of a list without pages.
-pub(super) fn whole<T: Serialize>(items: &[T], position: String) -> Response {
+pub(super) fn whole<T: Serialize>(items: &[T], position: Position) -> Response {
     let list = List { object: "list", data: items, list_metadata: None };
-    ([(POSITION, position)], Json(list)).into_response()
+    ([(POSITION, position.to_string())], Json(list)).into_response()
 }
 
 /// Rejects all parameters, for a list that has none.
@@ -134,11 +134,6 @@ struct List<'a, T> {
 struct Metadata {
     before: Option<String>,
     after: Option<String>,
-}
-
-/// Returns the position of the change feed. It must be read before the list, so that the list contains every change up to it.
-pub(super) async fn position(state: &HttpState) -> Result<String, WorkosRejection> {
-    Ok(state.feed.now().await?.to_string())
 }
 
 /// The type of a list, in WorkOS's format.

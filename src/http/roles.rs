@@ -14,6 +14,7 @@ use super::state::HttpState;
 use super::workos_error::{KindListRefused, KindOneRefused, OrganizationRolesRefused, WorkosRejection};
 use super::workos_routes::{NamedPath, SyncedKind, named};
 use crate::domain::role::{Permission, Role};
+use crate::sync::mirror::Reads;
 
 const KIND: SyncedKind = SyncedKind::Roles;
 
@@ -37,12 +38,12 @@ const KIND: SyncedKind = SyncedKind::Roles;
 )]
 pub(super) async fn list(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     KIND.require_enabled(&state)?;
     pages::no_parameters(parameters)?;
-    let position = pages::position(&state).await?;
-    let roles = state.store.environment_roles().await?;
+    let (roles, position) = reads.list(|store| async move { store.environment_roles().await }).await?;
     if roles.is_empty() {
         require_read(&state).await?;
     }
@@ -61,11 +62,13 @@ pub(super) async fn list(
 )]
 pub(super) async fn by_slug(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     slug: NamedPath,
 ) -> Result<Json<Role>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let slug = named(KIND.object(), slug)?;
-    match state.store.environment_role(&slug).await? {
+    let role = &*slug;
+    match reads.one(|store| async move { store.environment_role(role).await }).await? {
         Some(role) => Ok(Json(role)),
         None => Err(missing(&state, KIND, &slug).await),
     }
@@ -92,15 +95,16 @@ pub(super) async fn by_slug(
 )]
 pub(super) async fn of_organization(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     organization_id: NamedPath,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     KIND.require_enabled(&state)?;
     pages::no_parameters(parameters)?;
     let organization_id = named(SyncedKind::Organizations.object(), organization_id)?;
-    let position = pages::position(&state).await?;
     require_organization(&state, &organization_id).await?;
-    let roles = state.store.roles_in_organization(&organization_id).await?;
+    let id = &*organization_id;
+    let (roles, position) = reads.list(|store| async move { store.roles_in_organization(id).await }).await?;
     if roles.is_empty() {
         require_read(&state).await?;
     }
@@ -128,10 +132,11 @@ pub(super) async fn of_organization(
 )]
 pub(super) async fn of_organization_at_older_path(
     state: State<Arc<HttpState>>,
+    reads: Reads,
     organization_id: NamedPath,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
-    of_organization(state, organization_id, parameters).await
+    of_organization(state, reads, organization_id, parameters).await
 }
 
 /// Get a role of an organization by its slug: its own, else the one of the environment.
@@ -149,13 +154,15 @@ pub(super) async fn of_organization_at_older_path(
 )]
 pub(super) async fn of_organization_by_slug(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<Role>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let path = path.ok().map(|Path(path)| path).filter(|(id, slug)| !id.contains('\0') && !slug.contains('\0'));
     let (organization_id, slug) = path.ok_or_else(|| WorkosRejection::not_found(KIND.object(), "?"))?;
     require_organization(&state, &organization_id).await?;
-    match state.store.role_in_organization(&organization_id, &slug).await? {
+    let (id, role) = (&*organization_id, &*slug);
+    match reads.one(|store| async move { store.role_in_organization(id, role).await }).await? {
         Some(role) => Ok(Json(role)),
         None => Err(missing(&state, KIND, &slug).await),
     }
@@ -187,12 +194,13 @@ pub(super) async fn of_organization_by_slug(
 )]
 pub(super) async fn permissions(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let asked = ListQuery::read(parameters, &Filters { single: &[], several: &[] })?;
-    let position = pages::position(&state).await?;
-    let page = state.store.permissions_page(&asked.page()).await?;
+    let page = asked.page();
+    let (page, position) = reads.list(|store| async move { store.permissions_page(&page).await }).await?;
     if page.items.is_empty() {
         require_read(&state).await?;
     }
@@ -211,11 +219,13 @@ pub(super) async fn permissions(
 )]
 pub(super) async fn permission_by_slug(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     slug: NamedPath,
 ) -> Result<Json<Permission>, WorkosRejection> {
     KIND.require_enabled(&state)?;
     let slug = named(SyncedKind::Permissions.object(), slug)?;
-    match state.store.permission(&slug).await? {
+    let permission = &*slug;
+    match reads.one(|store| async move { store.permission(permission).await }).await? {
         Some(permission) => Ok(Json(permission)),
         None => Err(missing(&state, SyncedKind::Permissions, &slug).await),
     }

@@ -22,6 +22,7 @@ use crate::store::Store;
 use crate::sync::feed::Feed;
 use crate::sync::group_commit::GroupCommit;
 use crate::sync::job::JobStatuses;
+use crate::sync::mirror::Mirror;
 use crate::sync::progress::SyncProgress;
 use crate::tokens::KeyCache;
 use crate::workos::signature::Secret;
@@ -31,6 +32,8 @@ use crate::workos::signature::Secret;
 pub(crate) struct HttpState {
     /// Answers reads.
     pub(crate) store: Store,
+    /// Answers the routes of WorkOS's API.
+    pub(crate) mirror: Arc<Mirror>,
     /// Applies webhooks.
     pub(crate) webhooks: GroupCommit,
     /// Looks users up by token or ID.

@@ -97,6 +97,7 @@ async fn view(state: &HttpState) -> View {
     found.retain(|check| check.state != Verdicted::Ok);
     found.sort_by_key(|check| std::cmp::Reverse(check.state));
     View {
+        standby: state.mirror.standby.as_ref().map(|standby| standby.state()),
         now,
         holder: status.context.holder.clone(),
         host: api.host().to_owned(),

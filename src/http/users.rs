@@ -10,13 +10,14 @@ use axum::extract::State;
 use axum::response::Response;
 use utoipa::ToSchema;
 
-use super::pages::{self, Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
+use super::pages::{Cursors, Direction, Filters, ListObject, ListQuery, Parameters};
 use super::shapes::{NotModified, UserShape};
 use super::state::HttpState;
 use super::workos_error::{ListRefused, OneRefused, WorkosRejection};
 use super::workos_routes::{NamedPath, named};
 use crate::domain::user::User;
 use crate::lookup::LookupError;
+use crate::sync::mirror::Reads;
 
 /// Get a user by ID. If read-through is enabled, a missing user is requested from WorkOS.
 #[utoipa::path(
@@ -28,8 +29,15 @@ use crate::lookup::LookupError;
     params(("id" = String, Path, description = "WorkOS's ID of the user.")),
     responses((status = 200, description = "The live user.", body = UserShape), NotModified, OneRefused)
 )]
-pub(super) async fn by_id(State(state): State<Arc<HttpState>>, id: NamedPath) -> Result<Json<User>, WorkosRejection> {
+pub(super) async fn by_id(
+    State(state): State<Arc<HttpState>>,
+    reads: Reads,
+    id: NamedPath,
+) -> Result<Json<User>, WorkosRejection> {
     let id = named("User", id)?;
+    if let Some(user) = reads.live_user(&id).await {
+        return Ok(Json(user));
+    }
     match state.lookups.user(&id).await {
         Ok(user) => Ok(Json(user)),
         Err(LookupError::NotFound | LookupError::Deleted) => Err(WorkosRejection::not_found("User", &id)),
@@ -50,10 +58,12 @@ pub(super) async fn by_id(State(state): State<Arc<HttpState>>, id: NamedPath) ->
 )]
 pub(super) async fn by_external_id(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     external_id: NamedPath,
 ) -> Result<Json<User>, WorkosRejection> {
     let external_id = named("User", external_id)?;
-    match state.store.user_by_external_id(&external_id).await? {
+    let id = &*external_id;
+    match reads.one(|store| async move { store.user_by_external_id(id).await }).await? {
         Some(user) => Ok(Json(user)),
         None if state.lookups.is_incomplete().await? => Err(WorkosRejection::not_synced()),
         None => Err(WorkosRejection::not_found("User", &external_id)),
@@ -87,6 +97,7 @@ pub(super) async fn by_external_id(
 )]
 pub(super) async fn list(
     State(state): State<Arc<HttpState>>,
+    reads: Reads,
     parameters: Parameters,
 ) -> Result<Response, WorkosRejection> {
     let asked = ListQuery::read(parameters, &Filters { single: &["email"], several: &[] })?;
@@ -94,8 +105,8 @@ pub(super) async fn list(
     if state.lookups.is_incomplete().await? {
         return Err(WorkosRejection::not_synced());
     }
-    let position = pages::position(&state).await?;
-    let page = state.store.users_page(asked.single("email"), &asked.page()).await?;
+    let (email, page) = (asked.single("email"), asked.page());
+    let (page, position) = reads.list(|store| async move { store.users_page(email, &page).await }).await?;
     Ok(asked.answer(page, position))
 }
 

@@ -1,12 +1,13 @@
 //! The metrics of the database: its connections and the number of its rows.
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Metrics;
+use super::{Metrics, NoLabels, set_or_remove};
 
 /// Histogram buckets of the wait for a connection, in seconds. The default timeout is 5 seconds.
 const WAITS: [f64; 9] = [0.0005, 0.002, 0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 6.0];
@@ -28,6 +29,11 @@ struct ConnectionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServerLabels {
+    server: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RowLabels {
     table: String,
     state: &'static str,
@@ -41,6 +47,9 @@ pub(super) struct Database {
     max_connections: Family<PoolLabels, Gauge>,
     waits: Family<PoolLabels, Histogram>,
     rows: Family<RowLabels, Gauge>,
+    mirror_reads: Family<ServerLabels, Counter>,
+    standby_used: Family<NoLabels, Gauge>,
+    standby_age: Family<NoLabels, Gauge>,
 }
 
 impl Database {
@@ -80,7 +89,25 @@ impl Database {
             "Rows by table and state (live or deleted), updated every minute; exact up to 10000, then an estimate",
             rows.clone(),
         );
-        Self { up, hosts, connections, max_connections, waits, rows }
+        let mirror_reads = Family::default();
+        registry.register(
+            "mirror_reads",
+            "Reads for the routes of WorkOS's API by server (primary or standby); a read that the standby cannot answer counts at both",
+            mirror_reads.clone(),
+        );
+        let standby_used = Family::default();
+        registry.register(
+            "standby_used",
+            "Whether reads of WorkOS's API use the standby (1 or 0); absent if none is configured",
+            standby_used.clone(),
+        );
+        let standby_age = Family::default();
+        registry.register(
+            "standby_age_seconds",
+            "Greatest possible age of what is read from the standby; absent if the standby is not used",
+            standby_age.clone(),
+        );
+        Self { up, hosts, connections, max_connections, waits, rows, mirror_reads, standby_used, standby_age }
     }
 }
 
@@ -93,6 +120,17 @@ impl Metrics {
     /// Records whether new connections use a host. `host` is an address of our configuration.
     pub fn database_host(&self, host: &str, is_used: bool) {
         self.database.hosts.get_or_create(&HostLabels { host: host.to_owned() }).set(i64::from(is_used));
+    }
+
+    /// Counts a read for the routes of WorkOS's API.
+    pub fn mirror_read(&self, server: &'static str) {
+        self.database.mirror_reads.get_or_create(&ServerLabels { server }).inc();
+    }
+
+    /// Records the age of what is read from the standby. `None`: the standby is not used.
+    pub fn standby(&self, age_seconds: Option<i64>) {
+        set_or_remove(&self.database.standby_used, Some(i64::from(age_seconds.is_some())));
+        set_or_remove(&self.database.standby_age, age_seconds);
     }
 
     /// Records the connections of a pool.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sqlx::postgres::PgDatabaseError;
 
 use super::failure::{self, DatabaseFailure, Place};
+use super::hosts::Wanted;
 use super::unfit::Unfit;
 
 /// SQLSTATEs that `workos.check_client` raises: the database is bound to another client ID, or to none yet.
@@ -41,6 +42,9 @@ pub enum StoreError {
     /// Another process changed the state after this one read it, so nothing was written.
     #[error("another process has changed the same row, so nothing was written; retry")]
     Overtaken,
+    /// A standby does not show the mark that a read requires. The primary must be read instead.
+    #[error("the standby has not replayed the required changes; the primary must be read instead")]
+    Behind,
     /// Too many writes wait for the database.
     #[error("too many writes wait for the database; retry")]
     Busy,
@@ -83,6 +87,11 @@ impl StoreError {
     /// Returns the error for a server that is a standby or was set to read-only.
     pub(super) fn read_only() -> Self {
         Self::Disconnected(failure::of_sqlstate("25006"))
+    }
+
+    /// Returns the error for a host that is not what is wanted.
+    pub(super) fn unwanted_host(wanted: Wanted) -> Self {
+        if wanted == Wanted::Standby { Self::Disconnected(failure::no_standby()) } else { Self::read_only() }
     }
 
     /// The server did not answer a connection in time.

@@ -137,6 +137,14 @@ pub(super) fn late() -> DatabaseFailure {
     )
 }
 
+/// The server is no standby, but one is wanted.
+pub(super) fn no_standby() -> DatabaseFailure {
+    DatabaseFailure::of_connection(
+        "{at} is no standby",
+        "add the address of a standby to AUTHKIT_SYNC_READ_DATABASE_URL",
+    )
+}
+
 /// Every connection of a pool is in use.
 pub(super) fn exhausted(connections: u32) -> DatabaseFailure {
     DatabaseFailure::new(

@@ -27,6 +27,8 @@ pub enum Wanted {
     ReadWrite,
     /// `primary`: it is not a standby.
     Primary,
+    /// `standby`: it is a standby.
+    Standby,
 }
 
 /// The hosts of a database in the order in which they are tried, with the login of each. Parse it from a URL, or convert the options of
@@ -59,6 +61,7 @@ impl fmt::Display for Hosts {
             Wanted::Any => "",
             Wanted::ReadWrite => " (read-write)",
             Wanted::Primary => " (primary)",
+            Wanted::Standby => " (standby)",
         })
     }
 }
@@ -153,10 +156,8 @@ impl<'a> Url<'a> {
             None | Some("any") => Ok(Wanted::Any),
             Some("read-write") => Ok(Wanted::ReadWrite),
             Some("primary") => Ok(Wanted::Primary),
-            Some(_) => Err(HostsError::new(
-                "a URL whose target_session_attrs is read-write, primary or any, because the service must write; \
-                 set target_session_attrs=read-write",
-            )),
+            Some("standby") => Ok(Wanted::Standby),
+            Some(_) => Err(HostsError::new("a URL whose target_session_attrs is read-write, primary, standby or any")),
         }
     }
 

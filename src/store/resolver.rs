@@ -67,6 +67,7 @@ impl HostState {
             Wanted::Any => true,
             Wanted::ReadWrite => self == Self::Primary,
             Wanted::Primary => self != Self::Standby,
+            Wanted::Standby => self == Self::Standby,
         }
     }
 }
@@ -281,7 +282,7 @@ impl Resolver {
                     self.choose(choice);
                     return Ok(choice);
                 }
-                Ok(_) => StoreError::read_only(),
+                Ok(_) => StoreError::unwanted_host(self.0.wanted),
                 Err(error) => error,
             };
             failures.push(error.at(&host.place()));
@@ -297,11 +298,7 @@ impl Resolver {
         let previous = self.0.latest.swap(choice.index, Ordering::Relaxed);
         if previous != choice.index && !is_first {
             let at = |index: usize| self.0.hosts[index].place().address().to_owned();
-            tracing::warn!(
-                host = at(choice.index),
-                previous = at(previous),
-                "new connections use another host of DATABASE_URL"
-            );
+            tracing::warn!(host = at(choice.index), previous = at(previous), "new connections use another host");
         }
     }
 }

@@ -146,11 +146,15 @@ impl Store {
     ) -> Result<Result<T, StoreError>, StoreError> {
         let run = async {
             if held.mode().has_settings() {
-                return Ok(query(&mut held.statement()?).await?);
+                let mut connection = held.statement()?;
+                self.require_mark(&mut connection).await?;
+                return Ok(query(&mut connection).await?);
             }
             let mut transaction = held.begin(&self.begin_read).await?;
+            let mut connection = transaction.connection();
+            self.require_mark(&mut connection).await?;
             // The end of the transaction is sent with the next statement, or when the connection returns to the pool.
-            Ok(query(&mut transaction.connection()).await?)
+            Ok(query(&mut connection).await?)
         };
         tokio::time::timeout_at(deadline, run).await.map_err(StoreError::late)
     }

@@ -21,7 +21,7 @@ use crate::support::prometheus::{Prometheus, is_installed};
 use crate::support::service::until;
 
 /// Returns the rules with waiting times and thresholds of seconds instead of minutes.
-fn hasty_rules() -> String {
+pub(crate) fn hasty_rules() -> String {
     let rules = file(RULES);
     let lines = rules.lines().map(|line| match line.trim().split_once(": ") {
         Some(("for", _)) => "        for: 1s".to_owned(),

@@ -192,6 +192,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("events", "outcome", "one of four words"),
     ("events", "reason", "words that hold nothing of the payload"),
     ("feed", "*", "the identity of the database"),
+    ("feed_mark", "*", "a position of the feed"),
     ("handler_backlog", "handler", "a handler's name"),
     ("handler_backlog", "user_id", "the user's ID"),
     ("handler_backlog", "sqlstate", "PostgreSQL's code"),

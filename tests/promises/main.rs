@@ -31,6 +31,7 @@
 //!    - `convergence_of_kinds::users_organizations_and_memberships_converge_in_any_order_any_duplication_any_concurrency`
 //!    - `convergence::a_scan_that_writes_only_what_differs_joins_like_any_other_observation`
 //!    - `convergence::concurrent_batches_over_the_same_users_never_deadlock`
+//!    - `standby::a_follower_that_starts_from_a_list_of_the_standby_ends_with_the_table_of_the_primary`
 //!    - `sign_ins::the_latest_session_counts_in_any_order_before_and_after_its_user`
 //!    - `failover::whether_there_is_a_pooler_is_known_for_each_host`
 //!    - `pooler::no_client_ever_sees_the_result_of_another_ones_statement`
@@ -39,6 +40,7 @@
 //!    - `erasure::everything_on_the_list_is_erased_by_a_deletion`
 //!    - `erasure::no_table_with_personal_data_is_missing_from_the_list_of_what_is_erased`
 //!    - `auth_session::the_deletion_of_a_user_ends_every_membership_also_one_that_arrives_later`
+//!    - `standby::a_list_from_a_paused_standby_is_complete_up_to_its_position_and_lookups_use_the_primary`
 //!    - `erasure::a_delete_before_the_create_leaves_nothing`
 //!    - `erasure::a_delete_in_flight_when_the_update_comes_leaves_nothing`
 //!    - `erasure::an_update_in_flight_when_the_delete_comes_leaves_nothing`
@@ -82,6 +84,9 @@
 //!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
 //!    - `actions::without_the_database_there_is_no_verdict`
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
+//!    - `standby::beyond_its_bound_a_standby_is_not_read_until_it_has_caught_up`
+//!    - `standby::reads_continue_while_the_standby_is_killed_and_use_it_again_after_its_restart`
+//!    - `standby::a_mark_that_cannot_be_written_fails_no_read`
 //!    - `failover::a_primary_that_answers_nothing_any_more_is_left_for_the_promoted_standby`
 //!    - `failover::after_one_write_was_refused_no_connection_leads_to_the_demoted_host`
 //!    - `outage::a_full_disk_and_a_lost_privilege_are_503`
@@ -204,6 +209,7 @@ mod simulated_routes;
 mod simulated_workos;
 mod simulation;
 mod sql;
+mod standby;
 mod status_page;
 mod status_page_in_chromium;
 mod support;

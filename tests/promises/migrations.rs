@@ -52,6 +52,7 @@ async fn ten_replicas_migrate_an_empty_database_at_once() {
             "workos.erasures",
             "workos.events",
             "workos.feed",
+            "workos.feed_mark",
             "workos.handler_backlog",
             "workos.handlers",
             "workos.leases",

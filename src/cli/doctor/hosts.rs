@@ -35,7 +35,8 @@ pub(super) async fn check(store: &Store) -> Check {
     }
 }
 
-fn what_it_is(host: &HostFacts) -> String {
+/// Returns what a host is, in words.
+pub(super) fn what_it_is(host: &HostFacts) -> String {
     let address = &host.address;
     match &host.state {
         Ok(HostState::Primary) => format!("{address} is the primary"),

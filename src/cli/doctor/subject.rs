@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::database::pool;
 use crate::config::{self, CATCH_UP, DB_POOL, EVENT_TYPES, JWKS_URL, RECONCILE_INTERVAL, Source, WEBHOOK_SECRETS};
-use crate::config::{CATCH_UP_INTERVAL, RETENTION, WORKOS_API_KEY};
+use crate::config::{CATCH_UP_INTERVAL, Database, READ_DATABASE_URL, READ_STALENESS, RETENTION, WORKOS_API_KEY};
 use crate::domain::clock::Clock;
 use crate::domain::kinds::Kinds;
 use crate::metrics::Metrics;
@@ -21,6 +21,8 @@ pub(super) struct Subject<'a> {
     pub(super) clock: Clock,
     /// `None` without a usable `DATABASE_URL`.
     pub(super) store: Option<Store>,
+    /// The standby, and the greatest age of its answers. `None` if it is not configured.
+    pub(super) standby: Option<(Store, Duration)>,
     pub(super) client_id: Option<String>,
     pub(super) keys: Option<KeyCache>,
     /// `None` without `WORKOS_API_KEY`.
@@ -54,8 +56,14 @@ impl<'a> Subject<'a> {
         let more = source.find(&EVENT_TYPES).unwrap_or_default();
         let kinds = config::kinds(source).unwrap_or(Kinds::ALL);
         let needed_types = kinds.event_types();
+        let standby = source.find(&READ_DATABASE_URL).zip(database.as_ref()).map(|(hosts, database)| {
+            let standby = Database { hosts, ..database.clone() };
+            let staleness = source.find(&READ_STALENESS).unwrap_or(crate::authkit::STALENESS);
+            (Store::of_any_client(pool(&standby), database.timeout), staleness)
+        });
         Self {
             store: database.map(|database| Store::of_any_client(pool(&database), database.timeout)),
+            standby,
             client_id: environment.map(|environment| environment.client_id),
             keys: keys.map(|keys| KeyCache::new(Arc::new(keys), clock.clone())),
             api: api.and_then(|(key, base)| Api::new(&base, key, clock.clone()).ok()),

@@ -9,6 +9,7 @@ use super::table::{facts, table};
 use super::text::{chip, count, dash, lasting, number, process, since, since_or_dash};
 use super::view::View;
 use crate::sync::health::{State, ago};
+use crate::sync::standby::StandbyState;
 
 /// Database, WorkOS, and signing keys.
 pub(super) fn dependencies(view: &View) -> Markup {
@@ -42,6 +43,18 @@ fn database(view: &View) -> Markup {
         @if let Some((what, _)) = view.reading.failure.as_deref().map(|text| text.split_once("; ").unwrap_or((text, ""))) {
             p.error { (what) }
         }
+        @if let Some(standby) = &view.standby { (reads(standby)) }
+    }
+}
+
+/// Whether reads use the standby.
+fn reads(standby: &StandbyState) -> Markup {
+    let state = if standby.used { chip(State::Ok, "used") } else { chip(State::Warning, "not used") };
+    let age = standby.age_seconds.map_or_else(dash, |age| html! { "at most " (format!("{age:.1}")) " s" });
+    html! {
+        h3 { "Standby " (state) }
+        (facts(vec![("Age of its data", age)]))
+        @if let Some(problem) = &standby.problem { p.error { (problem) } }
     }
 }
 

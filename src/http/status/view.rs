@@ -10,6 +10,7 @@ use crate::store::sizes::TableSize;
 use crate::sync::health::{Check, Expected, Verdict};
 use crate::sync::heartbeat::Sample;
 use crate::sync::job::{JobRun, JobStatus};
+use crate::sync::standby::StandbyState;
 use crate::tokens::KeyStatus;
 use crate::workos::contact::ContactStatus;
 
@@ -35,6 +36,8 @@ pub(super) struct View {
     pub(super) keys: KeyStatus,
     /// `None` without an API key.
     pub(super) contact: Option<ContactStatus>,
+    /// `None` without a standby for reads.
+    pub(super) standby: Option<StandbyState>,
     pub(super) reading: Reading,
 }
 

@@ -153,7 +153,8 @@ async fn check_wanted(connection: &mut PgConnection, host: &Host, wanted: Wanted
         return Ok(());
     }
     host.cutoff.set();
-    let why = format!("PostgreSQL at {} is read-only, so another host is searched", host.place().address());
+    let is = if wanted == Wanted::Standby { "no standby" } else { "read-only" };
+    let why = format!("PostgreSQL at {} is {is}, so another host is searched", host.place().address());
     Err(sqlx::Error::Io(IoError::new(ErrorKind::Unsupported, why)))
 }
 
