@@ -209,12 +209,7 @@ async fn an_unmigrated_database_is_reported_once_and_migrating_at_start_logs_no_
     let lab = Lab::new().await;
     let empty = TestDatabase::empty().await;
     let url = empty.url();
-    let more = [
-        ("DATABASE_URL", url.as_str()),
-        ("AUTHKIT_SYNC_LISTEN", "127.0.0.1:0"),
-        ("AUTHKIT_SYNC_OPS_LISTEN", "127.0.0.1:0"),
-    ];
-    let (code, _, err) = lab.run_with(&["serve"], &more).await;
+    let (code, _, err) = lab.run_with(&["serve"], &[("DATABASE_URL", &url)]).await;
     assert_eq!((code, err.matches("pending migrations").count()), (78, 1), "{err}");
     assert!(complaints(&err).is_empty(), "{err}");
     let environment = lab.environment();

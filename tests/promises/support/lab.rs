@@ -21,6 +21,10 @@ use super::binary;
 use super::database::TestDatabase;
 use super::pgbouncer::as_the_run_wants;
 
+/// Listens on free ports, because another run of the tests may use the default ones.
+const ANY_PORTS: [(&str, &str); 2] =
+    [("AUTHKIT_SYNC_LISTEN", "127.0.0.1:0"), ("AUTHKIT_SYNC_OPS_LISTEN", "127.0.0.1:0")];
+
 pub(crate) struct Lab {
     pub(crate) database: TestDatabase,
     pub(crate) pool: PgPool,
@@ -170,7 +174,7 @@ impl Lab {
 
     pub(crate) async fn run_with(&self, arguments: &[&str], more: &[(&'static str, &str)]) -> (i32, String, String) {
         let mut command = binary::binary();
-        command.args(arguments).envs(self.environment()).envs(more.iter().copied());
+        command.args(arguments).envs(self.environment()).envs(ANY_PORTS).envs(more.iter().copied());
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
