@@ -22,7 +22,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let primary = block_in_place(|| PrivatePostgres::start(programs(), &Data::Temporary, &[]).unwrap());
+        let mut primary = block_in_place(|| PrivatePostgres::start(programs(), &Data::Temporary, &[]).unwrap());
         let pool = pool(&primary).await;
         migrations::run(&pool).await.unwrap();
         // As after a first start that has reached WorkOS.
