@@ -362,9 +362,12 @@ fn refused_role(message: &str) -> DatabaseFailure {
     DatabaseFailure::of_connection(what, fix)
 }
 
-/// Poolers report their own failures as protocol violations.
+/// Poolers report their own failures as protocol violations, and also what the server answered to their login.
 fn of_pooler(message: &str) -> DatabaseFailure {
     let message = message.to_ascii_lowercase();
+    if message.starts_with("database ") && message.ends_with(" does not exist") {
+        return of_sqlstate("3D000");
+    }
     let (what, fix) = if message.contains("no such database") {
         ("the pooler at {at} has no database {database}", "add the database to the configuration of the pooler")
     } else if message.contains("no such user") || message.contains("sasl") {

@@ -169,8 +169,7 @@ async fn a_function_runs_as_its_owner_or_a_role_that_the_service_may_set() {
     );
     app.pool.execute(AssertSqlSafe(prepare)).await.unwrap();
     // The service must be a member of the owner's role.
-    let (narrow, set_role) = (app.database.pool(1).await, format!("set role {service}"));
-    narrow.execute(AssertSqlSafe(set_role)).await.unwrap();
+    let narrow = app.database.pool_with(1, |options| options.username(&service)).await;
     let new = |role: Option<&str>| authkit_sync::store::handlers::NewHandler {
         name: Some("narrow".to_owned()),
         function: "public.on_user".to_owned(),

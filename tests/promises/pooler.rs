@@ -42,9 +42,6 @@ const THROUGH_A_POOLER: [&str; 12] = [
     "receiver::",
 ];
 
-/// The test sets a role in the session of a separate pool.
-const NOT_THROUGH_A_POOLER: &str = "handlers_in_sql::a_function_runs_as_its_owner_or_a_role_that_the_service_may_set";
-
 fn store(options: PgConnectOptions, size: u32) -> Store {
     let pool = Pool::connect(options, size, TIMEOUT);
     Store::new(pool.clone(), pool, CLIENT_ID, TIMEOUT)
@@ -67,12 +64,7 @@ async fn the_tests_of_the_promises_pass_through_a_pooler_in_transaction_mode() {
         return;
     }
     let mut tests = Command::new(std::env::current_exe().unwrap());
-    tests
-        .args(["--skip", NOT_THROUGH_A_POOLER])
-        .args(THROUGH_A_POOLER)
-        .args(["--test-threads", "2"])
-        .env(VARIABLE, "transaction")
-        .env_remove("DATABASE_URL");
+    tests.args(THROUGH_A_POOLER).args(["--test-threads", "2"]).env(VARIABLE, "transaction").env_remove("DATABASE_URL");
     let output = tokio::task::spawn_blocking(move || tests.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let passed = said(&output).lines().filter(|line| line.starts_with("test ") && line.ends_with(" ... ok")).count();
@@ -120,6 +112,8 @@ async fn doctor_says_whether_there_is_a_pooler() {
             out.contains("ok       database_pooler") && out.contains("every statement runs in a tran"),
             "{mode}: {out}"
         );
+        let missing = found(pooler.url(&database.options().database("missing")));
+        assert!(missing.contains("create database missing"), "{mode}: {missing}");
     }
 }
 
