@@ -56,7 +56,9 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
     for worker in workers {
         acknowledged.extend(worker.await.unwrap());
     }
-    assert!(acknowledged.len() > 200, "only {} were acknowledged", acknowledged.len());
+    // Each kill may hit one event of each worker between its commit and its acknowledgement.
+    let least = 4 * (50 - 8);
+    assert!(acknowledged.len() >= least, "only {} were acknowledged", acknowledged.len());
     until("the killed process's transactions have ended", async || {
         sqlx::query_scalar::<_, bool>("select not exists (select from pg_stat_activity where application_name = 'authkit-sync' and datname = current_database())")
             .fetch_one(&pool)
