@@ -40,6 +40,9 @@ impl Deployment {
         let served = Served::start(&lab.database.url(), address, &[&settings[..], &defaults].concat());
         let deployment = Self { lab, served };
         until("every check passes", async || deployment.doctor(&[]).await.0 == 0).await;
+        // A backfill that runs is only a warning.
+        let last = "select count(*) from workos.scans where kind = 'backfill_memberships' and completed_at is not null";
+        until("every backfill has completed", async || deployment.lab.count(last).await == 1).await;
         deployment
     }
 
