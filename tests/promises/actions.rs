@@ -25,6 +25,7 @@ use crate::support::actions::{
 use crate::support::binary::{Served, free_address};
 use crate::support::database::TestDatabase;
 use crate::support::lab::Lab;
+use crate::support::pgbouncer::as_the_run_wants;
 use crate::support::service::{CLIENT_ID, SECRET, Service, until};
 use crate::support::{fixture, fixture_bytes};
 
@@ -278,7 +279,7 @@ async fn a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in() {
 #[tokio::test]
 async fn without_the_database_there_is_no_verdict() {
     let database = TestDatabase::new().await;
-    let (pool, blocker) = (database.pool(4).await, database.pool(1).await);
+    let (pool, blocker) = (as_the_run_wants(&database.pool(4).await), database.pool(1).await);
     let hurried =
         Service::start_with(&pool, |builder| rules("allow * *")(builder).action_deadline(Duration::from_millis(200)))
             .await;

@@ -110,8 +110,7 @@ async fn each_fault_of_the_database_and_of_the_settings_is_named_with_its_fix() 
     let empty = TestDatabase::empty().await;
     it.finds(&[("DATABASE_URL", &empty.url())], "database_schema", &["pending", "authkit-sync migrate"]).await;
     let standby = TestDatabase::new().await;
-    let sql = format!("alter database {} set default_transaction_read_only = on", standby.name());
-    it.sql(&sql).await;
+    standby.become_read_only().await;
     it.finds(&[("DATABASE_URL", &standby.url())], "database", &["read-only", "primary"]).await;
     it.finds(
         &[("WORKOS_CLIENT_ID", "client_mistyped")],

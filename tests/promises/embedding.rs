@@ -36,7 +36,11 @@ async fn serve(routes: Router) -> String {
 }
 
 fn authkit(lab: &Lab) -> AuthKit {
-    let builder = AuthKit::builder(lab.service_pool(), lab.workos.client_id()).api_base(lab.workos.base_url());
+    authkit_on(lab.service_pool(), lab)
+}
+
+fn authkit_on(pool: PgPool, lab: &Lab) -> AuthKit {
+    let builder = AuthKit::builder(pool, lab.workos.client_id()).api_base(lab.workos.base_url());
     builder.clock(lab.clock.clone()).build().unwrap()
 }
 
@@ -55,7 +59,8 @@ async fn the_example_authenticates_its_callers_and_separates_their_notes() {
     let (ada, grace) = (lab.create_user("Ada"), lab.create_user("Grace"));
     lab.backfill().await;
     sqlx::query(notes::TABLE).execute(&lab.pool).await.unwrap();
-    let url = serve(notes::app(App { authkit: authkit(&lab), pool: lab.pool.clone() })).await;
+    let pool = lab.service_pool();
+    let url = serve(notes::app(App { authkit: authkit_on(pool.clone(), &lab), pool: lab.pool.clone() })).await;
     let (a, g) = (lab.workos.sign_in(&ada).unwrap(), lab.workos.sign_in(&grace).unwrap());
     assert_eq!(ask("POST", format!("{url}/notes"), Some(&a), "a note").await.status, 201);
     assert_eq!(ask("GET", format!("{url}/notes"), Some(&a), "").await.json(), json!(["a note"]));
@@ -69,7 +74,7 @@ async fn the_example_authenticates_its_callers_and_separates_their_notes() {
     assert!(bad.header("www-authenticate").contains("error_description"));
     // The routes of the service, mounted under a prefix.
     assert_eq!(ask("GET", format!("{url}/sync/auth/user"), Some(&a), "").await.json()["id"], json!(ada));
-    lab.pool.close().await;
+    pool.close().await;
     assert_eq!(ask("GET", format!("{url}/"), Some(&a), "").await.code(), (503, "database_unavailable".to_owned()));
 }
 

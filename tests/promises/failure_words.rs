@@ -164,8 +164,7 @@ async fn a_read_only_server_a_lock_and_a_full_disk_are_described_with_the_fix() 
         .await
         .unwrap();
     fails(pause, &database.url(), &["the disk of PostgreSQL at", "is full", "free or add disk space"]);
-    let sql = format!("alter database {} set default_transaction_read_only = on", database.name());
-    admin.execute(AssertSqlSafe(sql)).await.unwrap();
+    database.become_read_only().await;
     fails(pause, &database.url(), &["is read-only", "set DATABASE_URL to the primary"]);
 }
 

@@ -15,6 +15,7 @@ use crate::support::actions::{ACTION_SECRET, fresh, registration, secrets};
 use crate::support::database::TestDatabase;
 use crate::support::events::{body, unique, user};
 use crate::support::fixture;
+use crate::support::pgbouncer::as_the_run_wants;
 use crate::support::service::{Answer, SECRET, Service};
 
 const KEY: &str = "a-service-key-of-at-least-32-characters";
@@ -231,7 +232,7 @@ async fn slow(service: &Service, path: &str, secret: &str) -> Answer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_is_as_described_and_every_described_answer_is_given() {
     let database = TestDatabase::new().await;
-    let pool = database.pool(4).await;
+    let pool = as_the_run_wants(&database.pool(4).await);
     let service = Service::start_with(&pool, |builder| {
         let rules = "deny registration @gmail.com".parse().unwrap();
         let builder = builder.action_secrets(secrets()).action_rules(rules);

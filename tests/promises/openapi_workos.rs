@@ -9,6 +9,7 @@ use crate::organizations_api::{KEY, organization, start, store_events};
 use crate::roles_api::store_roles;
 use crate::support::database::TestDatabase;
 use crate::support::events::user;
+use crate::support::pgbouncer::as_the_run_wants;
 use crate::support::service::{Answer, Service};
 
 /// Routes by their path in the document, with the path of a request that is answered 200, and of one that is answered 404.
@@ -74,7 +75,7 @@ pub(crate) async fn hold_workos_routes(described: &mut Described) {
     member["added_tomorrow"] = json!({"n": 1});
     store_events(&database, "organization_membership.created", 0, &[member]).await;
     store_roles(&database).await;
-    let pool = database.pool(4).await;
+    let pool = as_the_run_wants(&database.pool(4).await);
     let service = Service::start_with(&pool, |builder| builder.service_key("crm", KEY)).await;
     let one = ONE.iter().map(|(path, asked, _)| (*path, (*asked).to_owned()));
     let lists = LISTS.iter().map(|(path, query)| (*path, format!("{path}{query}")));

@@ -137,8 +137,7 @@ async fn a_read_only_server_is_503() {
     let service = Service::start(&pool).await;
     let known = body("event_1", "user.created", 0, &user("user_1", "Ada", 0));
     assert_eq!(service.deliver(&known).await.status, 200);
-    let sql = format!("alter database {} set default_transaction_read_only = on", database.name());
-    pool.execute(AssertSqlSafe(sql)).await.unwrap();
+    database.become_read_only().await;
     let read_only = database.pool(4).await;
     let replica = Service::start(&read_only).await;
     let refused = replica.deliver(&body("event_2", "user.updated", 9, &user("user_1", "Grace", 9))).await;

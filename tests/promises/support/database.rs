@@ -254,6 +254,14 @@ impl TestDatabase {
         &self.name
     }
 
+    /// Makes every new session read-only, and ends the current ones, which a pooler would keep.
+    pub(crate) async fn become_read_only(&self) {
+        let (mut connection, name) = (admin(server()).await, &self.name);
+        run(&mut connection, format!("alter database {name} set default_transaction_read_only = on")).await;
+        let end = "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname =";
+        run(&mut connection, format!("{end} '{name}'")).await;
+    }
+
     /// Creates a pool with these options.
     pub(crate) async fn pool_with(
         &self,

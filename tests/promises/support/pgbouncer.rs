@@ -135,13 +135,16 @@ pub(crate) fn of_run(server: &PgConnectOptions) -> Option<&'static PgBouncer> {
 }
 
 /// Returns a pool for the database of this pool with the route of the run: directly, or through its PgBouncer. A pool without a
-/// reachable server stays as it is.
+/// reachable server, and one that has this route, stay as they are.
 pub(crate) fn as_the_run_wants(pool: &PgPool) -> PgPool {
     let direct = pool.connect_options();
     if direct.get_socket().is_some_and(|socket| !socket.exists()) {
         return pool.clone();
     }
     let Some(pooler) = of_run(&direct) else { return pool.clone() };
+    if direct.get_port() == pooler.address.port() {
+        return pool.clone();
+    }
     let size = pool.options().get_max_connections();
     PgPoolOptions::new().max_connections(size).connect_lazy_with(pooler.options(&direct))
 }
