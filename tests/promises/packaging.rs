@@ -14,7 +14,7 @@ fn root() -> &'static Path {
 }
 
 #[test]
-fn the_package_contains_what_a_build_and_its_documentation_need_and_nothing_of_a_deployment() {
+fn the_package_contains_what_a_build_and_its_documentation_need_and_nothing_else() {
     if !root().join(".git").exists() {
         return;
     }
@@ -26,14 +26,16 @@ fn the_package_contains_what_a_build_and_its_documentation_need_and_nothing_of_a
     assert!(listed.status.success(), "{}", said(&listed));
     let listed: BTreeSet<PathBuf> = String::from_utf8(listed.stdout).unwrap().lines().map(PathBuf::from).collect();
     let files = |folder: &str| std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
-    let needed =
-        files(".sqlx").chain(files("migrations")).chain(files("src/docs")).chain(included(&root().join("src")));
+    // The unit tests read the fixtures.
+    let folders = [".sqlx", "migrations", "src/docs", "tests/fixtures"].into_iter().flat_map(files);
+    let needed = folders.chain(included(&root().join("src")));
     let needed = needed.map(|file| file.strip_prefix(root()).unwrap().to_owned());
     for file in needed.chain(["README.md", "LICENSE", "CHANGELOG.md", "build.rs", "src/lib.rs"].map(PathBuf::from)) {
         assert!(listed.contains(&file), "the package lacks {}", file.display());
     }
     for file in listed {
-        let foreign = [".ci", ".github", "deploy"].iter().any(|folder| file.starts_with(folder));
+        let foreign =
+            [".ci", ".github", "benches", "deploy", "tests/promises"].iter().any(|folder| file.starts_with(folder));
         assert!(!foreign, "the package contains {}", file.display());
     }
 }
