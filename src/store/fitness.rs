@@ -129,9 +129,7 @@ impl Store {
     }
 
     async fn check_fitness(self) -> Result<(), StoreError> {
-        if self.lookups.mode(Instant::now() + self.timeout).await? == Mode::Pooler {
-            tracing::info!("DATABASE_URL is the address of a connection pooler; every statement runs in a transaction");
-        }
+        let mode = self.lookups.mode(Instant::now() + self.timeout).await?;
         let status: MigrationStatus = self.ask(migrations::current_status).await?;
         if !status.pending.is_empty() {
             return Err(Unfit::Pending(status.pending.join(", ")).into());
@@ -152,6 +150,10 @@ impl Store {
         }
         if !status.newer.is_empty() {
             tracing::warn!(schema.newer = ?status.newer, schema.known = known, "a newer release has migrated the database; this release can still serve it");
+        }
+        // Last, because this check is repeated while migrations run, and only its first success is final.
+        if mode == Mode::Pooler {
+            tracing::info!("DATABASE_URL is the address of a connection pooler; every statement runs in a transaction");
         }
         Ok(())
     }
