@@ -15,9 +15,11 @@ use crate::support::programs::required_program;
 use crate::support::service::SECRET;
 
 /// The command that the Dockerfile runs, and a command that reads the same manifest and builds only the smallest dependency:
-/// everything else would take minutes. Cargo always refuses a manifest that names a target whose file is missing.
+/// everything else would take minutes. Cargo always refuses a manifest that names a target whose file is missing. The empty crate,
+/// which is built before the sources are copied, must comply with the lint of the manifest that concerns it.
 const BUILD: &str = "cargo build --release --locked --no-default-features --features cli";
-const SMALL_BUILD: &str = "cargo build --offline --locked --package hex";
+const SMALL_BUILD: &str = "cargo build --offline --locked --package hex && \
+    { [ -d migrations ] || rustc --deny missing_docs --emit metadata --out-dir target src/main.rs; }";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,32 +51,64 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-#[test]
-fn the_dockerfile_copies_everything_that_the_manifest_names() {
-    let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
-    let context = tempfile::tempdir().unwrap();
-    let (mut copied, mut builds) = (Vec::new(), 0);
-    for instruction in instructions() {
-        if instruction.starts_with("COPY ") {
-            for name in sources(&instruction) {
-                assert!(ignored.lines().any(|line| line == format!("!{name}")), ".dockerignore leaves {name} out");
-                copy(&root().join(name), &context.path().join(name));
-                copied.push(name.to_owned());
-            }
+/// The directory after the instructions of the stage that builds.
+struct Stage {
+    folder: tempfile::TempDir,
+    /// What was copied.
+    copied: Vec<String>,
+}
+
+impl Stage {
+    /// Copies what the Dockerfile copies, and runs its instructions, with another command instead of [`BUILD`].
+    fn run(command: &str) -> Self {
+        let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
+        let stage = Self { folder: tempfile::tempdir().unwrap(), copied: Vec::new() };
+        if let Some(cache) = std::env::var_os("IMAGE_CACHE").filter(|_| command == BUILD) {
+            std::os::unix::fs::symlink(cache, stage.folder.path().join("target")).unwrap();
         }
-        let Some(script) = instruction.strip_prefix("RUN ").filter(|script| script.contains(BUILD)) else { continue };
-        builds += 1;
-        let build = Command::new("sh")
-            .args(["-ec", &script.replace(BUILD, SMALL_BUILD)])
-            .current_dir(context.path())
-            .env("CARGO_TARGET_DIR", context.path().join("target"))
+        instructions().iter().fold(stage, |mut stage, instruction| {
+            if instruction.starts_with("COPY ") {
+                for name in sources(instruction) {
+                    assert!(ignored.lines().any(|line| line == format!("!{name}")), ".dockerignore leaves {name} out");
+                    copy(&root().join(name), &stage.folder.path().join(name));
+                    stage.copied.push(name.to_owned());
+                }
+            } else if let Some(script) = instruction.strip_prefix("RUN ") {
+                stage.run_script(script, command);
+            }
+            stage
+        })
+    }
+
+    /// Runs a script. The last one of the Dockerfile needs the binary, which only the real command builds.
+    fn run_script(&self, script: &str, command: &str) {
+        if !script.contains(BUILD) && command != BUILD {
+            return;
+        }
+        let image = self.image().display().to_string();
+        let script = script.replace(BUILD, command).replace(" /image", &format!(" {image}"));
+        let ran = Command::new("sh")
+            .args(["-ec", &script])
+            .current_dir(self.folder.path())
+            .env_remove("CARGO_TARGET_DIR")
             .output()
             .unwrap();
-        assert!(build.status.success(), "{script}: {}", said(&build));
+        assert!(ran.status.success(), "{script}: {}: {}", ran.status, said(&ran));
     }
+
+    /// The root directory of the image.
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+}
+
+#[test]
+fn the_dockerfile_copies_everything_that_the_manifest_names() {
+    let builds = instructions().iter().filter(|instruction| instruction.contains(BUILD)).count();
     assert_eq!(builds, 2, "the dependencies, then the binary");
+    let stage = Stage::run(SMALL_BUILD);
     for file in included(&root().join("src")) {
-        let copied = copied.iter().any(|name| file.starts_with(root().join(name)));
+        let copied = stage.copied.iter().any(|name| file.starts_with(root().join(name)));
         assert!(copied, "the sources include {}, which the Dockerfile does not copy", file.display());
     }
 }
@@ -101,27 +135,27 @@ pub(crate) fn included(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The root directory of the image with the binary of the tests, and how to run a program in it.
+/// The root directory of the image, and how to run a program in it.
 struct Image {
-    root: tempfile::TempDir,
+    root: PathBuf,
     bwrap: PathBuf,
     /// The directory with the socket of PostgreSQL.
     socket: Option<PathBuf>,
 }
 
 impl Image {
-    fn new(database: &TestDatabase) -> Option<Self> {
+    fn new(root: PathBuf, database: &TestDatabase) -> Option<Self> {
         let bwrap = required_program("bwrap", "bubblewrap")?;
-        let image = tempfile::tempdir().unwrap();
-        let made = Command::new(root().join("deploy/image-root")).arg(BINARY).arg(image.path()).output().unwrap();
-        assert!(made.status.success(), "{}", said(&made));
         let socket = database.options().get_socket().cloned();
         // Container engines mount file systems here. Then the file system is read-only.
         for folder in [Path::new("/proc"), Path::new("/dev")].into_iter().chain(socket.as_deref()) {
-            std::fs::create_dir_all(image.path().join(folder.strip_prefix("/").unwrap())).unwrap();
+            std::fs::create_dir_all(root.join(folder.strip_prefix("/").unwrap())).unwrap();
         }
-        std::fs::set_permissions(image.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Some(Self { root: image, bwrap, socket })
+        // The user of the image must reach it: a temporary directory is open to its owner only.
+        for folder in [&root, root.parent().unwrap()] {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some(Self { root, bwrap, socket })
     }
 
     /// A program as the user of the image, without any capability, in separate namespaces except for the network.
@@ -139,7 +173,7 @@ impl Image {
         };
         command.args(["--unshare-user", "--uid", "65534", "--gid", "65534", "--unshare-pid", "--unshare-ipc"]);
         command.args(["--unshare-uts", "--cap-drop", "ALL", "--new-session", "--die-with-parent"]);
-        command.arg("--ro-bind").arg(self.root.path()).args(["/", "--proc", "/proc", "--dev", "/dev"]);
+        command.arg("--ro-bind").arg(&self.root).args(["/", "--proc", "/proc", "--dev", "/dev"]);
         if let Some(socket) = &self.socket {
             command.arg("--bind").args([socket, socket]);
         }
@@ -150,10 +184,32 @@ impl Image {
 
 const IN_IMAGE: &str = "/usr/local/bin/authkit-sync";
 
+/// The binary of the tests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_image_serves_without_privileges_and_without_a_shell_on_a_read_only_file_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let made = Command::new(root().join("deploy/image-root")).arg(BINARY).arg(&image).output().unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    serves_without_privileges(image).await;
+}
+
+/// The whole stage that builds, as a container engine runs it:
+/// `cargo test --test promises the_image_that_the_dockerfile_builds -- --ignored --nocapture`. The directory in `IMAGE_CACHE`, if it is
+/// set, keeps the dependencies between two runs, as the layers of an image do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "builds the release twice, which takes minutes"]
+async fn the_image_that_the_dockerfile_builds_serves_without_privileges() {
+    let began = std::time::Instant::now();
+    let stage = Stage::run(BUILD);
+    let size = std::fs::metadata(stage.image().join("usr/local/bin/authkit-sync")).unwrap().len();
+    println!("built in {:?}; the binary has {size} bytes", began.elapsed());
+    serves_without_privileges(stage.image()).await;
+}
+
+async fn serves_without_privileges(root: PathBuf) {
     let database = TestDatabase::new().await;
-    let Some(image) = Image::new(&database) else { return };
+    let Some(image) = Image::new(root, &database) else { return };
     let shell = clean(image.command(&["/bin/sh", "-c", "exit 0"])).output().unwrap();
     assert_ne!(shell.status.code(), Some(0), "the image has a shell");
     let migrated = clean(image.command(&[IN_IMAGE, "migrate"])).env("DATABASE_URL", database.url()).output().unwrap();
