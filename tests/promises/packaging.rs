@@ -6,6 +6,7 @@ use std::process::Command;
 
 use authkit_sync::config::SETTINGS;
 
+use crate::guides::blocks;
 use crate::image::included;
 use crate::support::binary::said;
 
@@ -99,5 +100,21 @@ fn the_archive_is_the_same_each_time_and_its_checksums_are_right() {
     assert!(checked.status.success(), "{}", said(&checked));
     for file in ["authkit-sync", "authkit-sync.service", "env.example", "LICENSE", "README.md", "proxy", "SHA256SUMS"] {
         assert!(said(&checked).lines().any(|line| line == file), "no {file}: {}", said(&checked));
+    }
+    every_file_that_its_readme_names_is_in(&first.path().join(name));
+}
+
+/// The links of the README, and the paths in the steps for one machine.
+fn every_file_that_its_readme_names_is_in(archive: &Path) {
+    let readme = std::fs::read_to_string(archive.join("README.md")).unwrap();
+    let links = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let links: Vec<&str> = links.filter(|link| !link.contains("://")).collect();
+    let steps = readme.split("## One machine with systemd").nth(1).unwrap().split("\n## ").next().unwrap();
+    let words = blocks(steps, "sh").flat_map(str::split_whitespace);
+    let paths: Vec<&str> =
+        words.filter(|word| ["proxy/", "prometheus/", "deploy/"].iter().any(|it| word.starts_with(it))).collect();
+    assert!(!links.is_empty() && paths.len() >= 2, "{links:?} {paths:?}");
+    for file in links.into_iter().chain(paths) {
+        assert!(archive.join(file.split('#').next().unwrap()).exists(), "the archive lacks {file}");
     }
 }
