@@ -169,7 +169,7 @@ impl Builder {
     }
 
     /// Sends the reads of WorkOS's API (`/user_management`, `/organizations` and `/authorization`) to a streaming standby of the
-    /// database. What it answers is at most as old as `staleness`, which is at least [`MIN_STALENESS`]. Beyond that, or if the
+    /// database. What it answers is at most as old as `staleness`, which is at least 3 seconds. Beyond that, or if the
     /// standby fails, the primary answers. Lookups by token and the change feed always use the primary.
     pub fn standby(mut self, pool: impl Into<Pool>, staleness: Duration) -> Self {
         if staleness < MIN_STALENESS {
