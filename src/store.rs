@@ -54,7 +54,7 @@ pub use failure::DatabaseFailure;
 use failure_log::FailureLog;
 use fitness::{ClientVerifier, Fitness};
 pub use pool::Pool;
-use standby::LastShown;
+use standby::Mark;
 pub use transaction::Work;
 pub use unfit::Unfit;
 
@@ -80,8 +80,8 @@ pub struct Store {
     verifier: Option<Arc<dyn ClientVerifier>>,
     /// The log of failures in a service. `None` in a command, which reports its failure itself.
     failure_log: Option<Arc<FailureLog>>,
-    /// What a standby must have replayed before it is read. `None` for the primary.
-    required: Option<LastShown>,
+    /// The mark that each read requires. `None` for the primary, and for the store that reads the mark itself.
+    required: Option<Arc<Mark>>,
 }
 
 impl Store {

@@ -33,6 +33,7 @@ mod rows;
 pub mod runner;
 mod scan_page;
 pub mod standby;
+mod standby_report;
 
 use std::collections::BTreeSet;
 

@@ -75,7 +75,7 @@ impl Builder {
         let context = JobContext::new(background, api, self.clock.clone(), metrics.clone(), seed()).syncing(kinds);
         let read_through = (self.read_through && has_key).then(|| ReadThrough::new(context.clone()));
         let actions = self.actions.build(&store, &self.clock, &metrics, self.connections)?;
-        let standby = self.standby.map(|standby| watched(standby, &context, &watch));
+        let standby = self.standby.map(|standby| build_standby(standby, &context, jobs.backfill));
         let mirror = Arc::new(Mirror::new(store.clone(), standby, watch.clone(), metrics.clone()));
         let awaited = jobs.backfill.then(|| watch.clone());
         Ok(AuthKit {
@@ -140,10 +140,17 @@ impl Builder {
     }
 }
 
-/// Returns the standby, given as its pool and the bound on the age of its data.
-fn watched((pool, staleness): (Pool, Duration), context: &JobContext, watch: &SyncProgress) -> Arc<Standby> {
+/// Builds the standby from its pool and the maximum age of its data.
+fn build_standby((pool, staleness): (Pool, Duration), context: &JobContext, backfills: bool) -> Arc<Standby> {
+    let kinds = context.kinds;
+    let needed = [
+        ("backfill", true),
+        ("backfill_organizations", kinds.organizations),
+        ("backfill_memberships", kinds.memberships),
+    ];
+    let needed = needed.into_iter().filter(|(_, is_synced)| backfills && *is_synced).map(|(kind, _)| kind).collect();
     let pool = pool.measured("standby", &context.metrics);
-    Arc::new(Standby::new(context.store.clone(), &pool, staleness, watch.clone(), context.metrics.clone()))
+    Arc::new(Standby::new(context.store.clone(), pool, staleness, needed, context.metrics.clone()))
 }
 
 /// Returns a random number. It identifies this process.

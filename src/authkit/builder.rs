@@ -12,6 +12,7 @@ use crate::domain::kinds::Kinds;
 use crate::http::{CONNECTIONS, DRAIN_DELAY, KEY_LENGTH, ServiceKeys, WRITE_TIMEOUT};
 use crate::store::{self, Pool};
 use crate::sync::handlers::TIMEOUT;
+use crate::sync::standby::MAX_STALENESS;
 pub use crate::sync::standby::{MIN_STALENESS, STALENESS};
 use crate::tokens::KeySource;
 use crate::workos::api::ApiKey;
@@ -64,7 +65,7 @@ pub struct Builder {
     pub(super) lookups: Pool,
     pub(super) background: Pool,
     pub(super) handlers: Pool,
-    /// The standby, and the bound on the age of what is read from it.
+    /// The standby, and the maximum age of its data.
     pub(super) standby: Option<(Pool, Duration)>,
     pub(super) handler_timeout: Duration,
     pub(super) client_id: String,
@@ -168,12 +169,15 @@ impl Builder {
         self
     }
 
-    /// Sends the reads of WorkOS's API (`/user_management`, `/organizations` and `/authorization`) to a streaming standby of the
-    /// database. What it answers is at most as old as `staleness`, which is at least 3 seconds. Beyond that, or if the
-    /// standby fails, the primary answers. Lookups by token and the change feed always use the primary.
+    /// Reads for `/user_management`, `/organizations` and `/authorization` from a streaming standby of the database. When a request
+    /// starts, the standby's data is at most as old as `staleness`, which is from 3 seconds to a day. If the data is older, or
+    /// the standby fails, the primary answers. Lookups by token and the change feed always use the primary.
     pub fn standby(mut self, pool: impl Into<Pool>, staleness: Duration) -> Self {
-        if staleness < MIN_STALENESS {
-            self.mistakes.push(format!("the staleness of a standby must be at least {} s", MIN_STALENESS.as_secs()));
+        if !(MIN_STALENESS..=MAX_STALENESS).contains(&staleness) {
+            self.mistakes.push(format!(
+                "the staleness of a standby must be at least {} s and at most a day",
+                MIN_STALENESS.as_secs()
+            ));
         }
         self.standby = Some((pool.into(), staleness));
         self

@@ -113,13 +113,14 @@ impl AuthKit {
         replace_login(&self.stores(), &login.into()).await
     }
 
-    /// Replaces the role and the password of the connections to the standby, as [`AuthKit::set_database_login`] does.
+    /// Replaces the role and the password of the connections to the standby, as [`AuthKit::set_database_login`] does. The role needs
+    /// the same privileges as on the primary, although reads need fewer.
     ///
     /// # Errors
     /// As [`AuthKit::set_database_login`], or [`SecretError::Invalid`] if there was no standby when this was built.
     pub async fn set_standby_login(&self, login: impl Into<Hosts>) -> Result<(), SecretError> {
         let standby = self.state.mirror.standby.as_ref().ok_or_else(|| not_enabled("the standby"))?;
-        replace_login(&[&standby.reads], &login.into()).await
+        replace_login(&[standby.store()], &login.into()).await
     }
 
     /// Discards a login that [`AuthKit::set_database_login`] did not accept.
@@ -130,7 +131,7 @@ impl AuthKit {
     /// Discards a login that [`AuthKit::set_standby_login`] did not accept.
     pub(crate) fn withdraw_standby_login(&self) {
         if let Some(standby) = &self.state.mirror.standby {
-            login::withdraw(&[&standby.reads]);
+            login::withdraw(&[standby.store()]);
         }
     }
 

@@ -127,7 +127,7 @@ pub(crate) fn builder(source: &Source) -> Result<Builder, Problems> {
         .handler_pool(pools.handlers)
         .api_base(environment.api_base);
     if let Some(hosts) = source.find(&READ_DATABASE_URL) {
-        // The other half of the time remains for the primary.
+        // Half of the timeout, because a read that fails on the standby is repeated on the primary within the same request.
         let pool = Pool::connect(hosts, size, database.timeout / 2);
         builder = builder.standby(pool, source.get(&READ_STALENESS)?);
     }

@@ -36,16 +36,15 @@ pub(crate) static DATABASE_URL: Setting<Hosts> = Setting::new(
 pub(crate) static READ_DATABASE_URL: Setting<Hosts> = Setting::new(
     "AUTHKIT_SYNC_READ_DATABASE_URL",
     value::read_database_url,
-    "Address of a streaming standby that answers /user_management, /organizations and /authorization. Several hosts: ?target_session_attrs=standby",
+    "Address of a streaming standby that answers /user_management, /organizations and /authorization. Several hosts: host1:5432,host2:5432, with ?target_session_attrs=standby",
 )
 .secret()
-.example("postgres://authkit_sync:change-me@standby:5432/authkit_sync")
 .replaced_by(|authkit, login| authkit.set_standby_login(login).boxed());
 
 pub(crate) static READ_STALENESS: Setting<Duration> = Setting::new(
     "AUTHKIT_SYNC_READ_STALENESS",
     value::staleness,
-    "Greatest age of an answer of the standby. Beyond that, the primary answers",
+    "Maximum age of the standby's data. If the data is older, the primary answers",
 )
 .limit(|| format!("At least {}", value::duration_text(authkit::MIN_STALENESS)))
 .default_from(|| value::duration_text(authkit::STALENESS));

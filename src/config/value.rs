@@ -22,7 +22,7 @@ pub(super) fn text(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-/// Parses the address of the database, which must be writable.
+/// Parses the address of the primary. Refuses `target_session_attrs=standby`.
 pub(super) fn database_url(text: &str) -> Parsed<Hosts> {
     match read_database_url(text)? {
         hosts if hosts.wanted() == Wanted::Standby => {
@@ -125,11 +125,11 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         .ok_or("a duration with a unit, like 300ms, 180s or 5m, from 1ms to 1day".into())
 }
 
-/// Parses the greatest age of an answer of the standby.
+/// Parses the maximum age of the standby's data.
 pub(super) fn staleness(text: &str) -> Parsed<Duration> {
     let long = duration(text).ok().filter(|staleness| *staleness >= MIN_STALENESS);
     long.ok_or_else(|| {
-        format!("a duration with a unit, like 5s or 1m, of at least {}", duration_text(MIN_STALENESS)).into()
+        format!("a duration with a unit, like 5s or 1m, from {} to 1day", duration_text(MIN_STALENESS)).into()
     })
 }
 

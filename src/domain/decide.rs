@@ -51,7 +51,7 @@ impl<T> Stored<T> {
         if let Self::Live { object, .. } = self { Some(*object) } else { None }
     }
 
-    /// Returns the live object or tombstone, unless there is neither.
+    /// Returns `None` for [`Stored::Absent`], otherwise the live object or tombstone.
     #[must_use]
     pub fn present(self) -> Option<Self> {
         if let Self::Absent = self { None } else { Some(self) }

@@ -5,7 +5,7 @@ use axum::http::HeaderName;
 /// The time up to which the users table is complete.
 pub(super) const SYNCED_THROUGH: HeaderName = HeaderName::from_static("authkit-sync-synced-through");
 
-/// The position of the change feed at the time of a list of users.
+/// The position of the change feed up to which a list contains every change.
 pub(super) const POSITION: HeaderName = HeaderName::from_static("authkit-sync-position");
 
 /// The ID of a request, as in the log.

@@ -32,7 +32,7 @@ use crate::workos::signature::Secret;
 pub(crate) struct HttpState {
     /// Answers reads.
     pub(crate) store: Store,
-    /// Answers the routes of WorkOS's API.
+    /// Reads for the routes in WorkOS's format, from the standby or the primary.
     pub(crate) mirror: Arc<Mirror>,
     /// Applies webhooks.
     pub(crate) webhooks: GroupCommit,

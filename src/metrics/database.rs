@@ -47,7 +47,7 @@ pub(super) struct Database {
     max_connections: Family<PoolLabels, Gauge>,
     waits: Family<PoolLabels, Histogram>,
     rows: Family<RowLabels, Gauge>,
-    mirror_reads: Family<ServerLabels, Counter>,
+    reads: Family<ServerLabels, Counter>,
     standby_used: Family<NoLabels, Gauge>,
     standby_age: Family<NoLabels, Gauge>,
 }
@@ -89,25 +89,25 @@ impl Database {
             "Rows by table and state (live or deleted), updated every minute; exact up to 10000, then an estimate",
             rows.clone(),
         );
-        let mirror_reads = Family::default();
+        let reads = Family::default();
         registry.register(
-            "mirror_reads",
-            "Reads for the routes of WorkOS's API by server (primary or standby); a read that the standby cannot answer counts at both",
-            mirror_reads.clone(),
+            "reads",
+            "Reads for /user_management, /organizations and /authorization by server (primary or standby); counted for both if the standby does not have the object",
+            reads.clone(),
         );
         let standby_used = Family::default();
         registry.register(
             "standby_used",
-            "Whether reads of WorkOS's API use the standby (1 or 0); absent if none is configured",
+            "Whether the standby answers /user_management, /organizations and /authorization (1 or 0); absent if none is configured",
             standby_used.clone(),
         );
         let standby_age = Family::default();
         registry.register(
             "standby_age_seconds",
-            "Greatest possible age of what is read from the standby; absent if the standby is not used",
+            "Age of the standby's data at the last check, in whole seconds; absent if the standby is not used",
             standby_age.clone(),
         );
-        Self { up, hosts, connections, max_connections, waits, rows, mirror_reads, standby_used, standby_age }
+        Self { up, hosts, connections, max_connections, waits, rows, reads, standby_used, standby_age }
     }
 }
 
@@ -122,12 +122,12 @@ impl Metrics {
         self.database.hosts.get_or_create(&HostLabels { host: host.to_owned() }).set(i64::from(is_used));
     }
 
-    /// Counts a read for the routes of WorkOS's API.
-    pub fn mirror_read(&self, server: &'static str) {
-        self.database.mirror_reads.get_or_create(&ServerLabels { server }).inc();
+    /// Counts a read for `/user_management`, `/organizations` or `/authorization`.
+    pub fn read(&self, server: &'static str) {
+        self.database.reads.get_or_create(&ServerLabels { server }).inc();
     }
 
-    /// Records the age of what is read from the standby. `None`: the standby is not used.
+    /// Records the age of the standby's data. `None`: the standby is not used.
     pub fn standby(&self, age_seconds: Option<i64>) {
         set_or_remove(&self.database.standby_used, Some(i64::from(age_seconds.is_some())));
         set_or_remove(&self.database.standby_age, age_seconds);

@@ -42,8 +42,8 @@ pub enum StoreError {
     /// Another process changed the state after this one read it, so nothing was written.
     #[error("another process has changed the same row, so nothing was written; retry")]
     Overtaken,
-    /// A standby does not show the mark that a read requires. The primary must be read instead.
-    #[error("the standby has not replayed the required changes; the primary must be read instead")]
+    /// The standby has not replayed the mark that a read requires. Read the primary instead.
+    #[error("the standby has not replayed the required changes; read the primary instead")]
     Behind,
     /// Too many writes wait for the database.
     #[error("too many writes wait for the database; retry")]
@@ -89,7 +89,7 @@ impl StoreError {
         Self::Disconnected(failure::of_sqlstate("25006"))
     }
 
-    /// Returns the error for a host that is not what is wanted.
+    /// Returns the error for a host that does not match `target_session_attrs`.
     pub(super) fn unwanted_host(wanted: Wanted) -> Self {
         if wanted == Wanted::Standby { Self::Disconnected(failure::no_standby()) } else { Self::read_only() }
     }

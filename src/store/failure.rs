@@ -137,10 +137,10 @@ pub(super) fn late() -> DatabaseFailure {
     )
 }
 
-/// The server is no standby, but one is wanted.
+/// The server is not a standby, but the URL requires one.
 pub(super) fn no_standby() -> DatabaseFailure {
     DatabaseFailure::of_connection(
-        "{at} is no standby",
+        "{at} is not a standby",
         "add the address of a standby to AUTHKIT_SYNC_READ_DATABASE_URL",
     )
 }
@@ -158,7 +158,7 @@ pub(super) fn exhausted(connections: u32) -> DatabaseFailure {
 pub(super) fn of_hosts<'a>(reasons: impl Iterator<Item = &'a DatabaseFailure>) -> DatabaseFailure {
     let reasons: Vec<String> = reasons.map(DatabaseFailure::what).collect();
     DatabaseFailure::of_connection(
-        format!("no host of DATABASE_URL can be used: {}", reasons.join("; ")),
+        format!("none of the hosts can be used: {}", reasons.join("; ")),
         "start the primary or promote a standby, or correct DATABASE_URL; the service finds the new primary by itself",
     )
 }

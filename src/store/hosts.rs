@@ -1,6 +1,6 @@
 //! The hosts of a database URL. As in a URL of libpq there can be several, and `target_session_attrs` says which one to use.
 //!
-//! The driver knows one host. So a URL with several hosts becomes several URLs with one host each, which the driver parses.
+//! The driver accepts one host per URL. So a URL with several hosts becomes several URLs with one host each, which the driver parses.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -121,7 +121,7 @@ impl FromStr for Hosts {
 /// The parts of a URL. All are percent-encoded.
 struct Url<'a> {
     scheme: &'a str,
-    /// With the `@`, or empty.
+    /// User and password with the `@`. Can be empty.
     login: &'a str,
     hosts: &'a str,
     path: &'a str,
@@ -157,7 +157,9 @@ impl<'a> Url<'a> {
             Some("read-write") => Ok(Wanted::ReadWrite),
             Some("primary") => Ok(Wanted::Primary),
             Some("standby") => Ok(Wanted::Standby),
-            Some(_) => Err(HostsError::new("a URL whose target_session_attrs is read-write, primary, standby or any")),
+            Some(_) => Err(HostsError::new(
+                "a URL whose target_session_attrs is read-write, primary or any, or standby for AUTHKIT_SYNC_READ_DATABASE_URL",
+            )),
         }
     }
 

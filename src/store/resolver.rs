@@ -1,11 +1,11 @@
-//! Finds the host that new connections use, if a database has several hosts, or if its host must be writable.
+//! Chooses the host that new connections use, if a URL has several hosts or sets `target_session_attrs`.
 //!
-//! The hosts are tried in order, and the first one that is what the URL wants is chosen. It stays chosen until a connection to it fails
-//! or turns out to be read-only. Then it is tried first, and the others in order: an old primary that came back must not be preferred
-//! to the promoted standby because of one lost connection.
+//! The hosts are tested in order, and the first one that matches `target_session_attrs` is chosen. It stays chosen until a connection
+//! to it fails or it no longer matches. Then it is tested first, and the others in order. Otherwise one lost connection could move
+//! the service from the promoted standby to an old primary that runs again.
 //!
-//! Each host has its own pool of connections, so a connection to an earlier host is never used again. Whether there is a pooler is
-//! found out for each host.
+//! Each host has its own pool of connections, so a connection to an earlier host is never used again. Each host is tested for a
+//! pooler on its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ use super::offered_login::OfferedLogin;
 use super::pooler::Route;
 use super::{Store, StoreError};
 
-/// The pause after a round in which no host was what is wanted.
+/// The pause between two rounds of tests if no host matched.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause between two searches for another host, while callers wait for a connection to the chosen one.
@@ -36,7 +36,7 @@ const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 pub enum HostState {
     /// It accepts writes.
     Primary,
-    /// It is no standby, but `default_transaction_read_only` is on.
+    /// It is not a standby, but `default_transaction_read_only` is on.
     ReadOnly,
     /// It is a standby.
     Standby,
@@ -60,7 +60,7 @@ impl HostState {
         })
     }
 
-    /// Returns whether this is what the URL wants.
+    /// Returns whether a host in this state matches `target_session_attrs`.
     #[must_use]
     pub fn is(self, wanted: Wanted) -> bool {
         match wanted {
@@ -77,7 +77,7 @@ impl HostState {
 pub struct HostFacts {
     /// Host, port and name of the database.
     pub address: String,
-    /// What it is, or why it could not be asked.
+    /// What it is, or why its test failed.
     pub state: Result<HostState, StoreError>,
 }
 
@@ -93,7 +93,7 @@ impl Store {
     }
 }
 
-/// One host, as all pools of a process see it.
+/// The state of one host. All pools of a [`Pools`](super::pool::Pools) share it.
 #[derive(Debug)]
 pub(super) struct Host {
     login: ArcSwap<PgConnectOptions>,
@@ -158,7 +158,7 @@ pub(super) struct Resolver(Arc<Inner>);
 struct Inner {
     hosts: Vec<Arc<Host>>,
     wanted: Wanted,
-    /// The longest time for one host.
+    /// The timeout for the test of one host.
     limit: Duration,
     chosen: ArcSwapOption<Choice>,
     /// The host that was chosen last.
@@ -170,7 +170,7 @@ struct Inner {
 }
 
 impl Resolver {
-    /// `timeout` limits a request, so that all hosts can be tried within it.
+    /// `timeout` limits a request. The test of each host gets an equal part of it, so that one request can test all hosts.
     pub(super) fn new(hosts: &Hosts, timeout: Duration) -> Self {
         let count = u32::try_from(hosts.options().len()).unwrap_or(u32::MAX);
         Self(Arc::new(Inner {
@@ -202,7 +202,7 @@ impl Resolver {
         self.0.latest.load(Ordering::Relaxed)
     }
 
-    /// Returns why the last search found no host. `None`: it found one, or there was none.
+    /// Returns why the last search found no host. `None`: the search found a host, or no search has run.
     pub(super) fn problem(&self) -> Option<StoreError> {
         self.0.problem.load_full().map(|problem| (*problem).clone())
     }
@@ -236,7 +236,7 @@ impl Resolver {
         }
     }
 
-    /// Returns the choice, unless a connection to its host has failed since.
+    /// Returns the choice, unless its host's cutoff was set after the choice.
     fn current(&self) -> Option<Choice> {
         let choice = |index| Choice { index, version: self.0.hosts[index].cutoff.version() };
         if self.is_fixed() {
@@ -246,8 +246,8 @@ impl Resolver {
         (choice(chosen.index).version == chosen.version).then_some(chosen)
     }
 
-    /// Resolves when `choice` is not the current one any more. Meanwhile it looks for another host from time to time, because the
-    /// caller waits for a connection. If none is better, the choice stays.
+    /// Resolves when `choice` is no longer current. Until then, it tests the hosts again every second, because the caller waits for
+    /// a connection. If the chosen host still matches, or no host does, the choice stays.
     pub(super) async fn is_outdated(&self, choice: Choice) {
         if self.is_fixed() {
             return std::future::pending().await;
@@ -269,7 +269,7 @@ impl Resolver {
         }
     }
 
-    /// Tries each host once, beginning with the latest, and chooses the first one that is what is wanted.
+    /// Tests each host once, the latest choice first, and chooses the first one that matches.
     async fn search(&self) -> Result<Choice, StoreError> {
         let mut failures = Vec::new();
         let latest = self.latest();

@@ -1,6 +1,7 @@
-//! Reads for the routes of WorkOS's API: from the standby, if there is one that is recent enough, else from the primary.
+//! Reads for the routes in WorkOS's format (`/user_management`, `/organizations`, `/authorization`): from the standby if it is
+//! usable, otherwise from the primary.
 //!
-//! Lookups by token and the change feed do not use it: for them, a deletion or revocation holds from its commit.
+//! Lookups by token and the change feed never use the standby, so a deletion or revocation takes effect there at its commit.
 
 use std::sync::Arc;
 
@@ -8,13 +9,12 @@ use tokio::time::timeout;
 
 use super::feed::Feed;
 use super::progress::SyncProgress;
-use super::standby::Standby;
+use super::standby::{Standby, TimedMark};
 use crate::domain::change::Position;
 use crate::domain::decide::Stored;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::user::User;
 use crate::metrics::Metrics;
-use crate::store::standby::Shown;
 use crate::store::{Store, StoreError};
 
 /// The servers that these reads can use.
@@ -44,27 +44,61 @@ impl Mirror {
 #[derive(Clone, Debug)]
 pub(crate) struct Reads {
     mirror: Arc<Mirror>,
-    standby: Option<(Arc<Standby>, Arc<Shown>)>,
+    standby: Option<OfStandby>,
     synced_through: Option<Timestamp>,
 }
 
+/// The standby of one request, with the mark that each of its reads requires.
+#[derive(Clone, Debug)]
+struct OfStandby {
+    standby: Arc<Standby>,
+    replayed: Arc<TimedMark>,
+    store: Arc<Store>,
+}
+
+/// The state that an answer must contain.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum AtLeast {
+    /// Any state that is recent enough.
+    #[default]
+    Recent,
+    /// Every change up to this position.
+    Position(Position),
+    /// The state of the primary.
+    Current,
+}
+
+impl AtLeast {
+    fn is_in(&self, position: &Position) -> bool {
+        match self {
+            Self::Recent => true,
+            Self::Position(wanted) => wanted.epoch == position.epoch && wanted.number <= position.number,
+            Self::Current => false,
+        }
+    }
+}
+
 impl Reads {
-    /// Decides which server to read.
-    pub(crate) fn begin(mirror: &Arc<Mirror>) -> Self {
-        let standby = mirror.standby.as_ref().and_then(|standby| Some((standby.clone(), standby.usable()?)));
+    /// Decides which server to read. The standby is read only if its data contains `at_least`.
+    pub(crate) fn begin(mirror: &Arc<Mirror>, at_least: &AtLeast) -> Self {
+        let standby = mirror.standby.as_ref().and_then(|standby| {
+            let replayed = standby.usable().filter(|replayed| at_least.is_in(&replayed.mark.position))?;
+            let store = Arc::new(standby.requiring(&replayed));
+            Some(OfStandby { standby: standby.clone(), replayed, store })
+        });
         let synced_through = match &standby {
-            Some((_, shown)) => shown.mark.synced_through,
+            Some(of) => of.replayed.mark.synced_through,
             None => mirror.progress.progress().synced_through,
         };
         Self { mirror: mirror.clone(), standby, synced_through }
     }
 
-    /// Returns the time up to which the users table is complete, in what is read.
+    /// Returns the time up to which the users table is complete on the server that this request reads.
     pub(crate) fn synced_through(&self) -> Option<Timestamp> {
         self.synced_through
     }
 
-    /// Reads one object. If the standby does not have it, asks the primary, because the object may be new.
+    /// Reads one object. If the standby does not have it, reads the primary, because the object may be new.
     pub(crate) async fn one<T, F>(&self, read: impl Fn(Arc<Store>) -> F) -> Result<Option<T>, StoreError>
     where
         F: Future<Output = Result<Option<T>, StoreError>>,
@@ -80,39 +114,38 @@ impl Reads {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        if let (Some((_, shown)), Some(list)) = (&self.standby, self.on_standby(&read).await) {
-            return Ok((list, shown.mark.position.clone()));
+        if let (Some(of), Some(list)) = (&self.standby, self.on_standby(&read).await) {
+            return Ok((list, of.replayed.mark.position.clone()));
         }
-        // Read before the list.
+        // The position is read before the list, so that the list contains every change up to it.
         let position = self.mirror.feed.now().await?;
         Ok((self.on_primary(&read).await?, position))
     }
 
-    /// Returns a live user, if it is read from the standby. `None`: the primary, or WorkOS, must be asked.
+    /// Returns a live user from the standby. `None`: the caller must look the user up on the primary.
     pub(crate) async fn live_user(&self, id: &str) -> Option<User> {
-        if let Some((standby, _)) = &self.standby
-            && let Some(Stored::Live { object, .. }) = self.on_standby(|_| standby.users.read(id.to_owned())).await
-        {
-            return Some(*object);
+        let stored = self.on_standby(|store| async move { store.user(id).await }).await;
+        let live = stored.and_then(Stored::into_live);
+        if live.is_none() {
+            self.mirror.metrics.read("primary");
         }
-        self.mirror.metrics.mirror_read("primary");
-        None
+        live
     }
 
     async fn on_standby<T, F>(&self, read: impl Fn(Arc<Store>) -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let (standby, _) = self.standby.as_ref()?;
-        let outcome = timeout(standby.reads.timeout(), read(standby.reads.clone())).await;
+        let OfStandby { standby, store, .. } = self.standby.as_ref()?;
+        let outcome = timeout(store.timeout(), read(store.clone())).await;
         match outcome.unwrap_or_else(|late| Err(StoreError::late(late))) {
             Ok(value) => {
-                self.mirror.metrics.mirror_read("standby");
+                self.mirror.metrics.read("standby");
                 Some(value)
             }
             Err(error) => {
                 tracing::debug!(error = %error, "a read from the standby failed; it is repeated on the primary");
-                standby.note_failure();
+                standby.note_failure(error);
                 None
             }
         }
@@ -122,7 +155,7 @@ impl Reads {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        self.mirror.metrics.mirror_read("primary");
+        self.mirror.metrics.read("primary");
         read(self.mirror.primary.clone()).await
     }
 }

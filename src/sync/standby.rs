@@ -1,53 +1,67 @@
-//! Finds out whether reads can use the standby, and which changes it has replayed.
+//! Checks whether reads can use the standby, and which changes it has replayed.
 //!
-//! Each process looks at the standby twice a second, and about once a second one of them writes a mark on the primary
-//! (`src/store/standby.rs`). The age of a mark is measured with this process's monotonic clock, so that different clocks of the servers
-//! do not matter.
+//! Each process checks the standby twice a second. About once a second, one process writes a mark on the primary
+//! (`src/store/standby.rs`). Each process measures the age of a mark with its own monotonic clock, so the clocks of the servers may
+//! differ.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::progress::SyncProgress;
 use super::runner::BackgroundLoop;
+use super::standby_report::{ReadFailures, Report};
 use crate::metrics::Metrics;
-use crate::store::lookups::GroupedReads;
-use crate::store::standby::{LastShown, Shown};
+use crate::store::standby::{Mark, ReadMark};
 use crate::store::{DatabaseFailure, Pool, Store, StoreError};
 
-/// Default bound on the age of what is read from the standby.
+/// Default of the maximum age of the standby's data.
 pub const STALENESS: Duration = Duration::from_secs(10);
 
-/// The smallest bound: a mark is up to a second old before the next one is written, and the standby is looked at twice a second.
+/// The smallest maximum age: marks are written about one second apart, and the standby is checked twice a second.
 pub const MIN_STALENESS: Duration = Duration::from_secs(3);
 
-/// Interval between two looks at the standby.
-const INTERVAL: Duration = Duration::from_millis(500);
+/// The largest maximum age. The marks of this time are in memory.
+pub const MAX_STALENESS: Duration = Duration::from_secs(86_400);
+
+/// Interval between two checks of the standby.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Interval between two marks.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The part of the maximum age below which a standby is used again.
+const RESUME_BELOW: f64 = 0.67;
+
+/// A mark, with a lower bound of the time at which it was written.
+#[derive(Clone, Debug)]
+pub(crate) struct TimedMark {
+    pub(crate) mark: Arc<Mark>,
+    /// Not later than the time at which the mark was written, by this process's monotonic clock. So data with this mark is not older.
+    written_at: Instant,
+}
 
 /// The standby, as this process sees it.
 #[derive(Debug)]
 pub(crate) struct Standby {
     primary: Store,
-    /// Reads the mark that the standby shows.
-    probe: Store,
-    /// Reads from the standby what [`Standby::usable`] promises.
-    pub(crate) reads: Arc<Store>,
-    /// The same for users by ID.
-    pub(crate) users: GroupedReads,
-    last_shown: LastShown,
+    /// Reads from the standby.
+    store: Store,
     staleness: Duration,
-    progress: SyncProgress,
+    /// The first backfills that must be complete, by their kind in `workos.scans`.
+    needed: Vec<&'static str>,
     metrics: Arc<Metrics>,
+    /// The latest mark that the standby has replayed. `None`: reads must not use the standby.
+    replayed: ArcSwapOption<TimedMark>,
     /// The marks that this process has read on the primary. The oldest first.
-    written: Mutex<VecDeque<Shown>>,
-    /// Why the standby could not be used at the last look. `None`: there was no look yet.
-    last_look: Mutex<Option<Result<(), String>>>,
+    written: Mutex<VecDeque<TimedMark>>,
+    /// The problem that the last check found.
+    problem: Mutex<Option<String>>,
+    report: Mutex<Report>,
+    failures: Mutex<ReadFailures>,
 }
 
 /// The state of the standby, for operators.
@@ -57,64 +71,84 @@ pub(crate) struct StandbyState {
     pub(crate) used: bool,
     /// The greatest possible age of its data. `None` if it is not used.
     pub(crate) age_seconds: Option<f64>,
-    /// What was wrong with it at the last look.
+    /// The problem that the last check found.
     pub(crate) problem: Option<String>,
 }
 
 impl Standby {
-    /// Creates it for a standby of `primary`. What is read from it is at most as old as `staleness`.
+    /// Creates the state for a standby of `primary`. Reads use the standby only if its data is at most as old as `staleness`, and
+    /// the backfills in `needed` are complete in it.
     pub(crate) fn new(
         primary: Store,
-        standby: &Pool,
+        standby: Pool,
         staleness: Duration,
-        progress: SyncProgress,
+        needed: Vec<&'static str>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        // The other half of the time remains for the primary.
-        let limit = primary.timeout() / 2;
-        let last_shown = LastShown::default();
-        let reads = primary.on_standby(standby.clone(), limit, last_shown.clone());
-        let (users, reads) = (GroupedReads::new(reads.clone()), Arc::new(reads));
-        let probe = primary.probing(standby.clone(), limit);
-        let (written, last_look) = (Mutex::default(), Mutex::default());
-        Self { primary, probe, reads, users, last_shown, staleness, progress, metrics, written, last_look }
+        // A read that fails on the standby is repeated on the primary within the same request.
+        let store = primary.on_standby(standby, primary.timeout() / 2);
+        Self {
+            primary,
+            store,
+            staleness,
+            needed,
+            metrics,
+            replayed: ArcSwapOption::empty(),
+            written: Mutex::default(),
+            problem: Mutex::default(),
+            report: Mutex::default(),
+            failures: Mutex::default(),
+        }
     }
 
-    /// Returns the mark that the standby shows, if reads may use it.
-    pub(crate) fn usable(&self) -> Option<Arc<Shown>> {
-        self.last_shown.get().filter(|shown| shown.written_at.elapsed() <= self.staleness)
+    /// Returns the mark that the standby has replayed, if reads may use the standby.
+    pub(crate) fn usable(&self) -> Option<Arc<TimedMark>> {
+        self.replayed.load_full().filter(|replayed| replayed.written_at.elapsed() <= self.staleness)
     }
 
-    /// Records that a read has failed. The standby is not used again until the next look at it.
-    pub(crate) fn note_failure(&self) {
-        self.last_shown.set(None);
+    /// Returns the store of the standby.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns a store for reads that require this mark.
+    pub(crate) fn requiring(&self, mark: &TimedMark) -> Store {
+        self.store.requiring(mark.mark.clone())
+    }
+
+    /// Records that a read has failed. Unless the failure concerns only this read, the primary answers for some time.
+    pub(crate) fn note_failure(&self, error: StoreError) {
+        // The data of the caller, a row that the replication has just removed, or one of several standbys behind an address.
+        if matches!(error, StoreError::Refused { .. } | StoreError::Conflict { .. } | StoreError::Behind) {
+            return;
+        }
+        lock(&self.failures).note(describe(error), Instant::now());
+        self.replayed.store(None);
     }
 
     /// Returns the state for operators.
     pub(crate) fn state(&self) -> StandbyState {
-        let age = self.usable().map(|shown| shown.written_at.elapsed().as_secs_f64());
-        let problem = lock(&self.last_look).clone().and_then(Result::err);
-        StandbyState { used: age.is_some(), age_seconds: age, problem }
+        let age = self.usable().map(|replayed| replayed.written_at.elapsed().as_secs_f64());
+        StandbyState { used: age.is_some(), age_seconds: age, problem: lock(&self.problem).clone() }
     }
 
-    /// Writes a mark on the primary, if one is due, and remembers the newest one.
-    async fn mark(&self) -> Result<(), StoreError> {
+    /// Writes a mark on the primary if one is due, and reads the latest mark from there.
+    async fn update_mark(&self) -> Result<(), StoreError> {
         if lock(&self.written).back().is_some_and(|last| last.written_at.elapsed() < MARK_INTERVAL) {
             return Ok(());
         }
-        let synced_through = self.progress.progress().synced_through;
-        self.primary.write_mark(synced_through, MARK_INTERVAL.mul_f64(0.9)).await?;
+        self.primary.write_mark(MARK_INTERVAL.mul_f64(0.9)).await?;
         let asked_at = Instant::now();
-        let (mark, age) = self.primary.mark().await?;
+        let ReadMark { mark, age, .. } = self.primary.mark().await?;
         let Some(written_at) = asked_at.checked_sub(age) else { return Ok(()) };
         let mut written = lock(&self.written);
         if written.back().is_some_and(|last| last.mark.position.epoch != mark.position.epoch) {
             // Another server was promoted. The earlier positions have expired.
             written.clear();
-            self.last_shown.set(None);
+            self.replayed.store(None);
         }
         if written.back().is_none_or(|last| last.mark.number < mark.number) {
-            written.push_back(Shown { mark, written_at });
+            written.push_back(TimedMark { mark: Arc::new(mark), written_at });
         }
         while written.len() > 1 && written[0].written_at.elapsed() > self.staleness {
             written.pop_front();
@@ -122,45 +156,66 @@ impl Standby {
         Ok(())
     }
 
-    /// Looks at the standby. An error says why reads must not use it.
-    async fn look(&self) -> Result<Shown, String> {
+    /// Checks the standby. An error says why reads must not use it.
+    async fn check(&self) -> Result<TimedMark, String> {
         if lock(&self.written).is_empty() {
-            return Err("the primary was not read yet".to_owned());
+            return Err("no mark could be read on the primary yet".to_owned());
         }
-        let (mark, _) = self.probe.mark().await.map_err(what)?;
-        let written = lock(&self.written);
-        if !written.iter().any(|known| known.mark.position.epoch == mark.position.epoch) {
-            return Err("it is not a standby of DATABASE_URL, or has not replayed the last failover yet".to_owned());
+        let ReadMark { mark, is_standby, .. } = self.store.mark().await.map_err(describe)?;
+        if self.store.leaves_promoted_host(is_standby) {
+            return Err("the host was promoted, so it is not a standby any more".to_owned());
         }
-        // A mark of another process is newer than the last one that this process has read.
-        let replayed = written.iter().rev().find(|known| known.mark.number <= mark.number);
-        let replayed = replayed.filter(|known| known.written_at.elapsed() <= self.staleness);
-        let behind = || format!("it is more than {} s behind the primary", self.staleness.as_secs_f64());
-        let written_at = replayed.ok_or_else(behind)?.written_at;
-        Ok(Shown { mark, written_at })
+        let written_at = self.written_at(&mark)?;
+        if self.needed.iter().any(|kind| !mark.backfilled.iter().any(|complete| complete == kind)) {
+            return Err("the first backfill is not complete yet in its data".to_owned());
+        }
+        Ok(TimedMark { mark: Arc::new(mark), written_at })
     }
 
-    /// Records the result of a look, and logs whether reads now use another server.
-    fn note_look(&self, outcome: Result<Shown, String>) {
-        let age = outcome.as_ref().ok().map(|shown| shown.written_at.elapsed().as_secs());
-        self.metrics.standby(age.and_then(|age| i64::try_from(age).ok()));
-        self.last_shown.set(outcome.clone().ok());
-        let outcome = outcome.map(|_| ());
-        let before = lock(&self.last_look).replace(outcome.clone());
-        if before.is_some_and(|before| before.is_ok() == outcome.is_ok()) {
-            return;
+    /// Returns when the mark of the standby was written, unless that is too long ago.
+    fn written_at(&self, mark: &Mark) -> Result<Instant, String> {
+        let written = lock(&self.written);
+        // The standby can already have a later mark, which this process has not read on the primary. The latest mark that this
+        // process knows then limits the age.
+        let known = written.iter().rev().find(|known| known.mark.number <= mark.number);
+        let is_foreign = known.is_some_and(|known| mark.written_at < known.mark.written_at);
+        if is_foreign || !written.iter().any(|known| known.mark.position.epoch == mark.position.epoch) {
+            return Err(
+                "it does not replicate the server of DATABASE_URL, or has not replayed the first mark after a promotion yet"
+                    .to_owned(),
+            );
         }
-        match outcome {
-            Ok(()) => tracing::info!("reads of WorkOS's API use the standby"),
-            Err(why) => {
-                tracing::warn!("reads of WorkOS's API use the primary, because the standby cannot be used: {why}");
+        // Data whose age is near the limit must not switch between the servers at each check.
+        let limit = if self.usable().is_some() { self.staleness } else { self.staleness.mul_f64(RESUME_BELOW) };
+        let recent = known.filter(|known| known.written_at.elapsed() <= limit);
+        let behind = || format!("its data is more than {} s old", limit.as_secs());
+        Ok(recent.ok_or_else(behind)?.written_at)
+    }
+
+    /// Records the result of a check. Logs if reads now use another server.
+    fn note_check(&self, outcome: Result<TimedMark, String>) {
+        let outcome = match lock(&self.failures).current(Instant::now()) {
+            Some(why) => Err(format!("a read has failed: {why}")),
+            None => outcome,
+        };
+        let age = outcome.as_ref().ok().map(|replayed| replayed.written_at.elapsed().as_secs());
+        self.metrics.standby(age.and_then(|age| i64::try_from(age).ok()));
+        let problem = outcome.as_ref().err().cloned();
+        self.replayed.store(outcome.ok().map(Arc::new));
+        if lock(&self.report).is_due(problem.as_deref(), Instant::now()) {
+            match &problem {
+                None => tracing::info!("the standby answers /user_management, /organizations and /authorization"),
+                Some(why) => tracing::warn!(
+                    "the primary answers /user_management, /organizations and /authorization, because the standby cannot be used: {why}"
+                ),
             }
         }
+        *lock(&self.problem) = problem;
     }
 }
 
-/// Returns what failed, without the advice, which is for `DATABASE_URL`.
-fn what(error: StoreError) -> String {
+/// Describes the failure without its advice, because the advice names `DATABASE_URL`.
+fn describe(error: StoreError) -> String {
     error.failure().map_or_else(|| error.to_string(), DatabaseFailure::what)
 }
 
@@ -172,12 +227,13 @@ impl BackgroundLoop for Arc<Standby> {
     const NAME: &'static str = "standby";
 
     async fn tick(&self) -> Duration {
-        // If the primary is down, the standby is used until its data is too old.
-        if let Err(error) = self.mark().await {
-            tracing::debug!(error = %error, "the mark for the standby could not be written");
-        }
-        let outcome = self.look().await;
-        self.note_look(outcome);
-        INTERVAL
+        // Concurrently: if the primary does not answer, the standby is used until its data is too old.
+        let (marked, outcome) = tokio::join!(self.update_mark(), self.check());
+        let outcome = outcome.map_err(|why| match marked {
+            Ok(()) => why,
+            Err(error) => format!("{why}; the mark could not be written on the primary: {}", describe(error)),
+        });
+        self.note_check(outcome);
+        CHECK_INTERVAL
     }
 }

@@ -57,8 +57,11 @@ fn what_a_url_must_be_is_said_without_its_parts() {
         ("postgres://app:hunter2@[::1/crm", "in brackets"),
         ("postgres://app:hunter2@a,b/crm?port=1,2,3", "one port for each host"),
         ("postgres://app:hunter2@a,b,c,d,e,f,g,h,i/crm", "at most 8 hosts"),
-        ("postgres://app:hunter2@a,b/crm?target_session_attrs=prefer-standby", "read-write, primary, standby or any"),
-        ("postgres://app:hunter2@a,b/crm?target_session_attrs=", "read-write, primary, standby or any"),
+        (
+            "postgres://app:hunter2@a,b/crm?target_session_attrs=prefer-standby",
+            "standby for AUTHKIT_SYNC_READ_DATABASE_URL",
+        ),
+        ("postgres://app:hunter2@a,b/crm?target_session_attrs=", "standby for AUTHKIT_SYNC_READ_DATABASE_URL"),
         ("postgres://app:hunter2@a,b/crm?sslmode=secret-mode", "a URL like postgres://"),
     ] {
         let said = refused(url);

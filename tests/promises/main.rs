@@ -84,7 +84,7 @@
 //!    - `actions::a_handler_that_fails_panics_or_hangs_is_503_and_allows_no_sign_in`
 //!    - `actions::without_the_database_there_is_no_verdict`
 //!    - `outage::a_database_stopped_under_load_is_503_and_comes_back_without_a_restart`
-//!    - `standby::beyond_its_bound_a_standby_is_not_read_until_it_has_caught_up`
+//!    - `standby::a_standby_that_is_too_far_behind_is_not_read_until_it_has_caught_up`
 //!    - `standby::reads_continue_while_the_standby_is_killed_and_use_it_again_after_its_restart`
 //!    - `standby::a_mark_that_cannot_be_written_fails_no_read`
 //!    - `failover::a_primary_that_answers_nothing_any_more_is_left_for_the_promoted_standby`

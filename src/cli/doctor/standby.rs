@@ -1,9 +1,9 @@
 //! Check of the standby that answers reads: whether it is a standby of this database, and how old its data is.
 
-use super::hosts::what_it_is;
+use super::hosts::describe_host;
 use super::subject::Subject;
 use crate::store::resolver::HostState;
-use crate::store::{Store, StoreError};
+use crate::store::{DatabaseFailure, Store, StoreError};
 use crate::sync::health::Check;
 
 const NAME: &str = "standby";
@@ -12,58 +12,63 @@ const NAME: &str = "standby";
 pub(super) async fn check(subject: &Subject<'_>) -> Option<Check> {
     let (standby, staleness) = subject.standby.as_ref()?;
     let (Some(primary), (hosts, _)) = (&subject.store, standby.host_facts().await) else { return None };
-    let text = hosts.iter().map(what_it_is).collect::<Vec<_>>().join("; ");
-    let fix = "repair it; until then, the primary answers every read";
+    let text = hosts.iter().map(describe_host).collect::<Vec<_>>().join("; ");
+    let fix = "start or repair the standby; until then, the primary answers every read";
     if !hosts.iter().any(|host| host.state.is_ok()) {
         return Some(Check::warning(NAME, text, fix));
     }
-    let behind = match behind(primary, standby).await {
-        Ok(behind) => behind,
-        Err(error) => return Some(Check::warning(NAME, format!("{text}; it cannot be read: {error}"), fix)),
+    let age = match age(primary, standby).await {
+        Ok(age) => age,
+        Err(error) => {
+            let why = error.failure().map_or_else(|| error.to_string(), DatabaseFailure::what);
+            return Some(Check::warning(NAME, format!("{text}; the mark cannot be read there: {why}"), fix));
+        }
     };
     let is_standby = hosts.iter().any(|host| matches!(host.state, Ok(HostState::Standby)));
-    Some(match behind {
-        Behind::OtherDatabase => {
+    Some(match age {
+        Age::Foreign if is_standby => {
+            let text = format!("{text}; it has not replayed a mark of the current primary yet");
+            Check::warning(NAME, text, "wait, and check that it replicates the server of DATABASE_URL")
+        }
+        Age::Foreign => {
             let fix = "set AUTHKIT_SYNC_READ_DATABASE_URL to a streaming standby of the server of DATABASE_URL";
-            Check::failure(NAME, format!("{text}; it is not a standby of the database of DATABASE_URL"), fix)
+            Check::failure(NAME, format!("{text}; it does not replicate the server of DATABASE_URL"), fix)
         }
-        Behind::Seconds(seconds) if seconds > staleness.as_secs_f64() => {
-            let text = format!("{text}; it is {seconds:.0} s behind, so the primary answers every read");
-            Check::warning(
-                NAME,
-                text,
-                "look at pg_stat_replication on the primary, and for long queries on the standby",
-            )
+        Age::Seconds(seconds) if seconds > staleness.as_secs_f64() => {
+            let text = format!("{text}; its data is about {seconds:.1} s old, so the primary answers every read");
+            let fix =
+                "check pg_stat_replication on the primary, and find long queries in pg_stat_activity on the standby";
+            Check::warning(NAME, text, fix)
         }
-        Behind::Seconds(_) if !is_standby => {
+        Age::Seconds(_) if !is_standby => {
             let fix =
                 "set AUTHKIT_SYNC_READ_DATABASE_URL to a standby, with ?target_session_attrs=standby for several hosts";
-            Check::warning(NAME, format!("{text}, so it takes no load off the primary"), fix)
+            Check::warning(NAME, format!("{text}, so the primary still answers every read"), fix)
         }
-        Behind::Seconds(seconds) => Check::ok(NAME, format!("{text}; it is at most {seconds:.0} s behind")),
-        Behind::Unknown => Check::not_checked(NAME, "no process of `serve` has used it in the last minute"),
+        Age::Seconds(seconds) => Check::ok(NAME, format!("{text}; its data is about {seconds:.1} s old")),
+        Age::Unknown => Check::not_checked(NAME, "no process of `serve` has written a mark in the last minute"),
     })
 }
 
-/// How far a server is behind the primary.
-enum Behind {
+/// How old the data of a server is.
+enum Age {
     Seconds(f64),
-    OtherDatabase,
-    /// No process writes marks.
+    /// It has no mark of the primary's epoch.
+    Foreign,
+    /// No mark was written in the last minute.
     Unknown,
 }
 
-async fn behind(primary: &Store, standby: &Store) -> Result<Behind, StoreError> {
-    // In this order, because the primary goes on.
-    let (shown, shown_age) = standby.mark().await?;
-    let (written, written_age) = primary.mark().await?;
-    Ok(if shown.position.epoch != written.position.epoch {
-        Behind::OtherDatabase
-    } else if written_age.as_secs() > 60 {
-        Behind::Unknown
-    } else if shown.number >= written.number {
-        Behind::Seconds(written_age.as_secs_f64())
+async fn age(primary: &Store, standby: &Store) -> Result<Age, StoreError> {
+    // The standby first. Otherwise a mark that is written between the two reads could make it look current.
+    let (replayed, written) = (standby.mark().await?.mark, primary.mark().await?);
+    // Both times are of the primary's clock.
+    let between = (written.mark.written_at.unix_micros() - replayed.written_at.unix_micros()) as f64 / 1e6;
+    Ok(if written.age.as_secs() > 60 {
+        Age::Unknown
+    } else if replayed.position.epoch != written.mark.position.epoch {
+        Age::Foreign
     } else {
-        Behind::Seconds(shown_age.as_secs_f64())
+        Age::Seconds(written.age.as_secs_f64() + between.max(0.0))
     })
 }

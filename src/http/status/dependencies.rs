@@ -43,12 +43,12 @@ fn database(view: &View) -> Markup {
         @if let Some((what, _)) = view.reading.failure.as_deref().map(|text| text.split_once("; ").unwrap_or((text, ""))) {
             p.error { (what) }
         }
-        @if let Some(standby) = &view.standby { (reads(standby)) }
+        @if let Some(standby) = &view.standby { (standby_facts(standby)) }
     }
 }
 
-/// Whether reads use the standby.
-fn reads(standby: &StandbyState) -> Markup {
+/// The state of the standby.
+fn standby_facts(standby: &StandbyState) -> Markup {
     let state = if standby.used { chip(State::Ok, "used") } else { chip(State::Warning, "not used") };
     let age = standby.age_seconds.map_or_else(dash, |age| html! { "at most " (format!("{age:.1}")) " s" });
     html! {

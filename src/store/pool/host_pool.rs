@@ -22,10 +22,10 @@ use crate::store::{DatabaseFailure, StoreError};
 /// trip.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// The result of a test whether a connection can be opened is used for this time.
+/// How long the result of a connection test is reused.
 const TEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection that was just opened is not older than this and the timeout for opening it.
+/// Added to the timeout of opening a connection: the maximum age of a connection that was just opened.
 const OLDEST_CONNECTION: Duration = Duration::from_secs(5);
 
 /// The connections to one host.
@@ -33,7 +33,7 @@ const OLDEST_CONNECTION: Duration = Duration::from_secs(5);
 pub(in crate::store) struct HostPool {
     pub(super) connections: PgPool,
     pub(super) host: Arc<Host>,
-    /// Whether the sessions are ours.
+    /// Whether this crate opens the connections and sets their settings. False for the pool of an application.
     is_ours: bool,
     /// The number of connections that callers use.
     pub(super) in_use: Arc<AtomicU32>,
@@ -42,7 +42,8 @@ pub(in crate::store) struct HostPool {
 }
 
 impl HostPool {
-    /// Creates a pool of at most `size` sessions with our settings. A connection to a host that is not `wanted` is not used.
+    /// Creates a pool of at most `size` sessions with our settings. A connection to a host that does not match `wanted`
+    /// is closed.
     pub(super) fn new(
         host: &Arc<Host>,
         options: PgConnectOptions,
@@ -93,7 +94,8 @@ impl HostPool {
         self.host.offered.acquire(&self.connections).await
     }
 
-    /// Returns how statements run on its connections. The first call finds it out, before any connection is used.
+    /// Returns how statements run on its connections. The first call detects whether there is a pooler, before any connection is
+    /// used.
     pub(super) async fn mode(&self) -> Result<Mode, StoreError> {
         let is_direct = self.host.route.is_direct(&self.connections).await;
         Ok(match is_direct.map_err(|error| error.at(&self.host.place()))? {
@@ -103,7 +105,8 @@ impl HostPool {
         })
     }
 
-    /// Returns why there is no connection: all are in use, or none can be opened. One caller at a time tests the latter.
+    /// Returns why there is no connection: all are in use, or none can be opened. One caller at a time tests whether one can be
+    /// opened.
     pub(super) async fn why_no_connection(&self) -> StoreError {
         if let Some(exhausted) = self.exhausted() {
             return StoreError::TimedOut(exhausted);
@@ -147,14 +150,18 @@ impl HostPool {
     }
 }
 
-/// Refuses a new connection to a host that is not wanted, and ends the choice of this host. The pool then closes the connection.
+/// Refuses a new connection to a host that does not match `wanted`, and ends the choice of this host. The pool then closes the
+/// connection.
 async fn check_wanted(connection: &mut PgConnection, host: &Host, wanted: Wanted) -> Result<(), sqlx::Error> {
     if wanted == Wanted::Any || HostState::of(connection).await?.is(wanted) {
         return Ok(());
     }
     host.cutoff.set();
-    let is = if wanted == Wanted::Standby { "no standby" } else { "read-only" };
-    let why = format!("PostgreSQL at {} is {is}, so another host is searched", host.place().address());
+    let is = if wanted == Wanted::Standby { "not a standby" } else { "read-only" };
+    let why = format!(
+        "PostgreSQL at {} is {is}, so the service does not use it and tests the hosts again",
+        host.place().address()
+    );
     Err(sqlx::Error::Io(IoError::new(ErrorKind::Unsupported, why)))
 }
 
