@@ -58,7 +58,7 @@ pub(crate) struct Standby {
     replayed: ArcSwapOption<TimedMark>,
     /// The marks that this process has read on the primary. The oldest first.
     written: Mutex<VecDeque<TimedMark>>,
-    /// The problem that the last check found.
+    /// Why the standby is not used, or was not used at the last check.
     problem: Mutex<Option<String>>,
     report: Mutex<Report>,
     failures: Mutex<ReadFailures>,
@@ -122,7 +122,9 @@ impl Standby {
         if matches!(error, StoreError::Refused { .. } | StoreError::Conflict { .. } | StoreError::Behind) {
             return;
         }
-        lock(&self.failures).note(describe(error), Instant::now());
+        let why = describe(error);
+        *lock(&self.problem) = Some(failed_read(&why));
+        lock(&self.failures).note(why, Instant::now());
         self.replayed.store(None);
     }
 
@@ -195,7 +197,7 @@ impl Standby {
     /// Records the result of a check. Logs if reads now use another server.
     fn note_check(&self, outcome: Result<TimedMark, String>) {
         let outcome = match lock(&self.failures).current(Instant::now()) {
-            Some(why) => Err(format!("a read has failed: {why}")),
+            Some(why) => Err(failed_read(why)),
             None => outcome,
         };
         let age = outcome.as_ref().ok().map(|replayed| replayed.written_at.elapsed().as_secs());
@@ -217,6 +219,10 @@ impl Standby {
 /// Describes the failure without its advice, because the advice names `DATABASE_URL`.
 fn describe(error: StoreError) -> String {
     error.failure().map_or_else(|| error.to_string(), DatabaseFailure::what)
+}
+
+fn failed_read(why: &str) -> String {
+    format!("a read has failed: {why}")
 }
 
 fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
