@@ -28,6 +28,7 @@ pub(crate) mod objects;
 mod offered_login;
 pub mod organizations;
 pub mod pages;
+mod place;
 pub mod pool;
 mod pooler;
 pub(crate) mod refreshes;

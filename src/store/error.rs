@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use sqlx::postgres::PgDatabaseError;
 
-use super::failure::{self, DatabaseFailure, Place};
+use super::failure::{self, DatabaseFailure};
 use super::hosts::Wanted;
+use super::place::Place;
 use super::unfit::Unfit;
 
 /// SQLSTATEs that `workos.check_client` raises: the database is bound to another client ID, or to none yet.

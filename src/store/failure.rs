@@ -9,51 +9,14 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use sqlx::error::DatabaseError;
-use sqlx::postgres::PgConnectOptions;
+
+use super::place::{Place, quoted};
 
 /// Maximum length of the name of an object that is taken from a message. PostgreSQL's own limit is 63.
 const NAME_LIMIT: usize = 130;
 
 /// Maximum length of the reason of a TLS failure.
 const TLS_REASON_LIMIT: usize = 200;
-
-/// The address of a database, and the role that connects to it.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    address: String,
-    database: String,
-    role: String,
-}
-
-impl Place {
-    /// Returns the place that these options name. It does not contain the password.
-    pub(super) fn of(options: &PgConnectOptions) -> Self {
-        let role = options.get_username();
-        let database = options.get_database().unwrap_or(role);
-        Self { address: address(options), database: quoted(database), role: quoted(role) }
-    }
-
-    /// Returns host, port and name of the database.
-    pub(super) fn address(&self) -> &str {
-        &self.address
-    }
-}
-
-/// Returns host, port and name of a database, for messages.
-pub(super) fn address(options: &PgConnectOptions) -> String {
-    let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
-    let name = options.get_database().unwrap_or_else(|| options.get_username());
-    // An IPv6 address.
-    let host = if host.contains(':') && !host.starts_with(['/', '[']) { format!("[{host}]") } else { host };
-    format!("{host}:{}/{name}", options.get_port())
-}
-
-/// Returns a name, quoted for SQL.
-pub(super) fn quoted(name: &str) -> String {
-    let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    let is_plain = is_plain && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
-    if is_plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
-}
 
 /// A failure of the database. Its text contains the address of the server and names of objects, never a value or a password. It
 /// is for logs, commands and the operator's listener, not for answers to callers.
@@ -106,10 +69,10 @@ impl DatabaseFailure {
 
     fn filled(&self, text: &str) -> String {
         let place = self.place.as_deref();
-        let at = place.map_or("PostgreSQL".to_owned(), |place| format!("PostgreSQL at {}", place.address));
+        let at = place.map_or("PostgreSQL".to_owned(), |place| format!("PostgreSQL at {}", place.address()));
         text.replace("{at}", &at)
-            .replace("{role}", place.map_or("ROLE", |place| &place.role))
-            .replace("{database}", place.map_or("DATABASE", |place| &place.database))
+            .replace("{role}", place.map_or("ROLE", Place::role))
+            .replace("{database}", place.map_or("DATABASE", Place::database))
     }
 }
 
@@ -410,6 +373,8 @@ fn name(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
     use super::*;
 
     fn told(failure: DatabaseFailure) -> String {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
-use super::failure::address;
+use super::place::address;
 
 /// Maximum number of hosts. All of them are tried within the timeout of one request.
 const MAX_HOSTS: usize = 8;

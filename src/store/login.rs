@@ -8,8 +8,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor, Row};
 
-use super::failure::address;
 use super::hosts::Hosts;
+use super::place::address;
 use super::pool::Pool;
 use super::{Store, StoreError};
 

@@ -25,8 +25,8 @@ use measured::InUse;
 pub(super) use settings::{begin_read, begin_write};
 
 use super::StoreError;
-use super::failure::Place;
 use super::hosts::Hosts;
+use super::place::Place;
 use super::pooler::Mode;
 use super::resolver::{Choice, Resolver};
 

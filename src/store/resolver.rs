@@ -19,9 +19,9 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::cutoff::Cutoff;
-use super::failure::Place;
 use super::hosts::{Hosts, Wanted};
 use super::offered_login::OfferedLogin;
+use super::place::Place;
 use super::pooler::Route;
 use super::{Store, StoreError};
 

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection, Executor, SqlStr};
 
 use crate::store::connection::DbConnection;
-use crate::store::failure::Place;
+use crate::store::place::Place;
 use crate::store::pooler::Route;
 use crate::store::{DatabaseFailure, StoreError};
 
