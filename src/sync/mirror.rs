@@ -57,10 +57,9 @@ struct OfStandby {
 }
 
 /// The state that an answer must contain.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) enum AtLeast {
     /// Any state that is recent enough.
-    #[default]
     Recent,
     /// Every change up to this position.
     Position(Position),
